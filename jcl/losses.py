@@ -1,0 +1,143 @@
+"""Losses over a model's outputs, as `loss(apply, params, batch) -> (scalar, outputs)`.
+
+A loss is a weighted mean over examples: rows of weight 0 are padding, and a batch of padding
+alone costs 0. Those that expose their predictive distribution also have `log_probs` and
+`relabel`, from which `jcl.importance` draws labels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl.method import Apply, Batch, Params
+
+
+def total_weight(batch: Batch) -> jax.Array:
+    """What a loss divides by, float32 []: Σ weight, times Σ mask over a row's tokens if it has any."""
+    rows = batch["weight"]
+    if "mask" in batch:
+        rows = rows * jnp.sum(batch["mask"], axis=-1)
+    return jnp.sum(rows)
+
+
+def weighted_mean(per_example: jax.Array, weight: jax.Array) -> jax.Array:
+    """Σ w·l / Σ w over all axes, float32 []; 0 where every weight is 0."""
+    weight = weight.astype(jnp.float32)
+    total = jnp.sum(weight)
+    # the guard is on the sum, so that fractional weights are normalised too
+    return jnp.sum(per_example * weight) / jnp.where(total == 0, 1.0, total)
+
+
+def allowed_classes(
+    classes: jax.Array, batch: Batch, mask: str, stage: jax.Array | None = None
+) -> jax.Array:
+    """Which classes a row may be given, bool [B, C], from `classes` bool [tasks, C].
+
+    Args:
+      classes: row t says which classes task t has.
+      batch: `task` [B] is where a row comes from; `stage` [B] the stage that the model is in.
+      mask: `all` classes of the head, those `seen` up to the model's stage, or the row's `task`'s
+        own.
+      stage: int32 [], overrides `batch["stage"]`.
+    """
+    if mask == "task":
+        return classes[batch["task"]]
+    if mask == "all":
+        return jnp.ones((batch["task"].shape[0], classes.shape[1]), bool)
+    seen = jnp.cumsum(classes, axis=0) > 0
+    last = jnp.clip(batch["stage"] if stage is None else stage, 0, len(classes) - 1)
+    return jnp.broadcast_to(seen[last], (batch["task"].shape[0], classes.shape[1]))
+
+
+class CrossEntropy(NamedTuple):
+    """Softmax cross-entropy of `outputs` [B, C] with integer labels `batch["y"]` [B].
+
+    The head is allocated in full and masked, so that nothing recompiles as classes arrive and
+    quadratic methods keep their shapes. The model's outputs themselves stay unmasked: what
+    der and lwf store of them remains valid when the mask grows.
+
+    Args:
+      classes: bool [tasks, C], which classes a task has; None leaves the head unmasked.
+      mask: which logits compete in training: `all`, `seen` or `task` (see `allowed_classes`).
+    """
+
+    classes: Any = None
+    mask: str = "all"
+
+    def log_probs(self, outputs: jax.Array, batch: Batch) -> jax.Array:
+        """log p(class | row), float32 [B, C]."""
+        logits = outputs.astype(jnp.float32)
+        if self.classes is not None and self.mask != "all":
+            keep = allowed_classes(jnp.asarray(self.classes), batch, self.mask)
+            logits = jnp.where(keep, logits, -1e9)  # finite, so that 0 · log 0 stays 0
+        return jax.nn.log_softmax(logits)
+
+    def relabel(self, batch: Batch, labels: jax.Array) -> Batch:
+        """The batch with other labels, int32 [B]."""
+        return {**batch, "y": labels}
+
+    def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Mean over rows, and the unmasked logits [B, C]."""
+        outputs = apply(params, batch)
+        logp = self.log_probs(outputs, batch)
+        # a product with one-hot rows: its gradient is dense, where a gather's is a slow scatter
+        nll = -jnp.sum(logp * jax.nn.one_hot(batch["y"], logp.shape[-1]), axis=-1)
+        return weighted_mean(nll, batch["weight"]), outputs
+
+
+def cross_entropy(classes: Any = None, mask: str = "all") -> CrossEntropy:
+    """See `CrossEntropy`.
+
+    Raises:
+      ValueError: if `mask` is not `all`, `seen` or `task`, or needs `classes` and there are none.
+    """
+    if mask not in ("all", "seen", "task"):
+        raise ValueError(f"mask is {mask!r}, but must be 'all', 'seen' or 'task'")
+    if mask != "all" and classes is None:
+        raise ValueError(f"mask is {mask!r} and classes is None, but must be bool [tasks, C]")
+    return CrossEntropy(classes, mask)
+
+
+def squared_error(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """½ ‖outputs - y‖² with `outputs` and `batch["y"]` [B, D], mean over rows."""
+    outputs = apply(params, batch)
+    error = outputs.astype(jnp.float32) - batch["y"].reshape(outputs.shape)
+    per_row = 0.5 * jnp.sum(error.reshape(error.shape[0], -1) ** 2, axis=-1)
+    return weighted_mean(per_row, batch["weight"]), outputs
+
+
+def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy in nats of each token of `batch["tokens"]` int32 [B, L] given those before it.
+
+    `apply` returns logits [B, L, V]. The mean is over rows' predicted tokens, L - 1 a row, weighted
+    by `batch["mask"]` [B, L - 1] where there is one. The logits come back as outputs.
+    """
+    logits = apply(params, batch)
+    nll = next_token_nll(logits, batch["tokens"])
+    weight = jnp.broadcast_to(batch["weight"][:, None], nll.shape)
+    if "mask" in batch:
+        weight = weight * batch["mask"]
+    return weighted_mean(nll, weight), logits
+
+
+def next_token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """-log p(token i+1 | tokens up to i) in nats, float32 [B, L - 1], from logits [B, L, V]."""
+    logits, targets = logits[:, :-1].astype(jnp.float32), tokens[:, 1:]
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def distillation(
+    student: jax.Array, teacher: jax.Array, temperature: float | jax.Array = 1.0
+) -> jax.Array:
+    """T² · KL(softmax(teacher/T) ‖ softmax(student/T)), float32 [...], over the last axis.
+
+    Source: Hinton et al., arXiv 1503.02531, section 2: T² keeps the gradients' size as T grows.
+    """
+    t = jnp.asarray(temperature, jnp.float32)
+    p = jax.nn.log_softmax(teacher.astype(jnp.float32) / t)
+    q = jax.nn.log_softmax(student.astype(jnp.float32) / t)
+    return t**2 * jnp.sum(jnp.exp(p) * (p - q), axis=-1)

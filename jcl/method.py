@@ -1,0 +1,192 @@
+"""The contract: a continual-learning method is a record of pure functions around one optimizer step.
+
+Every hook but the name has a default that changes nothing, so a method writes down only what it
+does. All hooks run inside `jax.jit`: they take and return pytrees of arrays and never branch in
+Python on a traced value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Params = Any
+"""A nested dict of arrays; `None` stands where a leaf is frozen (see `trees.partition`)."""
+Batch = dict[str, jax.Array]
+"""Arrays with a leading example axis; `weight` [B] float32 and `task` [B] int32 are always there."""
+Tap = Callable[[str, Any, jax.Array], jax.Array]
+"""`tap(site, layer, h) -> h`, called by a model at its named sites (see `jcl.taps`)."""
+Apply = Callable[..., Any]
+"""`apply(params, batch, tap=identity) -> outputs`."""
+LossFn = Callable[..., tuple[jax.Array, Any]]
+"""`loss_fn(params, batch) -> (scalar float32, outputs)`."""
+
+
+class Objective(Protocol):
+    """What a user hands to `make`: a loss over a model's outputs.
+
+    A plain function will do. Losses that expose their predictive distribution also have
+    `log_probs(outputs, batch)` and `relabel(batch, labels)` (see `jcl.losses`).
+    """
+
+    def __call__(self, apply: Apply, params: Params, batch: Batch) -> Any:
+        """Returns a scalar, or `(scalar, outputs)`."""
+        ...
+
+
+class Ctx(NamedTuple):
+    """What a hook may read. Built anew inside every trace; never stored."""
+
+    params: Params
+    """The trainable parameters before this step (`None` where a leaf is frozen)."""
+    frozen: Params
+    """The other leaves, with `None` where a leaf is trainable."""
+    task: jax.Array
+    """int32 []: how many stages are finished, which is the index of the present one."""
+    task_step: jax.Array
+    """int32 []: steps taken in this stage."""
+    step: jax.Array
+    """int32 []: steps taken in all."""
+    key: jax.Array
+    """A key of this method's own, for this phase of this step."""
+    batch: Batch
+    """The fresh rows, before any replay. In `init` an example, read for shapes only."""
+    apply: Apply
+    """`(params, batch, tap=identity) -> outputs`, every method's `forward` included."""
+    loss: LossFn
+    """`(params, batch, tap=identity) -> (scalar, outputs)`: the task's loss, unpenalised."""
+    objective: Objective
+    """The loss object that was handed to `make`."""
+    states: dict[str, Any]
+    """Every method's state by name, read only: how two methods share one buffer."""
+    training: bool
+    """Static: True inside `step`, False in `predict`, `consolidate` and `init`."""
+
+
+class Info(NamedTuple):
+    """What one step produced, for `observe` and `report`."""
+
+    loss: jax.Array
+    """float32 []: the loss that was descended, penalties and replayed rows included."""
+    outputs: Any
+    """The model's outputs for the fresh rows, or None where the loss returns only a scalar."""
+    task_grads: Params
+    """Gradient of the unpenalised loss, before any method touched it."""
+    grads: Params
+    """What the optimizer received."""
+    updates: Params
+    """What was added to the parameters."""
+    params: Params
+    """The trainable parameters after this step."""
+    batch: Batch
+    """The fresh rows."""
+
+
+def _init(ctx: Ctx, params: Params) -> tuple[Params, Any]:
+    return params, ()
+
+
+def _batch(state: Any, ctx: Ctx, batch: Batch) -> Batch:
+    return batch
+
+
+def _forward(state: Any, ctx: Ctx, apply: Apply) -> Apply:
+    return apply
+
+
+def _loss(state: Any, ctx: Ctx, loss_fn: LossFn) -> LossFn:
+    return loss_fn
+
+
+def _grads(state: Any, ctx: Ctx, grads: Params) -> Params:
+    return grads
+
+
+def _updates(state: Any, ctx: Ctx, updates: Params) -> Params:
+    return updates
+
+
+def _observe(state: Any, ctx: Ctx, info: Info) -> Any:
+    return state
+
+
+def _consolidate(state: Any, ctx: Ctx, params: Params, batches: Batch) -> tuple[Params, Any]:
+    return params, state
+
+
+def _report(state: Any, info: Info) -> dict[str, jax.Array]:
+    return {}
+
+
+def _idle(state: Any, ctx: Ctx) -> jax.Array | bool:
+    return False
+
+
+class Method(NamedTuple):
+    """A continual-learning method; every field but `name` defaults to what changes nothing.
+
+    Args:
+      name: how its state is keyed in `State.method`, and the seed of its random draws.
+      init: `(ctx, params) -> (params, state)`; may add adapters or prompts to the tree.
+      batch: appends replayed rows after the fresh ones, whose number and place stay.
+      forward: wraps the model, in training and in prediction.
+      loss: wraps the loss: distillation, penalties that need a forward pass.
+      grads: before the optimizer: quadratic pulls, projections.
+      updates: after the optimizer: isolation, re-warming.
+      observe: after the step: reservoirs, path integrals, running means.
+      consolidate: at a boundary, `batches` [n, B, ...] being the finished stage's own data.
+      report: finite scalars to log.
+      idle: bool [], True while `batch`, `loss` and `grads` would change nothing; their work is
+        then left out of the step by a `lax.cond`, without a second trace.
+      writes: whether `consolidate` changes the parameters; writers precede readers in a chain.
+      needs: names of methods in the same chain whose state this one reads.
+      parts: what `chain` composed, in order; empty for a method of its own.
+    """
+
+    name: str
+    init: Callable[[Ctx, Params], tuple[Params, Any]] = _init
+    batch: Callable[[Any, Ctx, Batch], Batch] = _batch
+    forward: Callable[[Any, Ctx, Apply], Apply] = _forward
+    loss: Callable[[Any, Ctx, LossFn], LossFn] = _loss
+    grads: Callable[[Any, Ctx, Params], Params] = _grads
+    updates: Callable[[Any, Ctx, Params], Params] = _updates
+    observe: Callable[[Any, Ctx, Info], Any] = _observe
+    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Params, Any]] = _consolidate
+    report: Callable[[Any, Info], dict[str, jax.Array]] = _report
+    idle: Callable[[Any, Ctx], jax.Array | bool] = _idle
+    writes: bool = False
+    needs: tuple[str, ...] = ()
+    parts: tuple[Method, ...] = ()
+
+
+PHASES = (
+    "init",
+    "batch",
+    "forward",
+    "loss",
+    "grads",
+    "updates",
+    "observe",
+    "consolidate",
+    "report",
+)
+"""The hooks in the order in which a step runs them."""
+
+
+def defines(method: Method, phase: str) -> bool:
+    """Whether `method` does anything in `phase`."""
+    return getattr(method, phase) is not Method._field_defaults[phase]
+
+
+def check(holds: bool | jax.Array, name: str, value: Any, wanted: str) -> None:
+    """Refuses an argument with one sentence that names it, its value and what would be right.
+
+    A traced value can't be looked at and passes.
+
+    Raises:
+      ValueError: if `holds` is False.
+    """
+    if not isinstance(holds, jax.core.Tracer) and not holds:
+        raise ValueError(f"{name} is {value!r}, but must be {wanted}")

@@ -1,0 +1,37 @@
+"""A multilayer perceptron: the literature's model for Split-MNIST."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+
+from jcl import taps
+from jcl.method import Batch, Params, Tap
+from jcl.models.layers import dense, init_dense
+
+
+def init(key: jax.Array, sizes: Sequence[int]) -> Params:
+    """Parameters `{"dense_0": {"kernel", "bias"}, ...}` for layer widths `sizes`, float32.
+
+    Raises:
+      ValueError: if there are fewer than two widths.
+    """
+    if len(sizes) < 2:
+        raise ValueError(f"sizes is {sizes!r}, but must name at least an input and an output width")
+    keys = jax.random.split(key, len(sizes) - 1)
+    return {
+        f"dense_{i}": init_dense(k, a, b)
+        for i, (k, a, b) in enumerate(zip(keys, sizes[:-1], sizes[1:], strict=True))
+    }
+
+
+def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
+    """Logits [B, C] of `batch["x"]` [B, ...], flattened; ReLU between layers."""
+    h = batch["x"].reshape(batch["x"].shape[0], -1)
+    depth = sum(name.startswith("dense_") for name in params)
+    for i in range(depth):
+        h = dense(params[f"dense_{i}"], h, f"dense_{i}", tap)
+        if i < depth - 1:
+            h = jax.nn.relu(h)
+    return h

@@ -1,0 +1,396 @@
+"""The pure program of an experiment, and `run`, which scans it over a whole stream of tasks."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from jcl import taps, trees
+from jcl.chain import chain
+from jcl.losses import total_weight
+from jcl.method import Apply, Batch, Ctx, Info, LossFn, Method, Objective, Params, Tap, defines
+
+Boundary = Literal["keep", "reset", "reset_moments"]
+Evaluate = Callable[["Program", "State"], Any]
+"""`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""
+Fetch = Callable[[Any], Batch]
+"""Maps a slice of a stream to a batch, inside the trace: a gather from arrays on the device, say."""
+
+
+class State(NamedTuple):
+    """All that changes, and the one pytree that is checkpointed."""
+
+    params: Params
+    opt: optax.OptState
+    method: dict[str, Any]
+    """Each method's state, by its name."""
+    task: jax.Array
+    """int32 []: stages finished, which is the index of the stage in progress."""
+    task_step: jax.Array
+    """int32 []: steps taken in this stage."""
+    step: jax.Array
+    """int32 []: steps taken in all."""
+    key: jax.Array
+    """A typed PRNG key, constant through the run; draws fold in `step` and `task`."""
+
+
+class Program(NamedTuple):
+    """Pure functions that a driver jits, scans or maps; see `make`."""
+
+    init: Callable[[Params, Batch, jax.Array], State]
+    """`(params, batch, key)`: `batch` is an example, read for shapes and dtypes only."""
+    step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+    consolidate: Callable[[State, Batch], State]
+    """`(state, batches)` at a boundary: leaves [n, B, ...] of the finished stage's own data."""
+    predict: Callable[..., Any]
+    """`(state, batch, tap=identity) -> outputs`, every method's `forward` included."""
+    each: Callable[..., Any]
+    """`each(fn, *args)` calls `fn(program, *args)` for every member; there is one, unless
+    `replicate` made more."""
+    method: Method
+    members: int | None
+    """How many members `replicate` made, None for a single program."""
+
+
+def complete(batch: Batch) -> Batch:
+    """Adds `weight` (ones, float32 [B]) and `task` (zeros, int32 [B]) where they are missing."""
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    filled = dict(batch)
+    filled.setdefault("weight", jnp.ones(rows, jnp.float32))
+    filled.setdefault("task", jnp.zeros(rows, jnp.int32))
+    return filled
+
+
+def _tapped(apply: Apply) -> Apply:
+    if "tap" in inspect.signature(apply).parameters:
+        return apply
+    # without taps it has no sites, which `taps.dense_sites` reports where a method needs them
+    return lambda params, batch, tap=taps.identity: apply(params, batch)
+
+
+def _zero_moments(tx: optax.GradientTransformation, opt: optax.OptState) -> optax.OptState:
+    return optax.tree.map_params(tx, jnp.zeros_like, opt)
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    """[B, ...] -> [parts, ceil(B / parts), ...], with rows of weight 0 at the end."""
+    rows = batch["weight"].shape[0]
+    pad = -rows % parts
+
+    def reshape(x: jax.Array) -> jax.Array:
+        if pad:
+            x = jnp.concatenate([x, jnp.zeros((pad, *x.shape[1:]), x.dtype)])
+        return x.reshape(parts, -1, *x.shape[1:])
+
+    return jax.tree.map(reshape, batch)
+
+
+def _value_and_grad(loss_fn: LossFn, microbatches: int) -> Callable[..., Any]:
+    """`(params, batch) -> ((loss, outputs), grads)`, accumulated so that it equals one big batch."""
+    whole = jax.value_and_grad(loss_fn, has_aux=True)
+    if microbatches == 1:
+        return whole
+
+    def accumulated(params: Params, batch: Batch) -> Any:
+        total = total_weight(batch)
+        total = jnp.where(total == 0, 1.0, total)
+
+        def add(carry: Any, part: Batch) -> Any:
+            (value, outputs), grads = whole(params, part)
+            share = total_weight(part) / total  # a mean of means, weighted by what each is over
+            sum_value, sum_grads = carry
+            sum_grads = jax.tree.map(lambda s, g: s + share * g, sum_grads, grads)
+            return (sum_value + share * value, sum_grads), outputs
+
+        start = (jnp.float32(0), trees.zeros(params))
+        (value, grads), outputs = lax.scan(add, start, _split(batch, microbatches))
+        rows = batch["weight"].shape[0]
+        outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:])[:rows], outputs)
+        return (value, outputs), trees.like(grads, params)
+
+    return accumulated
+
+
+def make(
+    method: Method,
+    apply: Apply,
+    loss: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    trainable: trees.Trainable = trees.everything,
+    microbatches: int = 1,
+    boundary: Boundary = "keep",
+) -> Program:
+    """The pure program that trains `apply` on `loss` with optimizer `tx` under `method`.
+
+    Args:
+      method: one method or a `chain`; `chain()` is plain fine-tuning.
+      apply: `(params, batch) -> outputs`, or with a third argument `tap` (see `jcl.taps`).
+      loss: `(apply, params, batch) -> scalar` or `(scalar, outputs)`.
+      tx: any optax transformation; it sees trainable leaves only.
+      trainable: static predicate over leaf paths such as `blocks/up/kernel`; other leaves get no
+        gradient, no moments and no method state.
+      microbatches: the batch is split in so many and gradients are accumulated.
+      boundary: what happens to the optimizer's state at a task boundary: `keep` it, `reset` it,
+        or `reset_moments` and keep the counts that schedules read.
+
+    Raises:
+      ValueError: if an argument is not what it must be.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from jcl import losses, methods
+    >>> apply = lambda params, batch: batch["x"] @ params["w"]
+    >>> program = make(methods.ewc(strength=1.0), apply, losses.squared_error, optax.sgd(0.1))
+    >>> batch = {"x": jnp.ones((4, 2)), "y": jnp.ones((4, 1))}
+    >>> state = program.init({"w": jnp.zeros((2, 1))}, batch, jax.random.key(0))
+    >>> state, aux = jax.jit(program.step)(state, batch)
+    >>> float(aux["loss"])
+    0.5
+    """
+    if boundary not in ("keep", "reset", "reset_moments"):
+        raise ValueError(f"boundary is {boundary!r}, but must be 'keep', 'reset' or 'reset_moments'")
+    if microbatches < 1:
+        raise ValueError(f"microbatches is {microbatches!r}, but must be at least 1")
+    if not isinstance(method, Method):
+        raise ValueError(f"method is {method!r}, but must be a jcl.Method such as methods.ewc(...)")
+    method = chain(method)
+    model = _tapped(apply)
+
+    def split(params: Params) -> tuple[Params, Params]:
+        return trees.partition(params, trainable)
+
+    def context(
+        state: State, learning: Params, frozen: Params, batch: Batch, phase: int, training: bool
+    ) -> Ctx:
+        def base(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
+            return model(trees.merge(params, frozen), rows, tap)
+
+        key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
+        ctx = Ctx(
+            learning, frozen, state.task, state.task_step, state.step, key, batch, base,
+            lambda *_: (jnp.float32(0), None), loss, state.method, training,
+        )  # fmt: skip
+        wrapped = method.forward(state.method, ctx, base) if state.method else base
+
+        def task_loss(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
+            rows = {**rows, "stage": jnp.full_like(rows["task"], state.task)}
+            value = loss(lambda p, b: wrapped(p, b, tap), params, rows)
+            value, outputs = value if isinstance(value, tuple) else (value, None)
+            return value.astype(jnp.float32), outputs
+
+        return ctx._replace(apply=wrapped, loss=task_loss)
+
+    def init(params: Params, batch: Batch, key: jax.Array) -> State:
+        zero = jnp.int32(0)
+        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), complete(batch))
+        state = State(params, (), {}, zero, zero, zero, key)
+        learning, frozen = split(params)
+        grown, states = method.init(context(state, learning, frozen, batch, 0, False), learning)
+        params = trees.merge(grown, frozen)
+        return state._replace(params=params, opt=tx.init(split(params)[0]), method=states)
+
+    penalised = defines(method, "loss")
+    may_idle = defines(method, "idle")
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        fresh = complete(batch)
+        rows = fresh["weight"].shape[0]
+        learning, frozen = split(state.params)
+        ctx = context(state, learning, frozen, fresh, 1, True)
+
+        def work(_: None) -> Any:
+            mixed = method.batch(state.method, ctx, fresh)
+            loss_fn = method.loss(state.method, ctx, ctx.loss)
+            (value, outputs), grads = _value_and_grad(loss_fn, microbatches)(learning, mixed)
+            task_grads = grads
+            if penalised:  # compiled away unless a method reads it
+                task_grads = _value_and_grad(ctx.loss, microbatches)(learning, mixed)[1]
+            outputs = jax.tree.map(lambda o: o[:rows], outputs)
+            return value, outputs, task_grads, method.grads(state.method, ctx, grads)
+
+        def rest(_: None) -> Any:
+            (value, outputs), grads = _value_and_grad(ctx.loss, microbatches)(learning, fresh)
+            return value, outputs, grads, grads
+
+        if may_idle:
+            value, outputs, task_grads, grads = lax.cond(
+                method.idle(state.method, ctx), rest, work, None
+            )
+        else:
+            value, outputs, task_grads, grads = work(None)
+
+        updates, opt = tx.update(grads, state.opt, learning)
+        updates = method.updates(state.method, ctx, updates)
+        learned = optax.apply_updates(learning, updates)
+        info = Info(value, outputs, task_grads, grads, updates, learned, fresh)
+        states = method.observe(state.method, ctx, info)
+        aux = {"loss": value, **method.report(states, info)}
+        after = State(
+            trees.merge(learned, frozen), opt, states,
+            state.task, state.task_step + 1, state.step + 1, state.key,
+        )  # fmt: skip
+        return after, aux
+
+    def consolidate(state: State, batches: Batch) -> State:
+        batches = jax.vmap(complete)(batches)
+        learning, frozen = split(state.params)
+        ctx = context(state, learning, frozen, jax.tree.map(lambda x: x[0], batches), 2, False)
+        learned, states = method.consolidate(state.method, ctx, learning, batches)
+        opt = state.opt
+        if boundary == "reset":
+            opt = tx.init(learned)
+        elif boundary == "reset_moments":
+            opt = _zero_moments(tx, opt)
+        return state._replace(
+            params=trees.merge(learned, frozen), opt=opt, method=states,
+            task=state.task + 1, task_step=jnp.zeros_like(state.task_step),
+        )  # fmt: skip
+
+    def predict(state: State, batch: Batch, tap: Tap = taps.identity) -> Any:
+        batch = complete(batch)
+        learning, frozen = split(state.params)
+        return context(state, learning, frozen, batch, 3, False).apply(learning, batch, tap)
+
+    def each(fn: Callable[..., Any], *args: Any) -> Any:
+        return fn(program, *args)
+
+    program = Program(init, step, consolidate, predict, each, method, None)
+    return program
+
+
+How = Literal["auto", "vmap", "map", "devices"]
+
+
+def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -> Program:
+    """One program for many members: seeds, task orders, hyper-parameters, in one compiled function.
+
+    Every function of the result takes and returns pytrees with a leading axis [members], states,
+    batches and keys alike; `predict` takes a batch without it.
+
+    Args:
+      build: makes a member's program from its values; these are tracers, so they may be a
+        strength or a learning rate, never a shape.
+      values: pytree of arrays [members, ...]; `jnp.arange(8)` for eight seeds.
+      how: `vmap`; `map`, one after another in one call; `devices`, spread over the local devices
+        and one after another on each; `auto` picks `vmap` on accelerators and the others on CPU,
+        where vectorising small matrix products over members is slower than running them in turn.
+    """
+    members = jax.tree.leaves(values)[0].shape[0]
+    devices = jax.local_devices()
+    if how == "auto":
+        spread = len(devices) > 1 and members > 1
+        how = "vmap" if devices[0].platform != "cpu" else "devices" if spread else "map"
+
+    def each(fn: Callable[..., Any], *args: Any) -> Any:
+        def member(packed: Any) -> Any:
+            value, inner = packed
+            return fn(build(value), *inner)
+
+        packed = (values, args)
+        if how == "vmap":
+            return jax.vmap(member)(packed)
+        if how == "map":
+            return lax.map(member, packed)
+        used = max(d for d in range(1, len(devices) + 1) if members % d == 0)
+        mesh = Mesh(np.asarray(devices[:used]), ("member",))
+        spec = PartitionSpec("member")
+        spread = jax.shard_map(
+            partial(lax.map, member), mesh=mesh, in_specs=(spec,), out_specs=spec, check_vma=False
+        )
+        return spread(packed)
+
+    def shared(fn: Callable[..., Any], state: State, batch: Batch) -> Any:
+        return each(lambda program, s: fn(program, s, batch), state)
+
+    return Program(
+        lambda params, batch, key: each(lambda p, *a: p.init(*a), params, batch, key),
+        lambda state, batch: each(lambda p, *a: p.step(*a), state, batch),
+        lambda state, batches: each(lambda p, *a: p.consolidate(*a), state, batches),
+        lambda state, batch: shared(lambda p, s, b: p.predict(s, b), state, batch),
+        each,
+        build(jax.tree.map(lambda v: v[0], values)).method,
+        members,
+    )
+
+
+def advance(
+    program: Program, state: State, chunk: Any, fetch: Fetch | None = None, valid: Any = None
+) -> tuple[State, dict[str, jax.Array]]:
+    """Many steps of one member in one scan.
+
+    Args:
+      program: a single program.
+      state: where to start.
+      chunk: leaves [n, B, ...], a batch a step once `fetch` has mapped it.
+      fetch: see `Fetch`; None takes the chunk's slices as batches.
+      valid: bool [n]; steps where it is False are left out, so that a short last chunk has the
+        shape of the others and needs no second trace.
+
+    Returns:
+      The state after, and what each step reported, leaves [n].
+    """
+    fetch = fetch or (lambda batch: batch)
+
+    def one(state: State, xs: Any) -> Any:
+        rows, run_it = xs
+        if run_it is None:
+            return program.step(state, fetch(rows))
+        taken = jax.eval_shape(lambda s, r: program.step(s, fetch(r))[1], state, rows)
+        nothing = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), taken)
+        return lax.cond(
+            run_it, lambda s: program.step(s, fetch(rows)), lambda s: (s, nothing), state
+        )
+
+    return lax.scan(one, state, (chunk, valid))
+
+
+def run(
+    program: Program,
+    params: Params,
+    key: jax.Array,
+    stream: Any,
+    *,
+    evaluate: Evaluate | None = None,
+    fetch: Fetch | None = None,
+    boundary_batches: int | None = None,
+) -> tuple[State, dict[str, Any]]:
+    """The whole experiment as one pure function: a scan over tasks of a scan over steps.
+
+    Jit it; vmap it over keys or task orders; build the program inside to vmap over strengths.
+
+    Args:
+      program: from `make`.
+      params: where training starts.
+      key: a typed PRNG key.
+      stream: leaves [tasks, steps, B, ...].
+      evaluate: called before training and after every stage, boundary work done.
+      fetch: see `Fetch`.
+      boundary_batches: how many of a task's first batches `consolidate` gets; None is all.
+
+    Returns:
+      The last state, and `{"steps": reports [tasks, steps], "scores": [tasks + 1, ...]}`.
+    """
+    fetch = fetch or (lambda batch: batch)
+    example = jax.eval_shape(fetch, jax.tree.map(lambda x: x[0, 0], stream))
+    state = program.init(params, example, key)
+    scores: Any = evaluate(program, state) if evaluate else None
+
+    def stage(state: State, chunk: Any) -> Any:
+        state, aux = advance(program, state, chunk, fetch)
+        first = jax.tree.map(lambda x: x[:boundary_batches], chunk)
+        state = program.consolidate(state, jax.vmap(fetch)(first))
+        return state, (aux, evaluate(program, state) if evaluate else None)
+
+    state, (aux, later) = lax.scan(stage, state, stream)
+    if evaluate:
+        scores = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), scores, later)
+    return state, {"steps": aux, "scores": scores}

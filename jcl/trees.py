@@ -1,0 +1,110 @@
+"""Arithmetic over parameter pytrees. Statistics are float32 whatever the parameters' dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+Trainable = Callable[[str], bool]
+"""Static predicate over a leaf's path, such as `blocks/up/kernel`."""
+
+
+def everything(path: str) -> bool:
+    """The default `trainable`: every leaf learns."""
+    return True
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A key path of `jax.tree_util` as `a/b/c`."""
+    return "/".join(
+        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
+    )
+
+
+def partition(tree: Tree, keep: Trainable) -> tuple[Tree, Tree]:
+    """Splits a tree in two of the same shape, with `None` where a leaf went to the other."""
+    kept = jax.tree_util.tree_map_with_path(lambda p, x: x if keep(path_name(p)) else None, tree)
+    rest = jax.tree_util.tree_map_with_path(lambda p, x: None if keep(path_name(p)) else x, tree)
+    return kept, rest
+
+
+def merge(first: Tree, second: Tree) -> Tree:
+    """The inverse of `partition`, over nested dicts; either may have keys that the other lacks."""
+    if first is None or second is None:
+        return second if first is None else first
+    if isinstance(first, dict):
+        keys = [*first, *(k for k in second if k not in first)]
+        return {k: merge(first.get(k), second.get(k)) for k in keys}
+    return first
+
+
+def zeros(tree: Tree, dtype: Any = jnp.float32) -> Tree:
+    """Zeros of a tree's shapes; `dtype=None` keeps each leaf's own."""
+    return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), tree)
+
+
+def float32(tree: Tree) -> Tree:
+    """Every leaf as float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def like(tree: Tree, model: Tree) -> Tree:
+    """Every leaf in the dtype that its counterpart in `model` has."""
+    return jax.tree.map(lambda x, m: x.astype(m.dtype), tree, model)
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """a + b."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: Tree, b: Tree) -> Tree:
+    """a - b."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(c: jax.Array | float, tree: Tree) -> Tree:
+    """c · tree, each leaf keeping its dtype."""
+    return jax.tree.map(lambda x: (c * x).astype(x.dtype), tree)
+
+
+def axpy(c: jax.Array | float, x: Tree, y: Tree) -> Tree:
+    """c · x + y, each leaf in `y`'s dtype."""
+    return jax.tree.map(lambda a, b: (c * a + b).astype(b.dtype), x, y)
+
+
+def blend(t: jax.Array | float, a: Tree, b: Tree) -> Tree:
+    """(1 - t) · a + t · b, exact at both ends, each leaf in `a`'s dtype."""
+    return jax.tree.map(lambda x, y: ((1 - t) * x + t * y).astype(x.dtype), a, b)
+
+
+def dot(a: Tree, b: Tree) -> jax.Array:
+    """Inner product over all leaves, float32 []."""
+    parts = jax.tree.map(
+        lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32)), a, b
+    )
+    return jax.tree.reduce(jnp.add, parts, jnp.float32(0))
+
+
+def norm(tree: Tree) -> jax.Array:
+    """Euclidean norm over all leaves, float32 []."""
+    return jnp.sqrt(dot(tree, tree))
+
+
+def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
+    """`yes` where a scalar condition holds, else `no`, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def size(tree: Tree) -> int:
+    """Number of elements in all leaves."""
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes held by all leaves."""
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,6 +1,6 @@
 """Continual learning of large language models as pure functions, in JAX."""
 
-from jcl import importance, losses, memory, methods, models, taps, trees
+from jcl import checkpoint, importance, losses, memory, mesh, methods, models, taps, trees
 from jcl.chain import chain, explain
 from jcl.method import Ctx, Info, Method
 from jcl.program import Program, State, advance, make, replicate, run

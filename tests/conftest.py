@@ -1,0 +1,16 @@
+"""Eight host devices for the sharding tests, and a compilation cache that test runs share."""
+
+import os
+
+flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in flags:
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import tempfile
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "jcl-test-cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,0 +1,311 @@
+"""Every method × every invariant. A new method is one file, one row here, one file of its own checks.
+
+The problem: a multilayer perceptron, three tasks of five steps, Adam. Compiled work is shared by a
+module-scoped fixture, so that a row costs one compilation of each function it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jcl
+from jcl import checkpoint, losses, mesh, methods, models
+
+TASKS, STEPS, ROWS, FEATURES, HIDDEN, CLASSES = 3, 5, 8, 16, 32, 8
+
+
+def disturb(states: Any) -> Any:
+    """Another value in every float leaf: another anchor, buffer, running mean."""
+    return jax.tree.map(
+        lambda x: x * 1.5 + 0.5 if jnp.issubdtype(x.dtype, jnp.floating) else x, states
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method under test."""
+
+    name: str
+    build: Callable[..., jcl.Method]
+    arguments: dict[str, Any] = field(default_factory=dict)
+    neutral: dict[str, Any] | str = "why it has no neutral strength"
+    """Arguments at which it equals plain fine-tuning bit for bit, or the reason why none exist."""
+    bad: tuple[dict[str, Any], ...] = ()
+    """Arguments that must be refused."""
+    disturb: Callable[[Any], Any] | str = disturb
+    """Changes the method's state between tasks, or the reason why it has nothing to change."""
+    tolerance: float = 1e-5
+    """Of parameters, between programs that differ in rounding only."""
+    accumulates: str = ""
+    """Why one and four microbatches may differ; empty where they may not."""
+
+    def make(self, **changes: Any) -> jcl.Method:
+        return self.build(**{**self.arguments, **changes})
+
+
+TABLE = [
+    Row("naive", methods.naive, neutral={}, disturb="it has no state"),
+    Row(
+        "ewc",
+        methods.ewc,
+        {"strength": 10.0},
+        neutral={"strength": 0.0},
+        bad=({"strength": -1.0}, {"labels": "mine"}),
+    ),
+    Row(
+        "online_ewc",
+        methods.online_ewc,
+        {"strength": 10.0},
+        neutral={"strength": 0.0},
+        bad=({"strength": -1.0}, {"decay": 1.5}),
+    ),
+    Row(
+        "er",
+        methods.er,
+        {"capacity": 12, "rows": 4},
+        neutral={"start": TASKS},
+        bad=({"capacity": 0}, {"rows": 0}, {"weight": -1.0}, {"start": -1}),
+    ),
+    Row(
+        "er + ewc",
+        lambda strength=10.0, start=1: jcl.chain(
+            methods.er(capacity=12, rows=4, start=start), methods.ewc(strength=strength)
+        ),
+        neutral={"strength": 0.0, "start": TASKS},
+    ),
+]
+
+
+def stream() -> dict[str, jax.Array]:
+    """Leaves [TASKS, STEPS, ROWS, ...]: a linear teacher a task, over shifted inputs."""
+    keys = jax.random.split(jax.random.key(7), 3)
+    shape = (TASKS, STEPS, ROWS, FEATURES)
+    shift = jax.random.normal(keys[0], (TASKS, 1, 1, FEATURES))
+    x = jax.random.normal(keys[1], shape) + shift
+    teacher = jax.random.normal(keys[2], (TASKS, FEATURES, CLASSES))
+    y = jnp.argmax(jnp.einsum("tsbi,tio->tsbo", x, teacher), axis=-1)
+    task = jnp.broadcast_to(jnp.arange(TASKS)[:, None, None], y.shape)
+    return {"x": x, "y": y, "task": task, "weight": jnp.ones(y.shape)}
+
+
+STREAM = stream()
+EXAMPLE = jax.tree.map(lambda x: x[0, 0], STREAM)
+PARAMS = models.mlp.init(jax.random.key(1), [FEATURES, HIDDEN, HIDDEN, CLASSES])
+KEY = jax.random.key(3)
+
+
+def program_of(method: jcl.Method, **options: Any) -> jcl.Program:
+    return jcl.make(
+        method, models.mlp.apply, losses.cross_entropy(), optax.adam(1e-2), **options
+    )
+
+
+class Loop:
+    """The Python loop that a user would write: jitted `step` and `consolidate`, traces counted."""
+
+    def __init__(self, program: jcl.Program, shardings: Any = None) -> None:
+        self.traces = {"step": 0, "consolidate": 0}
+        out = {} if shardings is None else {"out_shardings": shardings}
+        both = {} if shardings is None else {"out_shardings": (shardings, None)}
+        self.init = jax.jit(program.init, **out)
+        self.step = jax.jit(self._counted("step", program.step), **both)
+        self.consolidate = jax.jit(self._counted("consolidate", program.consolidate), **out)
+
+    def _counted(self, name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            self.traces[name] += 1
+            return fn(*args)
+
+        return counted
+
+    def stage(self, state: jcl.State, task: int) -> tuple[jcl.State, list[Any]]:
+        reports = []
+        for i in range(STEPS):
+            state, aux = self.step(state, jax.tree.map(lambda x: x[task, i], STREAM))
+            reports.append(aux)
+        return self.consolidate(state, jax.tree.map(lambda x: x[task], STREAM)), reports
+
+    def stages(self, key: jax.Array = KEY) -> tuple[list[jcl.State], list[Any]]:
+        states, reports = [self.init(PARAMS, EXAMPLE, key)], []
+        for task in range(TASKS):
+            state, new = self.stage(states[-1], task)
+            states.append(state)
+            reports += new
+        return states, reports
+
+
+class Bench:
+    """A row's compiled work, done once."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.program = program_of(row.make())
+        self.loop = Loop(self.program)
+
+    @cached_property
+    def stages(self) -> tuple[list[jcl.State], list[Any]]:
+        return self.loop.stages()
+
+    @property
+    def states(self) -> list[jcl.State]:
+        return self.stages[0]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(r, id=r.name, marks=pytest.mark.xdist_group(r.name)) for r in TABLE],
+)
+def bench(request: pytest.FixtureRequest) -> Bench:
+    return Bench(request.param)
+
+
+def raw(tree: Any) -> Any:
+    """Keys as their data, so that leaves are plain arrays."""
+    return jax.tree.map(
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x,
+        tree,
+    )
+
+
+def assert_close(a: Any, b: Any, tolerance: float) -> None:
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
+        np.testing.assert_allclose(
+            np.asarray(x), np.asarray(y), rtol=tolerance, atol=tolerance, err_msg=str(path)
+        )
+
+
+def assert_identical(a: Any, b: Any) -> None:
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(raw(a)), jax.tree.leaves(raw(b)), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=str(path))
+
+
+def test_one_trace_across_all_boundaries(bench: Bench) -> None:
+    assert len(bench.states) == TASKS + 1
+    assert bench.loop.traces == {"step": 1, "consolidate": 1}
+
+
+def test_shapes_and_dtypes_stay(bench: Bench) -> None:
+    shapes = [
+        jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), raw(s)) for s in bench.states
+    ]
+    assert all(s == shapes[0] for s in shapes[1:])
+
+
+def test_training_moves_the_parameters(bench: Bench) -> None:
+    moved = jcl.trees.norm(jcl.trees.subtract(bench.states[1].params, bench.states[0].params))
+    assert float(moved) > 1e-3
+
+
+def test_scan_equals_loop_and_mapped_seeds_equal_separate_ones(bench: Bench) -> None:
+    keys = jax.random.split(jax.random.key(11), 2)
+    many = jcl.replicate(lambda _: bench.program, jnp.arange(2), how="vmap")
+    run = partial(jcl.run, params=PARAMS, stream=STREAM)
+    states, _ = jax.jit(lambda k: many.each(lambda p, key: run(p, key=key), k))(keys)
+    for i, key in enumerate(keys):
+        member = jax.tree.map(lambda x, i=i: x[i], states)
+        assert_close(bench.loop.stages(key)[0][-1].params, member.params, bench.row.tolerance)
+
+
+def test_a_changed_state_changes_the_next_step(bench: Bench) -> None:
+    if isinstance(bench.row.disturb, str):
+        assert not jax.tree.leaves(bench.states[1].method), bench.row.disturb
+        return
+    state = bench.states[1]
+    changed = state._replace(method=bench.row.disturb(state.method))
+    batch = jax.tree.map(lambda x: x[1, 0], STREAM)
+    # the second step, for a pull towards an anchor is zero while the parameters stand on it
+    a, b = (bench.loop.step(bench.loop.step(s, batch)[0], batch)[0] for s in (state, changed))
+    apart = jcl.trees.norm(jcl.trees.subtract(a.params, b.params))
+    assert float(apart) > 1e-6
+    assert bench.loop.traces["step"] == 1
+
+
+@pytest.fixture(scope="module")
+def plain() -> jcl.State:
+    return Loop(program_of(methods.naive())).stages()[0][-1]
+
+
+def test_at_neutral_strength_it_is_plain_fine_tuning(bench: Bench, plain: jcl.State) -> None:
+    neutral = bench.row.neutral
+    if isinstance(neutral, str):
+        assert len(neutral) > 20 and neutral != Row.neutral, "say why"
+        return
+    states, _ = Loop(program_of(bench.row.make(**neutral))).stages()
+    shared = {k: states[-1].params[k] for k in plain.params}
+    assert_identical(shared, plain.params)
+
+
+def test_sharded_over_eight_devices(bench: Bench) -> None:
+    devices = mesh.make(fsdp=8)
+    spread = mesh.fsdp(PARAMS, devices)
+    shardings = mesh.of_state(bench.program, PARAMS, EXAMPLE, spread)
+    states, _ = Loop(bench.program, shardings).stages()
+    assert_close(states[-1].params, bench.states[-1].params, 10 * bench.row.tolerance)
+    wanted = {
+        jcl.trees.path_name(p): (x.shape, s)
+        for (p, x), s in zip(
+            jax.tree_util.tree_leaves_with_path(PARAMS), jax.tree.leaves(spread), strict=True
+        )
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(states[-1]):
+        name = jcl.trees.path_name(path)
+        for param, (shape, sharding) in wanted.items():
+            if name.endswith(f"/{param}") and leaf.shape == shape:
+                assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), name
+
+
+def test_saved_in_mid_task_and_restored_it_goes_on_identically(bench: Bench, tmp_path: Any) -> None:
+    state = bench.states[1]
+    batches = [jax.tree.map(lambda x, i=i: x[1, i], STREAM) for i in range(STEPS)]
+    for batch in batches[:2]:
+        state, _ = bench.loop.step(state, batch)
+    checkpoint.save(tmp_path, 2, state)
+    restored, step = checkpoint.restore(tmp_path, state)
+    assert step == 2
+    for batch in batches[2:]:
+        state, _ = bench.loop.step(state, batch)
+        restored, _ = bench.loop.step(restored, batch)
+    assert_identical(state, restored)
+
+
+def test_four_microbatches_mean_the_same_as_one(bench: Bench) -> None:
+    if bench.row.accumulates:
+        pytest.skip(bench.row.accumulates)
+    states, _ = Loop(program_of(bench.row.make(), microbatches=4)).stages()
+    assert_close(states[-1].params, bench.states[-1].params, 10 * bench.row.tolerance)
+
+
+def test_reports_are_finite_scalars(bench: Bench) -> None:
+    for aux in bench.stages[1]:
+        for name, value in aux.items():
+            assert value.shape == () and np.isfinite(value), name
+
+
+@pytest.mark.parametrize(
+    "row, wrong", [pytest.param(r, w, id=f"{r.name}-{w}") for r in TABLE for w in r.bad]
+)
+def test_bad_arguments_are_refused_by_name(row: Row, wrong: dict[str, Any]) -> None:
+    (name, value) = next(iter(wrong.items()))
+    with pytest.raises(ValueError) as refused:
+        row.make(**wrong)
+    assert name in str(refused.value) and repr(value) in str(refused.value)
+    assert "must be" in str(refused.value)
+
+
+def test_every_public_method_has_a_row() -> None:
+    tested = " ".join(r.name for r in TABLE)
+    missing = [n for n in methods.__all__ if n not in tested.replace("+", " ").split()]
+    assert not missing

@@ -103,10 +103,12 @@ PARAMS = models.mlp.init(jax.random.key(1), [FEATURES, HIDDEN, HIDDEN, CLASSES])
 KEY = jax.random.key(3)
 
 
+# Adam divides by |g| + eps: with the usual 1e-8 it turns the rounding of a zero gradient into a step
+OPTIMIZER = optax.adam(1e-2, eps=1e-3)
+
+
 def program_of(method: jcl.Method, **options: Any) -> jcl.Program:
-    return jcl.make(
-        method, models.mlp.apply, losses.cross_entropy(), optax.adam(1e-2), **options
-    )
+    return jcl.make(method, models.mlp.apply, losses.cross_entropy(), OPTIMIZER, **options)
 
 
 class Loop:

@@ -1,0 +1,147 @@
+"""Scoring a state on every test task, as a pure function that a driver jits or scans.
+
+An evaluator runs the tests in one scan; a score says what a batch adds to the sum and to the
+weight that the sum is divided by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import losses
+from jcl.method import Batch
+from jcl.program import Evaluate, Program, State
+
+Score = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
+"""`score(outputs, batch) -> (sum, weight)`, float32 [] each; rows of weight 0 must add nothing.
+
+`batch["stage"]` int32 [B] is the last stage that the model has trained on, -1 before any."""
+
+
+def evaluator(test: Any, score: Score) -> Evaluate:
+    """`evaluate(program, state) -> float32 [tasks]`: Σ sum / Σ weight over each task's batches.
+
+    Args:
+      test: leaves [tasks, n, B, ...] with `weight` and `task`, such as `Stream.test`.
+      score: what to measure, such as `accuracy()`.
+
+    >>> import numpy as np, optax
+    >>> from jcl import losses, make, methods
+    >>> test = {"x": np.eye(2), "y": np.zeros(2, int), "task": np.zeros(2, int)}
+    >>> test = jax.tree.map(lambda x: x[None, None], {**test, "weight": np.ones(2)})
+    >>> apply = lambda params, batch: batch["x"] @ params["w"]
+    >>> program = make(methods.naive(), apply, losses.cross_entropy(), optax.sgd(0.1))
+    >>> example = {"x": jnp.zeros((2, 2)), "y": jnp.zeros(2, jnp.int32)}
+    >>> state = program.init({"w": jnp.eye(2)}, example, jax.random.key(0))
+    >>> evaluator(test, accuracy())(program, state)
+    Array([0.5], dtype=float32)
+    """
+    tasks, batches = jax.tree.leaves(test)[0].shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), test)
+
+    def evaluate(program: Program, state: State) -> jax.Array:
+        stage = state.task - (state.task_step == 0)
+
+        def one(_: None, batch: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
+            outputs = program.predict(state, batch)
+            added, weight = score(outputs, {**batch, "stage": jnp.full_like(batch["task"], stage)})
+            return None, (added.astype(jnp.float32), weight.astype(jnp.float32))
+
+        sums, weights = lax.scan(one, None, flat)[1]
+        total = jnp.sum(weights.reshape(tasks, batches), axis=1)
+        total = jnp.where(total == 0, jnp.nan, total)
+        return jnp.sum(sums.reshape(tasks, batches), axis=1) / total
+
+    return evaluate
+
+
+def _allowed(classes: Any, batch: Batch, mask: str) -> jax.Array:
+    keep = losses.allowed_classes(jnp.asarray(classes), batch, mask)
+    # before any training no class has been seen, and a guess is among them all
+    return keep | (batch["stage"] < 0)[:, None] if mask == "seen" else keep
+
+
+def _check(classes: Any, mask: str) -> None:
+    losses.cross_entropy(classes, mask)  # the same rules, in the same words
+
+
+def accuracy(classes: Any = None, mask: str = "all") -> Score:
+    """Share of rows whose label `y` [B] has the largest of the outputs [B, C].
+
+    Args:
+      classes: bool [tasks, C], which classes each task has.
+      mask: which outputs compete in prediction: `all`; those `seen` in the stages trained on so
+        far, which is class-incremental; or the row's `task`'s own, which is task-incremental.
+
+    Raises:
+      ValueError: if `mask` is none of these, or needs `classes` and there are none.
+    """
+    _check(classes, mask)
+
+    def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        if mask != "all":
+            outputs = jnp.where(_allowed(classes, batch, mask), outputs, -jnp.inf)
+        hit = (jnp.argmax(outputs, axis=-1) == batch["y"]).astype(jnp.float32)
+        return jnp.sum(hit * batch["weight"]), jnp.sum(batch["weight"])
+
+    return score
+
+
+def nll(classes: Any = None, mask: str = "all") -> Score:
+    """Negative log-likelihood of the labels `y` [B] in nats a row, from logits [B, C].
+
+    Args:
+      classes: as in `accuracy`.
+      mask: as in `accuracy`.
+
+    Raises:
+      ValueError: as `accuracy`.
+    """
+    _check(classes, mask)
+
+    def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        logits = outputs.astype(jnp.float32)
+        if mask != "all":
+            logits = jnp.where(_allowed(classes, batch, mask), logits, -1e9)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["y"][:, None], axis=-1)
+        return jnp.sum(-chosen[:, 0] * batch["weight"]), jnp.sum(batch["weight"])
+
+    return score
+
+
+def token_nll() -> Score:
+    """Negative log-likelihood in nats a token, of each of `tokens` [B, L] given those before it.
+
+    Its exponential is the perplexity (`metrics.perplexity`). `mask` [B, L - 1] leaves tokens out.
+    """
+
+    def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        lost = losses.next_token_nll(outputs, batch["tokens"])
+        weight = jnp.broadcast_to(batch["weight"][:, None], lost.shape)
+        if "mask" in batch:
+            weight = weight * batch["mask"]
+        return jnp.sum(lost * weight), jnp.sum(weight)
+
+    return score
+
+
+def bits_per_byte() -> Score:
+    """Σ nll / ln 2 / Σ bytes, which compares models whatever their tokenizers; lower is better.
+
+    `batch["bytes"]` [B] says how many bytes a row's predicted tokens stand for; without it a token
+    is a byte.
+    """
+    per_token = token_nll()
+
+    def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        added, weight = per_token(outputs, batch)
+        if "bytes" in batch:
+            weight = jnp.sum(batch["bytes"] * batch["weight"])
+        return added / jnp.log(2.0), weight
+
+    return score

@@ -2,6 +2,7 @@
 
 from jcl import checkpoint, importance, losses, memory, mesh, methods, models, taps, trees
 from jcl.chain import chain, explain
+from jcl.fit import Diverged, Result, fit
 from jcl.method import Ctx, Info, Method
 from jcl.program import Program, State, advance, make, replicate, run
 
@@ -9,17 +10,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Ctx",
+    "Diverged",
     "Info",
     "Method",
     "Program",
+    "Result",
     "State",
     "advance",
     "chain",
+    "checkpoint",
     "explain",
+    "fit",
     "importance",
     "losses",
     "make",
     "memory",
+    "mesh",
     "methods",
     "models",
     "replicate",

@@ -229,7 +229,7 @@ def make(
             value, outputs, task_grads, grads = work(None)
 
         updates, opt = tx.update(grads, state.opt, learning)
-        updates = method.updates(state.method, ctx, updates)
+        updates = method.updates(state.method, ctx._replace(grads=grads), updates)
         learned = optax.apply_updates(learning, updates)
         info = Info(value, outputs, task_grads, grads, updates, learned, fresh)
         states = method.observe(state.method, ctx, info)
@@ -323,34 +323,42 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
 
 
 def advance(
-    program: Program, state: State, chunk: Any, fetch: Fetch | None = None, valid: Any = None
+    program: Program,
+    state: State,
+    chunk: Any,
+    fetch: Fetch | None = None,
+    count: jax.Array | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """Many steps of one member in one scan.
+    """Many steps of one member in one compiled loop.
 
     Args:
       program: a single program.
       state: where to start.
       chunk: leaves [n, B, ...], a batch a step once `fetch` has mapped it.
       fetch: see `Fetch`; None takes the chunk's slices as batches.
-      valid: bool [n]; steps where it is False are left out, so that a short last chunk has the
-        shape of the others and needs no second trace.
+      count: int32 [], how many of the n steps to take, so that a short last chunk has the shape
+        of the others and needs no second trace; None takes all.
 
     Returns:
-      The state after, and what each step reported, leaves [n].
+      The state after, and what each step reported, leaves [n]; of steps not taken, zeros.
     """
     fetch = fetch or (lambda batch: batch)
 
-    def one(state: State, xs: Any) -> Any:
-        rows, run_it = xs
-        if run_it is None:
-            return program.step(state, fetch(rows))
-        taken = jax.eval_shape(lambda s, r: program.step(s, fetch(r))[1], state, rows)
-        nothing = jax.tree.map(lambda a: jnp.full(a.shape, jnp.nan, a.dtype), taken)
-        return lax.cond(
-            run_it, lambda s: program.step(s, fetch(rows)), lambda s: (s, nothing), state
-        )
+    def one(state: State, rows: Any) -> tuple[State, dict[str, jax.Array]]:
+        return program.step(state, fetch(rows))
 
-    return lax.scan(one, state, (chunk, valid))
+    if count is None:
+        return lax.scan(one, state, chunk)
+    steps = jax.tree.leaves(chunk)[0].shape[0]
+    _, shapes = jax.eval_shape(one, state, jax.tree.map(lambda x: x[0], chunk))
+    blank = jax.tree.map(lambda a: jnp.zeros((steps, *a.shape), a.dtype), shapes)
+
+    def body(i: jax.Array, carry: Any) -> Any:
+        state, reports = carry
+        state, aux = one(state, jax.tree.map(lambda x: x[i], chunk))
+        return state, jax.tree.map(lambda all, new: all.at[i].set(new), reports, aux)
+
+    return lax.fori_loop(0, count, body, (state, blank))
 
 
 def run(

@@ -8,7 +8,7 @@ gradients are taken per example; where all parameters belong to dense layers tha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +153,8 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
         raise ValueError(
             f"labels is {labels!r}, but the loss exposes no log_probs, so it must be 'empirical'"
         )
-    objective, stage = ctx.objective, ctx.task
+    objective: Any = ctx.objective  # which has `relabel` too
+    stage = ctx.task
 
     def log_probs(batch: Batch) -> jax.Array:
         batch = {**batch, "stage": jnp.full_like(batch["task"], stage)}
@@ -194,3 +195,28 @@ def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
         return weighted_mean(squares, batch["weight"])
 
     return per_example(scalar, ctx.apply, params, batches, 1)
+
+
+def quadratic_pull(
+    grads: Params,
+    strength: float | jax.Array,
+    curvature: Params,
+    anchored: Params,
+    params: Params,
+) -> Params:
+    """grads + λ (Ωθ - ΣΩθ*): adds the gradient of ½ λ Σ_i Ω_i (θ_i - θ*_i)², of one anchor or many.
+
+    The quadratics of several anchors sum to one, with curvature ΣΩ and ΣΩθ*.
+
+    Args:
+      grads: the gradient to add to; the result has its dtypes.
+      strength: λ.
+      curvature: ΣΩ, float32.
+      anchored: ΣΩθ*, float32.
+      params: θ.
+    """
+
+    def pull(g: jax.Array, c: jax.Array, a: jax.Array, p: jax.Array) -> jax.Array:
+        return (g + strength * (c * p.astype(jnp.float32) - a)).astype(g.dtype)
+
+    return jax.tree.map(pull, grads, curvature, anchored, params)

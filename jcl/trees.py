@@ -47,6 +47,11 @@ def zeros(tree: Tree, dtype: Any = jnp.float32) -> Tree:
     return jax.tree.map(lambda x: jnp.zeros_like(x, dtype=dtype), tree)
 
 
+def copy(tree: Tree) -> Tree:
+    """The same values in buffers of their own, so that what is kept outlives a donated `tree`."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
 def float32(tree: Tree) -> Tree:
     """Every leaf as float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

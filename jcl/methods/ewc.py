@@ -28,10 +28,7 @@ def _method(name: str, strength: float, decay: float | None, labels: importance.
         return params, EwcState(trees.zeros(params), trees.zeros(params))
 
     def grads(state: EwcState, ctx: Ctx, tree: Params) -> Params:
-        def pull(g: jax.Array, f: jax.Array, a: jax.Array, p: jax.Array) -> jax.Array:
-            return (g + strength * (f * p.astype(jnp.float32) - a)).astype(g.dtype)
-
-        return jax.tree.map(pull, tree, state.fisher, state.anchored, ctx.params)
+        return importance.quadratic_pull(tree, strength, state.fisher, state.anchored, ctx.params)
 
     def consolidate(
         state: EwcState, ctx: Ctx, params: Params, batches: Batch
@@ -52,9 +49,7 @@ def _method(name: str, strength: float, decay: float | None, labels: importance.
     def idle(state: EwcState, ctx: Ctx) -> jax.Array:
         return ctx.task < 1
 
-    return Method(
-        name, init=init, grads=grads, consolidate=consolidate, report=report, idle=idle
-    )
+    return Method(name, init=init, grads=grads, consolidate=consolidate, report=report, idle=idle)
 
 
 def ewc(strength: float = 100.0, labels: importance.Labels = "empirical") -> Method:

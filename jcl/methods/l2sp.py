@@ -1,0 +1,53 @@
+"""L2-SP: a quadratic anchor at the starting point, with the same weight for every parameter."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import trees
+from jcl.method import Batch, Ctx, Method, Params, check
+
+
+class L2spState(NamedTuple):
+    """What l2sp carries."""
+
+    anchor: Params
+    """θ⁰, in the parameters' dtype."""
+
+
+def l2sp(strength: float = 0.1, start: int = 0) -> Method:
+    """L2-SP: ½ λ ‖θ - θ⁰‖², its gradient added before the optimizer.
+
+    Source: Li et al., arXiv 1802.01483, the L2-SP penalty with λ for α; the plain weight decay (β)
+    that the paper has for a new head is left to the optimizer.
+
+    Args:
+      strength: λ; may be traced.
+      start: θ⁰ is where stage `start` begins, and nothing pulls before it. 0 is what training
+        starts from; 1 is for streams whose first stage is the pre-training.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check(strength >= 0, "strength", strength, "at least 0")
+    check(start >= 0, "start", start, "at least 0")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, L2spState]:
+        return params, L2spState(trees.copy(params))
+
+    def grads(state: L2spState, ctx: Ctx, tree: Params) -> Params:
+        away = trees.subtract(trees.float32(ctx.params), trees.float32(state.anchor))
+        return trees.axpy(jnp.where(ctx.task < start, 0.0, strength), away, tree)
+
+    def consolidate(
+        state: L2spState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, L2spState]:
+        return params, L2spState(trees.select(ctx.task < start, params, state.anchor))
+
+    def idle(state: L2spState, ctx: Ctx) -> jax.Array:
+        return ctx.task < start
+
+    return Method("l2sp", init=init, grads=grads, consolidate=consolidate, idle=idle)

@@ -63,6 +63,8 @@ class Ctx(NamedTuple):
     """Every method's state by name, read only: how two methods share one buffer."""
     training: bool
     """Static: True inside `step`, False in `predict`, `consolidate` and `init`."""
+    grads: Params = None
+    """What the optimizer received, in the `updates` phase; None in every other."""
 
 
 class Info(NamedTuple):

@@ -1,0 +1,245 @@
+"""Merging models as arithmetic over parameter trees: interpolation, task vectors, TIES, DARE.
+
+Thresholds are found by bisection over the bits of a float32 magnitude, never by a sort: a dozen or
+two passes over the data, and as many entries chosen as asked for, ties included. Sums are float32.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import trees
+from jcl.method import Ctx, Params
+
+Mask = Any
+"""A tree of bool arrays, shaped like parameters."""
+Scope = Literal["model", "leaf"]
+
+
+def share(fraction: float | jax.Array, size: int) -> jax.Array:
+    """How many of `size` entries a fraction is, rounded, int32 []; all of them at 1 and none at 0."""
+    # rounded from the other end, so that float32 cannot lose an entry of a large array at 1
+    return size - jnp.round((1 - jnp.float32(fraction)) * size).astype(jnp.int32)
+
+
+def largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
+    """Marks exactly `count` entries, those of the largest |score|; ties go to the earliest entry.
+
+    Args:
+      scores: an array or a tree of arrays, ranked together, as float32.
+      count: int32 []; more than there are marks all, less than one marks none.
+      among: bool, shaped like `scores`: where an entry may be marked. None is everywhere.
+
+    Raises:
+      ValueError: if there are 2³¹ entries or more, which int32 cannot count.
+    """
+    size = trees.size(scores)
+    if size >= 2**31:
+        raise ValueError(f"scores have {size} entries, but must have fewer than 2**31 to be ranked")
+    # the bits of a float that is not negative are ordered as the float is
+    bits = jax.tree.map(
+        lambda x: lax.bitcast_convert_type(jnp.abs(x).astype(jnp.float32), jnp.int32), scores
+    )
+    if among is not None:
+        bits = jax.tree.map(lambda b, a: jnp.where(a, b, -1), bits, among)
+
+    def total(marks: Mask) -> jax.Array:
+        return reduce(jnp.add, [jnp.sum(m, dtype=jnp.int32) for m in jax.tree.leaves(marks)])
+
+    def at_least(bound: jax.Array) -> jax.Array:
+        return total(jax.tree.map(lambda b: b >= bound, bits))
+
+    def open_(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return bounds[1] - bounds[0] > 1
+
+    def narrow(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        found = at_least(middle)
+        # a bound that separates exactly is the last one needed
+        high = jnp.where(found == count, middle + 1, jnp.where(found > count, high, middle))
+        return jnp.where(found >= count, middle, low), high
+
+    bound, _ = lax.while_loop(open_, narrow, (jnp.int32(0), jnp.int32(2**31 - 1)))
+    tied = at_least(bound) > count
+    needed = count - at_least(bound + 1)
+
+    offset, places = 0, []
+    for leaf in jax.tree.leaves(bits):
+        places.append(offset + jnp.arange(leaf.size, dtype=jnp.int32).reshape(leaf.shape))
+        offset += leaf.size
+    place = jax.tree.unflatten(jax.tree.structure(bits), places)
+
+    def early(end: jax.Array) -> Mask:
+        return jax.tree.map(lambda b, p: (b == bound) & (p < end), bits, place)
+
+    def split_ties(ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = low + (high - low) // 2
+        enough = total(early(middle)) >= needed
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    # nothing to split unless more are tied at the bound than are needed
+    _, end = lax.while_loop(open_, split_ties, (jnp.where(tied, 0, size - 1), jnp.int32(size)))
+    return jax.tree.map(lambda b, e: (b > bound) | e, bits, early(end))
+
+
+def lerp(t: jax.Array | float, a: Params, b: Params) -> Params:
+    """(1 - t) a + t b in float32, exact at both ends, each leaf in `a`'s dtype."""
+
+    def one(x: jax.Array, y: jax.Array) -> jax.Array:
+        mixed = (1 - t) * x.astype(jnp.float32) + t * y.astype(jnp.float32)
+        return mixed.astype(x.dtype)
+
+    return jax.tree.map(one, a, b)
+
+
+def slerp(t: jax.Array | float, a: Params, b: Params) -> Params:
+    """sin((1-t)φ)/sin φ · a + sin(tφ)/sin φ · b leaf by leaf, φ the angle between the two leaves.
+
+    Exact at both ends; leaves that are parallel, or zero, are interpolated linearly. Each leaf
+    comes in `a`'s dtype. Source: Shoemake 1985, "Animating rotation with quaternion curves".
+    """
+
+    def one(x: jax.Array, y: jax.Array) -> jax.Array:
+        u, v = x.astype(jnp.float32), y.astype(jnp.float32)
+        lengths = jnp.sqrt(jnp.sum(u * u) * jnp.sum(v * v))
+        cosine = jnp.sum(u * v) / jnp.where(lengths == 0, 1.0, lengths)
+        curved = (lengths > 0) & (jnp.abs(cosine) < 0.9995)
+        angle = jnp.arccos(jnp.where(curved, cosine, 0.0))
+        of_a = jnp.where(curved, jnp.sin((1 - t) * angle) / jnp.sin(angle), 1 - t)
+        of_b = jnp.where(curved, jnp.sin(t * angle) / jnp.sin(angle), t)
+        return (of_a * u + of_b * v).astype(x.dtype)
+
+    return jax.tree.map(one, a, b)
+
+
+def task_vector(params: Params, base: Params) -> Params:
+    """τ = θ - θ₀, float32. Source: Ilharco et al., arXiv 2212.04089, section 2."""
+    return jax.tree.map(lambda p, b: p.astype(jnp.float32) - b.astype(jnp.float32), params, base)
+
+
+def moved(base: Params, params: Params, vector: Params, scale: jax.Array | float) -> Params:
+    """θ₀ + λ vector, each leaf in `params`' dtype, where `vector` holds the task vector of `params`.
+
+    It is computed as lerp(θ₀, θ, λ) + λ (vector - τ), τ = θ - θ₀, so that it is θ₀ exactly at
+    λ = 0, and θ exactly at λ = 1 while `vector` is τ alone.
+    """
+
+    def one(b: jax.Array, p: jax.Array, v: jax.Array) -> jax.Array:
+        start, end = b.astype(jnp.float32), p.astype(jnp.float32)
+        mixed = (1 - scale) * start + scale * end + scale * (v - (end - start))
+        return mixed.astype(p.dtype)
+
+    return jax.tree.map(one, base, params, vector)
+
+
+def dare(key: jax.Array, vector: Params, drop: jax.Array | float) -> Params:
+    """Zeros each entry with probability `drop` in [0, 1) and divides the others by 1 - drop.
+
+    Source: Yu et al., arXiv 2311.03099, equation 2 and algorithm 1.
+    """
+    leaves, structure = jax.tree.flatten(vector)
+    keys = jax.random.split(key, len(leaves))
+    kept = [
+        jnp.where(jax.random.bernoulli(k, 1 - drop, x.shape), x / (1 - drop), 0).astype(x.dtype)
+        for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, kept)
+
+
+def trim(vector: Params, density: jax.Array | float, scope: Scope = "model") -> Params:
+    """Keeps the `density` share of entries with the largest magnitude, zeros the others.
+
+    Args:
+      vector: a task vector.
+      density: in [0, 1].
+      scope: whether entries are ranked over the whole `model`, as in the authors' code of TIES,
+        or each `leaf` by itself, as in other libraries.
+    """
+
+    def cut(x: Any) -> Any:
+        kept = largest(x, share(density, trees.size(x)))
+        return jax.tree.map(lambda v, k: jnp.where(k, v, 0), x, kept)
+
+    return cut(vector) if scope == "model" else jax.tree.map(cut, vector)
+
+
+class Votes(NamedTuple):
+    """All that TIES needs of any number of trimmed task vectors, entry by entry."""
+
+    positive: Params
+    """Sum of the entries above zero, float32."""
+    negative: Params
+    """Sum of those below zero, float32."""
+    for_positive: Params
+    """How many are above zero, int16."""
+    for_negative: Params
+    """How many are below zero, int16."""
+
+
+def no_votes(params: Params) -> Votes:
+    """Before the first task vector."""
+    return Votes(
+        trees.zeros(params), trees.zeros(params),
+        trees.zeros(params, jnp.int16), trees.zeros(params, jnp.int16),
+    )  # fmt: skip
+
+
+def vote(votes: Votes, vector: Params) -> Votes:
+    """Counts one more task vector, trimmed already."""
+    return Votes(
+        jax.tree.map(lambda s, v: s + jnp.maximum(v, 0), votes.positive, vector),
+        jax.tree.map(lambda s, v: s + jnp.minimum(v, 0), votes.negative, vector),
+        jax.tree.map(lambda n, v: n + (v > 0), votes.for_positive, vector),
+        jax.tree.map(lambda n, v: n + (v < 0), votes.for_negative, vector),
+    )
+
+
+def elect(votes: Votes) -> Params:
+    """The merged task vector, float32: the mean over those that agree with the sign of the sum.
+
+    An entry whose sum is 0 takes the sign that most of the entries have, as in the authors' code.
+    Source: Yadav et al., arXiv 2306.01708, section 4.2 and algorithm 1.
+    """
+    total = trees.add(votes.positive, votes.negative)
+    most = jnp.sign(jax.tree.reduce(jnp.add, jax.tree.map(lambda s: jnp.sum(jnp.sign(s)), total)))
+
+    def one(s: jax.Array, p: jax.Array, n: jax.Array, ps: jax.Array, ns: jax.Array) -> jax.Array:
+        sign = jnp.where(s == 0, most, jnp.sign(s))
+        agreeing = jnp.where(sign > 0, p / jnp.maximum(ps, 1), n / jnp.maximum(ns, 1))
+        return jnp.where(sign == 0, 0.0, agreeing)
+
+    return jax.tree.map(one, total, *votes)
+
+
+def restarts(ctx: Ctx) -> jax.Array:
+    """Whether this is the first step of a stage other than the first, bool []."""
+    return (ctx.task > 0) & (ctx.task_step == 0)
+
+
+def gradient_from(start: Params, ctx: Ctx, grads: Params) -> Params:
+    """`grads`; at the first step of a later stage that of the fresh rows' loss at `start` instead.
+
+    For the `grads` phase of a method whose stages begin at `start`; see `update_from`.
+    """
+    there = jax.grad(lambda p: ctx.loss(p, ctx.batch)[0])
+    return lax.cond(restarts(ctx), lambda: there(start), lambda: grads)
+
+
+def update_from(start: Params, ctx: Ctx, updates: Params) -> Params:
+    """`updates`; at the first step of a later stage such that the parameters become start + update.
+
+    A boundary itself cannot move them there, for the merged model is evaluated after it.
+    """
+    again = restarts(ctx)
+
+    def one(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
+        return jnp.where(again, (s - p) + u, u).astype(u.dtype)
+
+    return jax.tree.map(one, updates, start, ctx.params)

@@ -1,0 +1,388 @@
+"""Measures of continual learning, as pure functions of the score matrix.
+
+`R` [..., stages + 1, tasks] has row 0 from before any training and row s + 1 from after stage s;
+column j is test task j. Leading axes, of seeds say, broadcast. NumPy in, NumPy out; JAX arrays work
+too, also inside a trace.
+
+Several measures have more than one published definition. Each function says which one it is, and
+`definitions` has them for a report. All are for scores of which higher is better: for losses hand
+in `-R`, as `summary(..., higher_is_better=False)` does.
+
+Streams in which stage s doesn't simply train on task s pass `tasks`, the task of each stage, -1
+being all of them at once. A task is *learned* in the first stage that trains on it, and *left*
+after the last. What is undefined, because no task qualifies, is NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jcl.method import check
+
+Tasks = Sequence[int] | None
+"""Which task each stage trains on; None is the s-th in stage s."""
+
+
+def _matrix(R: Any, tasks: Tasks) -> tuple[Any, list[int], list[int | None], list[int | None]]:
+    """R as an array, the task of each stage, and each task's first and last stage, if any."""
+    R = R if hasattr(R, "ndim") else np.asarray(R, np.float64)
+    check(R.ndim >= 2, "R's shape", R.shape, "[..., stages + 1, tasks]")
+    stages, columns = R.shape[-2] - 1, R.shape[-1]
+    if tasks is None:
+        check(stages <= columns, "R's shape", R.shape, "[stages + 1, tasks], or tasks be given")
+        tasks = range(stages)
+    tasks = [int(t) for t in tasks]
+    check(len(tasks) == stages, "tasks", tasks, f"of length {stages}, one a stage")
+    check(all(-1 <= t < columns for t in tasks), "tasks", tasks, f"from -1 to {columns - 1}")
+    at = [[s for s, t in enumerate(tasks) if t in (j, -1)] for j in range(columns)]
+    return R, tasks, [a[0] if a else None for a in at], [a[-1] if a else None for a in at]
+
+
+def _mean(terms: list[Any], R: Any) -> Any:
+    return sum(terms) / len(terms) if terms else R[..., -1, 0] * math.nan
+
+
+def average(R: Any) -> Any:
+    """Mean over all tasks of the last row: ACC of GEM (arXiv 1706.08840)."""
+    R, *_ = _matrix(R, [-1] * (np.shape(R)[-2] - 1))
+    return R[..., -1, :].mean(-1)
+
+
+def backward_transfer(R: Any, tasks: Tasks = None) -> Any:
+    """Mean over i < T of R[T, i] - R[i, i]: what later stages did to earlier tasks.
+
+    The mean is over the T - 1 tasks that were left before the last stage, and each is compared
+    with its score when it was left. Negative is forgetting.
+
+    Source: Lopez-Paz & Ranzato, arXiv 1706.08840.
+
+    >>> R = [[0, 0, 0], [.9, .1, .1], [.5, .8, .1], [.4, .6, .7]]
+    >>> round(float(backward_transfer(R)), 4)
+    -0.35
+    """
+    R, stages, _, left = _matrix(R, tasks)
+    end = len(stages)
+    return _mean(
+        [
+            R[..., end, j] - R[..., s + 1, j]
+            for j, s in enumerate(left)
+            if s is not None and s + 1 < end
+        ],
+        R,
+    )
+
+
+def gem_backward_transfer(R: Any, tasks: Tasks = None) -> Any:
+    """Backward transfer as GEM's code has it: the same sum over T tasks, the last adding 0.
+
+    Source: facebookresearch/GradientEpisodicMemory, metrics/metrics.py, `confusion_matrix`; also
+    Riemer et al.'s retained minus learning accuracy, arXiv 1810.11910.
+
+    >>> R = [[0, 0, 0], [.9, .1, .1], [.5, .8, .1], [.4, .6, .7]]
+    >>> round(float(gem_backward_transfer(R)), 4)
+    -0.2333
+    """
+    R, stages, _, left = _matrix(R, tasks)
+    end = len(stages)
+    return _mean(
+        [R[..., end, j] - R[..., s + 1, j] for j, s in enumerate(left) if s is not None], R
+    )
+
+
+def all_pairs_backward_transfer(R: Any, tasks: Tasks = None) -> Any:
+    """Mean of R[i, j] - R[j, j] over all pairs j < i, so that not only the last stage counts.
+
+    Each row after a task was first learned is compared with its score then.
+
+    Source: Díaz-Rodríguez et al., arXiv 1810.13166.
+
+    >>> R = [[0, 0, 0], [.9, .1, .1], [.5, .8, .1], [.4, .6, .7]]
+    >>> round(float(all_pairs_backward_transfer(R)), 4)
+    -0.3667
+    """
+    R, stages, learned, _ = _matrix(R, tasks)
+    return _mean(
+        [
+            R[..., i, j] - R[..., s + 1, j]
+            for j, s in enumerate(learned)
+            if s is not None
+            for i in range(s + 2, len(stages) + 1)
+        ],
+        R,
+    )
+
+
+def forward_transfer(R: Any, tasks: Tasks = None) -> Any:
+    """Mean over i > 1 of R[i - 1, i] - b_i: what earlier stages did for a task not yet learned.
+
+    b is row 0, the scores of the model before any training.
+
+    Source: Lopez-Paz & Ranzato, arXiv 1706.08840.
+    """
+    R, _, learned, _ = _matrix(R, tasks)
+    return _mean([R[..., s, j] - R[..., 0, j] for j, s in enumerate(learned) if s], R)
+
+
+def forgetting(R: Any, tasks: Tasks = None) -> Any:
+    """Mean over i < T of max over l in 1 .. T - 1 of R[l, i], less R[T, i].
+
+    The maximum is over every stage but the last, those before the task was learned included, and
+    not over row 0; so it is negative if the last stage improved a task on all before.
+
+    Source: Chaudhry et al., arXiv 1801.10112; `compute_fgt` in facebookresearch/agem.
+
+    >>> R = [[0, 0, 0], [.9, .1, .1], [.5, .8, .1], [.4, .6, .7]]
+    >>> round(float(forgetting(R)), 4)
+    0.35
+    """
+    R, stages, _, left = _matrix(R, tasks)
+    end = len(stages)
+    return _mean(
+        [
+            R[..., 1:end, j].max(-1) - R[..., end, j]
+            for j, s in enumerate(left)
+            if s is not None and s + 1 < end
+        ],
+        R,
+    )
+
+
+def learning_accuracy(R: Any, tasks: Tasks = None) -> Any:
+    """Mean over stages of the score on the stage's own task right after it: plasticity.
+
+    Source: LA of Riemer et al., arXiv 1810.11910.
+    """
+    R, stages, *_ = _matrix(R, tasks)
+    return _mean(
+        [R[..., s + 1, :].mean(-1) if t < 0 else R[..., s + 1, t] for s, t in enumerate(stages)], R
+    )
+
+
+def intransigence(R: Any, reference: Any, tasks: Tasks = None) -> Any:
+    """Mean over stages of a*_k - R[k, k]: what a learner that forgets nothing would have reached.
+
+    Args:
+      R: the score matrix.
+      reference: [..., stages], the score a* on stage k's task of a model trained jointly on the
+        data of stages up to k (see `data.joint(cumulative=True)`).
+      tasks: the task of each stage.
+
+    Source: Chaudhry et al., arXiv 1801.10112. Negative: the sequence helped.
+    """
+    R, stages, *_ = _matrix(R, tasks)
+    reference = reference if hasattr(reference, "ndim") else np.asarray(reference, np.float64)
+    check(reference.shape[-1] == len(stages), "reference's shape", reference.shape, "[..., stages]")
+    check(min(stages, default=0) >= 0, "tasks", stages, "one task a stage")
+    return _mean([reference[..., s] - R[..., s + 1, t] for s, t in enumerate(stages)], R)
+
+
+def any_time_average(R: Any, tasks: Tasks = None) -> Any:
+    """Mean over stages of the mean score over the tasks seen so far.
+
+    Source: average anytime accuracy of Caccia et al., arXiv 2104.05025; average incremental
+    accuracy of iCaRL, arXiv 1611.07725.
+    """
+    R, stages, learned, _ = _matrix(R, tasks)
+    seen = [
+        [j for j, s in enumerate(learned) if s is not None and s <= k] for k in range(len(stages))
+    ]
+    return _mean([R[..., k + 1, :][..., np.asarray(j)].mean(-1) for k, j in enumerate(seen)], R)
+
+
+def _minima(curve: Any, ends: Sequence[int]) -> list[Any]:
+    """The lowest score of each task but the last, from after its own stage to the end."""
+    check(len(ends) >= 2, "number of stages", len(ends), "at least 2")
+    check(list(ends) == sorted(set(ends)), "ends", list(ends), "increasing")
+    check(
+        curve.shape[-2] > ends[-1], "ends", list(ends), f"below {curve.shape[-2]}, curve's length"
+    )
+    last = ends[-1] + 1
+    return [curve[..., ends[j] + 1 : last, j].min(-1) for j in range(len(ends) - 1)]
+
+
+def minimum_accuracy(curve: Any, ends: Sequence[int]) -> Any:
+    """min-ACC: mean over old tasks of their lowest score since their own stage ended.
+
+    Args:
+      curve: [..., evaluations, tasks], scores evaluated during training, task j being stage j's.
+        The lowest depends on how often one evaluates: every step in the paper.
+      ends: for each stage the row of `curve` that was evaluated at its end.
+
+    Source: De Lange et al., arXiv 2205.13452.
+    """
+    return _mean(_minima(np.asarray(curve), ends), np.asarray(curve))
+
+
+def worst_case_accuracy(curve: Any, ends: Sequence[int]) -> Any:
+    """WC-ACC: 1/k · A_k + (1 - 1/k) · min-ACC, with A_k the last task's score at the end.
+
+    A lower bound of what the model would have scored at any time. Arguments as `minimum_accuracy`.
+
+    Source: De Lange et al., arXiv 2205.13452.
+    """
+    curve, k = np.asarray(curve), len(ends)
+    return curve[..., ends[-1], k - 1] / k + (1 - 1 / k) * minimum_accuracy(curve, ends)
+
+
+def stability_gap(curve: Any, ends: Sequence[int]) -> Any:
+    """How deep old tasks fall within a stage below where they end that stage, on average.
+
+    Mean over switches k and old tasks j < k of (score at the end of stage k) - (minimum over stage
+    k): the passing loss that scores at ends of stages don't show. Arguments as `minimum_accuracy`.
+
+    Source: the phenomenon is De Lange et al.'s, arXiv 2205.13452; this one number for it is ours.
+    """
+    curve = np.asarray(curve)
+    _minima(curve, ends)
+    gaps = []
+    for k in range(1, len(ends)):
+        stage = curve[..., ends[k - 1] + 1 : ends[k] + 1, :k]
+        gaps += [(stage[..., -1, j] - stage[..., j].min(-1)) for j in range(k)]
+    return _mean(gaps, curve)
+
+
+def perplexity(nll: Any) -> Any:
+    """exp of the negative log-likelihood in nats a token."""
+    return np.exp(nll)
+
+
+def bits_per_byte(nll: Any, tokens: Any, size: Any) -> Any:
+    """Negative log-likelihood in nats a token, as bits a byte of the text.
+
+    Args:
+      nll: mean over tokens, in nats.
+      tokens: how many.
+      size: how many bytes they stand for.
+    """
+    return nll / math.log(2) * tokens / size
+
+
+def fuar(lost: Any, updated: Any, acquired: Any) -> float:
+    """Forgotten / (updated + acquired): how much is lost for each piece of knowledge gained.
+
+    Σ max(0, lost) / (Σ max(0, updated) + Σ max(0, acquired)), infinite where nothing was gained,
+    which the paper reports as "no gain". 1 is an even trade, lower is better.
+
+    Args:
+      lost: for each stage, how far the score on time-invariant knowledge fell.
+      updated: how far that on knowledge to be updated rose.
+      acquired: how far that on new knowledge rose.
+
+    Source: Jang et al., arXiv 2110.03215.
+    """
+    gain = float(np.maximum(0, updated).sum() + np.maximum(0, acquired).sum())
+    loss = float(np.maximum(0, lost).sum())
+    return loss / gain if gain > 0 else math.inf
+
+
+def _student_cdf(t: float, freedom: int) -> float:
+    """P(|T| < t) for Student's t with whole degrees of freedom, in closed form."""
+    # Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4
+    angle = math.atan(t / math.sqrt(freedom))
+    cos2 = math.cos(angle) ** 2
+    odd = freedom % 2
+    term, total = 1.0, 0.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= k / (k + 1) * cos2
+    if odd:
+        return 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * total)
+    return math.sin(angle) * total
+
+
+def _student_quantile(level: float, freedom: int) -> float:
+    """t such that P(|T| < t) = level."""
+    low, high = 0.0, 1.0
+    while _student_cdf(high, freedom) < level:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_cdf(middle, freedom) < level else (low, middle)
+    return high
+
+
+def interval(values: Any, level: float = 0.95) -> tuple[float, float | None]:
+    """Mean and half-width of Student's t interval for it, over runs.
+
+    Args:
+      values: [n], a number for each seed.
+      level: of confidence.
+
+    Returns:
+      `(mean, half)`; half is None for a single value, which says nothing about its spread.
+
+    >>> mean, half = interval([1.0, 2.0, 3.0])
+    >>> round(mean, 3), round(half, 3)
+    (2.0, 2.484)
+    """
+    values = np.asarray(values, np.float64).reshape(-1)
+    check(values.size >= 1, "number of values", values.size, "at least 1")
+    check(0 < level < 1, "level", level, "between 0 and 1")
+    mean = float(values.mean())
+    if values.size == 1:
+        return mean, None
+    error = float(values.std(ddof=1)) / math.sqrt(values.size)
+    return mean, _student_quantile(level, values.size - 1) * error
+
+
+definitions = {
+    "average": "mean over tasks of the score after the last stage (GEM, arXiv 1706.08840)",
+    "backward_transfer": "mean over the tasks before the last of R[T,i] - R[i,i] "
+    "(GEM, arXiv 1706.08840; divided by T - 1); negative is forgetting",
+    "forward_transfer": "mean over the tasks after the first of R[i-1,i] - R[0,i], row 0 being the "
+    "model before training (GEM, arXiv 1706.08840)",
+    "forgetting": "mean over the tasks before the last of max over earlier stages of R[l,i] - "
+    "R[T,i] (Chaudhry et al., arXiv 1801.10112)",
+    "learning_accuracy": "mean over stages of the score on the stage's task right after it "
+    "(Riemer et al., arXiv 1810.11910)",
+}
+"""Which published definition each number of `summary` follows."""
+
+_NEGATED = "; computed on the negated score, as lower is better"
+
+
+def summary(
+    matrix: Any, higher_is_better: bool = True, tasks: Tasks = None
+) -> dict[str, dict[str, Any]]:
+    """The measures of a report, as mean ± 95 % interval over seeds.
+
+    Args:
+      matrix: [seeds, stages + 1, tasks], or [stages + 1, tasks] for one run.
+      higher_is_better: False for losses and bits per byte. `average` and `learning_accuracy` stay
+        in the score's own unit; transfers and forgetting are computed on the negated score, so that
+        a negative backward transfer and a positive forgetting always are forgetting.
+      tasks: the task of each stage, `Stream.tasks`.
+
+    Returns:
+      For each of `definitions` `{"mean", "ci95", "definition"}`. `ci95` is the interval's
+      half-width, None for one seed; `mean` is None too where the measure is undefined, such as a
+      transfer over one stage.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    matrix = matrix[None] if matrix.ndim == 2 else matrix
+    check(matrix.ndim == 3, "matrix's shape", matrix.shape, "[seeds, stages + 1, tasks]")
+    signed = matrix if higher_is_better else -matrix
+    values = {
+        "average": average(matrix),
+        "backward_transfer": backward_transfer(signed, tasks),
+        "forward_transfer": forward_transfer(signed, tasks),
+        "forgetting": forgetting(signed, tasks),
+        "learning_accuracy": learning_accuracy(matrix, tasks),
+    }
+    out = {}
+    for name, per_seed in values.items():
+        text = definitions[name]
+        if not higher_is_better and name not in ("average", "learning_accuracy"):
+            text += _NEGATED
+        mean, half = interval(per_seed)
+        defined = math.isfinite(mean)
+        out[name] = {
+            "mean": mean if defined else None,
+            "ci95": half if defined else None,
+            "definition": text,
+        }
+    return out

@@ -1,0 +1,126 @@
+"""The measures against values worked out by hand, and against scipy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jcl import metrics
+
+# design.md's example, under a row from before training
+R = np.array([[0.2, 0.1, 0.3], [0.9, 0.1, 0.1], [0.5, 0.8, 0.1], [0.4, 0.6, 0.7]])
+
+
+def test_the_design_s_example():
+    assert np.isclose(metrics.backward_transfer(R), -0.35)
+    assert np.isclose(metrics.gem_backward_transfer(R), -0.7 / 3)
+    assert np.isclose(metrics.all_pairs_backward_transfer(R), -1.1 / 3)
+    assert np.isclose(metrics.forgetting(R), 0.35)
+    assert np.isclose(metrics.average(R), 1.7 / 3)
+    assert np.isclose(metrics.learning_accuracy(R), 0.8)
+    assert np.isclose(metrics.forward_transfer(R), ((0.1 - 0.1) + (0.1 - 0.3)) / 2)
+    assert np.isclose(metrics.any_time_average(R), (0.9 + 0.65 + 1.7 / 3) / 3)
+    assert np.isclose(metrics.intransigence(R, [0.95, 0.9, 0.9]), (0.05 + 0.1 + 0.2) / 3)
+
+
+def test_forgetting_takes_the_best_earlier_row_and_never_the_last_or_the_first():
+    rising = np.array([[0.99, 0.99], [0.5, 0.1], [0.7, 0.9]])
+    assert np.isclose(metrics.forgetting(rising), -0.2)
+    early = np.array([[0, 0, 0], [0.5, 0.8, 0], [0.4, 0.6, 0], [0.5, 0.5, 0.9]])
+    assert np.isclose(metrics.forgetting(early), (0.0 + 0.3) / 2)
+
+
+def test_leading_axes_broadcast_and_jax_traces():
+    many = np.stack([R, R + 0.01, 2 * R])
+    for name in metrics.definitions:
+        fn = getattr(metrics, name)
+        each = [fn(r) for r in many]
+        np.testing.assert_allclose(fn(many), each)
+        np.testing.assert_allclose(jax.jit(fn)(jnp.asarray(many)), each, rtol=1e-5, atol=1e-6)
+
+
+def test_recurring_streams_compare_with_the_last_visit():
+    # a, b, a: b alone was left before the end
+    M = np.array([[0.1, 0.1], [0.9, 0.2], [0.5, 0.8], [0.95, 0.7]])
+    visits = (0, 1, 0)
+    assert np.isclose(metrics.backward_transfer(M, visits), 0.7 - 0.8)
+    assert np.isclose(metrics.forgetting(M, visits), 0.1)
+    assert np.isclose(metrics.forward_transfer(M, visits), 0.2 - 0.1)
+    assert np.isclose(metrics.learning_accuracy(M, visits), (0.9 + 0.8 + 0.95) / 3)
+    pairs = [(0.5 - 0.9), (0.95 - 0.9), (0.7 - 0.8)]
+    assert np.isclose(metrics.all_pairs_backward_transfer(M, visits), np.mean(pairs))
+
+
+def test_fewer_stages_than_columns():
+    M = np.array([[0.1, 0.2, 0.3], [0.9, 0.2, 0.3], [0.8, 0.9, 0.5]])
+    assert np.isclose(metrics.backward_transfer(M), -0.1)
+    assert np.isclose(metrics.average(M), (0.8 + 0.9 + 0.5) / 3)
+
+
+def test_one_stage_of_everything():
+    M = np.array([[0.1, 0.2], [0.6, 0.8]])
+    found = metrics.summary(M, tasks=(-1,))
+    assert np.isclose(found["average"]["mean"], 0.7)
+    assert np.isclose(found["learning_accuracy"]["mean"], 0.7)
+    assert found["backward_transfer"]["mean"] is None
+    assert found["forgetting"]["ci95"] is None
+
+
+def test_curves():
+    # task 0 dips to .3 in stage 1 and to .2 in stage 2; task 1 to .5
+    curve = np.array([[0.9, 0, 0], [0.3, 0.7, 0], [0.8, 0.9, 0], [0.2, 0.5, 0.1], [0.6, 0.8, 0.95]])
+    ends = (0, 2, 4)
+    assert np.isclose(metrics.minimum_accuracy(curve, ends), (0.2 + 0.5) / 2)
+    assert np.isclose(metrics.worst_case_accuracy(curve, ends), 0.95 / 3 + 2 / 3 * 0.35)
+    assert np.isclose(metrics.stability_gap(curve, ends), np.mean([0.5, 0.4, 0.3]))
+    both = metrics.stability_gap(np.stack([curve, curve * 2]), ends)
+    np.testing.assert_allclose(both, [0.4, 0.8])
+
+
+def test_language_measures():
+    assert np.isclose(metrics.perplexity(np.log(20.0)), 20.0)
+    assert np.isclose(metrics.bits_per_byte(2 * np.log(2), tokens=10, size=40), 0.5)
+
+
+def test_fuar():
+    assert np.isclose(metrics.fuar([0.2, -0.1], [0.1, -0.5], [0.3, 0.0]), 0.5)
+    assert metrics.fuar([0.2], [-0.1], [0.0]) == float("inf")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 11, 40])
+def test_interval_is_student_s(count):
+    values = np.random.default_rng(count).normal(size=count)
+    mean, half = metrics.interval(values)
+    assert half is not None
+    low, high = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
+    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-9)
+
+
+def test_interval_of_one_has_no_width():
+    assert metrics.interval([3.0]) == (3.0, None)
+
+
+def test_summary_negates_what_is_lower_better():
+    losses = np.stack([1 - R, 1.1 - R])  # a loss whose negative has R's differences
+    found = metrics.summary(losses, higher_is_better=False)
+    assert np.isclose(found["backward_transfer"]["mean"], -0.35)
+    assert np.isclose(found["forgetting"]["mean"], 0.35)
+    assert np.isclose(found["average"]["mean"], 1.05 - 1.7 / 3)
+    assert "lower is better" in found["forgetting"]["definition"]
+    assert "lower is better" not in found["average"]["definition"]
+    assert np.isclose(found["backward_transfer"]["ci95"], 0, atol=1e-12)
+    half = stats.t.ppf(0.975, 1) * np.std([0, 0.1], ddof=1) / np.sqrt(2)
+    assert np.isclose(found["average"]["ci95"], half)
+    assert set(found) == set(metrics.definitions)
+
+
+def test_bad_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"tasks is \[0, 1\], but must be of length 3"):
+        metrics.backward_transfer(R, (0, 1))
+    with pytest.raises(ValueError, match="from -1 to 2"):
+        metrics.backward_transfer(R, (0, 1, 3))
+    with pytest.raises(ValueError, match="or tasks be given"):
+        metrics.backward_transfer(np.zeros((5, 2)))
+    with pytest.raises(ValueError, match="increasing"):
+        metrics.minimum_accuracy(np.zeros((5, 2)), (3, 1))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcl import trees
 from jcl.method import PHASES, Apply, Batch, Ctx, Info, LossFn, Method, Params, defines
 
 _STEP = ("batch", "loss", "grads")  # what `idle` leaves out
@@ -40,6 +41,10 @@ def _validate(parts: tuple[Method, ...]) -> None:
                     )
 
 
+def _paths(params: Params) -> list[str]:
+    return [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
 def chain(*methods: Method) -> Method:
     """Composes methods into one, whose state is a dict of theirs by name.
 
@@ -63,7 +68,7 @@ def chain(*methods: Method) -> Method:
         for i, m in enumerate(parts):
             own = _own(ctx, m, "init")._replace(params=params, states=states)
             grown, states[m.name] = m.init(own, params)
-            if jax.tree.structure(grown) != jax.tree.structure(params):
+            if _paths(grown) != _paths(params):
                 for earlier in parts[:i]:
                     if defines(earlier, "init"):
                         raise ValueError(
@@ -131,7 +136,7 @@ def chain(*methods: Method) -> Method:
     if workers and all(defines(m, "idle") for m in workers):
         used["idle"] = idle
     name = " + ".join(m.name for m in parts) or "naive"
-    return Method(name, init=init, parts=parts, **used)
+    return Method(name, init=init, parts=parts)._replace(**used)
 
 
 _WHEN = {

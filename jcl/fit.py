@@ -41,7 +41,7 @@ class Result(NamedTuple):
     scores: np.ndarray | None
     """float32 [stages + 1, tasks], row 0 before training; None without `evaluate`."""
     history: list[dict[str, Any]]
-    """The lines of metrics.jsonl: `stage`, `step`, `loss` and what the methods report."""
+    """The lines of metrics.jsonl: `stage`, `name`, `step`, `loss` and what the methods report."""
     wall_seconds: float
     compile_seconds: float
     examples_per_second: float
@@ -65,7 +65,7 @@ def chunk_size(steps: tuple[int, ...], limit: int) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Notes a first Ctrl-C, so that the loop can save before it stops; a second one stops at once."""
+    """Notes a first Ctrl-C, for the loop to save before it stops; a second one stops at once."""
     noted: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -92,47 +92,7 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class _Compiled(NamedTuple):
-    """The four functions that a run calls, compiled before the clock of training starts."""
-
-    advance: Callable[..., Any]
-    consolidate: Callable[..., Any]
-    evaluate: Callable[..., Any] | None
-    seconds: float
-    traces: list[int]
-
-
-def _compile(
-    program: Program, state: State, stream: Stream, source: Any, size: int, evaluate: Evaluate | None
-) -> _Compiled:
-    traces: list[int] = []
-
-    def move(state: State, source: Any, chunk: Any, count: jax.Array) -> Any:
-        traces.append(1)
-        return program.each(
-            lambda p, s, c: advance(p, s, c, lambda rows: stream.fetch(source, rows), count),
-            state, chunk,
-        )  # fmt: skip
-
-    def boundary(state: State, source: Any, batches: Any) -> State:
-        def one(p: Program, s: State, b: Any) -> State:
-            return p.consolidate(s, jax.vmap(lambda rows: stream.fetch(source, rows))(b))
-
-        return program.each(one, state, batches)
-
-    start = time.perf_counter()
-    chunk = _padded(stream, 0, 0, min(size, stream.steps[0]), size)
-    moved = jax.jit(move, donate_argnums=0).lower(state, source, chunk, jnp.int32(0)).compile()
-    closed = jax.jit(boundary, donate_argnums=0).lower(state, source, stream.boundary(0)).compile()
-    scored = None
-    if evaluate is not None:
-        score = evaluate
-        scored = jax.jit(lambda s: program.each(lambda p, one: score(p, one), s))
-        scored = scored.lower(state).compile()
-    return _Compiled(moved, closed, scored, time.perf_counter() - start, traces)
-
-
-def _padded(stream: Stream, stage: int, start: int, stop: int, size: int) -> Any:
+def _slices(stream: Stream, stage: int, start: int, stop: int, size: int) -> Any:
     """Steps start to stop, filled up to `size` by repeating the last, which is never run."""
     chunk = stream.chunk(stage, start, stop)
     axis = 0 if stream.members is None else 1
@@ -147,9 +107,38 @@ def _padded(stream: Stream, stage: int, start: int, stop: int, size: int) -> Any
     return jax.tree.map(fill, chunk)
 
 
-def _one(x: jax.Array) -> int:
-    """A counter, which all members share."""
-    return int(np.asarray(x).reshape(-1)[0])
+class _Compiled(NamedTuple):
+    """What the loop calls, compiled before the clock of training starts."""
+
+    advance: Callable[..., Any]
+    consolidate: Callable[..., Any]
+    evaluate: Callable[..., Any] | None
+    seconds: float
+    traces: list[int]
+
+
+def _compile(
+    program: Program, state: State, stream: Stream, source: Any, size: int, evaluate: Any
+) -> _Compiled:
+    traces: list[int] = []
+
+    def move(state: State, source: Any, chunk: Any, count: jax.Array) -> Any:
+        traces.append(1)
+        fetch = partial(stream.fetch, source)
+        return program.each(lambda p, s, c: advance(p, s, c, fetch, count), state, chunk)
+
+    def close(state: State, source: Any, slices: Any) -> State:
+        fetch = jax.vmap(partial(stream.fetch, source))
+        return program.each(lambda p, s, b: p.consolidate(s, fetch(b)), state, slices)
+
+    start = time.perf_counter()
+    chunk = _slices(stream, 0, 0, min(size, stream.steps[0]), size)
+    moved = jax.jit(move, donate_argnums=0).lower(state, source, chunk, jnp.int32(0)).compile()
+    closed = jax.jit(close, donate_argnums=0).lower(state, source, stream.boundary(0)).compile()
+    scored = None
+    if evaluate is not None:
+        scored = jax.jit(partial(program.each, evaluate)).lower(state).compile()
+    return _Compiled(moved, closed, scored, time.perf_counter() - start, traces)
 
 
 class _Log:
@@ -178,6 +167,7 @@ class _Log:
 
 
 def _prepare(out: Path | None, resume: bool) -> None:
+    """Looks the run's folder over before anything is computed."""
     if out is None:
         if resume:
             raise ValueError("resume is True and out is None, but out must name the run's folder")
@@ -198,6 +188,114 @@ def _prepare(out: Path | None, resume: bool) -> None:
             f"out is {str(out)!r}, which can't be written ({error.strerror}), but must be a folder "
             "that can"
         ) from error
+
+
+def _count(x: jax.Array) -> int:
+    """A counter of the state, which all members share."""
+    return int(np.asarray(x).reshape(-1)[0])
+
+
+class _Run:
+    """A run under way: its state, scores and clocks, and the four things done with them."""
+
+    def __init__(
+        self,
+        program: Program,
+        params: Params,
+        key: jax.Array,
+        stream: Stream,
+        evaluate: Evaluate | None,
+        out: Path | None,
+        resume: bool,
+        chunk: int,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.stream, self.emit = stream, emit
+        self.size = chunk_size(stream.steps, chunk)
+        self.source = jax.tree.map(jnp.asarray, stream.source)
+
+        def start(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
+            rows = jax.tree.map(lambda x: x[0], slices)
+            batch = complete(stream.fetch(self.source, rows))
+            return p.init(params, batch, key), batch["weight"]
+
+        first = stream.chunk(0, 0, 1)
+        self.state, weight = jax.jit(partial(program.each, start))(params, key, first)
+        self.width = weight.size  # rows a step, all members together
+        lead = () if program.members is None else (program.members,)
+        shape = (*lead, len(stream.steps) + 1, len(stream.tests))
+        self.scores = np.full(shape, np.nan, np.float32)
+        self.folder = None if out is None else out / "checkpoints"
+        self.saved: int | None = None
+        if resume and self.folder is not None:
+            found = checkpoint.restore(self.folder, self._tree())
+            if found is not None:
+                tree, self.saved = found
+                self.state, self.scores = tree["state"], np.array(tree["scores"])
+        self.done = self.resumed_at = _count(self.state.step)
+        self.total = sum(stream.steps)
+        self.log = _Log(out, self.done)
+        self.compiled = _compile(program, self.state, stream, self.source, self.size, evaluate)
+        self.training = 0.0
+        self.began = time.perf_counter()
+
+    def _tree(self) -> dict[str, Any]:
+        return {"state": self.state, "scores": jnp.asarray(self.scores)}
+
+    def save(self) -> None:
+        if self.folder is not None:
+            checkpoint.save(self.folder, self.done, self._tree())
+            self.saved = self.done
+
+    def score(self, stage: int) -> None:
+        """Fills row `stage` of the scores: how many stages are finished."""
+        if self.compiled.evaluate is None:
+            return
+        row = np.asarray(self.compiled.evaluate(self.state))
+        self.scores[..., stage, :] = row
+        name = self.stream.names[stage - 1] if stage else "before training"
+        self.emit({"kind": "scores", "stage": stage, "name": name, "scores": row})
+
+    def advance(self, stage: int, start: int, count: int) -> None:
+        """Takes `count` steps of a stage in one call, and logs them.
+
+        Raises:
+          Diverged: if a loss among them is not finite.
+        """
+        tick = time.perf_counter()
+        slices = _slices(self.stream, stage, start, start + count, self.size)
+        self.state, aux = self.compiled.advance(self.state, self.source, slices, jnp.int32(count))
+        reports = {k: np.asarray(v)[..., :count] for k, v in aux.items()}
+        self.training += time.perf_counter() - tick
+        finite = np.isfinite(reports["loss"]).reshape(-1, count).all(axis=0)
+        name = self.stream.names[stage]
+        if not finite.all():
+            last = "there is none" if self.saved is None else f"step {self.saved}"
+            raise Diverged(
+                f"the loss is not finite in stage {stage} ({name!r}) at step "
+                f"{self.done + int(np.argmin(finite)) + 1}; last good checkpoint: {last}"
+            )
+        self.done += count
+        entry = {k: float(np.mean(v[..., -1])) for k, v in reports.items()}
+        entry["loss"] = float(np.mean(reports["loss"]))  # over the chunk: a batch's own is noisy
+        self.log.write({"stage": stage, "name": name, "step": self.done, **entry})
+        elapsed = time.perf_counter() - self.began
+        self.emit({
+            "kind": "progress", "stage": stage, "name": name, "step": self.done,
+            "steps": self.total, "loss": entry["loss"], "examples_per_second": self.speed,
+            "seconds_left": elapsed / (self.done - self.resumed_at) * (self.total - self.done),
+        })  # fmt: skip
+
+    def consolidate(self, stage: int) -> None:
+        tick = time.perf_counter()
+        slices = self.stream.boundary(stage)
+        self.state = self.compiled.consolidate(self.state, self.source, slices)
+        jax.block_until_ready(self.state)
+        self.training += time.perf_counter() - tick
+
+    @property
+    def speed(self) -> float:
+        return (self.done - self.resumed_at) * self.width / max(self.training, 1e-9)
 
 
 def fit(
@@ -232,13 +330,15 @@ def fit(
 
     Raises:
       ValueError: for what was given wrongly.
+      OSError: when a checkpoint can't be written; the one before is untouched.
       Diverged: when the loss is no longer finite; nothing non-finite is ever checkpointed.
       KeyboardInterrupt: after a Ctrl-C, once the state is saved.
     """
     began = time.perf_counter()
-    if chunk < 1 or checkpoint_every < 1:
-        name, value = ("chunk", chunk) if chunk < 1 else ("checkpoint_every", checkpoint_every)
-        raise ValueError(f"{name} is {value!r}, but must be at least 1")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk!r}, but must be at least 1")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every is {checkpoint_every!r}, but must be at least 1")
     if program.members != stream.members:
         raise ValueError(
             f"the stream has {stream.members} members, but must have the program's "
@@ -247,94 +347,26 @@ def fit(
     folder = None if out is None else Path(out)
     _prepare(folder, resume)
     emit = on_event or (lambda event: None)
-    size = chunk_size(stream.steps, chunk)
-    source = jax.tree.map(jnp.asarray, stream.source)
-    first = _padded(stream, 0, 0, 1, 1)
-    members = () if program.members is None else (program.members,)
-
-    def start(p: Program, params: Params, key: jax.Array, rows: Any) -> tuple[State, jax.Array]:
-        batch = complete(stream.fetch(source, jax.tree.map(lambda x: x[0], rows)))
-        return p.init(params, batch, key), batch["weight"]
-
-    state, weight = jax.jit(partial(program.each, start))(params, key, first)
-    width = weight.size  # rows a step, all members together
-    stages = len(stream.steps)
-    scores = np.full((*members, stages + 1, len(stream.tests)), np.nan, np.float32)
-    if resume and folder is not None:
-        found = checkpoint.restore(folder / "checkpoints", {"state": state, "scores": jnp.asarray(scores)})
-        if found is not None:
-            state, scores = found[0]["state"], np.array(found[0]["scores"])
-    log = _Log(folder, _one(state.step))
-    compiled = _compile(program, state, stream, source, size, evaluate)
-    saved = _one(state.step) if log.lines else None
-    trained = evaluating = 0.0
-    rows = 0
-    total, done = sum(stream.steps), _one(state.step)
-    resumed_at = done
-
-    def save() -> None:
-        nonlocal saved
-        if folder is not None:
-            tree = {"state": state, "scores": jnp.asarray(scores)}
-            checkpoint.save(folder / "checkpoints", done, tree)
-            saved = done
-
-    def score(stage: int) -> None:
-        nonlocal evaluating
-        if compiled.evaluate is None:
-            return
-        tick = time.perf_counter()
-        scores[..., stage, :] = np.asarray(compiled.evaluate(state))
-        evaluating += time.perf_counter() - tick
-        name = stream.names[stage - 1] if stage else "start"
-        emit({"kind": "scores", "stage": stage, "name": name, "scores": scores[..., stage, :]})
-
+    run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit)
     with _interruptible() as interrupted:
-        if done == 0:
-            score(0)
-        for stage in range(_one(state.task), stages):
-            steps = stream.steps[stage]
-            at = _one(state.task_step)
-            while at < steps:
-                count = min(size, steps - at)
-                tick = time.perf_counter()
-                batches = _padded(stream, stage, at, at + count, size)
-                state, aux = compiled.advance(state, source, batches, jnp.int32(count))
-                aux = jax.tree.map(lambda x, n=count: np.asarray(x)[..., :n], aux)
-                trained += time.perf_counter() - tick
-                if not np.isfinite(aux["loss"]).all():
-                    bad = int(np.argmin(np.isfinite(aux["loss"]).reshape(-1, count).all(axis=0)))
-                    last = "there is none" if saved is None else f"step {saved}"
-                    raise Diverged(
-                        f"the loss is not finite in stage {stage} ({stream.names[stage]!r}) at step "
-                        f"{done + bad + 1}; last good checkpoint: {last}"
-                    )
-                at, done = at + count, done + count
-                rows += count * width
-                last_reports = {k: np.mean(v[..., -1]).item() for k, v in aux.items()}
-                last_reports["loss"] = float(np.mean(aux["loss"]))
-                log.write({"stage": stage, "name": stream.names[stage], "step": done, **last_reports})
-                speed = rows / max(trained, 1e-9)
-                elapsed = time.perf_counter() - began - compiled.seconds
-                emit({
-                    "kind": "progress", "stage": stage, "name": stream.names[stage],
-                    "step": done, "steps": total, "loss": last_reports["loss"],
-                    "examples_per_second": speed,
-                    "seconds_left": elapsed / (done - resumed_at) * (total - done),
-                })  # fmt: skip
-                if at < steps and done // checkpoint_every > (done - count) // checkpoint_every:
-                    save()
+        if run.done == 0:
+            run.score(0)
+        for stage in range(_count(run.state.task), len(stream.steps)):
+            at = _count(run.state.task_step)
+            while at < stream.steps[stage]:
+                count = min(run.size, stream.steps[stage] - at)
+                run.advance(stage, at, count)
+                at += count
+                due = run.done // checkpoint_every > (run.done - count) // checkpoint_every
+                if interrupted or (due and at < stream.steps[stage]):
+                    run.save()
                 if interrupted:
-                    save()
                     raise KeyboardInterrupt
-            tick = time.perf_counter()
-            state = compiled.consolidate(state, source, stream.boundary(stage))
-            jax.block_until_ready(state)
-            trained += time.perf_counter() - tick
-            score(stage + 1)
-            save()
+            run.consolidate(stage)
+            run.score(stage + 1)
+            run.save()
     return Result(
-        state, None if evaluate is None else scores, log.lines,
-        time.perf_counter() - began, compiled.seconds, rows / max(trained, 1e-9),
-        len(compiled.traces), _peak_memory(), folder,
+        run.state, None if evaluate is None else run.scores, run.log.lines,
+        time.perf_counter() - began, run.compiled.seconds, run.speed,
+        len(run.compiled.traces), _peak_memory(), folder,
     )  # fmt: skip

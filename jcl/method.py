@@ -1,4 +1,4 @@
-"""The contract: a continual-learning method is a record of pure functions around one optimizer step.
+"""The contract: a method is a record of pure functions around one optimizer step.
 
 Every hook but the name has a default that changes nothing, so a method writes down only what it
 does. All hooks run inside `jax.jit`: they take and return pytrees of arrays and never branch in
@@ -15,7 +15,7 @@ import jax
 Params = Any
 """A nested dict of arrays; `None` stands where a leaf is frozen (see `trees.partition`)."""
 Batch = dict[str, jax.Array]
-"""Arrays with a leading example axis; `weight` [B] float32 and `task` [B] int32 are always there."""
+"""Arrays with a leading example axis; always with `weight` [B] float32 and `task` [B] int32."""
 Tap = Callable[[str, Any, jax.Array], jax.Array]
 """`tap(site, layer, h) -> h`, called by a model at its named sites (see `jcl.taps`)."""
 Apply = Callable[..., Any]

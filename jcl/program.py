@@ -23,7 +23,7 @@ Boundary = Literal["keep", "reset", "reset_moments"]
 Evaluate = Callable[["Program", "State"], Any]
 """`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""
 Fetch = Callable[[Any], Batch]
-"""Maps a slice of a stream to a batch, inside the trace: a gather from arrays on the device, say."""
+"""Maps a slice of a stream to a batch inside the trace: a gather from arrays on the device, say."""
 
 
 class State(NamedTuple):
@@ -95,7 +95,7 @@ def _split(batch: Batch, parts: int) -> Batch:
 
 
 def _value_and_grad(loss_fn: LossFn, microbatches: int) -> Callable[..., Any]:
-    """`(params, batch) -> ((loss, outputs), grads)`, accumulated so that it equals one big batch."""
+    """`(params, batch) -> ((loss, outputs), grads)`, accumulated so as to equal one big batch."""
     whole = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
         return whole
@@ -157,7 +157,9 @@ def make(
     0.5
     """
     if boundary not in ("keep", "reset", "reset_moments"):
-        raise ValueError(f"boundary is {boundary!r}, but must be 'keep', 'reset' or 'reset_moments'")
+        raise ValueError(
+            f"boundary is {boundary!r}, but must be 'keep', 'reset' or 'reset_moments'"
+        )
     if microbatches < 1:
         raise ValueError(f"microbatches is {microbatches!r}, but must be at least 1")
     if not isinstance(method, Method):

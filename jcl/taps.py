@@ -3,8 +3,7 @@
 A model calls `h = tap(site, layer, h)` at named places. Around the dense layer whose weights live
 at `blocks/up` in the parameter tree the sites are `blocks/up:in` and `blocks/up:out` (before the
 activation), so that a site names its kernel; `layer` is the index along the leading axis where
-layers are stacked and scanned, else 0. Other sites (`blocks:attention`, `blocks:hidden`, `blocks:out`)
-are listed by each model.
+layers are stacked and scanned, else 0. Other sites, such as `blocks:out`, each model lists itself.
 """
 
 from __future__ import annotations
@@ -47,7 +46,9 @@ def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.Sha
     Raises:
       ValueError: if the model has none, for then a method that works on layers can do nothing.
     """
-    found = {s[: -len(":in")]: h for s, h in sites(apply, params, batch).items() if s.endswith(":in")}
+    found = {
+        s[: -len(":in")]: h for s, h in sites(apply, params, batch).items() if s.endswith(":in")
+    }
     if not found:
         raise ValueError(
             "apply visits no dense sites, but must call tap(site, layer, h) around its dense "

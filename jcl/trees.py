@@ -20,9 +20,7 @@ def everything(path: str) -> bool:
 
 def path_name(path: tuple[Any, ...]) -> str:
     """A key path of `jax.tree_util` as `a/b/c`."""
-    return "/".join(
-        str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
-    )
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def partition(tree: Tree, keep: Trainable) -> tuple[Tree, Tree]:
@@ -89,9 +87,7 @@ def blend(t: jax.Array | float, a: Tree, b: Tree) -> Tree:
 
 def dot(a: Tree, b: Tree) -> jax.Array:
     """Inner product over all leaves, float32 []."""
-    parts = jax.tree.map(
-        lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32)), a, b
-    )
+    parts = jax.tree.map(lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32)), a, b)
     return jax.tree.reduce(jnp.add, parts, jnp.float32(0))
 
 

@@ -7,10 +7,10 @@ if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import tempfile
-from pathlib import Path
+import tempfile  # noqa: E402
+from pathlib import Path  # noqa: E402
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "jcl-test-cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -1,4 +1,4 @@
-"""Every method × every invariant. A new method is one file, one row here, one file of its own checks.
+"""Every method × every invariant. A new method is one file, one row here, and its own checks.
 
 The problem: a multilayer perceptron, three tasks of five steps, Adam. Compiled work is shared by a
 module-scoped fixture, so that a row costs one compilation of each function it needs.
@@ -103,7 +103,7 @@ PARAMS = models.mlp.init(jax.random.key(1), [FEATURES, HIDDEN, HIDDEN, CLASSES])
 KEY = jax.random.key(3)
 
 
-# Adam divides by |g| + eps: with the usual 1e-8 it turns the rounding of a zero gradient into a step
+# Adam divides by |g| + eps: with the usual 1e-8 the rounding of a zero gradient becomes a step
 OPTIMIZER = optax.adam(1e-2, eps=1e-3)
 
 
@@ -132,7 +132,7 @@ class Loop:
     def stage(self, state: jcl.State, task: int) -> tuple[jcl.State, list[Any]]:
         reports = []
         for i in range(STEPS):
-            state, aux = self.step(state, jax.tree.map(lambda x: x[task, i], STREAM))
+            state, aux = self.step(state, jax.tree.map(lambda x, i=i: x[task, i], STREAM))
             reports.append(aux)
         return self.consolidate(state, jax.tree.map(lambda x: x[task], STREAM)), reports
 
@@ -200,9 +200,7 @@ def test_one_trace_across_all_boundaries(bench: Bench) -> None:
 
 
 def test_shapes_and_dtypes_stay(bench: Bench) -> None:
-    shapes = [
-        jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), raw(s)) for s in bench.states
-    ]
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), raw(s)) for s in bench.states]
     assert all(s == shapes[0] for s in shapes[1:])
 
 

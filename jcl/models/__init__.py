@@ -1,6 +1,6 @@
 """Models as `apply(params, batch, tap) -> outputs` over nested dicts of arrays."""
 
-from jcl.models import mlp
+from jcl.models import decoder, mlp
 from jcl.models.layers import dense, init_dense
 
-__all__ = ["dense", "init_dense", "mlp"]
+__all__ = ["decoder", "dense", "init_dense", "mlp"]

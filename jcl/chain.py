@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -122,7 +121,7 @@ def chain(*methods: Method) -> Method:
     def idle(states: Any, ctx: Ctx) -> jax.Array:
         return jnp.all(jnp.stack([jnp.asarray(m.idle(states[m.name], ctx)) for m in workers]))
 
-    hooks: dict[str, Callable[..., Any]] = {
+    hooks: dict[str, Any] = {
         "batch": batch,
         "forward": forward,
         "loss": loss,

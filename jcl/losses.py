@@ -16,7 +16,7 @@ from jcl.method import Apply, Batch, Params
 
 
 def total_weight(batch: Batch) -> jax.Array:
-    """What a loss divides by, float32 []: Σ weight, times a row's Σ mask over tokens if it has one."""
+    """What a loss divides by, float32 []: Σ weight, times a row's Σ mask over tokens if any."""
     rows = batch["weight"]
     if "mask" in batch:
         rows = rows * jnp.sum(batch["mask"], axis=-1)

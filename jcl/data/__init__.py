@@ -1,5 +1,6 @@
 """Streams of tasks: what a sequence is made of, and how it is drawn."""
 
+from jcl.data.sources import digits, mnist, mnist5k, python_domains
 from jcl.data.stream import (
     Scenario,
     Stream,
@@ -11,15 +12,22 @@ from jcl.data.stream import (
     scenario,
     stack,
 )
+from jcl.data.text import from_bytes, windows
 
 __all__ = [
     "Scenario",
     "Stream",
+    "digits",
     "from_arrays",
+    "from_bytes",
     "from_scenario",
     "members",
+    "mnist",
+    "mnist5k",
     "pack",
+    "python_domains",
     "reorder",
     "scenario",
     "stack",
+    "windows",
 ]

@@ -1,0 +1,173 @@
+"""Streams of text as windows of bytes, gathered on the device from one array of all domains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jcl.data.stream import Arrays, Stream, pack
+from jcl.method import Batch, check
+
+_TRAIN, _BOUNDARY = 2, 3  # so that no use of a seed shares its draws with another
+
+Stage = str | Mapping[str, float]
+"""A domain's name, or shares of several, such as `{"prose": 0.25, "code": 0.75}`."""
+
+
+def _bytes(data: Any, name: str, length: int) -> np.ndarray:
+    data = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.asarray(data)
+    wanted = "bytes or a uint8 array of one axis"
+    if data.dtype != np.uint8 or data.ndim != 1:
+        raise ValueError(f"{name} is {data.dtype} {data.shape}, but must be {wanted}")
+    check(
+        len(data) >= length, f"number of bytes of {name}", len(data), f"at least {length}, length"
+    )
+    return data
+
+
+def windows(data: np.ndarray, length: int, limit: int | None = None) -> np.ndarray:
+    """Windows int32 [n, length] that predict every byte of `data` but the first at most once.
+
+    Neighbours share one byte: the last of one, predicted, is the first of the next, given.
+
+    Args:
+      data: uint8 [N].
+      length: of a window.
+      limit: at most so many, evenly spread.
+    """
+    starts = np.arange(0, len(data) - length + 1, length - 1)
+    if limit is not None and len(starts) > limit:
+        starts = starts[np.arange(limit) * len(starts) // limit]
+    return data[starts[:, None] + np.arange(length)].astype(np.int32)
+
+
+def from_bytes(
+    domains: Mapping[str, tuple[Any, Any]],
+    length: int,
+    batch: int,
+    steps: int | Sequence[int],
+    seed: int = 0,
+    *,
+    stages: Sequence[Stage] | None = None,
+    boundary_batches: int | None = None,
+    test_rows: int | None = None,
+    test_batch: int = 64,
+) -> Stream:
+    """A stream over domains of text: batches `tokens` int32 [B, length], `weight` and `task`.
+
+    Each step draws windows at random places, with replacement: the draw of step n costs the same
+    whatever came before it.
+
+    Args:
+      domains: for each its `(train, test)` bytes; they are the tasks, in this order.
+      length: of a window in bytes, of which all but the first are predicted.
+      batch: windows a step.
+      steps: of every stage, or of each.
+      seed: of the places.
+      stages: what each stage trains on; default is each domain in turn. Names may recur, and shares
+        mix domains: row by row, each stage's normalised to 1. One stage with equal shares is joint
+        training.
+      boundary_batches: at most so many batches at a boundary, evenly spread; None is all windows.
+      test_rows: at most so many test windows a domain, evenly spread; None is all.
+      test_batch: at most so many at once.
+
+    Raises:
+      ValueError: if an argument is out of range or a domain is shorter than `length`.
+
+    >>> text = np.arange(100, dtype=np.uint8)
+    >>> stream = from_bytes({"a": (text, text), "b": (text, text)}, length=8, batch=4, steps=3)
+    >>> stream.fetch(stream.source, stream.chunk(1, 2, 3))["tokens"].shape
+    (1, 4, 8)
+    """
+    check(len(domains) >= 1, "number of domains", len(domains), "at least 1")
+    check(length >= 2, "length", length, "at least 2")
+    check(batch >= 1, "batch", batch, "at least 1")
+    check(0 <= seed < 2**32, "seed", seed, "from 0 to 2**32 - 1")
+    tests = tuple(domains)
+    train = [_bytes(pair[0], f"domain {n!r}", length) for n, pair in domains.items()]
+    exam = [_bytes(pair[1], f"domain {n!r} (test)", length) for n, pair in domains.items()]
+    sizes = np.array([len(t) for t in train])
+    check(sizes.sum() < 2**31, "bytes of all domains", int(sizes.sum()), "below 2**31")
+    offsets = np.cumsum([0, *sizes[:-1]])
+
+    plan = list(tests if stages is None else stages)
+    check(len(plan) >= 1, "number of stages", len(plan), "at least 1")
+    shares = np.stack([_shares(s, tests) for s in plan])
+    best = [np.flatnonzero(s == s.max()) for s in shares]
+    tasks = tuple(int(b[0]) if len(b) == 1 else -1 for b in best)
+    names = tuple(s if isinstance(s, str) else " + ".join(s) for s in plan)
+    taken = (steps,) * len(plan) if isinstance(steps, int) else tuple(int(n) for n in steps)
+    check(len(taken) == len(plan), "number of steps", len(taken), f"{len(plan)}, one a stage")
+    check(min(taken) >= 1, "steps", steps, "at least 1")
+
+    def chunk(stage: int, start: int, stop: int) -> Arrays:
+        if not 0 <= start < stop <= taken[stage]:
+            raise ValueError(
+                f"steps {start} to {stop} are asked for, but stage {stage} has {taken[stage]}"
+            )
+        edges = np.cumsum(shares[stage])
+        u = np.stack(
+            [
+                np.random.default_rng((_TRAIN, seed, stage, step)).random((2, batch))
+                for step in range(start, stop)
+            ]
+        )
+        task = np.minimum(np.searchsorted(edges, u[:, 0], side="right"), len(tests) - 1)
+        place = offsets[task] + (u[:, 1] * (sizes[task] - length + 1)).astype(np.int64)
+        return _slices(place, task, np.ones(task.shape, np.float32))
+
+    # a boundary's pass goes over windows side by side, of every domain that the stage has
+    passes = [
+        [np.arange(0, sizes[t] - length + 1, length - 1) + offsets[t] for t in np.flatnonzero(s)]
+        for s in shares
+    ]
+    full = math.ceil(max(sum(map(len, p)) for p in passes) / batch)
+    count = full if boundary_batches is None else min(full, boundary_batches)
+    check(count >= 1, "boundary_batches", boundary_batches, "at least 1")
+
+    def boundary(stage: int) -> Arrays:
+        rng = np.random.default_rng((_BOUNDARY, seed, stage, 0))
+        starts = rng.permutation(np.concatenate(passes[stage]))[: count * batch]
+        index = np.arange(count * batch)
+        place = starts[np.minimum(index, len(starts) - 1)]
+        task = np.searchsorted(offsets, place, side="right") - 1
+        rows = _slices(place, task, (index < len(starts)).astype(np.float32))
+        return {k: v.reshape(count, batch) for k, v in rows.items()}
+
+    test = [
+        {"tokens": (w := windows(e, length, test_rows)), "task": np.full(len(w), i, np.int32)}
+        for i, e in enumerate(exam)
+    ]
+
+    def fetch(source: Any, rows: Any) -> Batch:
+        index = rows["start"][..., None] + jnp.arange(length)
+        tokens = jnp.asarray(source).at[index].get(mode="promise_in_bounds")
+        return {
+            "tokens": tokens.astype(jnp.int32),
+            "weight": jnp.asarray(rows["weight"]),
+            "task": jnp.asarray(rows["task"]),
+        }
+
+    source = np.concatenate(train)
+    return Stream(
+        names, tasks, taken, chunk, boundary, source, fetch, tests, pack(test, test_batch)
+    )
+
+
+def _shares(stage: Stage, domains: tuple[str, ...]) -> np.ndarray:
+    """A stage's share of each domain, float64 [domains], summing to 1."""
+    given = {stage: 1.0} if isinstance(stage, str) else dict(stage)
+    for name, share in given.items():
+        check(name in domains, "stage's domain", name, f"one of {list(domains)}")
+        check(share >= 0, f"share of {name!r}", share, "at least 0")
+    shares = np.array([given.get(d, 0.0) for d in domains], np.float64)
+    check(shares.sum() > 0, "stage's shares", given, "above 0 for a domain at least")
+    return shares / shares.sum()
+
+
+def _slices(place: np.ndarray, task: np.ndarray, weight: np.ndarray) -> Arrays:
+    return {"start": place.astype(np.int32), "task": task.astype(np.int32), "weight": weight}

@@ -1,0 +1,57 @@
+"""Replay memory: fixed-shape buffers on the device, as pure functions.
+
+A buffer is allocated once for an example batch, so that it lives in the compiled step; an empty
+slot weighs 0. Rows are dicts of arrays [B, ...] with `weight` [B]; padding is never stored. An
+insert writes B rows, whatever the capacity.
+
+What to keep is a `policy`; what to replay is `sample` or, of more rows, the `hardest`.
+"""
+
+from jcl.memory.buffer import (
+    Buffer,
+    Ranks,
+    append,
+    capacity,
+    draw,
+    empty,
+    filled,
+    sample,
+    take,
+    write,
+)
+from jcl.memory.policy import POLICIES, Policy, absorb, policy
+from jcl.memory.selection import (
+    gradient_likeness,
+    gss,
+    hardest,
+    herding,
+    ranked,
+    reservoir,
+    ring,
+    row_losses,
+)
+
+__all__ = [
+    "POLICIES",
+    "Buffer",
+    "Policy",
+    "Ranks",
+    "absorb",
+    "append",
+    "capacity",
+    "draw",
+    "empty",
+    "filled",
+    "gradient_likeness",
+    "gss",
+    "hardest",
+    "herding",
+    "policy",
+    "ranked",
+    "reservoir",
+    "ring",
+    "row_losses",
+    "sample",
+    "take",
+    "write",
+]

@@ -1,0 +1,142 @@
+"""Memory policies by name: what is kept of each step, and of each finished stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl.memory.buffer import Buffer, empty, sample
+from jcl.memory.selection import (
+    gradient_likeness,
+    gss,
+    herding,
+    ranked,
+    reservoir,
+    ring,
+    row_losses,
+)
+from jcl.method import Batch, Ctx, Params, check
+
+Insert = Callable[[Buffer, Ctx, Batch], Buffer]
+
+
+class Policy(NamedTuple):
+    """What a memory keeps."""
+
+    empty: Callable[[Batch], Buffer]
+    """`(example) -> buffer`."""
+    insert: Insert
+    """`(buffer, ctx, rows) -> buffer` after a step, with its fresh rows."""
+    finish: Callable[[Buffer, Ctx, Params, Batch], Buffer]
+    """`(buffer, ctx, params, batches) -> buffer` at a boundary, leaves [n, B, ...]."""
+
+
+def _column(rows: Batch, name: str) -> jax.Array:
+    if name not in rows or rows[name].ndim != 1:
+        raise ValueError(
+            f"the batch's columns are {sorted(rows)}, but must include {name!r} [B], which the "
+            "memory policy balances"
+        )
+    return rows[name]
+
+
+def _balanced(column: str) -> Insert:
+    def insert(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
+        score = jax.random.uniform(ctx.key, rows["weight"].shape)
+        return ranked(buffer, rows, _column(rows, column), score)
+
+    return insert
+
+
+def _highest_loss(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
+    score = row_losses(ctx.loss, ctx.params, rows)
+    return ranked(buffer, rows, jnp.zeros(score.shape, jnp.int32), score)
+
+
+def _unlike(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
+    pick, swap = jax.random.split(ctx.key)
+    others = sample(buffer, pick, rows["weight"].shape[0])
+    return gss(buffer, swap, rows, gradient_likeness(ctx.loss, ctx.params, rows, others))
+
+
+def _exemplars(buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:
+    groups, slots = buffer.ranks.count.shape[0], buffer.ranks.group.shape[0]
+    outputs = lax.map(lambda rows: ctx.apply(params, rows), batches)
+    rows = {k: batches[k].reshape(-1, *batches[k].shape[2:]) for k in buffer.rows}
+    group, real = jnp.clip(_column(rows, "y"), 0, groups - 1), rows["weight"] > 0
+    present = jax.ops.segment_max(real.astype(jnp.int32), group, groups) > 0
+    held = jnp.sum(present | (buffer.ranks.count > 0))
+    quota = -(-slots // jnp.maximum(held, 1))
+    rank = herding(outputs.reshape(len(real), -1), group, real, groups, quota)
+    rows["weight"] = jnp.where(rank < len(rank), rows["weight"], 0)
+    order = jnp.argsort(rank)
+    rows = jax.tree.map(lambda x: x[order], rows)
+    return ranked(buffer, rows, group[order], -rank[order].astype(jnp.float32))
+
+
+_INSERT: dict[str, Insert] = {
+    "reservoir": lambda buffer, ctx, rows: reservoir(buffer, ctx.key, rows),
+    "ring": lambda buffer, ctx, rows: ring(buffer, rows, ctx.task % buffer.seen.shape[0]),
+    "class": _balanced("y"),
+    "task": _balanced("task"),
+    "loss": _highest_loss,
+    "gss": _unlike,
+    "herding": lambda buffer, ctx, rows: buffer,
+}
+_BALANCED = {"class": "y", "task": "task", "herding": "y"}
+
+POLICIES = tuple(_INSERT)
+"""Names that `policy` knows."""
+
+
+def policy(name: str, capacity: int, groups: int | None = None) -> Policy:
+    """The memory policy of that name.
+
+    - `reservoir`: a uniform sample of all rows offered.
+    - `ring`: the last rows, first in first out; with `groups` one ring a stage, taken in turn.
+    - `class`, `task`: as many rows of each `y`, or `task`; within it a uniform sample (CBRS).
+    - `loss`: the rows whose loss was highest when they came.
+    - `gss`: gradients as different as may be, at the price of two gradients a row.
+    - `herding`: iCaRL's exemplars, chosen by class at boundaries in the space of the outputs.
+
+    Args:
+      name: one of `POLICIES`.
+      capacity: slots.
+      groups: classes for `class` and `herding`, tasks for `task`, rings for `ring`.
+
+    Raises:
+      ValueError: if there is no such policy, capacity is below 1, or `groups` is missing or out of
+        range; and once it meets a batch without the column that it balances.
+    """
+    check(name in POLICIES, "policy", name, f"one of {', '.join(POLICIES)}")
+    check(capacity >= 1, "capacity", capacity, "at least 1")
+    if name in _BALANCED:
+        check(groups is not None, "groups", groups, f"how many groups policy {name!r} balances")
+    check(groups is None or 1 <= groups <= capacity, "groups", groups, "in [1, capacity]")
+
+    def start(example: Batch) -> Buffer:
+        if name in _BALANCED:
+            _column(example, _BALANCED[name])
+        ranks = (groups or 1) if name in _BALANCED else 1 if name in ("loss", "gss") else 0
+        return empty(example, capacity, (groups or 1) if name == "ring" else 1, ranks)
+
+    def nothing(buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:
+        return buffer
+
+    return Policy(start, _INSERT[name], _exemplars if name == "herding" else nothing)
+
+
+def absorb(keep: Policy, buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:
+    """Offers a finished stage's batches, leaves [n, B, ...], as if they came step by step."""
+
+    def add(buffer: Buffer, xs: tuple[jax.Array, Batch]) -> tuple[Buffer, None]:
+        key, rows = xs
+        return keep.insert(buffer, ctx._replace(key=key, params=params), rows), None
+
+    keys = jax.random.split(ctx.key, batches["weight"].shape[0])
+    buffer, _ = lax.scan(add, buffer, (keys, {k: batches[k] for k in buffer.rows}))
+    return keep.finish(buffer, ctx, params, batches)

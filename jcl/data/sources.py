@@ -134,14 +134,14 @@ _DOCUMENTED = (
     "heapq inspect ipaddress json logging mimetypes numbers optparse pathlib pickle pprint queue "
     "random re shelve shlex shutil socket statistics string tempfile textwrap threading timeit "
     "tokenize traceback types typing unittest uuid weakref zipfile"
-).split()  # noqa: SIM905
+)
 
 
 def _markup() -> Iterator[bytes]:
     """The HTML that pydoc makes of the standard library's documentation."""
     from pydoc import html
 
-    for name in _DOCUMENTED:
+    for name in _DOCUMENTED.split():
         page = html.docmodule(importlib.import_module(name))
         # what is of this machine or of this process
         page = re.sub(r'<a href="file:[^"]*">.*?</a>', "", page)

@@ -61,13 +61,16 @@ class Scenario(NamedTuple):
     Args:
       names: one a stage.
       tasks: which task each stage trains on; -1 is all of them at once.
-      rows: arrays [N, ...] with `task` [N] int32, where each row comes from.
+      rows: arrays [N, ...] with `task` [N] int32, where each row comes from. Others may be shorter,
+        N being a multiple: row i then reads i modulo their length, so that tasks which differ by
+        `transform` alone share one copy.
       stages: for each stage int32 [n], the rows that it draws from.
       tests: names of the tasks.
       test: for each task, its test arrays.
       classes: bool [tasks, C], which classes each task has, for `losses.cross_entropy`; or None.
-      drift: None shuffles each stage; else a stage goes through its tasks in order, and about
-        each passage from one to the next a share `drift` of a task's time is a linear mixture.
+      times: None shuffles each stage; else for each stage numbers [n], when each of its rows comes,
+        in units of a task's length.
+      drift: how long the passage from one time to the next is, a linear mixture, in these units.
       tables: arrays [tasks, ...] that `transform` reads.
       transform: `(tables, batch) -> batch` inside the trace; or None.
     """
@@ -79,7 +82,8 @@ class Scenario(NamedTuple):
     tests: tuple[str, ...]
     test: tuple[Arrays, ...]
     classes: np.ndarray | None = None
-    drift: float | None = None
+    times: tuple[np.ndarray, ...] | None = None
+    drift: float = 0.0
     tables: Any = ()
     transform: Callable[[Any, Batch], Batch] | None = None
 
@@ -236,23 +240,24 @@ def from_scenario(
     sizes = [len(s) for s in given.stages]
     drawn = [epochs * n if epochs is not None else (steps or 0) * batch for n in sizes]
     taken = tuple(math.ceil(n / batch) for n in drawn)
-    share = given.drift
+    times = given.times
 
     @lru_cache(maxsize=2)  # chunks of one epoch share its permutation
     def order(stage: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((_SHUFFLE, seed, stage, epoch))
         rows = given.stages[stage]
-        if share is None:
+        if times is None:
             return rows[rng.permutation(len(rows))]
-        # a row's time is its task's, spread over the task's length and the passage's: sums of
-        # two uniforms have trapezoids as densities, so that mixtures shift linearly
-        rows = np.tile(rows, math.ceil(drawn[stage] / len(rows)))
+        # a row's time is spread over a task's length and over the passage's: sums of two
+        # uniforms have trapezoids as densities, so that mixtures shift linearly
+        passes = math.ceil(drawn[stage] / len(rows))
+        rows, time = np.tile(rows, passes), np.tile(times[stage], passes)
         spread = rng.uniform(-0.5, 0.5, (2, len(rows)))
-        when = np.argsort(given.rows["task"][rows] + spread[0] + share * spread[1])
+        when = np.argsort(time + spread[0] + given.drift * spread[1])
         return rows[when[np.arange(drawn[stage]) * len(rows) // drawn[stage]]]
 
     def positions(stage: int, start: int, stop: int) -> np.ndarray:
-        per = sizes[stage] if share is None else drawn[stage]
+        per = sizes[stage] if times is None else drawn[stage]
         parts = [
             order(stage, e)[max(start - e * per, 0) : stop - e * per]
             for e in range(start // per, -(-stop // per))
@@ -286,10 +291,11 @@ def from_scenario(
 
     def fetch(source: Any, rows: Any) -> Batch:
         index = rows["row"]
-        got = {
-            k: jnp.asarray(v).at[index].get(mode="promise_in_bounds")
-            for k, v in source["rows"].items()
-        }
+        count = len(source["rows"]["task"])
+        got = {}
+        for key, array in source["rows"].items():
+            own = index if len(array) == count else index % len(array)
+            got[key] = jnp.asarray(array).at[own].get(mode="promise_in_bounds")
         got["weight"] = rows["weight"] * got.get("weight", jnp.float32(1))
         return got if transform is None else transform(source["tables"], got)
 

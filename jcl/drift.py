@@ -1,0 +1,153 @@
+"""Finding boundaries that nobody announces: drift detectors over a running loss, and a program
+that consolidates itself where one is found.
+
+A detector is a pair of pure functions with a small state, so it runs inside a scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl.method import Batch, Params, check
+from jcl.program import Program, State, complete
+
+
+class Detector(NamedTuple):
+    """`init() -> state`, and `update(state, value) -> (state, found)` for each float32 [] value."""
+
+    init: Callable[[], Any]
+    update: Callable[[Any, jax.Array], tuple[Any, jax.Array]]
+
+
+class PageHinkleyState(NamedTuple):
+    """What the Page-Hinkley test carries since it last found something."""
+
+    seen: jax.Array
+    """int32 []: how many values."""
+    mean: jax.Array
+    """float32 []: their mean."""
+    excess: jax.Array
+    """float32 []: Σ (x_i - mean_i - tolerance)."""
+    lowest: jax.Array
+    """float32 []: the least that `excess` has been."""
+
+
+def page_hinkley(threshold: float = 5.0, tolerance: float = 0.05, warm_up: int = 30) -> Detector:
+    """The Page-Hinkley test for a rise of the mean: m_t - min m > threshold.
+
+    m_t = Σ_{i ≤ t} (x_i - mean_i - tolerance), with mean_i the mean of the values up to i. A
+    falling loss, which is learning, keeps m_t at its minimum. The test starts afresh once it has
+    found something.
+
+    Args:
+      threshold: how much excess counts as a drift, in the values' unit times steps; may be traced.
+      tolerance: a rise per step that doesn't count; may be traced.
+      warm_up: values before it may find anything; may be traced.
+
+    Raises:
+      ValueError: if an argument is out of range.
+
+    Source: Page, Biometrika 41, 1954; Hinkley, Biometrika 58, 1971; as in Gama et al., "A survey on
+    concept drift adaptation", 2014.
+
+    >>> detector = page_hinkley(threshold=3.0)
+    >>> losses = jnp.concatenate([jnp.full(50, 0.2), jnp.full(50, 1.2)])
+    >>> _, found = lax.scan(detector.update, detector.init(), losses)
+    >>> int(jnp.argmax(found)), int(jnp.sum(found))
+    (53, 1)
+    """
+    check(threshold > 0, "threshold", threshold, "above 0")
+    check(tolerance >= 0, "tolerance", tolerance, "at least 0")
+    check(warm_up >= 1, "warm_up", warm_up, "at least 1")
+
+    def init() -> PageHinkleyState:
+        zero = jnp.float32(0)
+        return PageHinkleyState(jnp.int32(0), zero, zero, zero)
+
+    def update(state: PageHinkleyState, value: jax.Array) -> tuple[PageHinkleyState, jax.Array]:
+        seen = state.seen + 1
+        mean = state.mean + (value - state.mean) / seen
+        excess = state.excess + value - mean - tolerance
+        lowest = jnp.minimum(state.lowest, excess)
+        found = (excess - lowest > threshold) & (seen > warm_up)
+        after = PageHinkleyState(seen, mean, excess, lowest)
+        return jax.tree.map(lambda new, old: jnp.where(found, new, old), init(), after), found
+
+    return Detector(init, update)
+
+
+class Watch(NamedTuple):
+    """What a watched program carries, under `drift` in `State.method`."""
+
+    detector: Any
+    recent: Batch
+    """Leaves [recent, B, ...]: a ring of the last batches; of weight 0 before there are any."""
+    found: jax.Array
+    """int32 []: how many drifts."""
+
+
+def watched(program: Program, detector: Detector, recent: int = 16) -> Program:
+    """A program that calls `consolidate` by itself where the detector finds a drift of its loss.
+
+    It drives like any other, by `run`, `fit` or a loop of one's own, over one long stage. At a
+    drift the last `recent` batches stand for the stage that ended; a few of the newest may be of
+    the next, which is the price of not being told, so let `recent` be several times the detector's
+    delay. `State.task` then counts what was found. Each step reports `drift/found`.
+
+    Under `vmap` both branches of the consolidation run at every step; on one's own or mapped, only
+    where there is a drift.
+
+    Args:
+      program: a single program, from `make`.
+      detector: such as `page_hinkley()`; it sees the loss that was descended.
+      recent: how many batches are kept.
+
+    Raises:
+      ValueError: if `recent` is below 1 or `program` has members.
+    """
+    check(recent >= 1, "recent", recent, "at least 1")
+    check(program.members is None, "program.members", program.members, "None, a single program")
+
+    def parts(state: State) -> tuple[State, Watch]:
+        methods = dict(state.method)
+        watch = methods.pop("drift")
+        return state._replace(method=methods), watch
+
+    def joined(state: State, watch: Watch) -> State:
+        return state._replace(method={**state.method, "drift": watch})
+
+    def init(params: Params, batch: Batch, key: jax.Array) -> State:
+        state = program.init(params, batch, key)
+        rows = complete(batch)
+        empty = jax.tree.map(lambda x: jnp.zeros((recent, *x.shape), x.dtype), rows)
+        return joined(state, Watch(detector.init(), empty, jnp.int32(0)))
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        inner, watch = parts(state)
+        slot = inner.step % recent
+        inner, aux = program.step(inner, batch)
+        kept = jax.tree.map(lambda old, new: old.at[slot].set(new), watch.recent, complete(batch))
+        seen, found = detector.update(watch.detector, aux["loss"])
+        inner = lax.cond(found, lambda s: program.consolidate(s, kept), lambda s: s, inner)
+        watch = Watch(seen, kept, watch.found + found)
+        return joined(inner, watch), {**aux, "drift/found": found.astype(jnp.float32)}
+
+    def consolidate(state: State, batches: Batch) -> State:
+        inner, watch = parts(state)
+        return joined(program.consolidate(inner, batches), watch)
+
+    def predict(state: State, *args: Any, **kwargs: Any) -> Any:
+        return program.predict(parts(state)[0], *args, **kwargs)
+
+    def each(fn: Callable[..., Any], *args: Any) -> Any:
+        return fn(watching, *args)
+
+    watching = program._replace(
+        init=init, step=step, consolidate=consolidate, predict=predict, each=each
+    )
+    return watching

@@ -35,17 +35,20 @@ def check_labels(labels: str) -> None:
 
 def _dense_paths(apply: Apply, params: Params, batch: Batch) -> list[str] | None:
     """Dense layers that hold every leaf of `params` between them, or None if some leaf is left."""
-    shapes: dict[str, int] = {}
+    visits: dict[str, list[bool]] = {}
 
     def note(site: str, layer: object, h: jax.Array) -> jax.Array:
-        if site.endswith(":in") and isinstance(layer, int):  # a traced layer sits inside a scan
-            shapes[site.removesuffix(":in")] = h.ndim
+        if site.endswith(":in"):
+            plain = h.ndim == 2 and isinstance(layer, int)  # a traced layer sits inside a scan
+            visits.setdefault(site.removesuffix(":in"), []).append(plain)
         return h
 
     jax.eval_shape(lambda p, b: apply(p, b, note), params, batch)
-    held = {f"{path}/{leaf}" for path, ndim in shapes.items() if ndim == 2 for leaf in _LEAVES}
+    # the gradient of a layer that is used twice is a sum of products, whose square is not one
+    paths = [path for path, plain in visits.items() if plain == [True]]
+    held = {f"{path}/{leaf}" for path in paths for leaf in _LEAVES}
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return list(shapes) if all(trees.path_name(p) in held for p, _ in leaves) else None
+    return paths if all(trees.path_name(p) in held for p, _ in leaves) else None
 
 
 _LEAVES = ("kernel", "bias")
@@ -69,8 +72,11 @@ def _dense(scalar: Scalar, paths: list[str], params: Params, batch: Batch, power
     nudges = {p: jnp.zeros(outs[f"{p}:out"].shape, outs[f"{p}:out"].dtype) for p in paths}
     slopes, inputs = jax.grad(run, has_aux=True)(nudges)
     weight = batch["weight"].astype(jnp.float32)[:, None]
-    # the mean's slope at row b is weight_b / Σ weight times the row's own
-    own = jnp.where(weight == 0, 0.0, jnp.sum(weight) / jnp.where(weight == 0, 1.0, weight))
+    # the mean's slope at row b is weight_b / Σ weight times the row's own; `exact` weighs rows by
+    # probabilities, which may be so small that Σ weight / weight_b overflows
+    total = jnp.sum(weight)
+    none = weight <= 1e-30 * total
+    own = jnp.where(none, 0.0, total / jnp.where(none, 1.0, weight))
     found = {}
     for path in paths:
         d = weight * jnp.abs(slopes[path].astype(jnp.float32) * own) ** power
@@ -119,10 +125,13 @@ def per_example(
         return trees.add(total, part), None
 
     total, _ = lax.scan(add, trees.zeros(params), batches)
-    if not mass:
-        return total
+    return trees.scale(_per_weight(batches), total) if mass else total
+
+
+def _per_weight(batches: Batch) -> jax.Array:
+    """1 / Σ weight, float32 []; 1 where there is none."""
     weight = jnp.sum(batches["weight"].astype(jnp.float32))
-    return trees.scale(1 / jnp.where(weight == 0, 1.0, weight), total)
+    return 1 / jnp.where(weight == 0, 1.0, weight)
 
 
 def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical") -> Params:
@@ -180,7 +189,7 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
         return trees.add(total, part), None
 
     total, _ = lax.scan(one, trees.zeros(params), jnp.arange(chances.shape[-1]))
-    return trees.scale(1 / jnp.sum(batches["weight"].astype(jnp.float32)), total)
+    return trees.scale(_per_weight(batches), total)
 
 
 def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:

@@ -52,11 +52,11 @@ def rwalk(
     ω = Σ -g δθ and Δ the way gone, both over the interval, and g the gradient of the unpenalised
     loss. At a boundary s ← (s + gained) / 2, or just gained after the first stage.
 
-    F_now is the mean of squared per-example gradients where an interval ends: over its last batch, or
-    over the stage's data if a boundary cuts it short. The authors' code squares the mean gradient
-    of every batch, so that its F depends on the batch size; one batch an interval costs as little.
-    With `path=0` and intervals longer than a stage, this is online EWC of decay 1-α, but for the
-    scale of Ω.
+    F_now is the mean of squared per-example gradients where an interval ends: over its last batch,
+    or over the stage's data if a boundary cuts it short. The authors' code squares the mean
+    gradient of every batch, so that its F depends on the batch size; one batch an interval costs as
+    little. With `path=0` and intervals longer than a stage, this is online EWC of decay 1-α, but
+    for the scale of Ω.
 
     Source: Chaudhry et al., arXiv 1801.10112, whose λ is half of ours. As in the authors' code
     (facebookresearch/agem) the score has no ½ from the KL, scaling is over all parameters

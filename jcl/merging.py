@@ -22,7 +22,7 @@ Scope = Literal["model", "leaf"]
 
 
 def share(fraction: float | jax.Array, size: int) -> jax.Array:
-    """How many of `size` entries a fraction is, rounded, int32 []; all of them at 1 and none at 0."""
+    """How many of `size` entries a fraction is, rounded, int32 []; all of them at 1."""
     # rounded from the other end, so that float32 cannot lose an entry of a large array at 1
     return size - jnp.round((1 - jnp.float32(fraction)) * size).astype(jnp.int32)
 
@@ -125,10 +125,10 @@ def task_vector(params: Params, base: Params) -> Params:
 
 
 def moved(base: Params, params: Params, vector: Params, scale: jax.Array | float) -> Params:
-    """θ₀ + λ vector, each leaf in `params`' dtype, where `vector` holds the task vector of `params`.
+    """θ₀ + λ v in `params`' dtypes, where v is, or has a part in, θ's task vector τ = θ - θ₀.
 
-    It is computed as lerp(θ₀, θ, λ) + λ (vector - τ), τ = θ - θ₀, so that it is θ₀ exactly at
-    λ = 0, and θ exactly at λ = 1 while `vector` is τ alone.
+    Computed as lerp(θ₀, θ, λ) + λ (v - τ), so that it is θ₀ exactly at λ = 0, and θ exactly at
+    λ = 1 while v is τ alone.
     """
 
     def one(b: jax.Array, p: jax.Array, v: jax.Array) -> jax.Array:

@@ -30,6 +30,13 @@ def disturb(states: Any) -> Any:
     )
 
 
+def flip(states: Any) -> Any:
+    """Another mask: what was owned, used or seen is not, and the reverse."""
+    return jax.tree.map(
+        lambda x: ~x if x.dtype == bool else -1 - x if x.dtype == jnp.int8 else x, states
+    )
+
+
 @dataclass(frozen=True)
 class Row:
     """One method under test."""
@@ -47,6 +54,8 @@ class Row:
     """Of parameters, between programs that differ in rounding only."""
     accumulates: str = ""
     """Why one and four microbatches may differ; empty where they may not."""
+    at_boundary: bool = False
+    """Whether its state acts on the parameters at a boundary, not in a step."""
 
     def make(self, **changes: Any) -> jcl.Method:
         return self.build(**{**self.arguments, **changes})
@@ -81,6 +90,89 @@ TABLE = [
             methods.er(capacity=12, rows=4, start=start), methods.ewc(strength=strength)
         ),
         neutral={"strength": 0.0, "start": TASKS},
+    ),
+    Row(
+        "packnet",
+        methods.packnet,
+        {"prune": 0.6, "tasks": TASKS, "retrain_steps": 3},
+        neutral="a finished stage keeps some weights for ever, or the model is zero",
+        bad=(
+            {"prune": 1.0},
+            {"tasks": 128},
+            {"retrain_steps": -1},
+            {"learning_rate": 0.0},
+            {"momentum": 1.0},
+        ),
+        disturb=flip,
+    ),
+    Row(
+        "hat",
+        methods.hat,
+        {"tasks": TASKS, "steps": STEPS},
+        neutral="its gates act from the first step, whatever the strength of the regulariser",
+        bad=({"tasks": 0}, {"steps": 0}, {"smax": 0.5}, {"strength": -1.0}),
+        disturb=flip,
+    ),
+    Row(
+        "mofo",
+        methods.mofo,
+        {"fraction": 0.2},
+        neutral={"fraction": 1.0},
+        bad=({"fraction": 0.0}, {"fraction": 1.5}, {"decay": 1.0}),
+    ),
+    Row(
+        "migu",
+        methods.migu,
+        neutral={"fraction": 1.0},
+        bad=({"fraction": 0.0}, {"at": "loss"}),
+        disturb="it has no state",
+    ),
+    Row(
+        "soft_mask",
+        methods.soft_mask,
+        neutral={"strength": 0.0, "at": "grads"},
+        bad=({"strength": 1.5}, {"at": "loss"}),
+        disturb=lambda states: jax.tree.map(lambda i: 1 - i, states),
+    ),
+    Row(
+        "seq",
+        methods.seq,
+        {"warmup": 3},
+        neutral="its backbone and its old classes are frozen after the first stage",
+        bad=({"warmup": -1},),
+        disturb=flip,
+    ),
+    Row(
+        "ema",
+        methods.ema,
+        {"decay": 0.7},
+        neutral={"decay": 0.0},
+        bad=({"decay": 1.5},),
+        at_boundary=True,
+    ),
+    Row(
+        "wise_ft",
+        methods.wise_ft,
+        neutral={"alpha": 1.0},
+        bad=({"alpha": -0.5}, {"anchor": "last"}),
+        at_boundary=True,
+    ),
+    Row(
+        "task_arithmetic",
+        methods.task_arithmetic,
+        neutral="every stage but the first starts from somewhere else",
+        bad=({"scale": -1.0}, {"start": "merged"}, {"drop": 1.0}),
+    ),
+    Row(
+        "ties",
+        methods.ties,
+        neutral="every stage but the first starts from somewhere else",
+        bad=({"density": 1.5}, {"scale": -1.0}, {"start": "merged"}, {"scope": "layer"}),
+    ),
+    Row(
+        "from_scratch",
+        methods.from_scratch,
+        neutral="every stage but the first starts from somewhere else",
     ),
 ]
 
@@ -228,6 +320,9 @@ def test_a_changed_state_changes_the_next_step(bench: Bench) -> None:
     batch = jax.tree.map(lambda x: x[1, 0], STREAM)
     # the second step, for a pull towards an anchor is zero while the parameters stand on it
     a, b = (bench.loop.step(bench.loop.step(s, batch)[0], batch)[0] for s in (state, changed))
+    if bench.row.at_boundary:
+        batches = jax.tree.map(lambda x: x[1], STREAM)
+        a, b = (bench.loop.consolidate(s, batches) for s in (a, b))
     apart = jcl.trees.norm(jcl.trees.subtract(a.params, b.params))
     assert float(apart) > 1e-6
     assert bench.loop.traces["step"] == 1

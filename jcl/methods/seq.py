@@ -1,0 +1,90 @@
+"""SEQ*: after a warm-up only the head learns, and in it only the classes that are not old."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import taps, trees
+from jcl.method import Batch, Ctx, Info, Method, Params, check
+
+
+class SeqState(NamedTuple):
+    """What seq carries."""
+
+    old: jax.Array
+    """bool [C]: classes that were seen in a finished stage."""
+    seen: jax.Array
+    """bool [C]: classes seen so far."""
+
+
+def seq(warmup: int = 100, head: str | None = None) -> Method:
+    """SEQ*: train all for `warmup` steps, then the head alone; finished stages' classes are frozen.
+
+    The head has its classes allocated from the start. Those still to come learn as negatives; old
+    ones take part in the softmax and stay, update 0 whatever the optimizer's momentum. It is for
+    class-incremental streams: where stages share their classes, nothing is left to learn after
+    the first. No value is plain fine-tuning over several stages; a warm-up as long as the first
+    stage is, until that stage ends.
+
+    Source: Zheng et al., arXiv 2312.07887, and the authors' code: the variant with warm-up,
+    pre-allocated classifiers and frozen old ones. Their warm-up epochs are extra; here they are the
+    stage's first.
+
+    Args:
+      warmup: steps of the first stage in which the backbone learns; may be traced.
+      head: path of the classifier's parameters, [..., C], such as `dense_2`; None is the last dense
+        layer that the model visits. All other leaves are the backbone.
+
+    Raises:
+      ValueError: if `warmup` is negative, or, at `init`, there is no such head, or the batch has no
+        integer labels `y` [B].
+    """
+    check(warmup >= 0, "warmup", warmup, "at least 0")
+
+    def prefix(ctx: Ctx) -> str:
+        return f"{head or list(taps.dense_sites(ctx.apply, ctx.params, ctx.batch))[-1]}/"
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, SeqState]:
+        start = prefix(ctx)
+        leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+        classes = {x.shape[-1] for name, x in leaves.items() if name.startswith(start)}
+        check(len(classes) == 1, "head", head, f"a classifier's path, one of {sorted(leaves)}")
+        y = ctx.batch.get("y")
+        if y is None or y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
+            raise ValueError(f"the batch's y is {y!r}, but must be integer labels [B] for seq")
+        none = jnp.zeros(classes.pop(), bool)
+        return params, SeqState(none, jnp.zeros_like(none))
+
+    def updates(state: SeqState, ctx: Ctx, tree: Params) -> Params:
+        start = prefix(ctx)
+        warm = (ctx.task < 1) & (ctx.task_step < warmup)
+
+        def one(path: tuple, u: jax.Array) -> jax.Array:
+            learns = ~state.old if trees.path_name(path).startswith(start) else warm
+            return jnp.where(learns, u, 0)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def observe(state: SeqState, ctx: Ctx, info: Info) -> SeqState:
+        real = jnp.where(info.batch["weight"] > 0, info.batch["y"], state.seen.size)
+        return state._replace(seen=state.seen.at[real].set(True, mode="drop"))
+
+    def consolidate(
+        state: SeqState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, SeqState]:
+        return params, state._replace(old=state.seen)
+
+    def report(state: SeqState, info: Info) -> dict[str, jax.Array]:
+        return {"old": jnp.mean(state.old, dtype=jnp.float32)}
+
+    return Method(
+        "seq",
+        init=init,
+        updates=updates,
+        observe=observe,
+        consolidate=consolidate,
+        report=report,
+    )

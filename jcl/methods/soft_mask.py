@@ -1,0 +1,138 @@
+"""Soft-masking: units that mattered to earlier domains learn more slowly, in proportion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import taps, trees
+from jcl.losses import total_weight
+from jcl.method import Batch, Ctx, Info, Method, Params, check
+
+Importance = dict[str, jax.Array]
+"""float32 [units] by path of the layer, [layers, units] where layers are stacked."""
+
+
+class SoftMaskState(NamedTuple):
+    """What soft_mask carries."""
+
+    importance: Importance
+    """I, the largest over finished stages, in [0, 1)."""
+
+
+def gate_gradients(ctx: Ctx, params: Params, batches: Batch, units: Importance) -> Importance:
+    """Mean over examples of |∂ℓ/∂g_j|, g = 1 a factor on the outputs of the layers of `units`.
+
+    Args:
+      ctx: its `loss` is differentiated.
+      params: where.
+      batches: leaves [n, B, ...].
+      units: read for its paths and shapes.
+    """
+
+    def add(total: Importance, batch: Batch) -> tuple[Importance, None]:
+        rows = batch["weight"].shape[0]
+
+        def gated(gates: Importance) -> jax.Array:
+            def tap(site: str, layer: Any, h: jax.Array) -> jax.Array:
+                path = site.removesuffix(":out")
+                if path == site or path not in gates:
+                    return h
+                g = gates[path] if gates[path].ndim == 2 else gates[path][layer]
+                return h * g.reshape(rows, *[1] * (h.ndim - 2), -1).astype(h.dtype)
+
+            return ctx.loss(params, batch, tap)[0]
+
+        ones = {p: jnp.ones((*u.shape[:-1], rows, u.shape[-1])) for p, u in units.items()}
+        # a row's slope is its share of the mean's, so this sums what the rows have of their own
+        slopes = jax.grad(gated)(ones)
+        mass = total_weight(batch)
+        return {p: t + mass * jnp.sum(jnp.abs(slopes[p]), -2) for p, t in total.items()}, None
+
+    summed, _ = lax.scan(add, trees.zeros(units), batches)
+    mass = jnp.sum(jax.vmap(total_weight)(batches))
+    return trees.scale(1 / jnp.where(mass == 0, 1.0, mass), summed)
+
+
+def normalised(importance: jax.Array) -> jax.Array:
+    """|tanh(z)|, z the score standardised over the last axis, float32; 0 where all are equal."""
+    spare = max(importance.shape[-1] - 1, 1)
+    away = importance - jnp.mean(importance, axis=-1, keepdims=True)
+    deviation = jnp.sqrt(jnp.sum(away**2, axis=-1, keepdims=True) / spare)
+    return jnp.abs(jnp.tanh(away / jnp.where(deviation == 0, 1.0, deviation)))
+
+
+def soft_mask(
+    strength: float = 1.0,
+    at: Literal["updates", "grads"] = "updates",
+    masked: Callable[[str], bool] | None = None,
+) -> Method:
+    """Soft-masking: δ_j ← (1 - λ I_j) δ_j for the weights into a dense layer's unit j, and bias.
+
+    After a stage, I = |tanh(z(E|∂L/∂g|))| with virtual gates g = 1 on a layer's outputs, the
+    gradient taken per example and z standardised over the layer's units; it is accumulated as the
+    largest of all stages.
+
+    Source: Ke et al., arXiv 2302.03241 (DAS), section 3, and 2301.08986 (DGA). The equations are
+    the papers', in which |tanh| protects units far below the layer's mean as well as far above it;
+    the authors' code sums signed gradients. Differences: gates on every dense output in place of
+    whole attention heads; no proxy for general knowledge before the first stage (make the general
+    data the first stage); and the mask is on the update, for Adam undoes any constant factor on a
+    gradient. `at="grads"` is as published.
+
+    Args:
+      strength: λ in [0, 1]; may be traced. 0 is plain fine-tuning (to rounding on updates, where
+        even a factor of 1 keeps XLA from fusing p + a·b), 1 is the papers'.
+      at: mask the applied update (`updates`) or the gradient (`grads`).
+      masked: static predicate over paths of dense layers such as `blocks/up`; None takes all but
+        the last that the model visits, its head.
+
+    Raises:
+      ValueError: if an argument is out of range, or, at `init`, no layer is masked.
+    """
+    check((strength >= 0) & (strength <= 1), "strength", strength, "in [0, 1]")
+    check(at in ("updates", "grads"), "at", at, "'updates' or 'grads'")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, SoftMaskState]:
+        sites = list(taps.dense_sites(ctx.apply, params, ctx.batch))
+        chosen = sites[:-1] if masked is None else [s for s in sites if masked(s)]
+        leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+        kernels = {s: leaves[f"{s}/kernel"] for s in chosen if f"{s}/kernel" in leaves}
+        check(bool(kernels), "masked", masked, f"true of a trainable layer among {sites}")
+        return params, SoftMaskState(
+            {s: jnp.zeros((*k.shape[:-2], k.shape[-1])) for s, k in kernels.items()}
+        )
+
+    def slowed(state: SoftMaskState, ctx: Ctx, tree: Params) -> Params:
+        def one(path: tuple, x: jax.Array) -> jax.Array:
+            layer, _, leaf = trees.path_name(path).rpartition("/")
+            if layer not in state.importance or leaf not in ("kernel", "bias"):
+                return x
+            rate = 1 - strength * state.importance[layer]
+            return (x * (rate[..., None, :] if leaf == "kernel" else rate)).astype(x.dtype)
+
+        return jax.tree_util.tree_map_with_path(one, tree)
+
+    def consolidate(
+        state: SoftMaskState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, SoftMaskState]:
+        new = gate_gradients(ctx, params, batches, state.importance)
+        most = jax.tree.map(lambda i, n: jnp.maximum(i, normalised(n)), state.importance, new)
+        return params, SoftMaskState(most)
+
+    def report(state: SoftMaskState, info: Info) -> dict[str, jax.Array]:
+        total = sum((jnp.sum(i) for i in state.importance.values()), jnp.float32(0))
+        return {"importance": total / trees.size(state.importance)}
+
+    def idle(state: SoftMaskState, ctx: Ctx) -> jax.Array:
+        return ctx.task < 1
+
+    if at == "grads":
+        return Method(
+            "soft_mask", init=init, grads=slowed, consolidate=consolidate, report=report, idle=idle
+        )
+    return Method("soft_mask", init=init, updates=slowed, consolidate=consolidate, report=report)

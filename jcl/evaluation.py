@@ -26,6 +26,8 @@ Score = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 def evaluator(test: Any, score: Score) -> Evaluate:
     """`evaluate(program, state) -> float32 [tasks]`: Σ sum / Σ weight over each task's batches.
 
+    With a program of many members (`replicate`) it is [members, tasks].
+
     Args:
       test: leaves [tasks, n, B, ...] with `weight` and `task`, such as `Stream.test`.
       score: what to measure, such as `accuracy()`.
@@ -44,7 +46,7 @@ def evaluator(test: Any, score: Score) -> Evaluate:
     tasks, batches = jax.tree.leaves(test)[0].shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), test)
 
-    def evaluate(program: Program, state: State) -> jax.Array:
+    def member(program: Program, state: State) -> jax.Array:
         stage = state.task - (state.task_step == 0)
 
         def one(_: None, batch: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
@@ -57,7 +59,7 @@ def evaluator(test: Any, score: Score) -> Evaluate:
         total = jnp.where(total == 0, jnp.nan, total)
         return jnp.sum(sums.reshape(tasks, batches), axis=1) / total
 
-    return evaluate
+    return lambda program, state: program.each(member, state)
 
 
 def _allowed(classes: Any, batch: Batch, mask: str) -> jax.Array:

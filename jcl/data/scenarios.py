@@ -126,10 +126,10 @@ def by_domain(train: Any, test: Any, key: str = "domain") -> Scenario:
 def _resample(tables: Any, batch: Batch) -> Batch:
     """x[i] <- Σ_k weight[i, k] · x[source[i, k]], with each row's own task's tables [D, K]."""
     x, task = batch["x"], batch["task"]
-    flat = x.reshape(x.shape[0], -1)
     source = jnp.asarray(tables["source"])[task]  # [B, D, K]
-    rows = jnp.arange(x.shape[0])[:, None, None]
-    taken = flat.at[rows, source].get(mode="promise_in_bounds")
+    flat, index = x.reshape(*task.shape, -1), source.reshape(*task.shape, -1)
+    taken = jnp.take_along_axis(flat, index, axis=-1, mode="promise_in_bounds")
+    taken = taken.reshape(source.shape)
     if "weight" in tables:
         taken = taken * jnp.asarray(tables["weight"])[task]
     return {**batch, "x": jnp.sum(taken, axis=-1).reshape(x.shape).astype(x.dtype)}

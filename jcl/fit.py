@@ -57,10 +57,12 @@ def chunk_size(steps: tuple[int, ...], limit: int) -> int:
 
     >>> chunk_size((300, 200), 64)
     50
+    >>> chunk_size((181, 179), 100)
+    100
     """
-    common = math.gcd(*steps)
-    best = max(n for n in range(1, limit + 1) if common % n == 0)
-    return best if 2 * best > limit or best == common else min(limit, max(steps))
+    common, largest = math.gcd(*steps), min(limit, max(steps))
+    best = max(n for n in range(1, largest + 1) if common % n == 0)
+    return best if 2 * best > largest else largest
 
 
 @contextmanager

@@ -1,0 +1,71 @@
+"""Handwritten digits, two classes at a time: real images, seconds long, nothing to download.
+
+In the class-incremental scenario plain fine-tuning keeps only the last task; a memory of 200
+images keeps most of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import optax
+
+from jcl import data, losses
+from jcl.data.scenarios import split
+from jcl.evaluation import accuracy, evaluator
+from jcl.experiment import Experiment
+from jcl.models import mlp
+
+METHODS = ("naive()", "er(capacity=200, rows=32)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of `digits`."""
+
+    scenario: Literal["class", "task", "domain"] = "class"
+    """What is asked: which of all classes seen, which of the task's two, or which place in it."""
+    tasks: int = 5
+    """How many tasks the ten classes are dealt to."""
+    order: tuple[int, ...] = ()
+    """The tasks in another order, such as 4 3 2 1 0; by default as they are numbered."""
+    epochs: int = 20
+    """Passes over each task's images."""
+    steps: int | None = None
+    """Optimizer steps on each task, instead of epochs."""
+    batch: int = 32
+    """Images a step."""
+    lr: float = 1e-3
+    """Adam's learning rate."""
+    hidden: tuple[int, ...] = (100, 100)
+    """Widths of the hidden layers."""
+
+
+def build(config: Config) -> Experiment:
+    scenario = split(*data.digits(), tasks=config.tasks, view=config.scenario)
+    if config.order:
+        scenario = data.reorder(scenario, config.order)
+    classes = scenario.classes
+    assert classes is not None
+    mask = {"class": "seen", "task": "task", "domain": "all"}[config.scenario]
+
+    def stream(seed: int) -> data.Stream:
+        length = {"epochs": config.epochs} if config.steps is None else {"steps": config.steps}
+        return data.from_scenario(scenario, config.batch, seed=seed, **length)
+
+    def init(key: jax.Array) -> object:
+        return mlp.init(key, (64, *config.hidden, classes.shape[1]))
+
+    return Experiment(
+        name="digits",
+        scenario=f"{config.scenario}-incremental",
+        stream=stream,
+        init=init,
+        apply=mlp.apply,
+        loss=losses.cross_entropy(classes, mask),
+        optimizer=optax.adam,
+        evaluate=evaluator(stream(0).test, accuracy(classes, mask)),
+        learning_rate=config.lr,
+    )

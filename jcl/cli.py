@@ -1,0 +1,310 @@
+"""The command line: `jcl run`, `list`, `explain`, `compare` and `report`.
+
+Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+import platform
+import shlex
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.markup import escape
+from tyro.conf import arg
+
+import jcl
+from jcl import experiment, expression, flags, plan, report, screen
+
+USAGE = """usage: jcl COMMAND ...
+
+  jcl run EXPERIMENT|FILE.py   train through a stream of tasks; writes a folder with the results
+  jcl list                     experiments, methods, streams and models
+  jcl explain --method EXPR    what a method does in each phase of a step
+  jcl compare DIR...           a table and a figure over runs
+  jcl report DIR               draws a run's figures and report.html again
+
+  jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
+  jcl COMMAND --help           what a command takes
+"""
+COMMANDS = ("run", "list", "explain", "compare", "report")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
+    try:
+        return _dispatch(args)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if os.environ.get("JCL_TRACEBACK"):
+            raise
+        print(f"jcl: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if args[0] == "--version":
+        print(jcl.__version__)
+        return 0
+    command, rest = args[0], args[1:]
+    if command not in COMMANDS:
+        raise ValueError(f"no command is called {command!r}{expression.near(command, COMMANDS)}")
+    return {
+        "run": _run,
+        "list": lambda a: _call(_list, "list", a),
+        "explain": lambda a: _call(_explain, "explain", a),
+        "compare": lambda a: _call(_compare, "compare", a),
+        "report": lambda a: _call(_report, "report", a),
+    }[command](rest)
+
+
+def _call(function: Any, command: str, args: list[str]) -> int:
+    @functools.wraps(function)
+    def held(*given: Any, **named: Any) -> Any:  # so that nothing is done before all is read
+        return lambda: function(*given, **named)
+
+    names = list(inspect.signature(function).parameters)
+    flags.parse(held, args, f"jcl {command}", function.__doc__, names)()
+    return 0
+
+
+def _run(args: list[str]) -> int:
+    """Trains through a stream of tasks."""
+    if not args or args[0].startswith("-"):
+        if args and args[0] not in ("-h", "--help"):
+            raise ValueError("the experiment comes first, as in: jcl run digits --seeds 3")
+        print(
+            "usage: jcl run EXPERIMENT|FILE.py ...\n\nexperiments (each has a --help of its own):"
+        )
+        for name, path in experiment.available().items():
+            print(f"  {name:<12} {experiment.headline(path)}")
+        return 0 if args else 2
+    name, rest = args[0], args[1:]
+    path = experiment.find(name)
+    if any(a.startswith(("--seeds", "--sweep")) for a in rest):
+        _spread()
+    module = experiment.load(path)
+    options, config = flags.read(path.stem, module, rest)
+    if options.seeds < 1:
+        raise ValueError(f"seeds is {options.seeds}, but must be at least 1")
+    request: dict[str, Any] = {
+        "experiment": path.stem,
+        "file": str(path.resolve()),
+        "config": dataclasses.asdict(config),
+        "methods": list(options.method or module.METHODS),
+        "seeds": options.seeds,
+        "sweep": list(options.sweep),
+    }
+    if options.resume:
+        request, config = flags.resumed(options, module, request, rest)
+    found = plan.plans(request["methods"], request["sweep"], config)
+    # built once for equal configs, and before there is a folder: it may object
+    built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
+    out = _folder(options, path.stem, found)
+    if not (out / "config.json").exists():
+        command = shlex.join(["jcl", "run", name, *rest])
+        report.save_json(out / "config.json", {"command": command, **request, **_versions()})
+    try:
+        _train(built, found, request["seeds"], out, options.resume)
+    except KeyboardInterrupt:
+        again = shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
+        print(f"jcl: stopped, what was trained is saved; go on with: {again}", file=sys.stderr)
+        return 130
+    except jcl.Diverged as error:
+        print(f"jcl: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+def _distinct(found: Sequence[plan.Plan]) -> list[plan.Plan]:
+    """One plan for each config."""
+    return list({repr(one.config): one for one in found}.values())
+
+
+def _spread() -> None:
+    """A host device for each core, so that members on CPU are trained side by side."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in given:  # what a user has set stays
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={cores}".strip()
+
+
+def _versions() -> dict[str, Any]:
+    names = ("jcl-kit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: metadata.version(name) for name in names}
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "devices": f"{jax.device_count()} × {device.device_kind}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _folder(options: flags.Options, name: str, found: Sequence[plan.Plan]) -> Path:
+    """The run's folder, made if need be.
+
+    Raises:
+      ValueError: if it holds something already and isn't to be resumed.
+    """
+    out = options.out
+    if out is None:
+        names = plan.folders(found)
+        method = "-".join(names) if len("-".join(names)) < 60 else f"{len(names)}-runs"
+        taken = [int(n) for p in Path("runs").glob(f"{name}-{method}-*")
+                 if (n := p.name.rpartition("-")[2]).isdigit()]  # fmt: skip
+        out = Path("runs") / f"{name}-{method}-{max(taken, default=0) + 1}"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, but must be a folder")
+    if out.exists() and any(out.iterdir()) and not options.resume:
+        raise ValueError(f"{out} isn't empty; go on with --resume, or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        report.writable(out)
+    except OSError as error:
+        raise ValueError(
+            f"{out} can't be written: {error.strerror}; choose another --out"
+        ) from error
+    return out
+
+
+def _train(
+    built: Mapping[str, experiment.Experiment],
+    found: Sequence[plan.Plan],
+    seeds: int,
+    out: Path,
+    resume: bool,
+) -> None:
+    """Trains what is planned, each run in a folder of its own where there are several."""
+    from jcl import page  # matplotlib, which other commands shouldn't wait for
+
+    runs: list[report.Run] = []
+    for one, name in zip(found, plan.folders(found), strict=True):
+        folder = out if len(found) == 1 else out / name
+        folder.mkdir(exist_ok=True)
+        if (folder / "summary.json").is_file():  # finished before the interruption
+            runs += report.load(folder)
+            continue
+        runs.append(_fit(built[repr(one.config)], one, seeds, folder, resume))
+    if len(runs) > 1:
+        report.group(out, runs)
+    html = page.draw(out)
+    for run in runs:
+        screen.matrix(run)
+    screen.table(runs)
+    screen.console().print(f"results: {out}\nreport:  {html}", soft_wrap=True)
+
+
+def _fit(
+    built: experiment.Experiment, one: plan.Plan, seeds: int, folder: Path, resume: bool
+) -> report.Run:
+    setup = experiment.setup(built, one.calls, seeds, one.points)
+    stream = setup.stream
+    unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
+    members = seeds * len(one.points)
+    title = one.name if members == 1 else f"{one.name} × {members}"
+    with screen.Watch(title, len(stream.names), stream.tests, unit).events(folder) as watch:
+        result = jcl.fit(*setup, evaluate=built.evaluate, out=folder, resume=resume, on_event=watch)
+    assert result.scores is not None
+    facts = {
+        "method": one.name,
+        "experiment": built.name,
+        "scenario": built.scenario,
+        "measure": built.measure,
+        "higher_is_better": built.higher_is_better,
+        "seeds": seeds,
+        "stages": list(stream.names),
+        "stage_tasks": list(stream.tasks),
+        "tasks": list(stream.tests),
+        "family": one.family,
+        "outer": one.outer,
+        "wall_seconds": result.wall_seconds,
+        "compile_seconds": result.compile_seconds,
+        "examples_per_second": result.examples_per_second,
+        "step_traces": result.step_traces,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "pipeline": jcl.explain(setup.program.method),
+    }
+    scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
+    return report.write(folder, facts, one.points, one.labels, scores)
+
+
+def _list() -> None:
+    """Lists experiments, methods with their arguments, streams and models."""
+    from jcl import data, models
+
+    console = screen.console()
+
+    def section(title: str, rows: Sequence[tuple[str, str]]) -> None:
+        console.print(f"[bold]{title}")
+        for name, text in rows:
+            console.print(f"  {escape(name)}\n      [dim]{escape(text)}", soft_wrap=True)
+
+    known = [(name, experiment.headline(path)) for name, path in experiment.available().items()]
+    streams = [getattr(data, name) for name in data.__all__]
+    section("experiments (jcl run NAME)", known)
+    section("methods (--method)", [_described(f) for f in expression.factories().values()])
+    section("streams (jcl.data)", [_described(f) for f in streams if inspect.isfunction(f)])
+    kinds = {name: m for name, m in vars(models).items() if inspect.ismodule(m)}
+    section("models (jcl.models)", [(n, _headline(m)) for n, m in kinds.items() if n != "layers"])
+
+
+def _headline(documented: Any) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def _described(function: Any) -> tuple[str, str]:
+    """A call with its defaults, and the first line of what it says of itself."""
+    shown = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        default = parameter.default
+        text = getattr(default, "__name__", None) or repr(default)
+        shown.append(name if default is parameter.empty else f"{name}={text}")
+    return f"{function.__name__}({', '.join(shown)})", _headline(function)
+
+
+def _explain(method: Annotated[str, arg(metavar="EXPR")]) -> None:
+    """Prints what a method does in each phase of a step, in the order in which it will run."""
+    print(jcl.explain(expression.build(expression.parse(method))))
+
+
+def _compare(
+    dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="DIR...")],
+    out: Annotated[Path, arg(metavar="PNG")] = Path("comparison.png"),
+) -> None:
+    """Prints a table of several runs' measures, and draws them side by side."""
+    from jcl import page
+
+    if not dirs:
+        raise ValueError("jcl compare needs folders of runs")
+    runs = [run for folder in dirs for run in report.load(folder)]
+    page.compare(runs, out)
+    screen.table(runs)
+    screen.console().print(f"figure: {out}", soft_wrap=True)
+
+
+def _report(dir: Annotated[Path, tyro.conf.Positional, arg(metavar="DIR")]) -> None:
+    """Draws a run's figures and its report.html again, from what is in its folder."""
+    from jcl import page
+
+    print(page.draw(dir))

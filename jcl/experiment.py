@@ -1,0 +1,171 @@
+"""What an experiment is, where its file is found, and how one compiled run of it is set up.
+
+A file under `experiments/` has `Config`, a frozen dataclass whose documented fields become flags;
+`METHODS`, the expressions that run side by side where none is given; and `build(config)`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jcl
+from jcl import data, expression
+from jcl.data import Stream
+from jcl.method import Apply, Objective, Params
+from jcl.program import Boundary, Evaluate, Program
+
+
+class Experiment(NamedTuple):
+    """What an experiment's file builds from its config: all that a run needs but the method."""
+
+    name: str
+    scenario: str
+    stream: Callable[[int], Stream]
+    """`seed -> Stream`."""
+    init: Callable[[jax.Array], Params]
+    """`key -> params`."""
+    apply: Apply
+    loss: Objective
+    optimizer: Callable[[Any], optax.GradientTransformation]
+    """`learning rate -> transformation`; the rate may be traced."""
+    evaluate: Evaluate
+    """`(program, state) -> scores [tasks]`."""
+    measure: str = "accuracy"
+    """What a score is, e.g. `bits per byte`."""
+    higher_is_better: bool = True
+    learning_rate: float = 1e-3
+    boundary: Boundary = "keep"
+    microbatches: int = 1
+    tokens_per_row: int | None = None
+    """So that progress can say tokens/s."""
+
+
+def folder() -> Path:
+    """Where the built-in experiments are: beside the package, or inside it in a wheel."""
+    package = Path(__file__).parent
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+def available() -> dict[str, Path]:
+    """Built-in experiments by name."""
+    files = [p for p in sorted(folder().glob("*.py")) if "def build(" in p.read_text()]
+    return {p.stem: p for p in files}
+
+
+def headline(path: Path) -> str:
+    """The first line of an experiment's docstring, without importing it."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.partition("\n")[0]
+
+
+def find(name: str) -> Path:
+    """The file of an experiment, by name or by path.
+
+    Raises:
+      ValueError: if there is none; names near ones.
+    """
+    known = available()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.suffix == ".py" or "/" in name:
+        if not path.is_file():
+            raise ValueError(f"there is no file {name}")
+        return path
+    raise ValueError(f"no experiment is called {name!r}{expression.near(name, known)}")
+
+
+def load(path: Path) -> ModuleType:
+    """Imports an experiment's file.
+
+    Raises:
+      ValueError: if it lacks `Config`, `METHODS` or `build`.
+    """
+    name = f"jcl_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their annotations up
+    sys.path.insert(0, str(path.parent.resolve()))  # so that it can import what lies beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    for needed in ("Config", "METHODS", "build"):
+        if not hasattr(module, needed):
+            raise ValueError(f"{path} has no {needed}, which an experiment must define")
+    return module
+
+
+class Setup(NamedTuple):
+    """What `jcl.fit` is called with."""
+
+    program: Program
+    params: Params
+    key: jax.Array
+    stream: Stream
+
+
+def setup(
+    experiment: Experiment,
+    calls: Iterable[expression.Call],
+    seeds: int = 1,
+    points: Sequence[Mapping[str, float]] = ({},),
+) -> Setup:
+    """One compiled run of an experiment, with a member for each seed of each point of a sweep.
+
+    Args:
+      experiment: built from its config.
+      calls: the method, from `expression.parse`.
+      seeds: how many; member `p * seeds + s` is point p with seed s.
+      points: values of `method.argument` or `lr`, the same names in each; traced where there is
+        more than one member.
+
+    Raises:
+      ValueError: if a value is out of range, or the methods don't compose.
+    """
+    calls = list(calls)
+
+    def member(value: Mapping[str, Any]) -> Program:
+        return jcl.make(
+            expression.build(calls, {k: v for k, v in value.items() if "." in k}),
+            experiment.apply,
+            experiment.loss,
+            experiment.optimizer(value.get("lr", experiment.learning_rate)),
+            microbatches=experiment.microbatches,
+            boundary=experiment.boundary,
+        )
+
+    for point in points:  # while they are numbers, each says for itself whether it is in range
+        member(point)
+    init = jax.jit(experiment.init)
+
+    def start(seed: int) -> tuple[Params, jax.Array]:
+        weights, run = jax.random.split(jax.random.key(seed))
+        return init(weights), run
+
+    if seeds * len(points) == 1:
+        return Setup(member(points[0]), *start(0), experiment.stream(0))
+    # one after another, so that a seed's draws are those that it has alone
+    each = [start(seed) for seed in range(seeds)]
+    params, keys = jax.tree.map(lambda *x: jnp.stack(x * len(points)), *each)
+    values = {
+        name: jnp.repeat(jnp.asarray([p[name] for p in points], jnp.float32), seeds)
+        for name in points[0]
+    }
+    values["seed"] = jnp.asarray(np.tile(np.arange(seeds), len(points)))
+    streams = [experiment.stream(seed) for seed in range(seeds)]
+    return Setup(jcl.replicate(member, values), params, keys, data.members(streams * len(points)))

@@ -1,0 +1,257 @@
+"""A run's page: its figures as PNG files, and `report.html`, which has them inside.
+
+The page needs no other file, and can be read on a phone and in the dark.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jcl import figures, report
+from jcl.report import MEASURES, Run, labelled, measured, title
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --muted: #5f6672; --line: #e3e6ea;
+  --page: #ffffff; --box: #f6f8fa }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8eaed; --muted: #a3abb8; --line: #33373d; --page: #141414; --box: #1d1f22 }
+  .figure img { filter: invert(.92) hue-rotate(180deg) }
+}
+body { margin: 0 auto; max-width: 56rem; padding: 1.5rem 1rem 4rem; background: var(--page);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif }
+h1 { font-size: 1.6rem; margin: .2rem 0; overflow-wrap: anywhere }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; overflow-wrap: anywhere }
+p { margin: .5rem 0 }
+.muted { color: var(--muted) }
+.wide { overflow-x: auto }
+img { width: 100%; display: block; margin: .8rem 0 }
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
+th, td { text-align: left; vertical-align: top; padding: .4rem 1.1rem .4rem 0;
+  border-bottom: 1px solid var(--line) }
+th { color: var(--muted); font-weight: 500 }
+td.n { white-space: nowrap }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem;
+  margin: 1rem 0 }
+.tile { background: var(--box); border-radius: .6rem; padding: .7rem .9rem }
+.tile b { font-size: 1.3rem; display: block; font-weight: 600 }
+.tile span { color: var(--muted); font-size: .85rem }
+pre { background: var(--box); border-radius: .6rem; padding: .8rem 1rem; overflow-x: auto;
+  font: .85rem/1.45 ui-monospace, monospace }
+"""
+
+
+def draw(folder: Path) -> Path:
+    """Draws a folder's figures and its report.html, and returns the latter's path.
+
+    Raises:
+      ValueError: if it is no folder of a finished run.
+    """
+    runs = report.load(folder)
+    config = folder / "config.json"
+    settings = json.loads(config.read_text()) if config.is_file() else {}
+    if runs[0].folder == folder:
+        parts = [_one(runs[0]), *_figures(runs[0], loss=True), _points(runs[0])]
+    else:
+        parts = [
+            _several(runs),
+            _saved(folder / "comparison.png", figures.comparison(labelled(runs))),
+        ]
+        parts += _swept(folder, runs)
+        for run in runs:
+            parts += [_heading(run.labels[run.best])]
+            parts += _figures(run, loss=False)
+    parts += [_definitions(runs[0]), _cost(runs), _again(settings)]
+    path = folder / "report.html"
+    path.write_text(_html(runs, parts))
+    return path
+
+
+def compare(runs: Sequence[Run], path: Path) -> None:
+    """Draws runs of any folders side by side, as a PNG.
+
+    Raises:
+      ValueError: if their scores aren't of one kind.
+    """
+    kinds = {(r.summary["measure"], r.summary["higher_is_better"]) for r in runs}
+    if len(kinds) > 1:
+        names = sorted({measure for measure, _ in kinds})
+        raise ValueError(f"these runs measure different things, {names}, so they don't compare")
+    shown = labelled(runs)
+    same = len({(tuple(s.tasks), tuple(s.stages)) for s in shown}) == 1
+    figure = figures.comparison(shown) if same else figures.ranking(shown)
+    figure.savefig(path, format="png")
+
+
+def _saved(path: Path, figure: Figure) -> str:
+    """Writes a PNG; returns an <img> that has it inside."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    path.write_bytes(buffer.getvalue())
+    code = base64.b64encode(buffer.getvalue()).decode()
+    wide = round(72 * figure.get_figwidth())  # in fewer pixels its letters would be too small
+    image = f'<img alt="{path.stem}" style="min-width:{wide}px" src="data:image/png;base64,{code}">'
+    return f'<div class="wide figure">{image}</div>'
+
+
+def _figures(run: Run, loss: bool) -> list[str]:
+    """A run's own figures, those of its best point where it is a sweep."""
+    best, folder = run.shown(), run.folder
+    parts = []
+    names = list(run.points[0])
+    if len(names) == 1 and len(run.points) > 1:
+        values = [point[names[0]] for point in run.points]
+        points = [run.shown(p) for p in range(len(values))]
+        parts.append(_saved(folder / "sweep.png", figures.sweep(names[0], values, points)))
+    parts += [
+        _saved(folder / "curves.png", figures.curves(best)),
+        _saved(folder / "forgetting.png", figures.forgetting(best)),
+        _saved(folder / "matrix.png", figures.matrix(best)),
+    ]
+    log = folder / "metrics.jsonl"
+    if loss and log.is_file():
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        if len(lines) > 1:
+            columns = [np.asarray([e[k] for e in lines]) for k in ("step", "loss", "stage")]
+            parts.append(_saved(folder / "loss.png", figures.loss(*columns)))
+    return parts
+
+
+def _swept(folder: Path, runs: Sequence[Run]) -> list[str]:
+    """The curve over the one argument that was swept, the other runs being levels beside it."""
+    traced = [run for run in runs if len(run.points) > 1 and len(run.points[0]) == 1]
+    outer = [run for run in runs if len(run.summary["outer"]) == 1]
+    if len(traced) == 1 and not outer:
+        run = traced[0]
+        (key,) = run.points[0]
+        values = [point[key] for point in run.points]
+        points = [run.shown(p) for p in range(len(values))]
+    elif outer and not traced:
+        keys = {(*run.summary["outer"], run.summary["family"]) for run in outer}
+        key = next(iter(outer[0].summary["outer"]))
+        values = [run.summary["outer"].get(key) for run in outer]
+        if len(keys) > 1 or not all(isinstance(v, int | float) for v in values):
+            return []
+        points = [run.shown() for run in outer]
+    else:
+        return []
+    others = [run.shown() for run in runs if run not in [*traced, *outer]]
+    return [_saved(folder / "sweep.png", figures.sweep(key, values, points, others))]
+
+
+def _heading(text: str) -> str:
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def _note(text: str) -> str:
+    return f'<p class="muted">{html.escape(text)}</p>'
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]], tight: bool = True) -> str:
+    """A table that scrolls sideways where it must; `tight` cells after the first don't wrap."""
+    cell = "<td class=n>" if tight else "<td>"
+    top = "".join(f"<th>{html.escape(h)}" for h in head)
+    body = ""
+    for row in rows:
+        first, *rest = (html.escape(c) for c in row)
+        body += f"<tr><td>{first}" + "".join(cell + c for c in rest)
+    return f'<div class="wide"><table><tr>{top}{body}</table></div>'
+
+
+def _sub(runs: Sequence[Run]) -> str:
+    facts = runs[0].summary
+    many = facts["seeds"] > 1
+    seeds = f"{facts['seeds']} seeds, ± 95 % (Student's t)" if many else "1 seed"
+    return f"{facts['experiment']} · {facts['scenario']} · {report.unit(runs)} · {seeds}"
+
+
+def _one(run: Run) -> str:
+    factor = report.scale([run])
+    tiles = "".join(
+        f'<div class="tile"><span>{title(m)}</span><b>{measured(run.summary[m], factor)}</b></div>'
+        for m in MEASURES
+    )
+    name = html.escape(run.labels[run.best])
+    return f'<h1>{name}</h1>{_note(_sub([run]))}<div class="tiles">{tiles}</div>'
+
+
+def _several(runs: Sequence[Run]) -> str:
+    factor = report.scale(runs)
+    rows = [
+        [shown.label, *(measured(run.summary[m], factor) for m in MEASURES)]
+        for run, shown in zip(runs, labelled(runs), strict=True)
+    ]
+    table = _table(["method", *map(title, MEASURES)], rows)
+    return f"<h1>{html.escape(runs[0].summary['experiment'])}</h1>{_note(_sub(runs))}{table}"
+
+
+def _points(run: Run) -> str:
+    """A sweep's table."""
+    if "sweep" not in run.summary:
+        return ""
+    factor = report.scale([run])
+    names = list(run.points[0])
+    rows = [
+        [
+            *(f"{point['values'][n]:g}" for n in names),
+            *(measured(point[m], factor) for m in MEASURES),
+        ]
+        for point in run.summary["sweep"]
+    ]
+    honest = (
+        "What is shown of the best point was chosen by the very scores that are shown, so it is "
+        "optimistic."
+    )
+    return _heading("The sweep") + _table([*names, *map(title, MEASURES)], rows) + _note(honest)
+
+
+def _definitions(run: Run) -> str:
+    rows = [[title(m), run.summary[m]["definition"]] for m in MEASURES]
+    return _heading("What the measures are") + _table(["", "definition"], rows, tight=False)
+
+
+def _cost(runs: Sequence[Run]) -> str:
+    rows = [
+        [
+            run.summary["method"],
+            f"{run.summary['wall_seconds']:.1f} s",
+            f"{run.summary['compile_seconds']:.1f} s",
+            f"{run.summary['examples_per_second']:,.0f}",
+            f"{run.summary['peak_memory_bytes'] / 2**20:,.0f} MiB",
+        ]
+        for run in runs
+    ]
+    head = ["", "in all", "compiling", "examples/s", "peak memory"]
+    pipelines = "".join(f"<pre>{html.escape(run.summary['pipeline'])}</pre>" for run in runs)
+    return _heading("Time and memory") + _table(head, rows) + _heading("Each step") + pipelines
+
+
+def _again(settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return ""
+    rest = json.dumps({k: v for k, v in settings.items() if k != "command"}, indent=1)
+    return (
+        f"{_heading('To run it again')}<pre>{html.escape(settings['command'])}</pre><details>"
+        f'<summary class="muted">settings and versions</summary><pre>{html.escape(rest)}</pre>'
+        "</details>"
+    )
+
+
+def _html(runs: Sequence[Run], parts: Iterable[str]) -> str:
+    facts = runs[0].summary
+    name = f"{facts['experiment']}: {', '.join(run.summary['method'] for run in runs)}"
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(name)}</title>\n<style>{STYLE}</style>\n"
+        + "\n".join(parts)
+        + "\n</html>\n"
+    )

@@ -18,7 +18,11 @@ from jcl.program import Program, State, complete
 
 
 class Detector(NamedTuple):
-    """`init() -> state`, and `update(state, value) -> (state, found)` for each float32 [] value."""
+    """`init() -> state`, and `update(state, value) -> (state, since)` for each float32 [] value.
+
+    `since` int32 [] is 0 while there is no drift; where one is found, how many of the last values
+    are taken to be from after it, this one included.
+    """
 
     init: Callable[[], Any]
     update: Callable[[Any, jax.Array], tuple[Any, jax.Array]]
@@ -35,14 +39,16 @@ class PageHinkleyState(NamedTuple):
     """float32 []: Σ (x_i - mean_i - tolerance)."""
     lowest: jax.Array
     """float32 []: the least that `excess` has been."""
+    turn: jax.Array
+    """int32 []: after how many values that was, which is where a drift began, if it is one."""
 
 
 def page_hinkley(threshold: float = 5.0, tolerance: float = 0.05, warm_up: int = 30) -> Detector:
     """The Page-Hinkley test for a rise of the mean: m_t - min m > threshold.
 
     m_t = Σ_{i ≤ t} (x_i - mean_i - tolerance), with mean_i the mean of the values up to i. A
-    falling loss, which is learning, keeps m_t at its minimum. The test starts afresh once it has
-    found something.
+    falling loss, which is learning, keeps m_t at its minimum. A drift is taken to have begun where
+    m_t was least. The test starts afresh once it has found something.
 
     Args:
       threshold: how much excess counts as a drift, in the values' unit times steps; may be traced.
@@ -57,26 +63,28 @@ def page_hinkley(threshold: float = 5.0, tolerance: float = 0.05, warm_up: int =
 
     >>> detector = page_hinkley(threshold=3.0)
     >>> losses = jnp.concatenate([jnp.full(50, 0.2), jnp.full(50, 1.2)])
-    >>> _, found = lax.scan(detector.update, detector.init(), losses)
-    >>> int(jnp.argmax(found)), int(jnp.sum(found))
-    (53, 1)
+    >>> _, since = lax.scan(detector.update, detector.init(), losses)
+    >>> [(int(i), int(since[i])) for i in jnp.flatnonzero(since)]
+    [(53, 4)]
     """
     check(threshold > 0, "threshold", threshold, "above 0")
     check(tolerance >= 0, "tolerance", tolerance, "at least 0")
     check(warm_up >= 1, "warm_up", warm_up, "at least 1")
 
     def init() -> PageHinkleyState:
-        zero = jnp.float32(0)
-        return PageHinkleyState(jnp.int32(0), zero, zero, zero)
+        none, zero = jnp.int32(0), jnp.float32(0)
+        return PageHinkleyState(none, zero, zero, zero, none)
 
     def update(state: PageHinkleyState, value: jax.Array) -> tuple[PageHinkleyState, jax.Array]:
         seen = state.seen + 1
         mean = state.mean + (value - state.mean) / seen
         excess = state.excess + value - mean - tolerance
         lowest = jnp.minimum(state.lowest, excess)
+        turn = jnp.where(excess <= state.lowest, seen, state.turn)
         found = (excess - lowest > threshold) & (seen > warm_up)
-        after = PageHinkleyState(seen, mean, excess, lowest)
-        return jax.tree.map(lambda new, old: jnp.where(found, new, old), init(), after), found
+        after = PageHinkleyState(seen, mean, excess, lowest, turn)
+        after = jax.tree.map(lambda new, old: jnp.where(found, new, old), init(), after)
+        return after, jnp.where(found, seen - turn, 0)
 
     return Detector(init, update)
 
@@ -95,9 +103,9 @@ def watched(program: Program, detector: Detector, recent: int = 16) -> Program:
     """A program that calls `consolidate` by itself where the detector finds a drift of its loss.
 
     It drives like any other, by `run`, `fit` or a loop of one's own, over one long stage. At a
-    drift the last `recent` batches stand for the stage that ended; a few of the newest may be of
-    the next, which is the price of not being told, so let `recent` be several times the detector's
-    delay. `State.task` then counts what was found. Each step reports `drift/found`.
+    drift the last `recent` batches stand for the stage that ended, with weight 0 for those that the
+    detector takes to be of the next; so let `recent` be several times the detector's delay.
+    `State.task` then counts what was found. Each step reports `drift/found`.
 
     Under `vmap` both branches of the consolidation run at every step; on one's own or mapped, only
     where there is a drift.
@@ -132,10 +140,17 @@ def watched(program: Program, detector: Detector, recent: int = 16) -> Program:
         slot = inner.step % recent
         inner, aux = program.step(inner, batch)
         kept = jax.tree.map(lambda old, new: old.at[slot].set(new), watch.recent, complete(batch))
-        seen, found = detector.update(watch.detector, aux["loss"])
-        inner = lax.cond(found, lambda s: program.consolidate(s, kept), lambda s: s, inner)
-        watch = Watch(seen, kept, watch.found + found)
-        return joined(inner, watch), {**aux, "drift/found": found.astype(jnp.float32)}
+        seen, since = detector.update(watch.detector, aux["loss"])
+
+        def ended(inner: State) -> State:
+            age = (slot - jnp.arange(recent)) % recent  # 0 is the newest
+            old = age >= jnp.minimum(since, recent - 1)
+            weight = kept["weight"] * old[:, None]
+            return program.consolidate(inner, {**kept, "weight": weight})
+
+        inner = lax.cond(since > 0, ended, lambda s: s, inner)
+        watch = Watch(seen, kept, watch.found + (since > 0))
+        return joined(inner, watch), {**aux, "drift/found": (since > 0).astype(jnp.float32)}
 
     def consolidate(state: State, batches: Batch) -> State:
         inner, watch = parts(state)

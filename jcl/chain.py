@@ -151,6 +151,16 @@ _WHEN = {
 }
 
 
+def _carries(tx: Any) -> str:
+    """What an optimizer is known by: the states that it carries."""
+    if tx is None:
+        return ""
+    states = jax.tree.leaves(
+        jax.eval_shape(tx.init, {"w": jnp.zeros(1)}), is_leaf=lambda x: hasattr(x, "_fields")
+    )
+    return "  " + ", ".join(type(s).__name__ for s in states if jax.tree.leaves(s))
+
+
 def explain(method: Method, tx: Any = None) -> str:
     """The pipeline phase by phase, in the order in which it will run, as text to print.
 
@@ -169,8 +179,7 @@ def explain(method: Method, tx: Any = None) -> str:
     lines = [method.name]
     for phase in PHASES:
         if phase == "updates":
-            kind = f" {type(tx).__name__}" if tx is not None else ""
-            lines.append(f"  (optimizer){kind}")
+            lines.append(f"  (optimizer){_carries(tx)}")
         names = ", ".join(m.name for m in method.parts if defines(m, phase))
         if names:
             lines.append(f"  {phase:<12} {_WHEN[phase]:<32} {names}")

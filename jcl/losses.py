@@ -31,6 +31,24 @@ def weighted_mean(per_example: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(per_example * weight) / jnp.where(total == 0, 1.0, total)
 
 
+def batch_mean(values: jax.Array, batch: Batch) -> jax.Array:
+    """Mean of `values` [B] or [B, L], float32 [], weighted as a loss over `batch` is.
+
+    A sequence counts by its weight; with `mask` [B, L - 1] or [B, L], its tokens by theirs.
+    Over the parts of a batch these means add up to the whole's as the losses do.
+    """
+    values = values.astype(jnp.float32)
+    if values.ndim > 1 and "mask" in batch:
+        mask = batch["mask"].astype(jnp.float32)
+        rows = jnp.sum(values[:, : mask.shape[1]] * mask, axis=-1)
+    else:
+        rows = jnp.mean(values.reshape(values.shape[0], -1), axis=-1)
+        if "mask" in batch:
+            rows = rows * jnp.sum(batch["mask"], axis=-1)
+    total = total_weight(batch)
+    return jnp.sum(rows * batch["weight"]) / jnp.where(total == 0, 1.0, total)
+
+
 def allowed_classes(
     classes: jax.Array, batch: Batch, mask: str, stage: jax.Array | None = None
 ) -> jax.Array:

@@ -203,7 +203,7 @@ def test_ranked_equals_the_rule_row_by_row(seed: int) -> None:
     expected = ranked_by_hand(size, groups, offers)
     assert sorted(kept(buffer)) == sorted(expected)
     counts = np.bincount(list(expected.values()), minlength=groups)
-    np.testing.assert_array_equal(buffer.ranks.count, counts)
+    np.testing.assert_array_equal(buffer.ranks.held, counts)
     stored = np.asarray(buffer.ranks.score)
     for g in range(groups):
         mine = stored[np.asarray(buffer.ranks.group) == g]
@@ -240,7 +240,7 @@ def test_class_balanced_keeps_the_rare_and_balances_the_rest() -> None:
     group = rng.choice(4, 600, p=[0.8, 0.15, 0.04, 0.01])
     batches = [rows_of(np.arange(i, i + 10), group[i : i + 10]) for i in range(0, 600, 10)]
     buffer = feed("class", 4, batches, 60)
-    seen, counts = np.bincount(group), np.asarray(buffer.ranks.count)
+    seen, counts = np.bincount(group), np.asarray(buffer.ranks.held)
     assert seen[3] < 15 and counts[3] == seen[3]  # a class smaller than its share is kept whole
     assert counts.sum() == 60 and counts[0] - counts[1] in (-1, 0, 1)
     uniform = np.bincount(group[kept(feed("reservoir", None, batches, 60))], minlength=4)
@@ -252,7 +252,7 @@ def test_task_balanced_reads_the_task_column() -> None:
         {**rows_of(np.arange(i, i + 10)), "task": jnp.full(10, i >= 180, jnp.int32)}
         for i in range(0, 200, 10)
     ]
-    counts = np.asarray(feed("task", 2, batches, 20).ranks.count)
+    counts = np.asarray(feed("task", 2, batches, 20).ranks.held)
     assert counts.tolist() == [10, 10]
 
 

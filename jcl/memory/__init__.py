@@ -16,6 +16,7 @@ from jcl.memory.buffer import (
     empty,
     filled,
     sample,
+    shared,
     take,
     write,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "ring",
     "row_losses",
     "sample",
+    "shared",
     "take",
     "write",
 ]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.method import Batch, check
+from jcl.method import Batch, Ctx, check
 
 
 class Ranks(NamedTuple):
@@ -17,7 +17,7 @@ class Ranks(NamedTuple):
     """int32 [capacity], -1 where a slot is empty."""
     score: jax.Array
     """float32 [capacity]."""
-    count: jax.Array
+    held: jax.Array
     """int32 [groups]: slots that a group occupies."""
     full: jax.Array
     """bool [groups]: whether a group has been a largest one since the buffer filled."""
@@ -66,6 +66,18 @@ def capacity(buffer: Buffer) -> int:
     return buffer.rows["weight"].shape[0]
 
 
+def shared(ctx: Ctx, name: str) -> Buffer:
+    """The buffer of another method in the chain.
+
+    Raises:
+      ValueError: if that method has none.
+    """
+    buffer = getattr(ctx.states[name], "buffer", None)
+    if not isinstance(buffer, Buffer):
+        raise ValueError(f"share is {name!r}, but must be a method that has a memory of its own")
+    return buffer
+
+
 def _occupied(buffer: Buffer) -> jax.Array:
     return jnp.minimum(buffer.seen, capacity(buffer) // buffer.seen.shape[0])
 
@@ -102,9 +114,9 @@ def draw(buffer: Buffer, key: jax.Array, count: int, regions: jax.Array | None =
 def take(buffer: Buffer, slots: jax.Array) -> Batch:
     """The rows in `slots` int32 [n]; those out of range have weight 0."""
     size = capacity(buffer)
-    inside = jnp.minimum(slots, size - 1)
+    inside = jnp.clip(slots, 0, size - 1)
     rows = jax.tree.map(lambda x: x[inside], buffer.rows)
-    return {**rows, "weight": jnp.where(slots < size, rows["weight"], 0)}
+    return {**rows, "weight": jnp.where(slots == inside, rows["weight"], 0)}
 
 
 def sample(buffer: Buffer, key: jax.Array, count: int) -> Batch:

@@ -64,13 +64,13 @@ def _unlike(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
 
 
 def _exemplars(buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:
-    groups, slots = buffer.ranks.count.shape[0], buffer.ranks.group.shape[0]
+    groups, slots = buffer.ranks.held.shape[0], buffer.ranks.group.shape[0]
     outputs = lax.map(lambda rows: ctx.apply(params, rows), batches)
     rows = {k: batches[k].reshape(-1, *batches[k].shape[2:]) for k in buffer.rows}
     group, real = jnp.clip(_column(rows, "y"), 0, groups - 1), rows["weight"] > 0
     present = jax.ops.segment_max(real.astype(jnp.int32), group, groups) > 0
-    held = jnp.sum(present | (buffer.ranks.count > 0))
-    quota = -(-slots // jnp.maximum(held, 1))
+    classes = jnp.sum(present | (buffer.ranks.held > 0))
+    quota = -(-slots // jnp.maximum(classes, 1))
     rank = herding(outputs.reshape(len(real), -1), group, real, groups, quota)
     rows["weight"] = jnp.where(rank < len(rank), rows["weight"], 0)
     order = jnp.argsort(rank)

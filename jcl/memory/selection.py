@@ -74,7 +74,7 @@ def ranked(buffer: Buffer, rows: Batch, group: jax.Array, score: jax.Array) -> B
     def place(carry: tuple[Ranks, jax.Array], row: tuple[jax.Array, ...]) -> tuple:
         r, seen = carry
         real, g, s = row
-        loser = jnp.where(r.full[g], g, jnp.argmax(r.count))
+        loser = jnp.where(r.full[g], g, jnp.argmax(r.held))
         filling = seen < size
         swaps = real & ~filling & (~r.full[g] | (s > r.floor[g]))
 
@@ -87,21 +87,21 @@ def ranked(buffer: Buffer, rows: Batch, group: jax.Array, score: jax.Array) -> B
         slot, floor = lax.cond(swaps, evict, lambda _: (jnp.int32(size), r.floor[loser]), None)
         enters = swaps | (real & filling)
         slot = jnp.where(filling & real, seen, slot)
-        count = r.count.at[loser].add(-swaps.astype(jnp.int32)).at[g].add(enters.astype(jnp.int32))
+        held = r.held.at[loser].add(-swaps.astype(jnp.int32)).at[g].add(enters.astype(jnp.int32))
         floors = r.floor.at[loser].set(floor)
         floors = floors.at[g].min(jnp.where(enters, s, jnp.inf))
         seen = seen + real.astype(jnp.int32)
-        full = r.full | ((seen >= size) & (count == jnp.max(count)))
+        full = r.full | ((seen >= size) & (held == jnp.max(held)))
         ranks = Ranks(
             r.group.at[slot].set(g, mode="drop"),
             r.score.at[slot].set(s, mode="drop"),
-            count,
+            held,
             full,
             floors,
         )
         return (ranks, seen), slot
 
-    g = jnp.clip(group, 0, buffer.ranks.count.shape[0] - 1).astype(jnp.int32)
+    g = jnp.clip(group, 0, buffer.ranks.held.shape[0] - 1).astype(jnp.int32)
     offered = (rows["weight"] > 0, g, score.astype(jnp.float32))
     (ranks, seen), slots = lax.scan(place, (buffer.ranks, buffer.seen[0]), offered)
     return write(buffer, slots, rows)._replace(seen=seen[None], ranks=ranks)

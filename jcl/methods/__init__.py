@@ -1,32 +1,59 @@
 """Continual-learning methods, one a file; each factory returns a `jcl.Method`."""
 
+from jcl.methods.agem import agem
+from jcl.methods.der import der, derpp
 from jcl.methods.ema import ema
 from jcl.methods.er import er
 from jcl.methods.ewc import ewc, online_ewc
+from jcl.methods.gem import gem
+from jcl.methods.gpm import gpm
 from jcl.methods.hat import hat
+from jcl.methods.l2sp import l2sp
+from jcl.methods.lwf import lwf
+from jcl.methods.mas import mas
 from jcl.methods.migu import migu
 from jcl.methods.mofo import mofo
 from jcl.methods.naive import naive
+from jcl.methods.ogd import ogd
 from jcl.methods.packnet import packnet
+from jcl.methods.recadam import recadam
 from jcl.methods.reference import from_scratch
+from jcl.methods.rwalk import rwalk
+from jcl.methods.schedule import constant, infinite, rewarm
 from jcl.methods.seq import seq
+from jcl.methods.si import si
 from jcl.methods.soft_mask import soft_mask
 from jcl.methods.task_arithmetic import task_arithmetic
 from jcl.methods.ties import ties
 from jcl.methods.wise_ft import wise_ft
 
 __all__ = [
+    "agem",
+    "constant",
+    "der",
+    "derpp",
     "ema",
     "er",
     "ewc",
     "from_scratch",
+    "gem",
+    "gpm",
     "hat",
+    "infinite",
+    "l2sp",
+    "lwf",
+    "mas",
     "migu",
     "mofo",
     "naive",
+    "ogd",
     "online_ewc",
     "packnet",
+    "recadam",
+    "rewarm",
+    "rwalk",
     "seq",
+    "si",
     "soft_mask",
     "task_arithmetic",
     "ties",

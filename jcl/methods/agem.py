@@ -1,0 +1,89 @@
+"""A-GEM: a step that would raise the loss on the memory is projected until it no longer does."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import memory, trees
+from jcl.method import Batch, Ctx, Info, Method, Params, check
+
+
+class AgemState(NamedTuple):
+    """What agem carries."""
+
+    buffer: Any
+    """A `memory.Buffer`; empty where another method's is shared."""
+
+
+def agem(
+    capacity: int = 500,
+    rows: int = 256,
+    at: Literal["grads", "updates"] = "grads",
+    policy: str = "reservoir",
+    groups: int | None = None,
+    share: str | None = None,
+) -> Method:
+    """A-GEM: where g·r < 0, g ← g - (g·r / r·r) r, r the gradient of the loss on rows from memory.
+
+    The memory holds rows of finished stages only, taken from a boundary's batches.
+
+    Source: Chaudhry et al., arXiv 1812.00420, equation 11 and algorithm 2.
+
+    Args:
+      capacity: slots in the memory.
+      rows: how many rows are drawn for r; a step costs (B + rows) / B of a plain one.
+      at: project the gradient (as published), or what the optimizer made of it. Only `updates`
+        keeps the promise behind momentum, Adam or weight decay: measured, 83 to 91 % of the steps
+        whose gradient was projected still went uphill on the memory.
+      policy: what is kept, see `memory.policy`.
+      groups: of that policy.
+      share: name of another method in the chain, whose `buffer` is read; it may hold rows of the
+        present stage, as in mammoth's agem_r. Nothing is stored here.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check(rows >= 1, "rows", rows, "at least 1")
+    check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
+    keep = memory.policy(policy, capacity, groups)
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, AgemState]:
+        return params, AgemState(() if share else keep.empty(ctx.batch))
+
+    def project(state: AgemState, ctx: Ctx, tree: Params, downhill: float) -> Params:
+        """`tree` less its part along r, where `downhill` · tree · r < 0."""
+        buffer = memory.shared(ctx, share) if share else state.buffer
+        old = memory.sample(buffer, ctx.key, rows)
+        ref = trees.float32(jax.grad(ctx.loss, has_aux=True)(ctx.params, old)[0])
+        along, length = trees.dot(tree, ref), trees.dot(ref, ref)
+        hurts = (downhill * along < 0) & (length > 0)
+        return trees.axpy(
+            jnp.where(hurts, -along / jnp.where(length > 0, length, 1.0), 0.0), ref, tree
+        )
+
+    def grads(state: AgemState, ctx: Ctx, tree: Params) -> Params:
+        return project(state, ctx, tree, 1.0)
+
+    def updates(state: AgemState, ctx: Ctx, tree: Params) -> Params:
+        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t, -1.0), tree)
+
+    def consolidate(
+        state: AgemState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, AgemState]:
+        return params, AgemState(memory.absorb(keep, state.buffer, ctx, params, batches))
+
+    def report(state: AgemState, info: Info) -> dict[str, jax.Array]:
+        return {"stored": memory.filled(state.buffer)}
+
+    def idle(state: AgemState, ctx: Ctx) -> jax.Array:
+        return ctx.task < 1
+
+    method = Method("agem", init=init, idle=idle)
+    method = method._replace(**({"grads": grads} if at == "grads" else {"updates": updates}))
+    if share:
+        return method._replace(needs=(share,))
+    return method._replace(consolidate=consolidate, report=report)

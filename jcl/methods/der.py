@@ -1,0 +1,180 @@
+"""Dark experience replay: rows are replayed together with what the model once said to them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import losses, memory
+from jcl.method import Batch, Ctx, Info, LossFn, Method, Params, check
+
+
+class DerState(NamedTuple):
+    """What der carries."""
+
+    buffer: memory.Buffer
+    """Its rows also have `outputs`, and `indices` where only the largest are stored."""
+
+
+def _method(
+    name: str,
+    capacity: int,
+    rows: int,
+    alpha: float,
+    beta: float,
+    draws: int,
+    start: int,
+    top_k: int | None,
+    policy: str,
+    groups: int | None,
+) -> Method:
+    check(rows >= 1, "rows", rows, "at least 1")
+    check(alpha >= 0, "alpha", alpha, "at least 0")
+    check(beta >= 0, "beta", beta, "at least 0")
+    check(draws in (1, 2), "draws", draws, "1 or 2")
+    check(start >= 0, "start", start, "at least 0")
+    check(top_k is None or top_k >= 1, "top_k", top_k, "None or at least 1")
+    check(policy != "herding", "policy", policy, "one that stores rows while it trains")
+    keep = memory.policy(policy, capacity, groups)
+    match = f"{name}/match"  # a column: 1 + the slot whose outputs a row has to match, 0 for none
+
+    def answers(outputs: jax.Array) -> Batch:
+        if top_k is None:
+            return {"outputs": outputs}
+        values, indices = lax.top_k(outputs, min(top_k, outputs.shape[-1]))
+        return {"outputs": values, "indices": indices}
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, DerState]:
+        outputs = jax.eval_shape(ctx.loss, params, ctx.batch)[1]
+        check(outputs is not None, "loss", None, f"one that returns (scalar, outputs) for {name}")
+        stored = jax.eval_shape(answers, outputs)
+        return params, DerState(keep.empty({**ctx.batch, **stored}))
+
+    def replay(state: DerState, ctx: Ctx) -> tuple[jax.Array, jax.Array]:
+        """Whether the memory is replayed from, and by how much the weights of a batch grow."""
+        some = (memory.filled(state.buffer) > 0) & (ctx.task >= start)
+        return some, jnp.where(some, 1.0 + alpha + beta, 1.0)
+
+    def batch(state: DerState, ctx: Ctx, fresh: Batch) -> Batch:
+        some, _ = replay(state, ctx)
+        mass = losses.total_weight(fresh)
+        both = {**fresh, match: jnp.zeros(fresh["weight"].shape, jnp.int32)}
+        shares = (alpha + beta,) if draws == 1 else (alpha, beta)
+        for i, share in enumerate(shares):
+            slots = memory.draw(state.buffer, jax.random.fold_in(ctx.key, i), rows)
+            old = memory.take(state.buffer, slots)
+            total = losses.total_weight(old)
+            # together they weigh `share` times what the fresh rows do
+            grow = jnp.where(some, share * mass / jnp.where(total == 0, 1.0, total), 0.0)
+            old["weight"] = old["weight"] * grow
+            if i == 0:
+                old[match] = slots + 1
+            both = memory.append(both, old)
+        return both
+
+    def loss(state: DerState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
+        _, growth = replay(state, ctx)
+
+        def matched(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+            weight, marked = batch["weight"], batch[match] > 0
+            matches = 1.0
+            if draws == 1:  # the same rows serve both terms
+                matches = alpha / jnp.where(alpha + beta == 0, 1.0, alpha + beta)
+            labelled = {**batch, "weight": jnp.where(marked, (1 - matches) * weight, weight)}
+            stored = {**batch, "weight": jnp.where(marked, matches * weight, 0.0)}
+            value, outputs = loss_fn(params, labelled)
+            old = memory.take(state.buffer, batch[match] - 1)
+            now = outputs
+            if top_k is not None:
+                now = jnp.take_along_axis(outputs, old["indices"], axis=-1)
+            gap = (now.astype(jnp.float32) - old["outputs"].astype(jnp.float32)) ** 2
+            apart = losses.batch_mean(jnp.mean(gap, axis=-1), stored)
+            # as sums over rows, so that microbatches add up to the batch
+            total = value * losses.total_weight(labelled) + apart * losses.total_weight(stored)
+            mass = losses.total_weight(batch)
+            return growth * total / jnp.where(mass == 0, 1.0, mass), outputs
+
+        return matched
+
+    def observe(state: DerState, ctx: Ctx, info: Info) -> DerState:
+        return DerState(keep.insert(state.buffer, ctx, {**info.batch, **answers(info.outputs)}))
+
+    def report(state: DerState, info: Info) -> dict[str, jax.Array]:
+        return {"stored": memory.filled(state.buffer)}
+
+    def idle(state: DerState, ctx: Ctx) -> jax.Array:
+        return (ctx.task < start) | ((alpha == 0) & (beta == 0))
+
+    return Method(
+        name, init=init, batch=batch, loss=loss, observe=observe, report=report, idle=idle
+    )
+
+
+def der(
+    capacity: int = 500,
+    rows: int = 32,
+    alpha: float = 0.5,
+    start: int = 1,
+    top_k: int | None = None,
+    policy: str = "reservoir",
+    groups: int | None = None,
+) -> Method:
+    """DER: L + α mean_{rows, C} (z - f(x))², with (x, z) from memory, in one forward pass.
+
+    z are the outputs of the step that stored x, before its update, which that step computed anyway.
+
+    Source: Buzzega et al., arXiv 2004.07211, equation 5; as in the authors' code (mammoth's
+    models/der.py) the square is a mean over outputs, where the paper has a sum: its α is ours
+    divided by C.
+
+    Args:
+      capacity: slots in the memory.
+      rows: how many rows are drawn for each step.
+      alpha: α; may be traced.
+      start: first stage in which rows are replayed; the authors' code is 0.
+      top_k: store only the largest outputs and match the model at these, for large vocabularies;
+        None stores all.
+      policy: what is kept, see `memory.policy`.
+      groups: of that policy.
+
+    Raises:
+      ValueError: if an argument is out of range, or the loss returns only a scalar.
+    """
+    return _method("der", capacity, rows, alpha, 0.0, 1, start, top_k, policy, groups)
+
+
+def derpp(
+    capacity: int = 500,
+    rows: int = 32,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    draws: int = 2,
+    start: int = 1,
+    top_k: int | None = None,
+    policy: str = "reservoir",
+    groups: int | None = None,
+) -> Method:
+    """DER++: L + α mean (z - f(x))² + β ℓ(x', y'), all in one forward pass.
+
+    Source: Buzzega et al., arXiv 2004.07211, equation 6, as in mammoth's models/derpp.py: x and x'
+    are independent draws, so a step costs (B + 2 rows) / B of a plain one. With `draws=1` the same
+    rows serve both terms (as in Avalanche), (B + rows) / B.
+
+    Args:
+      capacity: slots in the memory.
+      rows: how many rows each draw has.
+      alpha: α, of the stored outputs (see `der`); may be traced.
+      beta: β, of the stored labels; may be traced.
+      draws: 2, or 1 for both terms together.
+      start: first stage in which rows are replayed; the authors' code is 0.
+      top_k: store only the largest outputs and match the model at these; None stores all.
+      policy: what is kept, see `memory.policy`.
+      groups: of that policy.
+
+    Raises:
+      ValueError: if an argument is out of range, or the loss returns only a scalar.
+    """
+    return _method("derpp", capacity, rows, alpha, beta, draws, start, top_k, policy, groups)

@@ -1,0 +1,76 @@
+"""Learning without forgetting: the new model keeps the old one's answers to new inputs."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import losses, trees
+from jcl.method import Batch, Ctx, LossFn, Method, Params, check
+
+
+class LwfState(NamedTuple):
+    """What lwf carries."""
+
+    teacher: Params
+    """The trainable parameters as the last boundary left them."""
+
+
+def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) -> Method:
+    """LwF: L + λ T² KL(softmax(z_old / T) ‖ softmax(z / T)), mean over the batch.
+
+    z_old are the outputs of the model of the last boundary, z those of the loss's own forward pass.
+    It is 0 in the first stage, and where the model still answers as it did.
+
+    Source: Li and Hoiem, arXiv 1606.09282, equations 2 to 4, there as a cross-entropy, which
+    differs by a constant, and without T² (van de Ven's and mammoth's code have none either): their
+    λ is ours times T².
+
+    Every row of the batch is distilled by its weight, replayed rows too, for they are inputs of
+    which the old model knows more. Token losses are distilled at each position that `mask` counts.
+
+    Args:
+      strength: λ; may be traced.
+      temperature: T; may be traced.
+      classes: bool [stages, C], which classes a stage brought; distillation is then over those of
+        earlier stages only (as mammoth has it). None takes all outputs, also those of classes that
+        the old model never saw: right for domain-incremental streams and for language models.
+
+    Raises:
+      ValueError: if an argument is out of range, or the loss returns only a scalar.
+    """
+    check(strength >= 0, "strength", strength, "at least 0")
+    check(temperature > 0, "temperature", temperature, "above 0")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, LwfState]:
+        return params, LwfState(trees.copy(params))
+
+    def loss(state: LwfState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
+        def known(outputs: jax.Array) -> jax.Array:
+            if classes is None:
+                return outputs
+            seen = jnp.cumsum(jnp.asarray(classes), axis=0) > 0
+            keep = seen[jnp.clip(ctx.task - 1, 0, len(seen) - 1)]
+            return jnp.where(keep, outputs.astype(jnp.float32), -1e9)
+
+        def distilled(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+            value, outputs = loss_fn(params, batch)
+            check(outputs is not None, "loss", None, "one that returns (scalar, outputs) for lwf")
+            teacher = jax.lax.stop_gradient(ctx.apply(state.teacher, batch))
+            apart = losses.distillation(known(outputs), known(teacher), temperature)
+            active = jnp.where(ctx.task > 0, strength, 0.0)
+            return value + active * losses.batch_mean(apart, batch), outputs
+
+        return distilled
+
+    def consolidate(
+        state: LwfState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, LwfState]:
+        return params, LwfState(trees.copy(params))
+
+    def idle(state: LwfState, ctx: Ctx) -> jax.Array:
+        return (ctx.task < 1) | (strength == 0)
+
+    return Method("lwf", init=init, loss=loss, consolidate=consolidate, idle=idle)

@@ -1,0 +1,117 @@
+"""Orthogonal gradient descent: steps leave the outputs on stored examples alone, to first order."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import trees
+from jcl.method import Batch, Ctx, Info, Method, Params, check
+
+
+class OgdState(NamedTuple):
+    """What ogd carries."""
+
+    basis: Params
+    """Orthonormal directions, leaves float32 [directions, ...]; 0 where not yet used."""
+    used: jax.Array
+    """int32 []."""
+
+
+def ogd(
+    directions: int = 200,
+    per_stage: int = 50,
+    of: Literal["label", "loss"] = "label",
+    at: Literal["grads", "updates"] = "grads",
+) -> Method:
+    """OGD: g ← g - V Vᵀg, V an orthonormal basis of stored gradients over all parameters.
+
+    At a boundary `per_stage` examples are drawn, and what of their gradients is not yet in the span
+    of V is added to it, until `directions` are held; a step then costs the reading of V.
+
+    Source: Farajtabar et al., arXiv 1910.07104, algorithm 1, the variant OGD-GTL: gradients of the
+    true label's logit. As in Bennani's code heads that belong to one task should stay out of it:
+    freeze nothing that must learn, see `make(trainable=...)`.
+
+    Args:
+      directions: columns of V, each as large as the parameters.
+      per_stage: examples drawn at each boundary.
+      of: what is differentiated: the true `label`'s output, for outputs [B, C] and `batch["y"]`, or
+        the `loss`, which any model has.
+      at: project the gradient (as published, there with plain SGD), or what the optimizer made of
+        it, which stays orthogonal behind momentum, Adam or weight decay too.
+
+    Raises:
+      ValueError: if an argument is out of range, or there is no label to differentiate.
+    """
+    check(directions >= 1, "directions", directions, "at least 1")
+    check(1 <= per_stage <= directions, "per_stage", per_stage, "in [1, directions]")
+    check(of in ("label", "loss"), "of", of, "'label' or 'loss'")
+    check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, OgdState]:
+        basis = jax.tree.map(lambda x: jnp.zeros((directions, *x.shape), jnp.float32), params)
+        return params, OgdState(basis, jnp.int32(0))
+
+    def outside(basis: Params, tree: Params) -> Params:
+        """`tree` less its part in the span, each leaf in its dtype."""
+
+        def along(v: jax.Array, x: jax.Array) -> jax.Array:
+            return jnp.tensordot(v, x.astype(jnp.float32), x.ndim, precision=lax.Precision.HIGHEST)
+
+        c = jax.tree.reduce(jnp.add, jax.tree.map(along, basis, tree))
+
+        def less(v: jax.Array, x: jax.Array) -> jax.Array:
+            part = jnp.tensordot(c, v, 1, precision=lax.Precision.HIGHEST)
+            return (x - part).astype(x.dtype)
+
+        return jax.tree.map(less, basis, tree)
+
+    def project(state: OgdState, ctx: Ctx, tree: Params) -> Params:
+        return outside(state.basis, tree)
+
+    def updates(state: OgdState, ctx: Ctx, tree: Params) -> Params:
+        return lax.cond(ctx.task < 1, lambda t: t, lambda t: outside(state.basis, t), tree)
+
+    def consolidate(
+        state: OgdState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, OgdState]:
+        def value(p: Params, row: Batch) -> jax.Array:
+            if of == "loss":
+                return ctx.loss(p, row)[0]
+            outputs = ctx.apply(p, row)
+            labelled = "y" in row and outputs.ndim == 2
+            check(labelled, "of", of, "'loss' where outputs aren't [B, C] with labels y [B]")
+            return outputs[0, row["y"][0]].astype(jnp.float32)
+
+        def add(state: OgdState, row: Batch) -> tuple[OgdState, None]:
+            slope = trees.float32(jax.grad(value)(params, jax.tree.map(lambda x: x[None], row)))
+            # twice, for once loses orthogonality in float32
+            rest = outside(state.basis, outside(state.basis, slope))
+            size = trees.norm(rest)
+            new = (row["weight"] > 0) & (size > 1e-4 * trees.norm(slope))
+            new &= state.used < directions
+            slot = jnp.where(new, state.used, directions)
+            scale = 1 / jnp.where(size > 0, size, 1.0)
+            basis = jax.tree.map(
+                lambda v, x: v.at[slot].set(scale * x, mode="drop"), state.basis, rest
+            )
+            return OgdState(basis, state.used + new.astype(jnp.int32)), None
+
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
+        # real rows first, in random order
+        noise = jax.random.uniform(ctx.key, rows["weight"].shape) + (rows["weight"] <= 0)
+        _, chosen = lax.top_k(-noise, min(per_stage, noise.shape[0]))
+        return params, lax.scan(add, state, jax.tree.map(lambda x: x[chosen], rows))[0]
+
+    def report(state: OgdState, info: Info) -> dict[str, jax.Array]:
+        return {"directions": state.used}
+
+    def idle(state: OgdState, ctx: Ctx) -> jax.Array:
+        return ctx.task < 1
+
+    method = Method("ogd", init=init, consolidate=consolidate, report=report, idle=idle)
+    return method._replace(**({"grads": project} if at == "grads" else {"updates": updates}))

@@ -114,6 +114,7 @@ def test_a_watched_program_consolidates_where_it_must():
     np.testing.assert_allclose(state.params["w"], by_hand.params["w"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_a_drift_it_changes_nothing():
     s = stream(tasks=1)
     params = {"w": jnp.zeros((3, 1))}

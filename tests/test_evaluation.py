@@ -91,7 +91,9 @@ def test_bits_per_byte_of_a_known_distribution():
 
     program = jcl.make(methods.naive(), sure, losses.next_token, optax.sgd(0.1))
     test = data.pack([{"tokens": tokens, "task": np.zeros(7, np.int32)}], 3)
-    state = program.init({"shift": jnp.ones(())}, {"tokens": tokens}, jax.random.key(0))
+    state = program.init(
+        {"shift": jnp.ones(())}, {"tokens": jnp.asarray(tokens)}, jax.random.key(0)
+    )
     bits = evaluation.evaluator(test, evaluation.bits_per_byte())(program, state)
     np.testing.assert_allclose(bits, [1.0], rtol=1e-5)
     nats = evaluation.evaluator(test, evaluation.token_nll())(program, state)

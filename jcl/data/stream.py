@@ -361,10 +361,10 @@ def members(streams: Sequence[Stream]) -> Stream:
     first = streams[0]
 
     def same(a: Any, b: Any) -> bool:
-        if jax.tree.structure(a) != jax.tree.structure(b):
-            return False
-        pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return all(x is y or np.array_equal(x, y) for x, y in pairs)
+        left, right = (jax.tree.flatten_with_path(t)[0] for t in (a, b))
+        return [p for p, _ in left] == [p for p, _ in right] and all(
+            x is y or np.array_equal(x, y) for (_, x), (_, y) in zip(left, right, strict=True)
+        )
 
     for i, other in enumerate(streams[1:], 1):
         for field in ("names", "tasks", "steps", "tests", "members", "source", "test"):
@@ -400,11 +400,11 @@ def reorder(given: Reordered, order: Sequence[int]) -> Reordered:
     order = tuple(int(i) for i in order)
     wanted = f"a permutation of 0 to {len(given.names) - 1}"
     check(sorted(order) == list(range(len(given.names))), "order", order, wanted)
-    stages = [given.tasks[i] for i in order]
-    old = list(dict.fromkeys([*(t for t in stages if t >= 0), *range(len(given.tests))]))
+    moved: list[int] = [given.tasks[i] for i in order]
+    old = list(dict.fromkeys([*(t for t in moved if t >= 0), *range(len(given.tests))]))
     new = np.argsort(old).astype(np.int32)  # new[old task] = its new number
     names = tuple(given.names[i] for i in order)
-    tasks = tuple(int(new[t]) if t >= 0 else t for t in stages)
+    tasks = tuple(int(new[t]) if t >= 0 else t for t in moved)
     tests = tuple(given.tests[t] for t in old)
     if isinstance(given, Scenario):
         return given._replace(

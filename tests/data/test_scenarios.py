@@ -176,8 +176,8 @@ def test_joint_has_all_rows_and_cumulative_grows():
 
 
 def test_a_hundred_tasks_in_one_scan():
-    given = {"x": RNG.normal(size=(64, 8)).astype(np.float32)}
-    given["y"] = (given["x"] @ RNG.normal(size=8) > 0).astype(np.int32)
+    x = RNG.normal(size=(64, 8)).astype(np.float32)
+    given = {"x": x, "y": (x @ RNG.normal(size=8) > 0).astype(np.int32)}
     s = data.from_scenario(data.permuted(given, given, tasks=120), batch=16, steps=8)
     traces = []
 

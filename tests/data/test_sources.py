@@ -1,7 +1,9 @@
 """The built-in data: sizes, determinism, and that training and test share nothing."""
 
 import builtins
+import sys
 import sysconfig
+import types
 import warnings
 import zlib
 
@@ -49,6 +51,30 @@ def test_mnist5k():
     train, test = data.mnist5k()
     assert train["x"].shape == (4000, 784) and test["x"].shape == (1000, 784)
     assert (np.bincount(test["y"]) == 100).all()
+
+
+def test_mnist_reads_what_tfds_hands_out(monkeypatch):
+    def rows(split):
+        count = {"train": 6, "test": 2}[split]
+        return [{"image": np.full((28, 28, 1), 51 * i, np.uint8), "label": i} for i in range(count)]
+
+    class Builder:
+        prepared = False
+
+        def download_and_prepare(self):
+            self.prepared = True
+
+        def as_data_source(self, split):
+            assert self.prepared
+            return rows(split)
+
+    fake = types.ModuleType("tensorflow_datasets")
+    monkeypatch.setattr(fake, "builder", lambda name, file_format: Builder(), raising=False)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
+    train, test = data.mnist()
+    assert train["x"].shape == (6, 784) and train["x"].dtype == np.float32
+    np.testing.assert_allclose(train["x"][:, 0], np.arange(6) / 5)
+    np.testing.assert_array_equal(test["y"], [0, 1])
 
 
 @pytest.fixture(scope="module")

@@ -163,9 +163,13 @@ class _Log:
 
     def write(self, entry: dict[str, Any]) -> None:
         self.lines.append(entry)
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with self.path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise OSError(f"can't write {self.path}: {error.strerror}") from error
 
 
 def _prepare(out: Path | None, resume: bool) -> None:
@@ -332,7 +336,7 @@ def fit(
 
     Raises:
       ValueError: for what was given wrongly.
-      OSError: when a checkpoint can't be written; the one before is untouched.
+      OSError: when the log or a checkpoint can't be written; the checkpoint before is untouched.
       Diverged: when the loss is no longer finite; nothing non-finite is ever checkpointed.
       KeyboardInterrupt: after a Ctrl-C, once the state is saved.
     """

@@ -1,0 +1,264 @@
+"""The host loop against the scan, and against everything that may interrupt it."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jcl
+from jcl import data, losses, methods, models
+from jcl.evaluation import accuracy, evaluator
+from jcl.fit import chunk_size
+
+SIZES = (12, 16, 4)
+
+
+def tasks(rows: tuple[int, ...] = (40, 40, 40)) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    teacher = rng.standard_normal((len(rows), SIZES[0], SIZES[-1]))
+    x = [rng.standard_normal((n, SIZES[0])).astype(np.float32) for n in rows]
+    return [{"x": a, "y": np.argmax(a @ w, -1)} for a, w in zip(x, teacher, strict=True)]
+
+
+def stream(rows: tuple[int, ...] = (40, 40, 40), **options: Any) -> data.Stream:
+    options = options or {"epochs": 3}
+    return data.from_arrays(tasks(rows), tasks(rows), 8, **options)
+
+
+def program(tx: Any = None) -> jcl.Program:
+    method = jcl.chain(methods.er(capacity=20, rows=4), methods.ewc(strength=1.0))
+    return jcl.make(method, models.mlp.apply, losses.cross_entropy(), tx or optax.adam(1e-2))
+
+
+PARAMS = models.mlp.init(jax.random.key(0), SIZES)
+fit = partial(jcl.fit, params=PARAMS, key=jax.random.key(1))
+
+
+def identical(a: Any, b: Any) -> bool:
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def whole() -> jcl.Result:
+    given = stream()
+    return fit(program(), stream=given, evaluate=evaluator(given.test, accuracy()), chunk=4)
+
+
+def test_it_agrees_with_the_scan(whole: jcl.Result) -> None:
+    given, made = stream(), program()
+    fetch = partial(given.fetch, jax.tree.map(jnp.asarray, given.source))
+
+    def stages(state: jcl.State) -> jcl.State:
+        for i, rows in enumerate(jax.tree.map(jnp.asarray, data.stack(given))["row"]):
+            chunk = {"row": rows, "weight": jnp.ones(rows.shape)}
+            state, _ = jcl.advance(made, state, chunk, fetch)
+            state = made.consolidate(state, jax.vmap(fetch)(given.boundary(i)))
+        return state
+
+    start = made.init(
+        PARAMS, fetch(jax.tree.map(lambda x: x[0], given.chunk(0, 0, 1))), jax.random.key(1)
+    )
+    last = jax.jit(stages)(start)
+    for a, b in zip(jax.tree.leaves(last.params), jax.tree.leaves(whole.state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_history_and_counts(whole: jcl.Result) -> None:
+    assert whole.scores is not None and whole.scores.shape == (4, 3)
+    assert np.isfinite(whole.scores).all()
+    assert whole.scores[-1].mean() > whole.scores[0].mean() + 0.2
+    assert whole.step_traces == 1
+    assert [line["step"] for line in whole.history][-1] == 45
+    assert int(whole.state.task) == 3 and int(whole.state.step) == 45
+
+
+def test_chunks_do_not_change_the_result(whole: jcl.Result) -> None:
+    single = fit(program(), stream=stream(), chunk=1)
+    for a, b in zip(
+        jax.tree.leaves(single.state.params), jax.tree.leaves(whole.state.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_tasks_of_different_length_need_one_trace() -> None:
+    result = fit(program(), stream=stream((40, 23, 9), epochs=2), chunk=4)
+    assert result.step_traces == 1
+    assert int(result.state.step) == sum(stream((40, 23, 9), epochs=2).steps)
+
+
+@pytest.mark.parametrize(
+    "steps, limit, size",
+    [((300, 200), 64, 50), ((7, 11), 4, 4), ((6,), 100, 6), ((97, 97), 50, 50)],
+)
+def test_chunk_size(steps: tuple[int, ...], limit: int, size: int) -> None:
+    assert chunk_size(steps, limit) == size
+
+
+class Stop(Exception):
+    """What ends a run from inside."""
+
+
+def stop_after(count: int) -> Any:
+    seen = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        seen.append(event)
+        if len(seen) == count:
+            raise Stop
+
+    return on_event
+
+
+@pytest.mark.parametrize("events", [1, 3, 6, 11])
+def test_resumed_it_ends_identically(whole: jcl.Result, tmp_path: Path, events: int) -> None:
+    given = stream()
+    score = evaluator(given.test, accuracy())
+    options = {"stream": given, "evaluate": score, "out": tmp_path, "chunk": 4}
+    with pytest.raises(Stop):
+        fit(program(), on_event=stop_after(events), checkpoint_every=8, **options)
+    result = fit(program(), resume=True, **options)
+    assert identical(result.state.params, whole.state.params)
+    assert identical(result.state.method, whole.state.method)
+    np.testing.assert_array_equal(result.scores, whole.scores)
+    steps = [line["step"] for line in result.history]
+    assert steps == sorted(set(steps)) and steps[-1] == 45
+
+
+def test_ctrl_c_saves_first(whole: jcl.Result, tmp_path: Path) -> None:
+    def press(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress" and event["step"] > 20:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(program(), stream=stream(), out=tmp_path, chunk=4, on_event=press)
+    assert (tmp_path / "checkpoints" / "step_000000021.json").exists()
+    result = fit(program(), stream=stream(), out=tmp_path, chunk=4, resume=True)
+    assert identical(result.state.params, whole.state.params)
+
+
+@pytest.mark.parametrize("harm", ["truncated", "flipped", "missing"])
+def test_a_broken_checkpoint_falls_back(whole: jcl.Result, tmp_path: Path, harm: str) -> None:
+    with pytest.raises(Stop):
+        fit(program(), stream=stream(), out=tmp_path, chunk=4, on_event=stop_after(10))
+    newest = sorted((tmp_path / "checkpoints").glob("step_*.json"))[-1].with_suffix("")
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = victim.read_bytes()
+    if harm == "missing":
+        victim.unlink()
+    elif harm == "truncated":
+        victim.write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        victim.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.warns(UserWarning, match="broken, falling back"):
+        result = fit(program(), stream=stream(), out=tmp_path, chunk=4, resume=True)
+    assert identical(result.state.params, whole.state.params)
+
+
+def test_divergence_names_task_step_and_checkpoint(tmp_path: Path) -> None:
+    wild = program(optax.sgd(optax.piecewise_constant_schedule(1e-3, {20: 1e30})))
+    with pytest.raises(jcl.Diverged, match=r"stage 1 \('task 1'\) at step 2\d; .*: step 15"):
+        fit(wild, stream=stream(), out=tmp_path, chunk=4)
+    assert [p.stem for p in (tmp_path / "checkpoints").glob("*.json")] == ["step_000000015"]
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path: Path) -> None:
+    def fill(event: dict[str, Any]) -> None:
+        if event["kind"] == "progress" and event["step"] > 20:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="can't"):
+            fit(program(), stream=stream(), out=tmp_path, chunk=4, on_event=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "checkpoints" / "step_000000015.json").exists()
+
+
+def test_bad_input_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"out": tmp_path / "file"}, "is a file"),
+        ({"out": tmp_path / "run"}, "holds a run already"),
+        ({"out": Path("/proc/nothing")}, "can't be written"),
+        ({"resume": True}, "out must name"),
+        ({"chunk": 0}, "chunk is 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0"),
+        ({"stream": stream()._replace(members=3)}, "3 members"),
+    ]
+    for options, sentence in wrong:
+        with pytest.raises(ValueError, match=sentence):
+            fit(program(), **{"stream": stream(), **options})
+
+
+def test_another_methods_checkpoint_is_refused(tmp_path: Path) -> None:
+    fit(program(), stream=stream(), out=tmp_path, chunk=4)
+    other = jcl.make(methods.si(), models.mlp.apply, losses.cross_entropy(), optax.adam(1e-2))
+    with pytest.raises(ValueError, match="of another method or model"):
+        fit(other, stream=stream(), out=tmp_path, chunk=4, resume=True)
+
+
+LONG = """
+import sys
+import numpy as np, jax, jcl
+sys.path.insert(0, {here!r})
+jax.config.update("jax_compilation_cache_dir", {cache!r})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+import test_fit
+result = test_fit.fit(
+    test_fit.program(), stream=test_fit.stream(steps=2000), out=sys.argv[1], resume=True, chunk=10,
+    checkpoint_every=20,
+)
+np.savez(sys.argv[2], *jax.tree.leaves(result.state.params))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("kill")
+def test_killed_twenty_times_it_ends_identically(tmp_path: Path) -> None:
+    script = tmp_path / "long.py"
+    script.write_text(
+        LONG.format(here=str(Path(__file__).parent), cache=str(tmp_path / "compiled"))
+    )
+
+    def start(folder: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, script, tmp_path / folder, tmp_path / f"{folder}.npz"]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    began = time.monotonic()
+    assert start("whole").wait() == 0
+    life = time.monotonic() - began
+    chance = random.Random(0)
+    kills = 0
+    while kills < 20:
+        process = start("killed")
+        try:
+            process.wait(timeout=chance.uniform(0.3, 1.0) * life * 0.7)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        else:
+            assert process.returncode == 0
+            break
+    assert kills >= 5, "the run ended before it had been killed"
+    assert start("killed").wait() == 0
+    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("whole", "killed"))
+    assert all(np.array_equal(one[k], two[k]) for k in one.files)

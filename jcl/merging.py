@@ -204,7 +204,8 @@ def vote(votes: Votes, vector: Params) -> Votes:
 def elect(votes: Votes) -> Params:
     """The merged task vector, float32: the mean over those that agree with the sign of the sum.
 
-    An entry whose sum is 0 takes the sign that most of the entries have, as in the authors' code.
+    An entry whose sum is 0 takes the sign that most of the entries have, as in the authors' code,
+    and where that is a tie too the entry is 0.
     Source: Yadav et al., arXiv 2306.01708, section 4.2 and algorithm 1.
     """
     total = trees.add(votes.positive, votes.negative)

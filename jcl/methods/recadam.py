@@ -57,7 +57,8 @@ def recadam(
         def move(u: jax.Array, a: jax.Array, p: jax.Array) -> jax.Array:
             step = share * u.astype(jnp.float32)
             away = p.astype(jnp.float32) + step - a.astype(jnp.float32)
-            return (step - back * away).astype(u.dtype)
+            # the plain update itself once λ has reached 1, whatever the compiler fuses
+            return jnp.where(share < 1, (step - back * away).astype(u.dtype), u)
 
         return jax.tree.map(move, tree, state.anchor, ctx.params)
 

@@ -78,6 +78,11 @@ def test_curves():
     np.testing.assert_allclose(both, [0.4, 0.8])
 
 
+def test_a_task_s_minimum_starts_after_its_own_stage():
+    curve = np.array([[0.1, 0], [0.5, 0.2], [0.4, 0.9]])
+    assert np.isclose(metrics.minimum_accuracy(curve, (0, 2)), 0.4)
+
+
 def test_language_measures():
     assert np.isclose(metrics.perplexity(np.log(20.0)), 20.0)
     assert np.isclose(metrics.bits_per_byte(2 * np.log(2), tokens=10, size=40), 0.5)

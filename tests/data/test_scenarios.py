@@ -231,3 +231,19 @@ TWO = labelled(2, 2)
 def test_bad_input_is_refused_with_a_sentence(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_reordered_tasks_keep_their_own_permutations():
+    given = {"x": RNG.normal(size=(12, 6)).astype(np.float32), "y": np.arange(12)}
+    order = (2, 0, 1)
+    straight = data.permuted(given, given, tasks=3)
+    moved = data.reorder(straight, order)
+    through_stream = data.reorder(data.from_scenario(straight, 12, epochs=1), order)
+    for stage, old in enumerate(order):
+        expected = straight.test[old]["x"]
+        rows = batches(moved, stage)
+        np.testing.assert_array_equal(rows["x"][np.argsort(rows["y"])], expected)
+        got = through_stream.fetch(through_stream.source, through_stream.chunk(stage, 0, 1))
+        np.testing.assert_array_equal(got["x"][0][np.argsort(got["y"][0])], expected)
+        assert (got["task"] == stage).all() and (rows["task"] == stage).all()
+        np.testing.assert_array_equal(moved.test[stage]["x"], expected)

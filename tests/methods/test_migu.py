@@ -1,0 +1,96 @@
+"""MIGU: which columns learn, against numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jcl
+from jcl import losses, methods, models
+
+ROWS = 12
+PARAMS = models.mlp.init(jax.random.key(0), [5, 10, 20, 4])
+
+
+def batch(seed: int) -> dict[str, jax.Array]:
+    x = jax.random.normal(jax.random.key(seed), (ROWS, 5))
+    weight = jnp.ones(ROWS).at[-3:].set(0.0)  # padding, of which nothing may be seen
+    return {"x": x.at[-3:].set(100.0), "y": jnp.arange(ROWS) % 4, "weight": weight}
+
+
+def loudness(params: Any, rows: Any, per_token: bool) -> dict[str, np.ndarray]:
+    h, found = np.asarray(rows["x"], np.float64)[:-3], {}
+    for name, layer in params.items():
+        y = h @ np.asarray(layer["kernel"], np.float64) + np.asarray(layer["bias"], np.float64)
+        size = np.abs(y) / (np.abs(y).sum(1, keepdims=True) if per_token else 1)
+        found[name] = size.sum(0)
+        h = np.maximum(y, 0)
+    return found
+
+
+def train(tx: Any, **arguments: Any) -> tuple[Any, Any]:
+    """States before and after the first step of the second stage."""
+    program, plain = (
+        jcl.make(m, models.mlp.apply, losses.cross_entropy(), tx)
+        for m in (methods.migu(**arguments), methods.naive())
+    )
+    state, free = (p.init(PARAMS, batch(0), jax.random.key(1)) for p in (program, plain))
+    step = jax.jit(program.step)
+    for seed in range(3):
+        state, _ = step(state, batch(seed))
+        free, _ = jax.jit(plain.step)(free, batch(seed))
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(free.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)  # nothing is masked in the first stage
+    state = jax.jit(program.consolidate)(state, jax.tree.map(lambda x: x[None], batch(0)))
+    return state, step(state, batch(7))[0]
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("at, tx", [("grads", optax.sgd(0.1)), ("updates", optax.adam(1e-2))])
+def test_only_the_loudest_columns_move(per_token: bool, at: Any, tx: Any) -> None:
+    before, after = train(tx, fraction=0.3, per_token=per_token, at=at)
+    size = loudness(before.params, batch(7), per_token)
+    for name, layer in before.params.items():
+        units = layer["bias"].size
+        count = max(round(0.3 * units), 1)
+        loud = np.argsort(-size[name])[:count]
+        moved = np.asarray(layer["kernel"] != after.params[name]["kernel"]).any(0)
+        assert not np.delete(moved, loud).any()
+        assert moved[loud].sum() >= min(count, 3) - 1  # a loud unit may be dead behind its ReLU
+        assert np.asarray(layer["bias"] != after.params[name]["bias"]).mean() > 0.6
+
+
+def test_masked_before_adam_columns_drift() -> None:
+    before, after = train(optax.adam(1e-2), fraction=0.3, at="grads")
+    moved = np.asarray(before.params["dense_1"]["kernel"] != after.params["dense_1"]["kernel"])
+    assert moved.any(0).mean() > 0.6
+
+
+def test_stacked_layers_are_chosen_layer_by_layer() -> None:
+    stack = models.init_dense(jax.random.key(3), 6, 6)
+    stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x[..., ::-1]]), stack)
+    rows = {"x": jax.random.normal(jax.random.key(4), (ROWS, 6)), "y": jnp.ones((ROWS, 6))}
+
+    def scanned(params: Any, batch: Any, tap: Any) -> jax.Array:
+        def layer(h: jax.Array, xs: Any) -> tuple[jax.Array, None]:
+            weights, index = xs
+            return jnp.tanh(models.dense(weights, h, "stack", tap, index)), None
+
+        return jax.lax.scan(layer, batch["x"], (params["stack"], jnp.arange(2)))[0]
+
+    method = methods.migu(fraction=0.5, at="updates")
+    program = jcl.make(method, scanned, losses.squared_error, optax.adam(1e-2))
+    state = program.init({"stack": stack}, rows, jax.random.key(5))
+    state = state._replace(task=jnp.int32(1))
+    after, _ = jax.jit(program.step)(state, rows)
+    h = np.asarray(rows["x"], np.float64)
+    for i in range(2):
+        y = h @ np.asarray(stack["kernel"][i]) + np.asarray(stack["bias"][i])
+        moved = np.asarray(stack["kernel"][i] != after.params["stack"]["kernel"][i]).all(0)
+        assert set(np.flatnonzero(moved)) == set(np.argsort(-np.abs(y).sum(0))[:3])
+        h = np.tanh(y)

@@ -1,7 +1,23 @@
 """Continual learning of large language models as pure functions, in JAX."""
 
-from jcl import checkpoint, importance, losses, memory, mesh, methods, models, taps, trees
+from jcl import (
+    checkpoint,
+    data,
+    drift,
+    evaluation,
+    importance,
+    losses,
+    memory,
+    merging,
+    mesh,
+    methods,
+    metrics,
+    models,
+    taps,
+    trees,
+)
 from jcl.chain import chain, explain
+from jcl.evaluation import evaluator
 from jcl.fit import Diverged, Result, fit
 from jcl.method import Ctx, Info, Method
 from jcl.program import Program, State, advance, make, replicate, run
@@ -19,14 +35,20 @@ __all__ = [
     "advance",
     "chain",
     "checkpoint",
+    "data",
+    "drift",
+    "evaluation",
+    "evaluator",
     "explain",
     "fit",
     "importance",
     "losses",
     "make",
     "memory",
+    "merging",
     "mesh",
     "methods",
+    "metrics",
     "models",
     "replicate",
     "run",

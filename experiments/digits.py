@@ -7,7 +7,7 @@ images keeps most of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -43,23 +43,31 @@ class Config:
     """Widths of the hidden layers."""
 
 
-def build(config: Config) -> Experiment:
-    scenario = split(*data.digits(), tasks=config.tasks, view=config.scenario)
+    joint: bool = False
+    """Train on all tasks at once, which is what the others are measured against."""
+
+
+def classification(name: str, images: tuple[data.Arrays, data.Arrays], config: Any) -> Experiment:
+    """A split of labelled images, for configs with the fields of `Config`."""
+    scenario = split(*images, tasks=config.tasks, view=config.scenario)
     if config.order:
         scenario = data.reorder(scenario, config.order)
     classes = scenario.classes
     assert classes is not None
     mask = {"class": "seen", "task": "task", "domain": "all"}[config.scenario]
+    if config.joint:
+        scenario = data.joint(scenario)
+        mask = "task" if mask == "task" else "all"  # its one stage sees every class
 
     def stream(seed: int) -> data.Stream:
         length = {"epochs": config.epochs} if config.steps is None else {"steps": config.steps}
         return data.from_scenario(scenario, config.batch, seed=seed, **length)
 
     def init(key: jax.Array) -> object:
-        return mlp.init(key, (64, *config.hidden, classes.shape[1]))
+        return mlp.init(key, (images[0]["x"].shape[1], *config.hidden, classes.shape[1]))
 
     return Experiment(
-        name="digits",
+        name=name,
         scenario=f"{config.scenario}-incremental",
         stream=stream,
         init=init,
@@ -69,3 +77,7 @@ def build(config: Config) -> Experiment:
         evaluate=evaluator(stream(0).test, accuracy(classes, mask)),
         learning_rate=config.lr,
     )
+
+
+def build(config: Config) -> Experiment:
+    return classification("digits", data.digits(), config)

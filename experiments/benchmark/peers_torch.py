@@ -17,7 +17,7 @@ Parameters are a list of six tensors, the forward pass three `F.linear`, gradien
   first task. Pruned weights are zero, so no mask is needed in training's forward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,26 +78,32 @@ class Naive:
         self.task = 0
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch."""
         return F.cross_entropy(forward(self.params, x), y)
 
     def gradients(self, x: Tensor, y: Tensor) -> Tensors:
+        """Its gradients."""
         return torch.autograd.grad(self.loss(x, y), self.params)
 
     def update(self, gradients: Tensors) -> None:
+        """One step of Adam."""
         for parameter, gradient in zip(self.params, gradients, strict=True):
             parameter.grad = gradient
         self.adam.step()
 
     def step(self, x: Tensor, y: Tensor) -> None:
+        """Train on a batch."""
         self.update(self.gradients(x, y))
 
     def end_task(self, data: Task) -> None:
         """Work at a task's end, before `task` is counted up."""
 
     def predict(self, x: Tensor, task: int) -> Tensor:
+        """The logits, as `task` is predicted with."""
         return forward(self.params, x)
 
     def fit(self, stream: Sequence[Task]) -> Predict:
+        """Run through the stream once."""
         for data in stream:
             for rows in torch.randperm(len(data.y)).split(self.batch):
                 self.step(data.x.index_select(0, rows), data.y.index_select(0, rows))
@@ -116,6 +122,7 @@ class Ewc(Naive):
         self.pull = zeros(self.params)  # lambda sum F theta*
 
     def gradients(self, x: Tensor, y: Tensor) -> Tensors:
+        """The loss's gradients and the quadratic's."""
         gradients = super().gradients(x, y)
         if self.task:
             with torch.no_grad():
@@ -124,6 +131,7 @@ class Ewc(Naive):
         return gradients
 
     def end_task(self, data: Task) -> None:
+        """Add this task's Fisher and where it was taken."""
         fisher = fisher_diagonal(self.params, data)
         torch._foreach_mul_(fisher, EWC_STRENGTH)
         torch._foreach_add_(self.fisher, fisher)
@@ -163,6 +171,7 @@ class Reservoir:
         self.seen = 0
 
     def insert(self, *rows: Tensor) -> None:
+        """Offer rows: column by column, as the memory has them."""
         count = len(rows[0])
         position = torch.arange(self.seen, self.seen + count)
         self.seen += count
@@ -175,6 +184,7 @@ class Reservoir:
                 column.index_copy_(0, slot, values.index_select(0, taken))
 
     def sample(self, count: int) -> list[Tensor]:
+        """Draw rows with replacement."""
         rows = torch.randint(min(self.seen, self.capacity), (count,))
         return [column.index_select(0, rows) for column in self.columns]
 
@@ -187,6 +197,7 @@ class Er(Naive):
         self.memory = Reservoir(MEMORY)
 
     def step(self, x: Tensor, y: Tensor) -> None:
+        """Train on the batch and remembered rows, then remember the batch."""
         if self.memory.seen:
             old_x, old_y = self.memory.sample(self.batch)
             self.update(self.gradients(torch.cat([x, old_x]), torch.cat([y, old_y])))
@@ -203,6 +214,7 @@ class DerPlusPlus(Naive):
         self.memory = Reservoir(MEMORY, logits=True)
 
     def step(self, x: Tensor, y: Tensor) -> None:
+        """Train on the batch and remembered rows, then remember the batch."""
         if self.memory.seen:
             old_x, old_y, old_logits = self.memory.sample(self.batch)
             logits, replayed = forward(self.params, torch.cat([x, old_x])).split(self.batch)
@@ -222,6 +234,7 @@ class Lwf(Naive):
     teacher: Tensors = ()
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy and distillation."""
         logits = forward(self.params, x)
         loss = F.cross_entropy(logits, y)
         if self.task:
@@ -233,6 +246,7 @@ class Lwf(Naive):
         return loss
 
     def end_task(self, data: Task) -> None:
+        """Keep a copy of the model."""
         self.teacher = copies(self.params)
 
 
@@ -246,6 +260,7 @@ class Agem(Naive):
         self.filled = 0
 
     def gradients(self, x: Tensor, y: Tensor) -> Tensors:
+        """Project where the two gradients disagree."""
         gradients = super().gradients(x, y)
         if not self.task:
             return gradients
@@ -259,6 +274,7 @@ class Agem(Naive):
         return gradients
 
     def end_task(self, data: Task) -> None:
+        """Remember an equal share of rows."""
         rows = torch.randperm(len(data.y))[: MEMORY // TASKS]
         here = slice(self.filled, self.filled + len(rows))
         self.x[here], self.y[here] = data.x[rows], data.y[rows]
@@ -282,6 +298,7 @@ class Si(Naive):
         self.anchor = copies(self.params)
 
     def step(self, x: Tensor, y: Tensor) -> None:
+        """Train on a batch and integrate along the path."""
         of_task = gradients = self.gradients(x, y)
         with torch.no_grad():
             if self.task:
@@ -293,9 +310,8 @@ class Si(Naive):
             torch._foreach_addcmul_(self.path, of_task, self.before)
 
     def end_task(self, data: Task) -> None:
-        everything = zip(
-            self.params, self.anchor, self.path, self.strength, self.pull, strict=True
-        )
+        """Turn the path integral into strengths."""
+        everything = zip(self.params, self.anchor, self.path, self.strength, self.pull, strict=True)
         for param, anchor, path, strength, pull in everything:
             moved = (param - anchor).square_().add_(SI_DAMPING)
             strength.add_(path.div_(moved).clamp_min_(0), alpha=2 * SI_C)
@@ -314,6 +330,7 @@ class PackNet(Naive):
         self.free: list[Tensor] = []
 
     def gradients(self, x: Tensor, y: Tensor) -> Tensors:
+        """Frozen weights get none."""
         if not self.task:
             return super().gradients(x, y)
         gradients = torch.autograd.grad(self.loss(x, y), self.weights)
@@ -321,22 +338,21 @@ class PackNet(Naive):
         return gradients
 
     def update(self, gradients: Tensors) -> None:
+        """One step of Adam on what is not frozen."""
         trained = self.weights if self.task else self.params
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
         self.adam.step()
 
     def end_task(self, data: Task) -> None:
+        """Keep the larger half of each layer's free weights, free the rest."""
         self.free = []
         for weight, owner in zip(self.weights, self.owner, strict=True):
             free = owner == TASKS
             size = weight.abs()
             candidates = size[free]
             rank = int(len(candidates) * PACKNET_PRUNE)
-            if rank:
-                kept = free & (size > candidates.kthvalue(rank).values)
-            else:
-                kept = free
+            kept = free & (size > candidates.kthvalue(rank).values) if rank else free.clone()
             owner[kept] = self.task
             free &= ~kept
             weight.masked_fill_(free, 0)
@@ -346,6 +362,7 @@ class PackNet(Naive):
         self.adam = make_adam(self.weights)
 
     def predict(self, x: Tensor, task: int) -> Tensor:
+        """The logits of the task's own subnetwork."""
         params = list(self.params)
         params[::2] = [w * (o <= task) for w, o in zip(self.weights, self.owner, strict=True)]
         return forward(params, x)
@@ -369,7 +386,7 @@ def train(settings: Settings, stream: Sequence[Task]) -> Train:
     return lambda: learner.fit(stream)
 
 
-def insert(settings: Settings, data: Task) -> Train:
+def insert(settings: Settings, data: Task) -> Callable[[], Reservoir]:
     """A reservoir that is offered the rows a batch at a time."""
     memory = Reservoir(MEMORY)
     batches = list(zip(data.x.split(settings.batch), data.y.split(settings.batch), strict=True))

@@ -12,8 +12,8 @@ from jcl import importance, trees
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
-class RwalkState(NamedTuple):
-    """What rwalk carries; float32 but for `mark`."""
+class Walk(NamedTuple):
+    """What changes with every interval; float32 but for `mark`."""
 
     fisher: Params
     """F, the running average over intervals, carried on through the stages."""
@@ -23,6 +23,12 @@ class RwalkState(NamedTuple):
     """Where this interval began, in the parameters' dtype."""
     gained: Params
     """What this stage's intervals have scored so far."""
+
+
+class RwalkState(NamedTuple):
+    """What rwalk carries."""
+
+    walk: Walk
     scores: Params
     """s of the finished stages."""
     importance: Params
@@ -83,66 +89,56 @@ def rwalk(
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, RwalkState]:
         fisher, integral, gained, scores, omega, anchored = (trees.zeros(params) for _ in range(6))
-        mark = trees.copy(params)
-        return params, RwalkState(fisher, integral, mark, gained, scores, omega, anchored)
+        walk = Walk(fisher, integral, trees.copy(params), gained)
+        return params, RwalkState(walk, scores, omega, anchored)
 
     def grads(state: RwalkState, ctx: Ctx, tree: Params) -> Params:
         return importance.quadratic_pull(
             tree, strength, state.importance, state.anchored, ctx.params
         )
 
-    def close(state: RwalkState, ctx: Ctx, params: Params, batches: Batch) -> RwalkState:
+    def close(walk: Walk, ctx: Ctx, params: Params, batches: Batch) -> Walk:
         """Ends an interval."""
-        went = trees.subtract(trees.float32(params), trees.float32(state.mark))
+        went = trees.subtract(trees.float32(params), trees.float32(walk.mark))
         gained = jax.tree.map(
             lambda s, w, f, d: s + jax.nn.relu(w / (f * d**2 + damping)),
-            state.gained, state.path, state.fisher, went,
+            walk.gained, walk.path, walk.fisher, went,
         )  # fmt: skip
-        new = importance.fisher(ctx, params, batches, labels)
-        return state._replace(
-            fisher=trees.blend(mix, state.fisher, new),
-            path=trees.zeros(params),
-            mark=trees.copy(params),
-            gained=gained,
-        )
+        fisher = trees.blend(mix, walk.fisher, importance.fisher(ctx, params, batches, labels))
+        return Walk(fisher, trees.zeros(params), trees.copy(params), gained)
 
     def observe(state: RwalkState, ctx: Ctx, info: Info) -> RwalkState:
         def extend(w: jax.Array, g: jax.Array, u: jax.Array) -> jax.Array:
             return w - g.astype(jnp.float32) * u.astype(jnp.float32)
 
-        state = state._replace(path=jax.tree.map(extend, state.path, info.task_grads, info.updates))
+        integral = jax.tree.map(extend, state.walk.path, info.task_grads, info.updates)
         batches = jax.tree.map(lambda x: x[None], info.batch)
-        return lax.cond(
+        walk = lax.cond(
             (ctx.task_step + 1) % interval == 0,
-            lambda s: close(s, ctx, info.params, batches),
-            lambda s: s,
-            state,
+            lambda w: close(w, ctx, info.params, batches),
+            lambda w: w,
+            state.walk._replace(path=integral),
         )
+        return state._replace(walk=walk)
 
     def consolidate(
         state: RwalkState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, RwalkState]:
-        state = lax.cond(
+        walk = lax.cond(
             ctx.task_step % interval > 0,
-            lambda s: close(s, ctx, params, batches),
-            lambda s: s,
-            state,
+            lambda w: close(w, ctx, params, batches),
+            lambda w: w,
+            state.walk,
         )
-        kept = jnp.where(ctx.task < 1, 0.0, 0.5)
-        scores = jax.tree.map(
-            lambda s, new: kept * s + (1 - kept) * new, state.scores, state.gained
-        )
-        omega = trees.axpy(path, _unit(scores), _unit(state.fisher))
-        return params, state._replace(
-            mark=trees.copy(params),  # another method may have moved them at this boundary
-            gained=trees.zeros(params),
-            scores=scores,
-            importance=omega,
-            anchored=jax.tree.map(jnp.multiply, omega, trees.float32(params)),
-        )
+        scores = trees.blend(jnp.where(ctx.task < 1, 1.0, 0.5), state.scores, walk.gained)
+        omega = trees.axpy(path, _unit(scores), _unit(walk.fisher))
+        anchored = jax.tree.map(jnp.multiply, omega, trees.float32(params))
+        # another method may have moved the parameters at this boundary
+        walk = walk._replace(mark=trees.copy(params), gained=trees.zeros(params))
+        return params, RwalkState(walk, scores, omega, anchored)
 
     def report(state: RwalkState, info: Info) -> dict[str, jax.Array]:
-        return {"fisher": trees.norm(state.fisher), "scores": trees.norm(state.scores)}
+        return {"fisher": trees.norm(state.walk.fisher), "scores": trees.norm(state.scores)}
 
     def idle(state: RwalkState, ctx: Ctx) -> jax.Array:
         return ctx.task < 1

@@ -101,9 +101,10 @@ def test_every_boundary_is_the_papers(interval: int) -> None:
     ):
         kept = state.method["rwalk"]
         np.testing.assert_allclose(flat(state.params), wanted["params"], rtol=1e-4, atol=1e-5)
+        found = {**kept._asdict(), **kept.walk._asdict()}
         for name in ("fisher", "scores", "importance"):
             np.testing.assert_allclose(
-                flat(getattr(kept, name)), wanted[name], rtol=5e-4, atol=1e-5, err_msg=name
+                flat(found[name]), wanted[name], rtol=5e-4, atol=1e-5, err_msg=name
             )
         assert flat(kept.importance).max() > 0.9
 
@@ -150,11 +151,13 @@ def test_fisher_does_not_depend_on_how_rows_are_batched() -> None:
 
     @jax.jit
     def one(row: Any) -> Any:
-        return program.step(state, jax.tree.map(lambda v: v[None], row))[0].method["rwalk"].fisher
+        return (
+            program.step(state, jax.tree.map(lambda v: v[None], row))[0].method["rwalk"].walk.fisher
+        )
 
     rows = jax.lax.map(one, batch)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b.mean(0), rtol=2e-5, atol=1e-8),
-        whole.method["rwalk"].fisher,
+        whole.method["rwalk"].walk.fisher,
         rows,
     )

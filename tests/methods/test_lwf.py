@@ -1,0 +1,147 @@
+"""LwF: the distillation term and its gradient, against the formula in numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.special import log_softmax, softmax
+
+import jcl
+from jcl import losses, methods
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+RATE = 0.3
+START = {"w": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)}
+
+
+def apply(params: Any, batch: Any) -> jax.Array:
+    return batch["x"] @ params["w"]
+
+
+def rows(count: int = 6) -> dict[str, jax.Array]:
+    x = jnp.asarray(RNG.normal(size=(count, 3)), jnp.float32)
+    return {"x": x, "y": jnp.asarray(RNG.integers(0, 4, count))}
+
+
+def after_a_stage(method: jcl.Method, **options: Any) -> tuple[Any, jcl.State]:
+    program = jcl.make(method, apply, losses.cross_entropy(), optax.sgd(RATE), **options)
+    first, step = rows(), jax.jit(program.step)
+    state, _ = step(jax.jit(program.init)(START, first, KEY), first)
+    return step, jax.jit(program.consolidate)(state, jax.tree.map(lambda v: v[None], first))
+
+
+def cross_entropy_slope(w: np.ndarray, batch: Any) -> np.ndarray:
+    x = np.asarray(batch["x"], float)
+    return x.T @ (softmax(x @ w, axis=1) - np.eye(4)[np.asarray(batch["y"])]) / len(x)
+
+
+def distillation(z: np.ndarray, old: np.ndarray, t: float) -> np.ndarray:
+    p = softmax(old / t, axis=-1)
+    gap = log_softmax(old / t, axis=-1) - log_softmax(z / t, axis=-1)
+    return t**2 * np.sum(p * gap, axis=-1)
+
+
+@pytest.mark.parametrize("microbatches", [1, 3])
+@pytest.mark.parametrize("strength, t", [(1.0, 2.0), (0.5, 1.0), (3.0, 4.0)])
+def test_step_and_loss_follow_the_formula(strength: float, t: float, microbatches: int) -> None:
+    method = methods.lwf(strength=strength, temperature=t)
+    step, state = after_a_stage(method, microbatches=microbatches)
+    old = np.asarray(state.params["w"], float)
+    for turn in range(3):
+        batch = rows()
+        w, x = np.asarray(state.params["w"], float), np.asarray(batch["x"], float)
+        state, aux = step(state, batch)
+        # d/dz of T² KL(p ‖ q) is T (q - p)
+        apart = t * (softmax(x @ w / t, axis=1) - softmax(x @ old / t, axis=1))
+        slope = cross_entropy_slope(w, batch) + strength * x.T @ apart / len(x)
+        np.testing.assert_allclose(state.params["w"], w - RATE * slope, rtol=2e-5, atol=1e-6)
+        term = float(np.mean(distillation(x @ w, x @ old, t)))
+        assert (term > 1e-3) == (turn > 0)  # the model starts the stage as its own teacher
+        nll = -np.mean(log_softmax(x @ w, axis=1)[np.arange(6), batch["y"]])
+        np.testing.assert_allclose(aux["loss"], nll + strength * term, rtol=1e-5)
+
+
+def test_the_first_stage_is_plain_fine_tuning() -> None:
+    first = rows()
+    programs = [
+        jcl.make(m, apply, losses.cross_entropy(), optax.sgd(RATE))
+        for m in (methods.lwf(strength=5.0), methods.naive())
+    ]
+    ends = [jax.jit(p.step)(p.init(START, first, KEY), first)[0].params["w"] for p in programs]
+    np.testing.assert_array_equal(*ends)
+
+
+def test_with_classes_only_those_of_earlier_stages_are_distilled() -> None:
+    classes = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)
+    step, state = after_a_stage(methods.lwf(strength=2.0, classes=classes))
+    old = np.asarray(state.params["w"], float)
+    state, _ = step(state, rows())
+    batch = rows()
+    w, x = np.asarray(state.params["w"], float), np.asarray(batch["x"], float)
+    _, aux = step(state, batch)
+    term = np.mean(distillation((x @ w)[:, :2], (x @ old)[:, :2], 2.0))
+    nll = -np.mean(log_softmax(x @ w, axis=1)[np.arange(6), batch["y"]])
+    np.testing.assert_allclose(aux["loss"], nll + 2.0 * term, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_tokens_count_as_they_do_in_the_loss(masked: bool) -> None:
+    def decoder(params: Any, batch: Any) -> jax.Array:
+        return params["w"][batch["tokens"]]
+
+    def sequences() -> dict[str, jax.Array]:
+        batch = {"tokens": jnp.asarray(RNG.integers(0, 3, (5, 7))), "weight": jnp.ones(5)}
+        mask = jnp.asarray(RNG.integers(0, 2, (5, 6)), jnp.float32)
+        return {**batch, "mask": mask} if masked else batch
+
+    program = jcl.make(
+        methods.lwf(strength=1.0, temperature=1.0), decoder, losses.next_token, optax.sgd(5.0)
+    )
+    first, step = sequences(), jax.jit(program.step)
+    state, _ = step(jax.jit(program.init)(START, first, KEY), first)
+    state = jax.jit(program.consolidate)(state, jax.tree.map(lambda v: v[None], first))
+    old = np.asarray(state.params["w"], float)
+    state, _ = step(state, sequences())
+    batch = sequences()
+    w, tokens = np.asarray(state.params["w"], float), np.asarray(batch["tokens"])
+    _, aux = step(state, batch)
+    apart = distillation(w[tokens], old[tokens], 1.0)
+    if masked:
+        mask = np.asarray(batch["mask"])
+        term = np.sum(apart[:, :-1] * mask) / mask.sum()
+    else:
+        term = apart.mean()
+    plain, _ = losses.next_token(decoder, {"w": jnp.asarray(w, jnp.float32)}, batch)
+    assert term > 1e-2
+    np.testing.assert_allclose(aux["loss"] - plain, term, rtol=1e-4)
+
+
+def test_a_loss_without_outputs_is_refused() -> None:
+    def bare(apply: Any, params: Any, batch: Any) -> jax.Array:
+        return jnp.mean(apply(params, batch) ** 2)
+
+    program = jcl.make(methods.lwf(), apply, bare, optax.sgd(RATE))
+    with pytest.raises(ValueError, match="loss is None, but must be"):
+        program.step(program.init(START, rows(), KEY), rows())
+
+
+def test_a_step_costs_one_forward_pass_more() -> None:
+    """Four thirds of a plain step, counted in the compiled program."""
+
+    def flops(method: jcl.Method) -> float:
+        method = method._replace(idle=methods.naive().idle)  # the work alone, without its cond
+        program = jcl.make(method, jcl.models.mlp.apply, losses.cross_entropy(), optax.sgd(RATE))
+        params = jcl.models.mlp.init(KEY, [128, 256, 256, 10])
+        batch = {"x": jnp.zeros((64, 128)), "y": jnp.zeros(64, jnp.int32)}
+        state = jax.eval_shape(program.init, params, batch, KEY)
+        return jax.jit(program.step).lower(state, batch).compile().cost_analysis()["flops"]
+
+    ratio = flops(methods.lwf()) / flops(methods.naive())
+    # the first layer has no gradient for its input, so a forward is a little more than a third
+    assert 1.33 < ratio < 1.45

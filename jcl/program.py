@@ -192,9 +192,9 @@ def make(
         return ctx._replace(apply=wrapped, loss=task_loss)
 
     def init(params: Params, batch: Batch, key: jax.Array) -> State:
-        zero = jnp.int32(0)
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), complete(batch))
-        state = State(params, (), {}, zero, zero, zero, key)
+        # three zeros, not one thrice: a donated state may hold no buffer twice
+        state = State(params, (), {}, jnp.int32(0), jnp.int32(0), jnp.int32(0), key)
         learning, frozen = split(params)
         grown, states = method.init(context(state, learning, frozen, batch, 0, False), learning)
         params = trees.merge(grown, frozen)

@@ -14,6 +14,7 @@ import optax
 
 from jcl import data, losses
 from jcl.data.scenarios import split
+from jcl.data.stream import Arrays
 from jcl.evaluation import accuracy, evaluator
 from jcl.experiment import Experiment
 from jcl.models import mlp
@@ -42,12 +43,11 @@ class Config:
     hidden: tuple[int, ...] = (100, 100)
     """Widths of the hidden layers."""
 
-
     joint: bool = False
     """Train on all tasks at once, which is what the others are measured against."""
 
 
-def classification(name: str, images: tuple[data.Arrays, data.Arrays], config: Any) -> Experiment:
+def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Experiment:
     """A split of labelled images, for configs with the fields of `Config`."""
     scenario = split(*images, tasks=config.tasks, view=config.scenario)
     if config.order:

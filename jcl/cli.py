@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import os
 import platform
@@ -101,6 +102,7 @@ def _run(args: list[str]) -> int:
     path = experiment.find(name)
     if any(a.startswith(("--seeds", "--sweep")) for a in rest):
         _spread()
+    _cache()
     module = experiment.load(path)
     options, config = flags.read(path.stem, module, rest)
     if options.seeds < 1:
@@ -145,6 +147,21 @@ def _spread() -> None:
     if "xla_force_host_platform_device_count" not in given:  # what a user has set stays
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={cores}".strip()
+
+
+def _cache() -> None:
+    """Keeps what is compiled for the next run, which halves a short one, where jax has no place."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # code for one processor must not be run on another that shares the home
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+        kinds = {x for x in lines if not info.exists() or x.startswith(("flags", "Features"))}
+        machine = hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:12]
+        jax.config.update("jax_compilation_cache_dir", str(home / "jcl" / machine))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _versions() -> dict[str, Any]:

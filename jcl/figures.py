@@ -39,7 +39,8 @@ STYLE: Any = {
     "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 11,
     "axes.titleweight": "bold", "axes.titlepad": 10, "axes.labelsize": 9.5,
     "xtick.labelsize": 9, "ytick.labelsize": 9, "font.size": 10, "legend.frameon": False,
-    "legend.fontsize": 9.5, "lines.solid_capstyle": "round", "figure.dpi": 150,
+    "legend.fontsize": 9.5, "text.parse_math": False, "lines.solid_capstyle": "round",
+    "figure.dpi": 150,
     "figure.constrained_layout.h_pad": 0.09, "figure.constrained_layout.w_pad": 0.09,
 }  # fmt: skip
 MANY = 12
@@ -142,12 +143,17 @@ def _lines(axes: Axes, run: Scores) -> None:
     x = np.arange(len(mean))
     for t in range(len(run.tasks)):
         color = ORDER(t / max(len(run.tasks) - 1, 1))
-        at = max(run.learned[t] - 1, 0)
-        look: dict[str, Any] = {"color": color, "linewidth": 0.8 if many else 2, "clip_on": False}
-        axes.plot(x[: at + 1], mean[: at + 1, t], **{**look, "alpha": 0.0 if many else 0.25})
-        axes.plot(x[at : at + 2], mean[at : at + 2, t], **{**look, "alpha": 0.15 if many else 0.4})
-        axes.plot(x[at + 1 :], mean[at + 1 :, t], **{**look, "alpha": 0.6 if many else 1})
-        if not many:
+        at = run.learned[t] - 1  # the last row before it is trained on
+        width = 0.8 if many else 2
+        parts = (
+            (slice(0, at + 1), 0.0 if many else 0.25),
+            (slice(at, at + 2), 0.15 if many else 0.4),
+            (slice(at + 1, None), 0.6 if many else 1.0),
+        )
+        for rows, alpha in parts:
+            if len(x[rows]) > 1:
+                axes.plot(x[rows], mean[rows, t], color=color, alpha=alpha, lw=width, clip_on=False)
+        if not many and len(x[at + 1 :]):
             axes.plot(x[at + 1 :], mean[at + 1 :, t], "o", color=color, ms=4.5, clip_on=False)
             low, high = mean[:, t] - half[:, t], mean[:, t] + half[:, t]
             axes.fill_between(x[at:], low[at:], high[at:], color=color, alpha=0.12, linewidth=0)
@@ -277,7 +283,7 @@ def comparison(runs: Sequence[Scores]) -> Figure:
         axes = figure.add_subplot(grid[1, :])
         _bars(axes, runs)
         axes.set_title(_FORGETTING)
-        if len(runs) > 1:
+        if axes.get_legend_handles_labels()[0]:
             figure.legend(loc="outside lower center", ncols=len(runs))
     return figure
 

@@ -67,10 +67,12 @@ def parse(
 
 
 def _sentence(box: str) -> str:
-    """What a box of tyro's says, without its frame and the help in its lower part."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    return " ".join(lines[:rule]).removeprefix("Error parsing ").removesuffix(".")
+    """What a box of tyro's says, without its frame, its title and the help in its lower part."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    rules = [not line.strip("─-╭╮╰╯") for line in lines]
+    start = rules.index(False)
+    stop = rules.index(True, start) if True in rules[start:] else len(rules)
+    return " ".join(lines[start:stop]).removeprefix("Error parsing ").removesuffix(".")
 
 
 def expanded(args: Sequence[str], config: type) -> list[str]:
@@ -142,8 +144,8 @@ def resumed(
         return request, config  # nothing was begun, so that one command serves every restart
     saved = json.loads(path.read_text())
     now = json.loads(json.dumps(request))
-    given = {a.partition("=")[0].lstrip("-").replace("-", "_") for a in args if a.startswith("--")}
-    given |= {a.partition("=")[0] for a in options.set}
+    flagged = [a.partition("=")[0] for a in expanded(args, module.Config) if a.startswith("--")]
+    given = {flag[2:].removeprefix("no-").replace("-", "_") for flag in flagged}
     pairs = {**{k: (saved[k], now[k]) for k in ("experiment", "methods", "seeds", "sweep")}}
     pairs |= {k: (v, now["config"].get(k)) for k, v in saved["config"].items()}
     for key, (old, new) in pairs.items():

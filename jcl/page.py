@@ -52,27 +52,32 @@ pre { background: var(--box); border-radius: .6rem; padding: .8rem 1rem; overflo
 def draw(folder: Path) -> Path:
     """Draws a folder's figures and its report.html, and returns the latter's path.
 
+    A folder of several runs gets a page that compares them, and each of them its own.
+
     Raises:
       ValueError: if it is no folder of a finished run.
     """
     runs = report.load(folder)
     config = folder / "config.json"
     settings = json.loads(config.read_text()) if config.is_file() else {}
-    if runs[0].folder == folder:
-        parts = [_one(runs[0]), *_figures(runs[0], loss=True), _points(runs[0])]
-    else:
-        parts = [
-            _several(runs),
-            _saved(folder / "comparison.png", figures.comparison(labelled(runs))),
-        ]
-        parts += _swept(folder, runs)
-        for run in runs:
-            parts += [_heading(run.labels[run.best])]
-            parts += _figures(run, loss=False)
-    parts += [_definitions(runs[0]), _cost(runs), _again(settings)]
-    path = folder / "report.html"
-    path.write_text(_html(runs, parts))
-    return path
+    pictures = [_figures(run) for run in runs]
+    for run, own in zip(runs, pictures, strict=True):
+        _write(run.folder, [run], [_one(run), *own.values(), _points(run)], settings)
+    if runs[0].folder != folder:
+        both = _saved(folder / "comparison.png", figures.comparison(labelled(runs)))
+        parts = [_several(runs), both, *_swept(folder, runs)]
+        for run, own in zip(runs, pictures, strict=True):
+            parts.append(_heading(run.labels[run.best]))
+            parts += [image for name, image in own.items() if name != "loss"]
+        _write(folder, runs, parts, settings)
+    return folder / "report.html"
+
+
+def _write(
+    folder: Path, runs: Sequence[Run], parts: Sequence[str], settings: Mapping[str, Any]
+) -> None:
+    parts = [*parts, _definitions(runs[0]), _cost(runs), _again(settings)]
+    (folder / "report.html").write_text(_html(runs, parts))
 
 
 def compare(runs: Sequence[Run], path: Path) -> None:
@@ -102,27 +107,24 @@ def _saved(path: Path, figure: Figure) -> str:
     return f'<div class="wide figure">{image}</div>'
 
 
-def _figures(run: Run, loss: bool) -> list[str]:
-    """A run's own figures, those of its best point where it is a sweep."""
-    best, folder = run.shown(), run.folder
-    parts = []
+def _figures(run: Run) -> dict[str, str]:
+    """A run's own figures by name, those of its best point where it is a sweep."""
+    best = run.shown()
+    drawn: dict[str, Figure] = {}
     names = list(run.points[0])
     if len(names) == 1 and len(run.points) > 1:
         values = [point[names[0]] for point in run.points]
         points = [run.shown(p) for p in range(len(values))]
-        parts.append(_saved(folder / "sweep.png", figures.sweep(names[0], values, points)))
-    parts += [
-        _saved(folder / "curves.png", figures.curves(best)),
-        _saved(folder / "forgetting.png", figures.forgetting(best)),
-        _saved(folder / "matrix.png", figures.matrix(best)),
-    ]
-    log = folder / "metrics.jsonl"
-    if loss and log.is_file():
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        if len(lines) > 1:
-            columns = [np.asarray([e[k] for e in lines]) for k in ("step", "loss", "stage")]
-            parts.append(_saved(folder / "loss.png", figures.loss(*columns)))
-    return parts
+        drawn["sweep"] = figures.sweep(names[0], values, points)
+    drawn["curves"] = figures.curves(best)
+    drawn["forgetting"] = figures.forgetting(best)
+    drawn["matrix"] = figures.matrix(best)
+    log = run.folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    if len(lines) > 1:
+        columns = [np.asarray([e[k] for e in lines]) for k in ("step", "loss", "stage")]
+        drawn["loss"] = figures.loss(*columns)
+    return {name: _saved(run.folder / f"{name}.png", figure) for name, figure in drawn.items()}
 
 
 def _swept(folder: Path, runs: Sequence[Run]) -> list[str]:

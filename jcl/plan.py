@@ -127,7 +127,8 @@ def plans(methods: Sequence[str], sweeps: Sequence[str], config: Any) -> list[Pl
                 chosen,
                 points,
             )
-            expression.build(plan.calls, points[0])  # before anything is trained
+            for point in points:  # before anything is trained
+                expression.build(plan.calls, point)
             found.append(plan)
     return found
 

@@ -45,12 +45,12 @@ class Watch:
         self.progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=16),
             TextColumn("[dim]{task.fields[facts]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self.bar = self.progress.add_task(self.title, total=None, facts="compiling")
+        self.bar = self.progress.add_task("", total=None, facts="compiling")
 
     def events(self, folder: Path) -> Watch:
         """Also writes TensorBoard events into a folder, if tensorboardX is installed."""
@@ -62,9 +62,8 @@ class Watch:
         return self
 
     def __enter__(self) -> Watch:
+        self.console.print(f"[bold]{self.title}")
         self.progress.start()
-        if not self.console.is_terminal:
-            self.console.print(self.title)
         return self
 
     def __exit__(
@@ -92,7 +91,7 @@ class Watch:
         where = escape(f"{event['stage'] + 1}/{self.stages} {event['name']}")
         self.progress.update(
             self.bar, total=event["steps"], completed=self.step, facts=facts,
-            description=f"{self.title}  [bold]{where}",
+            description=where,
         )  # fmt: skip
         if not self.console.is_terminal and time.monotonic() - self.said > EVERY:
             self.said = time.monotonic()
@@ -125,7 +124,12 @@ def matrix(run: Run) -> None:
     if len(shown.tasks) > WIDE:
         return
     unit = f"{shown.measure}{' (%)' if factor == 100 else ''}"
-    table = Table(box=box.SIMPLE_HEAD, title=escape(f"{shown.label}: {unit}"), title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=escape(f"{shown.label}: {unit}"),
+        title_justify="left",
+        title_style="bold",
+    )
     table.add_column("")
     for task in shown.tasks:
         table.add_column(escape(task), justify="right")
@@ -147,7 +151,7 @@ def table(runs: Sequence[Run]) -> None:
     seeds = f", mean ± 95 % over {facts['seeds']} seeds" if facts["seeds"] > 1 else ""
     unit = f"{facts['measure']}{' (%)' if factor == 100 else ''}"
     title = f"{unit}, {'higher' if facts['higher_is_better'] else 'lower'} is better{seeds}"
-    out = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    out = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
     out.add_column("method", overflow="fold")
     for measure in report.MEASURES:
         out.add_column(report.title(measure), justify="right")

@@ -1,0 +1,408 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jcl
+from jcl import cli, experiment, expression, report, screen
+
+TOY = '''
+"""A toy, for tests."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import optax
+
+from jcl import data, losses
+from jcl.evaluation import accuracy, evaluator
+from jcl.experiment import Experiment
+from jcl.models import mlp
+
+METHODS = ("naive()", "er(capacity=20, rows=4)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the toy."""
+
+    scenario: Literal["domain", "class"] = "domain"
+    """Which."""
+    steps: int = 6
+    """Steps a task."""
+    batch: int = 8
+    """Rows a step."""
+    lr: float = 0.05
+    """Learning rate."""
+    hidden: tuple[int, ...] = (5,)
+    """Widths."""
+    flip: bool = False
+    """Whether to turn labels around."""
+
+
+def build(config):
+    rng = np.random.default_rng(0)
+    if config.batch > 40:
+        raise ValueError(f"batch is {config.batch}, but must be at most 40")
+
+    def task(sign):
+        x = rng.normal(size=(40, 4)).astype(np.float32)
+        return {"x": x, "y": (sign * x[:, 0] > 0).astype(np.int32) ^ config.flip}
+
+    tasks = [task(1), task(-1), task(1)]
+
+    def stream(seed):
+        return data.from_arrays(
+            tasks, tasks, config.batch, steps=config.steps, seed=seed,
+            names=("one", "two", "three"),
+        )
+
+    return Experiment(
+        name="toy",
+        scenario=config.scenario,
+        stream=stream,
+        init=lambda key: mlp.init(key, (4, *config.hidden, 2)),
+        apply=mlp.apply,
+        loss=losses.cross_entropy(),
+        optimizer=optax.sgd,
+        evaluate=evaluator(stream(0).test, accuracy()),
+        learning_rate=config.lr,
+    )
+'''
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    path = tmp_path_factory.mktemp("toy") / "toy.py"
+    path.write_text(TOY)
+    return str(path)
+
+
+@pytest.fixture
+def run(toy, tmp_path, monkeypatch, capsys):
+    """Runs the toy, in a folder of its own; returns the exit code, what was said, and where."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_spread", lambda: None)  # devices are there already
+
+    def call(*args, out="out"):
+        code = cli.main(["run", toy, *args, *(["--out", out] if out else [])])
+        return code, capsys.readouterr(), tmp_path / (out or "runs")
+
+    return call
+
+
+def _summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def _by_hand(toy, method, seed=0, **settings):
+    """The final scores that jcl.fit gives without the command line."""
+    module = experiment.load(experiment.find(toy))
+    built = module.build(module.Config(**settings))
+    weights, key = jax.random.split(jax.random.key(seed))
+    program = jcl.make(
+        expression.build(expression.parse(method)), built.apply, built.loss,
+        built.optimizer(built.learning_rate),
+    )  # fmt: skip
+    result = jcl.fit(program, built.init(weights), key, built.stream(seed), evaluate=built.evaluate)
+    return result
+
+
+def test_a_run_leaves_a_complete_folder(run, toy):
+    code, said, out = run("--method", "ewc(strength=3.0)")
+    assert code == 0 and not said.err
+    for name in (
+        "config.json", "metrics.jsonl", "matrix.csv", "scores.csv", "summary.json", "report.html",
+        "curves.png", "forgetting.png", "matrix.png", "checkpoints",
+    ):  # fmt: skip
+        assert (out / name).exists(), name
+    saved = _summary(out)
+    expected = _by_hand(toy, "ewc(strength=3.0)")
+    np.testing.assert_allclose(saved["matrix"], expected.scores, rtol=1e-6)
+    assert saved["method"] == "ewc(strength=3.0)" and saved["experiment"] == "toy"
+    assert saved["tasks"] == ["one", "two", "three"] and saved["scenario"] == "domain"
+    assert saved["seeds"] == 1 and saved["step_traces"] == 1
+    for key in ("wall_seconds", "compile_seconds", "examples_per_second", "peak_memory_bytes"):
+        assert saved[key] > 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["config"]["steps"] == 6 and config["versions"]["jax"] == jax.__version__
+    assert config["command"].startswith("jcl run ") and config["methods"] == ["ewc(strength=3.0)"]
+    assert "after three" in said.out and "average" in said.out
+
+
+def test_methods_run_side_by_side_by_default(run, toy):
+    code, _, out = run()
+    assert code == 0
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["er", "naive"]
+    assert (out / "comparison.png").exists() and (out / "report.html").exists()
+    saved = _summary(out)["runs"]
+    for name, method in (("naive", "naive()"), ("er", "er(capacity=20, rows=4)")):
+        np.testing.assert_allclose(saved[name]["matrix"], _by_hand(toy, method).scores, rtol=1e-6)
+
+
+def test_seeds_are_members_equal_to_separate_runs(run, toy):
+    code, _, out = run("--method", "er(capacity=20, rows=4)", "--seeds", "2")
+    assert code == 0
+    (loaded,) = report.load(out)
+    assert loaded.scores.shape == (1, 2, 4, 3)
+    for seed in range(2):
+        alone = _by_hand(toy, "er(capacity=20, rows=4)", seed).scores
+        np.testing.assert_allclose(loaded.scores[0, seed], alone, rtol=1e-6)
+    saved = _summary(out)
+    assert saved["seeds"] == 2 and saved["average"]["ci95"] is not None
+    assert saved["step_traces"] == 1
+
+
+def test_a_traced_sweep_equals_separate_runs(run, toy):
+    sweeps = ("--sweep", "ewc.strength=0,5", "--sweep", "lr=0.05,0.2")
+    code, said, out = run("--method", "ewc()", *sweeps, "--seeds", "2")
+    assert code == 0, said.err
+    (loaded,) = report.load(out)
+    assert loaded.scores.shape == (4, 2, 4, 3)
+    assert loaded.summary["step_traces"] == 1
+    keys = [(0, 0.05), (0, 0.2), (5, 0.05), (5, 0.2)]
+    assert loaded.points == [{"ewc.strength": s, "lr": r} for s, r in keys]
+    for p in (1, 2):
+        strength, rate = keys[p]
+        alone = _by_hand(toy, f"ewc({strength})", seed=1, lr=rate).scores
+        # but for one of 40 rows, which rounding may tip over
+        np.testing.assert_allclose(loaded.scores[p, 1], alone, atol=0.026)
+    assert not np.allclose(loaded.scores[0], loaded.scores[1], atol=0.026)
+    assert len(_summary(out)["sweep"]) == 4
+
+
+def test_shapes_loop_outside(run):
+    code, _, out = run("--method", "er(rows=4)", "--sweep", "er.capacity=5,10", "--steps", "2")
+    assert code == 0
+    runs = report.load(out)
+    assert [r.summary["outer"] for r in runs] == [{"er.capacity": 5}, {"er.capacity": 10}]
+    assert (out / "sweep.png").exists()
+
+
+def test_settings_can_be_given_as_flags_or_with_set(run):
+    code, _, out = run(
+        "--method", "naive()", "--set", "hidden=3,2", "--set", "flip=true", "--set=scenario=class",
+        "--steps", "2",
+    )  # fmt: skip
+    assert code == 0
+    config = json.loads((out / "config.json").read_text())["config"]
+    assert config["hidden"] == [3, 2] and config["flip"] is True
+    assert config["scenario"] == "class" and config["steps"] == 2
+
+
+def test_the_default_folder_is_new_each_time(run, tmp_path):
+    (tmp_path / "runs" / "toy-naive-7").mkdir(parents=True)
+    code, _, runs = run("--method", "naive()", "--steps", "2", out=None)
+    assert code == 0
+    assert (runs / "toy-naive-8" / "summary.json").exists()
+
+
+def _interrupt_at(monkeypatch, step):
+    """Ctrl-C, once, when a run has come to a step."""
+    show = screen.Watch.__call__
+    sent = []
+
+    def watch(self, event):
+        show(self, event)
+        if event["kind"] == "progress" and event["step"] >= step and not sent:
+            sent.append(step)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(screen.Watch, "__call__", watch)
+
+
+def test_ctrl_c_saves_and_resume_goes_on_to_the_same_end(run, monkeypatch, toy):
+    _interrupt_at(monkeypatch, 8)
+    code, said, out = run("--method", "er(capacity=20, rows=4)", "--steps", "7")
+    assert code == 130
+    assert "--resume" in said.err and "Traceback" not in said.err
+    assert list((out / "checkpoints").glob("step_*.json")) and not (out / "summary.json").exists()
+    code, said, out = run("--resume")
+    assert code == 0, said.err
+    alone = _by_hand(toy, "er(capacity=20, rows=4)", steps=7).scores
+    np.testing.assert_array_equal(
+        report.load(out)[0].scores[0, 0], alone.astype(np.float64).round(7)
+    )
+    before = (out / "metrics.jsonl").read_text()
+    assert run("--resume")[0] == 0  # finished: nothing is trained again
+    assert (out / "metrics.jsonl").read_text() == before
+
+
+def test_resume_of_several_runs_keeps_the_finished_ones(run, monkeypatch):
+    _interrupt_at(monkeypatch, 10)
+    code, _, out = run("--method", "naive()", "--method", "er(capacity=20, rows=4)")
+    assert code == 130
+    code, _, out = run("--resume")
+    assert code == 0
+    assert [r.summary["method"] for r in report.load(out)] == ["naive()", "er(capacity=20, rows=4)"]
+
+
+def test_resume_refuses_other_settings_and_begins_where_nothing_was(run):
+    assert run("--method", "naive()", "--resume")[0] == 0
+    for flags, says in (
+        (["--steps", "9"], "steps 6"),
+        (["--set", "steps=9"], "steps 6"),
+        (["--method", "ewc()"], "methods ['naive()']"),
+        (["--seeds", "2"], "seeds 1"),
+    ):
+        code, said, _ = run("--resume", *flags)
+        assert code == 2 and says in said.err
+    assert run("--resume", "--steps", "6")[0] == 0  # said again, but the same
+
+
+def test_a_diverged_run_exits_with_3(run):
+    code, said, _ = run("--method", "naive()", "--lr", "1e30")
+    assert code == 3
+    assert "'one'" in said.err and "step" in said.err and "checkpoint" in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--method", "ewk()"], "did you mean ewc"),
+        (["--method", "ewc(lamda=1)"], "strength and labels"),
+        (["--method", "er(capacity=0)"], "capacity is 0"),
+        (["--bogus", "1"], "--batch"),
+        (["--stpes", "1"], "did you mean --steps"),
+        (["--steps", "many"], "many"),
+        (["--steps"], "--steps"),
+        (["--scenario", "clas"], "'domain', 'class'"),
+        (["--set", "stpes=1"], "did you mean steps"),
+        (["--set", "steps"], "key=value"),
+        (["--set", "flip=maybe"], "true or false"),
+        (["--seeds", "0"], "at least 1"),
+        (["--batch", "50"], "at most 40"),
+        (["--steps", "0"], "steps is 0"),
+        (["--sweep", "er.rows=1.5,2"], "whole number"),
+        (["extra"], "'extra'"),
+    ],
+)
+def test_what_is_given_wrongly_is_one_sentence_and_leaves_no_folder(run, args, says):
+    code, said, out = run(*args)
+    assert code == 2
+    assert says in said.err and said.err.startswith("jcl: ") and said.err.count("\n") == 1
+    assert not said.out and not out.exists()
+
+
+def test_folders_that_cannot_be_used_are_refused(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").write_text("")
+    for out, says in (("file", "is a file"), ("full", "isn't empty"), ("file/under", "file/under")):
+        code, said, _ = run("--method", "naive()", out=out)
+        assert code == 2 and says in said.err and said.err.count("\n") == 1
+    assert run("--resume", out=None)[0] == 2
+
+    def no_space(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report, "writable", no_space)
+    code, said, _ = run("--method", "naive()", out="new")
+    assert code == 2 and "No space left" in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["rum"], "did you mean run"),
+        (["run", "digit"], "did you mean digits"),
+        (["run", "none.py"], "there is no file none.py"),
+        (["run", "--seeds", "2"], "comes first"),
+        (["explain", "--method", "ewk()"], "did you mean ewc"),
+        (["explain"], "--method"),
+        (["compare"], "needs folders"),
+        (["compare", "nowhere"], "no summary.json"),
+        (["report", "nowhere"], "no summary.json"),
+        (["list", "extra"], "'extra'"),
+    ],
+)
+def test_other_commands_refuse_in_one_sentence_too(args, says, capsys):
+    assert cli.main(args) == 2
+    said = capsys.readouterr()
+    assert says in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_a_file_that_is_no_experiment_is_refused(tmp_path, capsys):
+    (tmp_path / "a.py").write_text("METHODS = ()")
+    assert cli.main(["run", str(tmp_path / "a.py")]) == 2
+    assert "has no Config" in capsys.readouterr().err
+
+
+def test_help_shows_the_settings_of_the_experiment(toy, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", toy, "--help"])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    for words in ("A toy, for tests.", "--hidden", "--sweep", "--resume", "Steps a task."):
+        assert words in shown
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"jcl {command}" in shown for command in cli.COMMANDS)
+
+
+def test_list_names_everything_with_a_line_each(capsys):
+    assert cli.main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for words in (
+        "digits", "domains", "ewc(strength=100.0, labels='empirical')", "split(", "mlp",
+        "EWC: ½ λ", "[n, 64]",
+    ):  # fmt: skip
+        assert words in shown
+    assert " at 0x" not in shown
+
+
+def test_explain_prints_the_pipeline(capsys):
+    assert cli.main(["explain", "--method", "er(capacity=9) + ewc()"]) == 0
+    shown = capsys.readouterr().out
+    method = jcl.chain(jcl.methods.er(capacity=9), jcl.methods.ewc())
+    assert shown.strip() == jcl.explain(method)
+
+
+def test_compare_and_report_read_what_run_wrote(run, tmp_path, capsys):
+    run("--method", "naive()", out="a")
+    run("--method", "ewc()", out="b")
+    assert cli.main(["compare", "a", "b"]) == 0
+    shown = capsys.readouterr().out
+    assert "naive()" in shown and "ewc()" in shown and "forgetting" in shown
+    assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    (tmp_path / "a" / "report.html").unlink()
+    assert cli.main(["report", "a"]) == 0
+    assert (tmp_path / "a" / "report.html").exists()
+
+
+def test_cores_become_devices_unless_the_user_has_said_otherwise(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_foo=1")
+    cli._spread()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = f"--xla_foo=1 --xla_force_host_platform_device_count={cores}"
+    assert os.environ["XLA_FLAGS"] == wanted
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    cli._spread()
+    assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
+
+
+def test_the_command_line_loads_without_what_only_a_run_needs():
+    code = (
+        "import sys; from jcl import cli; cli.main(['--help']); import jax._src.xla_bridge as b; "
+        "late = {'matplotlib', 'sklearn', 'orbax', 'flax'} & set(sys.modules); "
+        "assert not late, late; assert not b._backends"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_members_share_the_data_and_differ_in_their_order(toy):
+    module = experiment.load(experiment.find(toy))
+    built = module.build(module.Config())
+    setup = experiment.setup(built, expression.parse("ewc()"), 2, [{"lr": 0.1}, {"lr": 0.2}])
+    assert setup.program.members == setup.stream.members == 4
+    chunk = setup.stream.chunk(0, 0, 2)["row"]
+    np.testing.assert_array_equal(chunk[0], chunk[2])
+    assert (chunk[0] != chunk[1]).any()
+    np.testing.assert_array_equal(chunk[1], built.stream(1).chunk(0, 0, 2)["row"])

@@ -2,7 +2,7 @@
 
     python experiments/split_mnist_table.py --seeds 5 --out runs/split-mnist
 
-Each cell is a run of `jcl run mnist`, whose folder stays; one that is there already isn't run again.
+Each cell is a run of `jcl run mnist`, whose folder stays; one that is there isn't run again.
 """
 
 from __future__ import annotations

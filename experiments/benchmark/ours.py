@@ -32,7 +32,7 @@ METHODS = {
 def parse() -> argparse.Namespace:
     """Reads the command line, which is the peers'."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--method", default="naive", choices=[*METHODS, "insert"])
+    parser.add_argument("--method", default="naive", choices=[*METHODS, "insert", "products"])
     parser.add_argument("--batch", type=int)
     parser.add_argument("--steps", type=int, help="steps a task")
     parser.add_argument("--threads", type=int, default=1)
@@ -42,7 +42,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=1)
     given = parser.parse_args()
     given.batch = given.batch or (10 if given.method == "insert" else 128)
-    given.steps = given.steps or (200 if given.batch >= 64 else 800)
+    given.steps = given.steps or (
+        2000 if given.method == "insert" else 200 if given.batch >= 64 else 800
+    )
     return given
 
 
@@ -59,7 +61,7 @@ def insert(given: argparse.Namespace) -> dict[str, Any]:
 
     from jcl import memory
 
-    steps = given.steps * 20
+    steps = given.steps
     x = jax.random.normal(jax.random.key(0), (steps * given.batch, INPUTS))
     rows = {
         "x": x.reshape(steps, given.batch, INPUTS),
@@ -77,6 +79,31 @@ def insert(given: argparse.Namespace) -> dict[str, Any]:
         return jax.lax.scan(one, start, (jax.random.split(key, steps), rows))[0]
 
     return timed(jax.jit(all_of_them), (rows, jax.random.key(1)), steps * given.batch, given)
+
+
+def products(given: argparse.Namespace) -> dict[str, Any]:
+    """The matrix products of a plain step and nothing else: what no library can exceed."""
+    import jax
+    import jax.numpy as jnp
+
+    sizes = (INPUTS, given.hidden, given.hidden, CLASSES)
+    keys = jax.random.split(jax.random.key(0), len(sizes))
+    shapes = zip(keys, sizes[:-1], sizes[1:], strict=False)
+    weights = [0.03 * jax.random.normal(k, (a, b)) for k, a, b in shapes]
+    x = jax.random.normal(keys[-1], (given.batch, INPUTS))
+
+    def step(w: Any, _: None) -> Any:
+        h1 = x @ w[0]
+        h2 = h1 @ w[1]
+        d3 = h2 @ w[2]
+        d2 = d3 @ w[2].T
+        d1 = d2 @ w[1].T
+        slopes = (x.T @ d1, h1.T @ d2, h2.T @ d3)
+        return [a + 1e-9 * b for a, b in zip(w, slopes, strict=True)], jnp.float32(0)
+
+    steps = TASKS * given.steps
+    run = jax.jit(lambda w: jax.lax.scan(step, w, None, length=steps)[0])
+    return timed(run, (weights,), steps * given.batch, given)
 
 
 def train(given: argparse.Namespace) -> dict[str, Any]:
@@ -164,7 +191,7 @@ def main() -> None:
     pin(given.threads)
     if given.seeds > 1 and given.threads > 1:
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={given.threads}"
-    line = insert(given) if given.method == "insert" else train(given)
+    line = {"insert": insert, "products": products}.get(given.method, train)(given)
     line.pop("result", None)
     print(json.dumps(line))
 

@@ -166,7 +166,8 @@ def _cache() -> None:
 
 def _versions() -> dict[str, Any]:
     names = ("jcl-kit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {name: metadata.version(name) for name in names}
+    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    versions = {name: found[name] for name in names if name in found}
     import jax
 
     device = jax.devices()[0]
@@ -240,7 +241,8 @@ def _fit(
     unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
     members = seeds * len(one.points)
     title = one.name if members == 1 else f"{one.name} × {members}"
-    with screen.Watch(title, len(stream.names), stream.tests, unit).events(folder) as watch:
+    watch = screen.Watch(title, len(stream.names), stream.tests, unit)
+    with watch.events(folder / "tensorboard"):
         result = jcl.fit(*setup, evaluate=built.evaluate, out=folder, resume=resume, on_event=watch)
     assert result.scores is not None
     facts = {

@@ -28,7 +28,7 @@ HEAT = LinearSegmentedColormap.from_list(
     "heat", ("#f4f7fb", "#b9d3ee", "#5b98d2", "#1f5fa8", "#0b2f63")
 )
 ORDER = LinearSegmentedColormap.from_list(
-    "order", ("#3b2a86", "#2b6cb0", "#159a8c", "#7fae2b", "#e08a1e", "#d2463c")
+    "order", ("#3b2a86", "#2b6cb0", "#159a8c", "#5f9e2f", "#d07d17", "#c93f36")
 )
 STYLE: Any = {
     "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": "#c3c8cf",
@@ -251,7 +251,7 @@ def _bars(axes: Axes, runs: Sequence[Scores]) -> None:
     axes.margins(y=0.15)
 
 
-_FORGETTING = "Forgetting: the best score so far, less the score in the end"
+_FORGETTING = "Forgetting: how much worse than its best each task ends"
 
 
 def forgetting(run: Scores) -> Figure:
@@ -367,7 +367,7 @@ def loss(step: np.ndarray, value: np.ndarray, stage: np.ndarray) -> Figure:
         axes = figure.add_subplot()
         axes.plot(step, value, color=HUES[0], linewidth=1.2)
         if stage.max(initial=0) <= 40:
-            for at in step[1:][np.diff(stage) > 0]:
+            for at in step[:-1][np.diff(stage) > 0]:
                 axes.axvline(at, color=GRID, linewidth=0.8, zorder=0)
         axes.margins(x=0)
         axes.set_xlabel("step")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -71,7 +73,7 @@ def ranked(buffer: Buffer, rows: Batch, group: jax.Array, score: jax.Array) -> B
     """
     size = capacity(buffer)
 
-    def place(carry: tuple[Ranks, jax.Array], row: tuple[jax.Array, ...]) -> tuple:
+    def place(carry: tuple[Ranks, jax.Array], row: tuple[jax.Array, ...]) -> Any:
         r, seen = carry
         real, g, s = row
         loser = jnp.where(r.full[g], g, jnp.argmax(r.held))

@@ -83,7 +83,7 @@ def agem(
         return ctx.task < 1
 
     method = Method("agem", init=init, idle=idle)
-    method = method._replace(**({"grads": grads} if at == "grads" else {"updates": updates}))
+    placed = method._replace(grads=grads) if at == "grads" else method._replace(updates=updates)
     if share:
-        return method._replace(needs=(share,))
-    return method._replace(consolidate=consolidate, report=report)
+        return placed._replace(needs=(share,))
+    return placed._replace(consolidate=consolidate, report=report)

@@ -80,7 +80,7 @@ def _method(
 
         def matched(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             weight, marked = batch["weight"], batch[match] > 0
-            matches = 1.0
+            matches: float | jax.Array = 1.0
             if draws == 1:  # the same rows serve both terms
                 matches = alpha / jnp.where(alpha + beta == 0, 1.0, alpha + beta)
             labelled = {**batch, "weight": jnp.where(marked, (1 - matches) * weight, weight)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def solve_dual(gram: jax.Array, slope: jax.Array, lower: jax.Array, free: jax.Ar
     def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
         return ~carry[2] & (carry[3] < 6 * size)
 
-    def advance(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def advance(carry: Any) -> Any:
         u, support, _, turn = carry
         goal = newton(support)
         below = support & (goal <= 0)
@@ -59,7 +59,7 @@ def solve_dual(gram: jax.Array, slope: jax.Array, lower: jax.Array, free: jax.Ar
         pull = jnp.where(free & ~support, -(gram @ u + slope), -jnp.inf)
         best = jnp.argmax(pull)
         more = pull[best] > 1e-6 * scale
-        grown = support.at[best].set(support[best] | more)
+        grown = support.at[best].set(True)
         return (
             jnp.where(hit & ~kept, 0.0, u),
             jnp.where(hit, kept, grown),
@@ -158,4 +158,6 @@ def gem(
         return ctx.task < 1
 
     method = Method("gem", init=init, consolidate=consolidate, report=report, idle=idle)
-    return method._replace(**({"grads": grads} if at == "grads" else {"updates": updates}))
+    if at == "grads":
+        return method._replace(grads=grads)
+    return method._replace(updates=updates)

@@ -178,4 +178,6 @@ def gpm(
         return ctx.task < 1
 
     method = Method("gpm", init=init, consolidate=consolidate, report=report, idle=idle)
-    return method._replace(**({"grads": outside} if at == "grads" else {"updates": updates}))
+    if at == "grads":
+        return method._replace(grads=outside)
+    return method._replace(updates=updates)

@@ -114,4 +114,6 @@ def ogd(
         return ctx.task < 1
 
     method = Method("ogd", init=init, consolidate=consolidate, report=report, idle=idle)
-    return method._replace(**({"grads": project} if at == "grads" else {"updates": updates}))
+    if at == "grads":
+        return method._replace(grads=project)
+    return method._replace(updates=updates)

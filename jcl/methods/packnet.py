@@ -81,9 +81,8 @@ def packnet(
         def predicted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             last = state.last.at[batch["task"][0]].get(mode="fill", fill_value=-1)
             stage = jnp.where(last < 0, tasks, last)
-            lowest = jnp.where(
-                stage >= ctx.task, -1, 0
-            )  # a stage in progress has the free ones too
+            # a stage in progress has the free ones too
+            lowest = jnp.where(stage >= ctx.task, -1, 0)
 
             def visible(p: jax.Array, o: jax.Array) -> jax.Array:
                 return jnp.where((o >= lowest) & (o <= stage), p, 0)

@@ -20,7 +20,7 @@ from jcl.memory.buffer import (
     take,
     write,
 )
-from jcl.memory.policy import POLICIES, Policy, absorb, policy
+from jcl.memory.policy import POLICIES, Policy, absorb, finished, policy
 from jcl.memory.selection import (
     gradient_likeness,
     gss,
@@ -43,6 +43,7 @@ __all__ = [
     "draw",
     "empty",
     "filled",
+    "finished",
     "gradient_likeness",
     "gss",
     "hardest",

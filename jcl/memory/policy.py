@@ -19,7 +19,7 @@ from jcl.memory.selection import (
     ring,
     row_losses,
 )
-from jcl.method import Batch, Ctx, Params, check
+from jcl.method import Batch, Ctx, Info, Params, check
 
 Insert = Callable[[Buffer, Ctx, Batch], Buffer]
 
@@ -30,7 +30,7 @@ class Policy(NamedTuple):
     empty: Callable[[Batch], Buffer]
     """`(example) -> buffer`."""
     insert: Insert
-    """`(buffer, ctx, rows) -> buffer` after a step, with its fresh rows."""
+    """`(buffer, ctx, rows) -> buffer` after a step, with its rows as `finished` has them."""
     finish: Callable[[Buffer, Ctx, Params, Batch], Buffer]
     """`(buffer, ctx, params, batches) -> buffer` at a boundary, leaves [n, B, ...]."""
 
@@ -128,6 +128,17 @@ def policy(name: str, capacity: int, groups: int | None = None) -> Policy:
         return buffer
 
     return Policy(start, _INSERT[name], _exemplars if name == "herding" else nothing)
+
+
+def finished(info: Info) -> Batch:
+    """The fresh rows of a step, of weight 0 where it ended in parameters that are not finite.
+
+    So what is written to a memory waits for the end of the step that read it. Without that order
+    XLA copies the whole buffer in every step (measured: 6 times a plain step at 60 MB).
+    """
+    smallest = min(jax.tree.leaves(info.params), key=lambda x: x.size)
+    sound = jnp.isfinite(jnp.sum(smallest) + info.loss)
+    return {**info.batch, "weight": jnp.where(sound, info.batch["weight"], 0)}
 
 
 def absorb(keep: Policy, buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:

@@ -100,7 +100,8 @@ def _method(
         return matched
 
     def observe(state: DerState, ctx: Ctx, info: Info) -> DerState:
-        return DerState(keep.insert(state.buffer, ctx, {**info.batch, **answers(info.outputs)}))
+        rows = {**memory.finished(info), **answers(info.outputs)}
+        return DerState(keep.insert(state.buffer, ctx, rows))
 
     def report(state: DerState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.filled(state.buffer)}

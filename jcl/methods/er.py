@@ -89,7 +89,7 @@ def er(
         return memory.append(fresh, old)
 
     def observe(state: ErState, ctx: Ctx, info: Info) -> ErState:
-        return ErState(keep.insert(state.buffer, ctx, info.batch))
+        return ErState(keep.insert(state.buffer, ctx, memory.finished(info)))
 
     def consolidate(
         state: ErState, ctx: Ctx, params: Params, batches: Batch

@@ -86,7 +86,7 @@ def test_unfiltered_leaves_move_whole() -> None:
 
 
 def test_traced_fractions_sweep() -> None:
-    def final(fraction: jax.Array) -> Any:
+    def final(fraction: Any) -> Any:
         program = jcl.make(
             methods.mofo(fraction=fraction), apply, losses.squared_error, optax.adam(1e-2)
         )

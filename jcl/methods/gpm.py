@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -22,6 +23,11 @@ class GpmState(NamedTuple):
     """int32 [...]."""
 
 
+def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b in full float32 on every platform."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
 @jax.custom_vjp
 def _probe(h: jax.Array, weight: jax.Array, gram: jax.Array) -> jax.Array:
     """h, and Σ weight · h hᵀ as the "gradient" of `gram`: it works inside scanned layers too."""
@@ -36,8 +42,7 @@ def _probe_backward(kept: Any, slope: jax.Array) -> Any:
     h, weight = kept
     flat = h.reshape(-1, h.shape[-1]).astype(jnp.float32)
     each = jnp.repeat(weight, flat.shape[0] // weight.shape[0])[:, None]
-    second = jnp.matmul((each * flat).T, flat, precision=lax.Precision.HIGHEST)
-    return slope, jnp.zeros_like(weight), second
+    return slope, jnp.zeros_like(weight), _matmul((each * flat).T, flat)
 
 
 _probe.defvjp(_probe_forward, _probe_backward)
@@ -50,7 +55,7 @@ def _extend(
     rank = basis.shape[1]
 
     def outside(x: jax.Array) -> jax.Array:
-        return x - mult(basis, mult(basis.T, x))
+        return x - _matmul(basis, _matmul(basis.T, x))
 
     rest = outside(outside(second).T)
     energy, vectors = jnp.linalg.eigh((rest + rest.T) / 2)
@@ -64,11 +69,6 @@ def _extend(
     source = jnp.arange(rank) - used
     columns = vectors[:, jnp.clip(source, 0, vectors.shape[1] - 1)]
     return jnp.where((source >= 0) & (source < new), columns, basis), used + new
-
-
-def mult(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b in full float32 on every platform."""
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def gpm(
@@ -133,7 +133,7 @@ def gpm(
             if basis is None or not name.endswith("/kernel"):
                 return jnp.where(first, x, jnp.zeros_like(x))
             flat = x.astype(jnp.float32)
-            return (flat - mult(basis, mult(basis.swapaxes(-1, -2), flat))).astype(x.dtype)
+            return (flat - _matmul(basis, _matmul(basis.swapaxes(-1, -2), flat))).astype(x.dtype)
 
         return jax.tree_util.tree_map_with_path(one, tree)
 
@@ -166,7 +166,7 @@ def gpm(
         share = threshold + growth * ctx.task
         basis, used = {}, {}
         for s, old in state.basis.items():
-            grow = lambda b, u, m: _extend(b, u, m, share)  # noqa: E731
+            grow = partial(_extend, threshold=share)
             grow = jax.vmap(grow) if old.ndim == 3 else grow
             basis[s], used[s] = grow(old, state.used[s], second[s])
         return params, GpmState(basis, used)

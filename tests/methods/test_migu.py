@@ -59,7 +59,7 @@ def test_only_the_loudest_columns_move(per_token: bool, at: Any, tx: Any) -> Non
         units = layer["bias"].size
         count = max(round(0.3 * units), 1)
         loud = np.argsort(-size[name])[:count]
-        moved = np.asarray(layer["kernel"] != after.params[name]["kernel"]).any(0)
+        moved = np.any(np.asarray(layer["kernel"] != after.params[name]["kernel"]), axis=0)
         assert not np.delete(moved, loud).any()
         assert moved[loud].sum() >= min(count, 3) - 1  # a loud unit may be dead behind its ReLU
         assert np.asarray(layer["bias"] != after.params[name]["bias"]).mean() > 0.6

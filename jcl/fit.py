@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcl import checkpoint
-from jcl.data.stream import Stream
+from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params
 from jcl.program import Evaluate, Program, State, advance, complete
 
@@ -228,8 +228,10 @@ class _Run:
         first = stream.chunk(0, 0, 1)
         self.state, weight = jax.jit(partial(program.each, start))(params, key, first)
         self.width = weight.size  # rows a step, all members together
-        lead = () if program.members is None else (program.members,)
-        shape = (*lead, len(stream.steps) + 1, len(stream.tests))
+        columns = (1,)  # not 0: Orbax saves no empty array
+        if evaluate is not None:
+            columns = jax.eval_shape(partial(program.each, evaluate), self.state).shape
+        shape = (*columns[:-1], len(stream.steps) + 1, columns[-1])
         self.scores = np.full(shape, np.nan, np.float32)
         self.folder = None if out is None else out / "checkpoints"
         self.saved: int | None = None
@@ -308,7 +310,7 @@ def fit(
     program: Program,
     params: Params,
     key: jax.Array,
-    stream: Stream,
+    stream: Stream | Any,
     *,
     evaluate: Evaluate | None = None,
     out: str | Path | None = None,
@@ -324,7 +326,7 @@ def fit(
         `params`, `key` and the stream's chunks have a leading axis [members].
       params: where training starts.
       key: a typed PRNG key.
-      stream: what to train on.
+      stream: a `jcl.data.Stream`, or leaves [stages, steps, B, ...] as `run` takes them.
       evaluate: `(program, state) -> scores [tasks]`, called before training and after each stage.
       out: the run's folder: `metrics.jsonl` and `checkpoints/` are written there.
       resume: whether to go on from the newest whole checkpoint in `out`, if there is one; the
@@ -345,6 +347,8 @@ def fit(
         raise ValueError(f"chunk is {chunk!r}, but must be at least 1")
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every is {checkpoint_every!r}, but must be at least 1")
+    if not isinstance(stream, Stream):
+        stream = from_leaves(stream)
     if program.members != stream.members:
         raise ValueError(
             f"the stream has {stream.members} members, but must have the program's "

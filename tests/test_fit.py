@@ -60,23 +60,19 @@ def whole() -> jcl.Result:
     return fit(program(), stream=given, evaluate=evaluator(given.test, accuracy()), chunk=4)
 
 
-def test_it_agrees_with_the_scan(whole: jcl.Result) -> None:
-    given, made = stream(), program()
+def test_it_agrees_with_run_on_the_same_leaves() -> None:
+    given = stream()
     fetch = partial(given.fetch, jax.tree.map(jnp.asarray, given.source))
-
-    def stages(state: jcl.State) -> jcl.State:
-        for i, rows in enumerate(jax.tree.map(jnp.asarray, data.stack(given))["row"]):
-            chunk = {"row": rows, "weight": jnp.ones(rows.shape)}
-            state, _ = jcl.advance(made, state, chunk, fetch)
-            state = made.consolidate(state, jax.vmap(fetch)(given.boundary(i)))
-        return state
-
-    start = made.init(
-        PARAMS, fetch(jax.tree.map(lambda x: x[0], given.chunk(0, 0, 1))), jax.random.key(1)
-    )
-    last = jax.jit(stages)(start)
-    for a, b in zip(jax.tree.leaves(last.params), jax.tree.leaves(whole.state.params), strict=True):
+    leaves = jax.vmap(jax.vmap(fetch))(data.stack(given))
+    score = evaluator(given.test, accuracy())
+    once = jax.jit(lambda s: jcl.run(program(), PARAMS, jax.random.key(1), s, evaluate=score))
+    state, aux = once(leaves)
+    result = fit(program(), stream=leaves, evaluate=score, chunk=4)
+    for a, b in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(result.state.params), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(aux["scores"], result.scores, atol=0.03)
 
 
 def test_scores_history_and_counts(whole: jcl.Result) -> None:

@@ -348,6 +348,22 @@ def stack(stream: Stream) -> Any:
     return jax.tree.map(lambda *x: np.stack(x, axis), *parts)
 
 
+def from_leaves(leaves: Any) -> Stream:
+    """The inverse of `stack`: leaves [stages, steps, B, ...] that hold the batches themselves.
+
+    A boundary gets all of its stage's batches; there are no test sets.
+    """
+    stages, steps = jax.tree.leaves(leaves)[0].shape[:2]
+    host = jax.tree.map(np.asarray, leaves)
+    names = tuple(f"task {i}" for i in range(stages))
+    return Stream(
+        names, tuple(range(stages)), (steps,) * stages,
+        lambda stage, start, stop: jax.tree.map(lambda x: x[stage, start:stop], host),
+        lambda stage: jax.tree.map(lambda x: x[stage], host),
+        (), lambda source, batch: batch, names, (),
+    )  # fmt: skip
+
+
 def members(streams: Sequence[Stream]) -> Stream:
     """One stream for many members, whose `chunk` and `boundary` have a leading [members] axis.
 

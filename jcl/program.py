@@ -302,13 +302,17 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
             return jax.vmap(member)(packed)
         if how == "map":
             return lax.map(member, packed)
-        used = max(d for d in range(1, len(devices) + 1) if members % d == 0)
+        used = min(len(devices), members)
         mesh = Mesh(np.asarray(devices[:used]), ("member",))
         spec = PartitionSpec("member")
         spread = jax.shard_map(
             partial(lax.map, member), mesh=mesh, in_specs=(spec,), out_specs=spec, check_vma=False
         )
-        return spread(packed)
+        if members % used == 0:
+            return spread(packed)
+        # the last member again, until every device has as many
+        index = np.minimum(np.arange(-(-members // used) * used), members - 1)
+        return jax.tree.map(lambda x: x[:members], spread(jax.tree.map(lambda x: x[index], packed)))
 
     def shared(fn: Callable[..., Any], state: State, batch: Batch) -> Any:
         return each(lambda program, s: fn(program, s, batch), state)

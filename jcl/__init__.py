@@ -20,7 +20,8 @@ from jcl.chain import chain, explain
 from jcl.evaluation import evaluator
 from jcl.fit import Diverged, Result, fit
 from jcl.method import Ctx, Info, Method
-from jcl.program import Program, State, advance, make, replicate, run
+from jcl.program import Program, State, advance, make, run
+from jcl.replicate import replicate
 
 __version__ = "0.1.0"
 

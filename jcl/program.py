@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
 
 from jcl import taps, trees
 from jcl.chain import chain
@@ -267,65 +264,6 @@ def make(
 
     program = Program(init, step, consolidate, predict, each, method, None)
     return program
-
-
-How = Literal["auto", "vmap", "map", "devices"]
-
-
-def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -> Program:
-    """One program for many members: seeds, task orders, hyper-parameters, in one compiled function.
-
-    Every function of the result takes and returns pytrees with a leading axis [members], states,
-    batches and keys alike; `predict` takes a batch without it.
-
-    Args:
-      build: makes a member's program from its values; these are tracers, so they may be a
-        strength or a learning rate, never a shape.
-      values: pytree of arrays [members, ...]; `jnp.arange(8)` for eight seeds.
-      how: `vmap`; `map`, one after another in one call; `devices`, spread over the local devices
-        and one after another on each; `auto` picks `vmap` on accelerators and the others on CPU,
-        where vectorising small matrix products over members is slower than running them in turn.
-    """
-    members = jax.tree.leaves(values)[0].shape[0]
-    devices = jax.local_devices()
-    if how == "auto":
-        spread = len(devices) > 1 and members > 1
-        how = "vmap" if devices[0].platform != "cpu" else "devices" if spread else "map"
-
-    def each(fn: Callable[..., Any], *args: Any) -> Any:
-        def member(packed: Any) -> Any:
-            value, inner = packed
-            return fn(build(value), *inner)
-
-        packed = (values, args)
-        if how == "vmap":
-            return jax.vmap(member)(packed)
-        if how == "map":
-            return lax.map(member, packed)
-        used = min(len(devices), members)
-        mesh = Mesh(np.asarray(devices[:used]), ("member",))
-        spec = PartitionSpec("member")
-        spread = jax.shard_map(
-            partial(lax.map, member), mesh=mesh, in_specs=(spec,), out_specs=spec, check_vma=False
-        )
-        if members % used == 0:
-            return spread(packed)
-        # the last member again, until every device has as many
-        index = np.minimum(np.arange(-(-members // used) * used), members - 1)
-        return jax.tree.map(lambda x: x[:members], spread(jax.tree.map(lambda x: x[index], packed)))
-
-    def shared(fn: Callable[..., Any], state: State, batch: Batch) -> Any:
-        return each(lambda program, s: fn(program, s, batch), state)
-
-    return Program(
-        lambda params, batch, key: each(lambda p, *a: p.init(*a), params, batch, key),
-        lambda state, batch: each(lambda p, *a: p.step(*a), state, batch),
-        lambda state, batches: each(lambda p, *a: p.consolidate(*a), state, batches),
-        lambda state, batch: shared(lambda p, s, b: p.predict(s, b), state, batch),
-        each,
-        build(jax.tree.map(lambda v: v[0], values)).method,
-        members,
-    )
 
 
 def advance(

@@ -1,5 +1,6 @@
 """Streams of tasks: what a sequence is made of, and how it is drawn."""
 
+from jcl.data.arrays import Scenario, from_arrays, from_scenario, reorder, scenario
 from jcl.data.scenarios import (
     blurry,
     by_domain,
@@ -13,18 +14,7 @@ from jcl.data.scenarios import (
     split,
 )
 from jcl.data.sources import digits, mnist, mnist5k, python_domains
-from jcl.data.stream import (
-    Scenario,
-    Stream,
-    from_arrays,
-    from_leaves,
-    from_scenario,
-    members,
-    pack,
-    reorder,
-    scenario,
-    stack,
-)
+from jcl.data.stream import Stream, from_leaves, members, pack, stack
 from jcl.data.text import from_bytes, windows
 
 __all__ = [

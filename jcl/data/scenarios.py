@@ -12,7 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jcl.data.stream import Arrays, Scenario, scenario
+from jcl.data.arrays import Scenario, scenario
+from jcl.data.stream import Arrays
 from jcl.method import Batch, check
 
 # of one data set: several tasks

@@ -70,5 +70,6 @@ def build(config: Config) -> Experiment:
         measure="bits per byte",
         higher_is_better=False,
         learning_rate=config.lr,
+        chunk=20,
         tokens_per_row=config.length,
     )

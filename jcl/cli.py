@@ -243,7 +243,10 @@ def _fit(
     title = one.name if members == 1 else f"{one.name} × {members}"
     watch = screen.Watch(title, len(stream.names), stream.tests, unit)
     with watch.events(folder / "tensorboard"):
-        result = jcl.fit(*setup, evaluate=built.evaluate, out=folder, resume=resume, on_event=watch)
+        result = jcl.fit(
+            *setup, evaluate=built.evaluate, out=folder, resume=resume, chunk=built.chunk,
+            on_event=watch,
+        )  # fmt: skip
     assert result.scores is not None
     facts = {
         "method": one.name,

@@ -47,6 +47,8 @@ class Experiment(NamedTuple):
     learning_rate: float = 1e-3
     boundary: Boundary = "keep"
     microbatches: int = 1
+    chunk: int = 100
+    """Steps a compiled call, and so between lines of the log."""
     tokens_per_row: int | None = None
     """So that progress can say tokens/s."""
 

@@ -23,7 +23,7 @@ METHODS = {
     "lwf": "lwf(strength=1., temperature=2.)",
     "agem": "agem(capacity={memory}, rows={batch})",
     "si": "si(strength=0.1)",
-    "der++": "derpp(capacity={memory}, rows={batch}, alpha=0.1, beta=0.5)",
+    "der++": "derpp(capacity={memory}, rows={batch}, alpha=0.1, beta=0.5, draws=1)",
     "packnet": "packnet(tasks={tasks}, prune=0.5)",
     "ema": "ema()",
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -72,13 +71,3 @@ def of_state(program: Program, params: Params, batch: Batch, shardings: Params) 
         return NamedSharding(mesh, PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(place, state)
-
-
-def rows(batch: Batch, mesh: Mesh, axis: str | tuple[str, ...]) -> Batch:
-    """Shardings that spread a batch's leading axis over `axis`, and replicate scalars."""
-
-    def place(x: Any) -> NamedSharding:
-        spread = jnp.ndim(x) > 0
-        return NamedSharding(mesh, PartitionSpec(axis) if spread else PartitionSpec())
-
-    return jax.tree.map(place, batch)

@@ -80,11 +80,6 @@ def axpy(c: jax.Array | float, x: Tree, y: Tree) -> Tree:
     return jax.tree.map(lambda a, b: (c * a + b).astype(b.dtype), x, y)
 
 
-def blend(t: jax.Array | float, a: Tree, b: Tree) -> Tree:
-    """(1 - t) · a + t · b, exact at both ends, each leaf in `a`'s dtype."""
-    return jax.tree.map(lambda x, y: ((1 - t) * x + t * y).astype(x.dtype), a, b)
-
-
 def dot(a: Tree, b: Tree) -> jax.Array:
     """Inner product over all leaves, float32 []."""
     parts = jax.tree.map(lambda x, y: jnp.sum(x.astype(jnp.float32) * y.astype(jnp.float32)), a, b)

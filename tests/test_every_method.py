@@ -52,8 +52,6 @@ class Row:
     """Changes the method's state between tasks, or the reason why it has nothing to change."""
     tolerance: float = 1e-5
     """Of parameters, between programs that differ in rounding only."""
-    accumulates: str = ""
-    """Why one and four microbatches may differ; empty where they may not."""
     at_boundary: bool = False
     """Whether its state acts on the parameters at a boundary, not in a step."""
 
@@ -513,8 +511,6 @@ def test_saved_in_mid_task_and_restored_it_goes_on_identically(bench: Bench, tmp
 
 
 def test_four_microbatches_mean_the_same_as_one(bench: Bench) -> None:
-    if bench.row.accumulates:
-        pytest.skip(bench.row.accumulates)
     states, _ = Loop(program_of(bench.row.make(), microbatches=4)).stages()
     assert_close(states[-1].params, bench.states[-1].params, 10 * bench.row.tolerance)
 

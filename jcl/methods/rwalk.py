@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl import importance, trees
+from jcl import importance, merging, trees
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
@@ -104,7 +104,7 @@ def rwalk(
             lambda s, w, f, d: s + jax.nn.relu(w / (f * d**2 + damping)),
             walk.gained, walk.path, walk.fisher, went,
         )  # fmt: skip
-        fisher = trees.blend(mix, walk.fisher, importance.fisher(ctx, params, batches, labels))
+        fisher = merging.lerp(mix, walk.fisher, importance.fisher(ctx, params, batches, labels))
         return Walk(fisher, trees.zeros(params), trees.copy(params), gained)
 
     def observe(state: RwalkState, ctx: Ctx, info: Info) -> RwalkState:
@@ -130,7 +130,7 @@ def rwalk(
             lambda w: w,
             state.walk,
         )
-        scores = trees.blend(jnp.where(ctx.task < 1, 1.0, 0.5), state.scores, walk.gained)
+        scores = merging.lerp(jnp.where(ctx.task < 1, 1.0, 0.5), state.scores, walk.gained)
         omega = trees.axpy(path, _unit(scores), _unit(walk.fisher))
         anchored = jax.tree.map(jnp.multiply, omega, trees.float32(params))
         # another method may have moved the parameters at this boundary

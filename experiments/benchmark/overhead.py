@@ -4,7 +4,8 @@
 
 One table a model: the median over rounds of a method's time over that of plain fine-tuning in the
 same round, with the smallest and the largest, beside the bound: forward and backward passes
-counted in plain steps.
+counted in plain steps. Then what a Fisher costs over a sweep of batch gradients on the same data,
+and an evaluation over a sweep of forward passes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 import jcl
-from jcl import losses, methods
+from jcl import evaluation, importance, losses, methods, trees
 from jcl.models import decoder, mlp
 
 STEPS = 20
@@ -37,6 +39,61 @@ def problem(name: str) -> tuple[Any, Any, Any, Any, int]:
     tokens = jax.random.randint(key, (STEPS, 16, 64), 0, 256)
     apply = decoder.apply_fn(shape)
     return apply, losses.next_token, decoder.init(key, shape), {"tokens": tokens}, 16
+
+
+def passes(model: str) -> dict[str, Callable[[], Any]]:
+    """Four compiled calls over the same data: two passes of jcl's, each before its bound."""
+    apply, loss, params, batches, _ = problem(model)
+    program = jcl.make(methods.naive(), apply, loss, optax.sgd(0.1))
+    data = jax.vmap(jcl.program.complete)(batches)
+    state = program.init(params, jax.tree.map(lambda x: x[0], data), jax.random.key(0))
+    score = evaluation.accuracy() if model == "mlp" else evaluation.token_nll()
+    evaluate = jcl.evaluator(jax.tree.map(lambda x: x[None], data), score)
+
+    def at_boundary(statistic: Callable[..., Any]) -> Callable[[], Any]:
+        def consolidate(_: Any, ctx: jcl.Ctx, params: Any, batches: Any) -> Any:
+            return params, statistic(ctx, params, batches)
+
+        init = lambda ctx, params: (params, trees.zeros(params))  # noqa: E731
+        method = jcl.Method("statistic", init=init, consolidate=consolidate)
+        measured = jcl.make(method, apply, loss, optax.sgd(0.1))
+        start = measured.init(params, jax.tree.map(lambda x: x[0], data), jax.random.key(0))
+        call = jax.jit(lambda s, b: measured.consolidate(s, b).method)
+        return lambda: call(start, data)
+
+    def gradients(ctx: jcl.Ctx, params: Any, batches: Any) -> Any:
+        def add(total: Any, batch: Any) -> tuple[Any, None]:
+            return trees.add(total, jax.grad(ctx.loss, has_aux=True)(params, batch)[0]), None
+
+        return jax.lax.scan(add, trees.zeros(params), batches)[0]
+
+    def forwards(state: Any) -> Any:
+        return jax.lax.map(lambda b: jnp.sum(program.predict(state, b)[..., :1]), data)
+
+    scored, forward = jax.jit(lambda s: evaluate(program, s)), jax.jit(forwards)
+    return {
+        "exact Fisher": at_boundary(importance.fisher),
+        "a sweep of batch gradients": at_boundary(gradients),
+        "evaluation": lambda: scored(state),
+        "a sweep of forward passes": lambda: forward(state),
+    }
+
+
+def compare_passes(model: str, rounds: int) -> None:
+    """Prints each pass's time over its bound's."""
+    calls = passes(model)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            if i:
+                seconds[name].append(time.perf_counter() - start)
+    names = list(calls)
+    for name, bound in zip(names[::2], names[1::2], strict=True):
+        over = [a / b for a, b in zip(seconds[name], seconds[bound], strict=True)]
+        spread = f"{statistics.median(over):.2f} ({min(over):.2f}–{max(over):.2f})"
+        print(f"{name} over {bound}: {spread}")
 
 
 def main() -> None:
@@ -79,6 +136,7 @@ def main() -> None:
         spread = f"{statistics.median(over):.2f} ({min(over):.2f}–{max(over):.2f})"
         each = 1e3 * statistics.median(seconds[name]) / STEPS
         print(f"| {name} | {each:.2f} | {spread} | {bound} |")
+    compare_passes(given.model, given.rounds)
     assert all(jnp.isfinite(jcl.trees.norm(s.params)) for s in states.values())
 
 

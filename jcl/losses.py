@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.method import Apply, Batch, Params
+from jcl.method import Apply, Batch, Params, check
 
 
 def total_weight(batch: Batch) -> jax.Array:
@@ -127,18 +127,85 @@ def squared_error(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array
     return weighted_mean(per_row, batch["weight"]), outputs
 
 
+class TokenScores(NamedTuple):
+    """What a language model says of given tokens instead of its logits; float32 [B, L] each.
+
+    A model that finds `targets` int32 [B, L] in a batch answers with these, and never holds
+    [B, L, V] logits.
+    """
+
+    chosen: jax.Array
+    """The target's logit."""
+    logsumexp: jax.Array
+    """log Σ exp of all logits."""
+    mean: jax.Array
+    """Mean of all logits."""
+
+    @property
+    def nll(self) -> jax.Array:
+        """-log p(target), in nats."""
+        return self.logsumexp - self.chosen
+
+
+def shifted(batch: Batch) -> Batch:
+    """The batch with `targets` [B, L]: each token's successor in `tokens`; the last has none."""
+    tokens = batch["tokens"]
+    return {**batch, "targets": jnp.concatenate([tokens[:, 1:], tokens[:, -1:]], axis=1)}
+
+
+def token_weight(batch: Batch) -> jax.Array:
+    """Weight of predicting each of `tokens[:, 1:]`, float32 [B, L - 1]: of the row times `mask`."""
+    rows = batch["weight"].astype(jnp.float32)[:, None]
+    shape = (batch["tokens"].shape[0], batch["tokens"].shape[1] - 1)
+    return jnp.broadcast_to(rows, shape) * batch.get("mask", 1.0)
+
+
 def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy in nats of each token of `batch["tokens"]` int32 [B, L] given those before it.
 
     `apply` returns logits [B, L, V]. The mean is over rows' predicted tokens, L - 1 a row, weighted
-    by `batch["mask"]` [B, L - 1] where there is one. The logits come back as outputs.
+    by `batch["mask"]` [B, L - 1] where there is one. The logits come back as outputs; where no
+    method reads them, `fused_next_token` never holds them.
     """
     logits = apply(params, batch)
     nll = next_token_nll(logits, batch["tokens"])
-    weight = jnp.broadcast_to(batch["weight"][:, None], nll.shape)
-    if "mask" in batch:
-        weight = weight * batch["mask"]
-    return weighted_mean(nll, weight), logits
+    return weighted_mean(nll, token_weight(batch)), logits
+
+
+class FusedNextToken(NamedTuple):
+    """`next_token` over a model that answers `targets` with `TokenScores`, which are its outputs.
+
+    nll + z · logsumexp² - ε · (mean logit - target's logit), a token: with label smoothing the
+    target is (1 - ε) of the label and ε of the uniform distribution (Szegedy et al., arXiv
+    1512.00567); the z-loss keeps logits from drifting (Chowdhery et al., arXiv 2204.02311).
+
+    Args:
+      smoothing: ε; may be traced.
+      z: weight of the z-loss, 1e-4 in PaLM; may be traced.
+    """
+
+    smoothing: float | jax.Array = 0.0
+    z: float | jax.Array = 0.0
+
+    def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, TokenScores]:
+        """Mean over predicted tokens, and the scores [B, L] (the last of a row is of nothing)."""
+        scores = apply(params, shifted(batch))
+        cost = scores.nll + self.z * scores.logsumexp**2
+        cost = cost - self.smoothing * (scores.mean - scores.chosen)
+        return weighted_mean(cost[:, :-1], token_weight(batch)), scores
+
+
+def fused_next_token(
+    smoothing: float | jax.Array = 0.0, z: float | jax.Array = 0.0
+) -> FusedNextToken:
+    """See `FusedNextToken`.
+
+    Raises:
+      ValueError: if `smoothing` isn't in [0, 1), or `z` is negative.
+    """
+    check((smoothing >= 0) & (smoothing < 1), "smoothing", smoothing, "at least 0 and below 1")
+    check(z >= 0, "z", z, "at least 0")
+    return FusedNextToken(smoothing, z)
 
 
 def next_token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -1,12 +1,21 @@
-"""A causal transformer decoder: scanned layers, RMS norm, rotary positions, gated MLP.
+"""One causal transformer decoder for the published families: Llama to Gemma, GPT-2 and mixtures.
 
 Layers are stacked along a leading axis and scanned, so that compile time doesn't grow with depth.
+A batch's keys say what is asked for:
+
+- `tokens` int32 [B, L] -> logits [B, L, V]; `segments` int32 [B, L] packs documents, numbered from
+  1 in order, 0 being padding: attention and positions don't cross them;
+- with `targets` int32 [B, L] -> `losses.TokenScores` instead, never holding [B, L, V];
+- with `embeddings` [B, P, d], a soft prefix before the tokens, which has no outputs of its own;
+- with `prefill` or `cache`, from `empty_cache`: (logits of the last position [B, V], cache).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +23,57 @@ from jax import lax
 
 from jcl import taps
 from jcl.method import Apply, Batch, Params, Tap, check
-from jcl.models.layers import dense
+from jcl.models import attention, rope
+from jcl.models.layers import bottleneck, dense, layer_norm, rms_norm, token_scores, weight
+from jcl.models.moe import mix
+from jcl.models.rope import Rope
+
+Remat = Literal["none", "block", "dots"]
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """A decoder's shape.
+    """What a decoder computes; the defaults are a small Llama over bytes.
 
     Args:
       vocabulary: number of token ids; 256 for bytes.
       layers: blocks.
-      width: of the residual stream.
-      heads: query heads, each of width / heads.
+      width: of the residual stream, d.
+      heads: query heads.
       kv_heads: key and value heads; must divide `heads`.
-      hidden: width inside the gated MLP.
-      theta: base of the rotary frequencies.
-      eps: of the RMS norms.
-      remat: whether the backward pass recomputes each block instead of keeping it.
+      head_width: of each; None is width / heads.
+      hidden: width inside the MLP, or inside each expert.
+      norm: `rms` or `layer`; Gemma's 1 + scale is folded into the scale when weights are read.
+      pre_norm: whether a sublayer's input is normed.
+      post_norm: whether what it adds to the stream is normed (OLMo 2; Gemma has both).
+      eps: of the norms.
+      parallel: attention and MLP read the same stream and add to it together (NeoX).
+      activation: of the MLP.
+      gated: whether the MLP has a gate.
+      qkv_bias: biases of query, key and value.
+      output_bias: bias of attention's output.
+      mlp_bias: biases of the MLP.
+      qk_norm: `head` norms each query and key head (Qwen3), `full` all heads as one (OLMo 2).
+      rope: rotary positions; None is learned ones.
+      local_rope: of the layers with a window, where they have their own (Gemma 3).
+      context: the most positions, where they are learned.
+      window: latest tokens that a windowed layer sees, its own included; None is all.
+      local: which layers have the window; None is every one.
+      query_scale: of the attention scores; None is 1 / √head_width.
+      attention_cap: tanh cap of attention scores (Gemma 2).
+      logit_cap: tanh cap of the logits (Gemma 2).
+      embed_scale: of the embeddings, √width in Gemma.
+      clip_qkv: queries, keys and values are clipped to ± this (OLMoE).
+      tied: whether the head is the embedding.
+      experts: how many MLPs a mixture has; 0 is one plain MLP.
+      chosen_experts: how many each token takes.
+      renormalise: whether their probabilities are made to sum to 1.
     """
 
     vocabulary: int = 256
@@ -38,119 +81,376 @@ class Config:
     width: int = 128
     heads: int = 4
     kv_heads: int = 4
+    head_width: int | None = None
     hidden: int = 352
-    theta: float = 10_000.0
+    norm: Literal["rms", "layer"] = "rms"
+    pre_norm: bool = True
+    post_norm: bool = False
     eps: float = 1e-5
-    remat: bool = False
+    parallel: bool = False
+    activation: str = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: Literal["head", "full"] | None = None
+    rope: Rope | None = field(default_factory=Rope)
+    local_rope: Rope | None = None
+    context: int = 2048
+    window: int | None = None
+    local: tuple[bool, ...] | None = None
+    query_scale: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    embed_scale: float = 1.0
+    clip_qkv: float | None = None
+    tied: bool = True
+    experts: int = 0
+    chosen_experts: int = 2
+    renormalise: bool = True
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "layers", "width", "heads", "kv_heads", "hidden"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        check(
-            self.width % (2 * self.heads) == 0,
-            "width",
-            self.width,
-            f"a multiple of {2 * self.heads}, twice the heads",
-        )
-        check(
-            self.heads % self.kv_heads == 0,
-            "kv_heads",
-            self.kv_heads,
-            f"a divisor of {self.heads}, the heads",
-        )
+        if self.head_width is None:
+            ok = self.width % (2 * self.heads) == 0
+            wanted = f"a multiple of {2 * self.heads}, twice the heads"
+            check(ok, "width", self.width, wanted)
+            object.__setattr__(self, "head_width", self.width // self.heads)
+        ok = self.heads % self.kv_heads == 0
+        check(ok, "kv_heads", self.kv_heads, f"a divisor of {self.heads}, the heads")
+        check(self.activation in _ACTIVATIONS, "activation", self.activation, f"{[*_ACTIVATIONS]}")
+        if self.local is not None:
+            ok = len(self.local) == self.layers
+            check(ok, "length of local", len(self.local), f"{self.layers}, the layers")
 
-    @property
-    def head_width(self) -> int:
-        """Width of a head."""
-        return self.width // self.heads
+
+class Cache(NamedTuple):
+    """Keys and values of what was read, for generation."""
+
+    key: jax.Array
+    """[layers, B, S, kv_heads, head_width]."""
+    value: jax.Array
+    """Likewise."""
+    segments: jax.Array
+    """int32 [B, S], 0 where a slot is padding or not filled yet."""
+    filled: jax.Array
+    """int32 []: slots filled."""
+
+
+def empty_cache(config: Config, rows: int, slots: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache for `rows` sequences of up to `slots` tokens, prompt and soft prefix included."""
+    shape = (config.layers, rows, slots, config.kv_heads, config.head_width)
+    empty = jnp.zeros((rows, slots), jnp.int32)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), empty, jnp.int32(0))
 
 
 def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
     """Parameters of a decoder: normal, 0.02, residual outputs scaled by 1/√(2·layers) (GPT-2).
 
-    `blocks/...` leaves have a leading axis [layers]; the output head is the embedding, tied.
+    `blocks/...` leaves have a leading axis [layers].
     """
     c = config
-    keys = iter(jax.random.split(key, 8))
-
-    def kernel(fan_in: int, fan_out: int, scale: float = 0.02) -> Params:
-        shape = (c.layers, fan_in, fan_out)
-        return {"kernel": scale * jax.random.normal(next(keys), shape, dtype)}
-
+    assert c.head_width is not None
+    keys = iter(jax.random.split(key, 12))
     residual = 0.02 / (2 * c.layers) ** 0.5
-    kv = c.kv_heads * c.head_width
-    return {
-        "embed": {"table": 0.02 * jax.random.normal(next(keys), (c.vocabulary, c.width), dtype)},
-        "blocks": {
-            "attention_norm": {"scale": jnp.ones((c.layers, c.width), dtype)},
-            "query": kernel(c.width, c.width),
-            "key": kernel(c.width, kv),
-            "value": kernel(c.width, kv),
-            "output": kernel(c.width, c.width, residual),
-            "mlp_norm": {"scale": jnp.ones((c.layers, c.width), dtype)},
-            "gate": kernel(c.width, c.hidden),
-            "up": kernel(c.width, c.hidden),
-            "down": kernel(c.hidden, c.width, residual),
-        },
-        "norm": {"scale": jnp.ones((c.width,), dtype)},
+
+    def normal(*shape: int, scale: float = 0.02) -> jax.Array:
+        return scale * jax.random.normal(next(keys), shape, dtype)
+
+    def linear(fan_in: int, fan_out: int, bias: bool, scale: float = 0.02) -> Params:
+        params: Params = {"kernel": normal(c.layers, fan_in, fan_out, scale=scale)}
+        return params | ({"bias": jnp.zeros((c.layers, fan_out), dtype)} if bias else {})
+
+    def norm(*shape: int) -> Params:
+        params = {"scale": jnp.ones(shape, dtype)}
+        return params | ({"bias": jnp.zeros(shape, dtype)} if c.norm == "layer" else {})
+
+    q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
+    blocks: Params = {
+        "query": linear(c.width, q, c.qkv_bias),
+        "key": linear(c.width, kv, c.qkv_bias),
+        "value": linear(c.width, kv, c.qkv_bias),
+        "output": linear(q, c.width, c.output_bias, residual),
     }
+    for part in ("attention", "mlp"):
+        if c.pre_norm:
+            blocks[f"{part}_norm"] = norm(c.layers, c.width)
+        if c.post_norm:
+            blocks[f"{part}_post_norm"] = norm(c.layers, c.width)
+    if c.qk_norm:
+        full = c.qk_norm == "full"
+        blocks["query_norm"] = {"scale": jnp.ones((c.layers, q if full else c.head_width), dtype)}
+        blocks["key_norm"] = {"scale": jnp.ones((c.layers, kv if full else c.head_width), dtype)}
+    if c.experts:
+        stack = (c.layers, c.experts)
+        blocks["router"] = linear(c.width, c.experts, False)
+        blocks["experts"] = {
+            "gate": {"kernel": normal(*stack, c.width, c.hidden)},
+            "up": {"kernel": normal(*stack, c.width, c.hidden)},
+            "down": {"kernel": normal(*stack, c.hidden, c.width, scale=residual)},
+        }
+    else:
+        if c.gated:
+            blocks["gate"] = linear(c.width, c.hidden, c.mlp_bias)
+        blocks["up"] = linear(c.width, c.hidden, c.mlp_bias)
+        blocks["down"] = linear(c.hidden, c.width, c.mlp_bias, residual)
+    params: Params = {"embed": {"table": normal(c.vocabulary, c.width)}, "blocks": blocks}
+    if c.rope is None:
+        params["positions"] = {"table": normal(c.context, c.width)}
+    if c.pre_norm or c.post_norm:
+        params["norm"] = norm(c.width)
+    if not c.tied:
+        params["head"] = {"kernel": normal(c.width, c.vocabulary)}
+    return params
 
 
-def rms_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) · scale over the last axis, in float32, back in x's dtype."""
-    wide = x.astype(jnp.float32)
-    wide = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
-    return (wide * params["scale"]).astype(x.dtype)
+class _Scene(NamedTuple):
+    """Where the tokens of one call stand, which all layers share."""
+
+    segments: jax.Array | None
+    angles: tuple[jax.Array, jax.Array] | None
+    local_angles: tuple[jax.Array, jax.Array] | None
+    mask: jax.Array | None
+    """Over the slots of a cache; None without one."""
+    local_mask: jax.Array | None
+    slot: jax.Array | int
+    """Of the cache, where the first token goes."""
 
 
-def rotary(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
-    """Rotates halves of each head [B, L, H, D] by position; source: Su et al., arXiv 2104.09864."""
-    half = x.shape[-1] // 2
-    rates = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[..., None, None].astype(jnp.float32) * rates
-    sin, cos = jnp.sin(angle).astype(x.dtype), jnp.cos(angle).astype(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def _scene(
+    config: Config, segments: jax.Array | None, shape: tuple[int, int]
+) -> tuple[_Scene, Any]:
+    """The scene of a batch [B, L] without a cache, and each token's position."""
+    places = jnp.arange(shape[1])[None]
+    if segments is not None:
+        places = attention.positions(segments)
+    angles = _angles(config, places, shape[1])
+    return _Scene(segments, angles[0], angles[1], None, None, 0), places
 
 
-def apply_fn(config: Config) -> Apply:
-    """`apply(params, batch, tap) -> logits [B, L, V]` of `batch["tokens"]` int32 [B, L].
+def _cached_scene(
+    config: Config, segments: jax.Array | None, shape: tuple[int, ...], cache: Cache
+) -> tuple[_Scene, jax.Array, jax.Array]:
+    """The same with a cache, whose segments after this call come third."""
+    new = jnp.ones(shape, jnp.int32) if segments is None else segments
+    read = jnp.sum(cache.segments > 0, axis=1, keepdims=True)
+    places = read + jnp.maximum(jnp.cumsum(new > 0, axis=1) - 1, 0)
+    kept = lax.dynamic_update_slice(cache.segments, new, (0, cache.filled))
+    slots = cache.filled + jnp.arange(shape[1])
+    full, local = (attention.visible(new, kept, slots, w) for w in (None, config.window))
+    angles = _angles(config, places, cache.segments.shape[1])
+    return _Scene(new, angles[0], angles[1], full, local, cache.filled), places, kept
 
-    Sites: `blocks/{query,key,value,output,gate,up,down}` with `:in` and `:out`, and
+
+def _angles(config: Config, places: jax.Array, length: int) -> tuple[Any, Any]:
+    if config.rope is None:
+        return None, None
+    assert config.head_width is not None
+    full = rope.angles(config.rope, config.head_width, places, length)
+    if config.local_rope is None:
+        return full, full
+    return full, rope.angles(config.local_rope, config.head_width, places, length)
+
+
+def apply_fn(
+    config: Config,
+    *,
+    remat: Remat = "none",
+    compute: Any = None,
+    backend: attention.Backend = "auto",
+    logits_limit: int = 2**25,
+) -> Apply:
+    """`apply(params, batch, tap)`; see the module for what a batch may hold.
+
+    Sites: `blocks/{query,key,value,output,gate,up,down,router}` with `:in` and `:out`, and
     `blocks:attention`, `blocks:mlp` (what each adds to the residual stream), `blocks:out`.
+
+    Args:
+      config: what is computed.
+      remat: what the backward pass computes again: nothing, each `block`, or all in it but the
+        matrix products (`dots`).
+      compute: dtype of activations and products, such as bfloat16 over float32 parameters; None
+        is the embedding's.
+      backend: the attention kernel.
+      logits_limit: at most so many logits are held at once where `targets` are asked for.
+
+    Raises:
+      ValueError: if `remat` is unknown.
     """
     c = config
+    check(remat in ("none", "block", "dots"), "remat", remat, "'none', 'block' or 'dots'")
+    assert c.head_width is not None
+    head_width, activation = c.head_width, _ACTIVATIONS[c.activation]
+    scale = head_width**-0.5 if c.query_scale is None else c.query_scale
+    normed = rms_norm if c.norm == "rms" else layer_norm
 
-    def block(h: jax.Array, params: Params, layer: jax.Array, tap: Tap) -> jax.Array:
-        batch, length, _ = h.shape
-        positions = jnp.arange(length)[None]
+    def attend(
+        p: Params, x: jax.Array, layer: jax.Array, local: Any, scene: _Scene, kept: Any, tap: Tap
+    ) -> tuple[jax.Array, Any]:
+        batch, length, _ = x.shape
 
-        def linear(name: str, x: jax.Array) -> jax.Array:
-            return dense(params[name], x, f"blocks/{name}", tap, layer)
+        def heads(name: str, count: int) -> jax.Array:
+            h = dense(p[name], x, f"blocks/{name}", tap, layer)
+            if c.qk_norm == "full" and name != "value":
+                h = rms_norm(p[f"{name}_norm"], h, c.eps)
+            if c.clip_qkv is not None:
+                h = jnp.clip(h, -c.clip_qkv, c.clip_qkv)
+            h = h.reshape(batch, length, count, head_width)
+            if c.qk_norm == "head" and name != "value":
+                h = rms_norm(p[f"{name}_norm"], h, c.eps)
+            return h
 
-        x = rms_norm(params["attention_norm"], h, c.eps)
-        q = linear("query", x).reshape(batch, length, c.heads, c.head_width)
-        k = linear("key", x).reshape(batch, length, c.kv_heads, c.head_width)
-        v = linear("value", x).reshape(batch, length, c.kv_heads, c.head_width)
-        q, k = rotary(q, positions, c.theta), rotary(k, positions, c.theta)
-        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=True)
-        attended = linear("output", mixed.reshape(batch, length, c.width))
-        h = h + tap("blocks:attention", layer, attended)
-        x = rms_norm(params["mlp_norm"], h, c.eps)
-        gated = jax.nn.silu(linear("gate", x)) * linear("up", x)
-        h = h + tap("blocks:mlp", layer, linear("down", gated))
-        return tap("blocks:out", layer, h)
+        q, k, v = heads("query", c.heads), heads("key", c.kv_heads), heads("value", c.kv_heads)
+        if scene.angles is not None:
+            turned = _pick(local, scene.local_angles, scene.angles)
+            q, k = rope.rotate(q, *turned), rope.rotate(k, *turned)
+        if kept is not None:
+            at = (layer, 0, scene.slot, 0, 0)
+            kept = tuple(
+                lax.dynamic_update_slice(old, new[None].astype(old.dtype), at)
+                for old, new in zip(kept, (k, v), strict=True)
+            )
+            k, v = (old[layer].astype(q.dtype) for old in kept)
 
-    def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
+        def look(window: int | None, mask: jax.Array | None) -> jax.Array:
+            rows, keys, values = scene.segments, k, v
+            if "prefix" in p:  # prefix tuning: what every token sees beside the others
+                keys, values, mask = _prefixed(p["prefix"], k, v, mask, rows, window)
+            return attention.attend(
+                q, keys, values, scale=scale, segments=rows, window=window, mask=mask,
+                cap=c.attention_cap, backend=backend,
+            )  # fmt: skip
+
+        mixed = _choose(
+            local, partial(look, c.window, scene.local_mask), partial(look, None, scene.mask)
+        )
+        mixed = mixed.reshape(batch, length, -1)
+        return dense(p["output"], mixed, "blocks/output", tap, layer), kept
+
+    def feed(p: Params, x: jax.Array, layer: jax.Array, tap: Tap) -> jax.Array:
+        if c.experts:
+            scores = dense(p["router"], x, "blocks/router", tap, layer)
+            rows, scores = x.reshape(-1, c.width), scores.reshape(-1, c.experts)
+            mixed = mix(p["experts"], rows, scores, c.chosen_experts, c.renormalise, activation)
+            return mixed.reshape(x.shape)
+        up = dense(p["up"], x, "blocks/up", tap, layer)
+        if c.gated:
+            inner = activation(dense(p["gate"], x, "blocks/gate", tap, layer)) * up
+        else:
+            inner = activation(up)
+        return dense(p["down"], inner, "blocks/down", tap, layer)
+
+    def block(
+        h: jax.Array, p: Params, layer: jax.Array, local: Any, scene: _Scene, kept: Any, tap: Tap
+    ) -> tuple[jax.Array, Any]:
+        def before(part: str, x: jax.Array) -> jax.Array:
+            return normed(p[f"{part}_norm"], x, c.eps) if c.pre_norm else x
+
+        def after(part: str, x: jax.Array) -> jax.Array:
+            x = normed(p[f"{part}_post_norm"], x, c.eps) if c.post_norm else x
+            x = bottleneck(p[f"{part}_adapter"], x) if f"{part}_adapter" in p else x
+            return tap(f"blocks:{part}", layer, x)
+
+        attended, kept = attend(p, before("attention", h), layer, local, scene, kept, tap)
+        middle = h + after("attention", attended)
+        read = h if c.parallel else middle
+        h = middle + after("mlp", feed(p, before("mlp", read), layer, tap))
+        return tap("blocks:out", layer, h), kept
+
+    mixed_layers = c.window is not None and c.local is not None
+    always_local = c.window is not None and c.local is None
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+
+    def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
         table = params["embed"]["table"]
-        h = table[batch["tokens"]]
+        dtype = compute or table.dtype
+        h = table[batch["tokens"]].astype(dtype) * jnp.asarray(c.embed_scale, dtype)
+        segments, soft = batch.get("segments"), batch.get("embeddings")
+        if soft is not None:
+            h = jnp.concatenate([soft.astype(dtype), h], axis=1)
+            if segments is not None:
+                ones = jnp.ones(soft.shape[:2], segments.dtype)
+                segments = jnp.concatenate([ones, segments], axis=1)
+        cache: Any = batch.get("prefill", batch.get("cache"))
+        length = h.shape[1]
+        kept: Any = None
+        if cache is None:
+            scene, places = _scene(c, segments, h.shape[:2])
+        else:
+            scene, places, filled = _cached_scene(c, segments, h.shape[:2], cache)
+            kept = (cache.key, cache.value)
+        if c.rope is None:
+            h = h + params["positions"]["table"][places].astype(dtype)
 
-        def scanned(h: jax.Array, xs: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
-            return block(h, xs[0], xs[1], tap), None
+        def scanned(carry: Any, xs: Any) -> tuple[Any, None]:
+            p, layer, local = xs
+            return block(carry[0], p, layer, local, scene, carry[1], tap), None
 
-        body = jax.checkpoint(scanned) if c.remat else scanned
-        h, _ = lax.scan(body, h, (params["blocks"], jnp.arange(c.layers)))
-        h = rms_norm(params["norm"], h, c.eps)
-        return (h.reshape(-1, c.width) @ table.T).reshape(*h.shape[:-1], c.vocabulary)
+        body = scanned if remat == "none" else jax.checkpoint(scanned, policy=policy)
+        if mixed_layers:
+            (h, kept), _ = lax.scan(
+                body, (h, kept), (params["blocks"], jnp.arange(c.layers), jnp.asarray(c.local))
+            )
+        else:
+            (h, kept), _ = lax.scan(
+                lambda carry, xs: body(carry, (*xs, always_local)),
+                (h, kept),
+                (params["blocks"], jnp.arange(c.layers)),
+            )
+        if soft is not None:
+            h = h[:, soft.shape[1] :]
+        if "norm" in params:
+            h = normed(params["norm"], h, c.eps)
+
+        def project(rows: jax.Array) -> jax.Array:
+            kernel = table.T if c.tied else params["head"]["kernel"]
+            logits = jnp.matmul(rows, weight(kernel, dtype), preferred_element_type=jnp.float32)
+            if not c.tied and "bias" in params["head"]:
+                logits = logits + params["head"]["bias"]
+            return logits if c.logit_cap is None else c.logit_cap * jnp.tanh(logits / c.logit_cap)
+
+        if cache is not None:
+            after = Cache(kept[0], kept[1], filled, scene.slot + length)
+            return project(h[:, -1]), after
+        if "targets" in batch:
+            return token_scores(project, h, batch["targets"], logits_limit)
+        return project(h.reshape(-1, c.width)).reshape(*h.shape[:-1], c.vocabulary)
 
     return apply
+
+
+def _pick(local: Any, yes: Any, no: Any) -> Any:
+    """`yes` in a windowed layer, else `no`; `local` is a bool, or bool [] where layers differ."""
+    if isinstance(local, bool):
+        return yes if local else no
+    return yes if yes is no else jax.tree.map(partial(jnp.where, local), yes, no)
+
+
+def _choose(local: Any, yes: Callable[[], jax.Array], no: Callable[[], jax.Array]) -> jax.Array:
+    """The same of two computations, only one of which is carried out."""
+    if isinstance(local, bool):
+        return yes() if local else no()
+    return lax.cond(local, yes, no)
+
+
+def _prefixed(
+    prefix: Params,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    segments: jax.Array | None,
+    window: int | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keys and values with the prefix's [P, K, D] before them, and the mask over both."""
+    if mask is None:
+        rows = jnp.ones(k.shape[:2], jnp.int32) if segments is None else segments
+        mask = attention.visible(rows, rows, jnp.arange(k.shape[1]), window)
+
+    def join(new: jax.Array, old: jax.Array) -> jax.Array:
+        new = jnp.broadcast_to(new.astype(old.dtype), (old.shape[0], *new.shape))
+        return jnp.concatenate([new, old], axis=1)
+
+    seen = jnp.ones((*mask.shape[:3], prefix["key"].shape[0]), bool)
+    mask = jnp.concatenate([seen, mask], axis=-1)
+    return join(prefix["key"], k), join(prefix["value"], v), mask

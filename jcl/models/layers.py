@@ -1,14 +1,32 @@
-"""Layers as plain functions over parameter dicts."""
+"""Layers as plain functions over parameter dicts.
+
+A dense layer's dict may hold, beside `kernel` and `bias`, what adapters add to it: `lora`, a
+low-rank residual `{"a" [in, r], "b" [r, out]}`, and `gain` [out], which scales the output before
+the bias. They stand inside the tree, so they are scanned and sharded with the layer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jcl import taps
+from jcl.losses import TokenScores
 from jcl.method import Params, Tap
+
+
+def weight(kernel: Any, dtype: Any) -> jax.Array:
+    """A kernel in the dtype to compute in; stored whole, or as `{"int8", "scale"}`.
+
+    `int8` [in, out] times `scale` [out] (see `jcl.models.quantize`).
+    """
+    if isinstance(kernel, dict):
+        return kernel["int8"].astype(dtype) * kernel["scale"].astype(dtype)
+    return kernel.astype(dtype)
 
 
 def dense(
@@ -17,18 +35,23 @@ def dense(
     """x [..., in] @ kernel [in, out] + bias [out] if there is one, tapped on both sides.
 
     Args:
-      params: `{"kernel", "bias"}`; kernel may stand alone.
-      x: the input.
+      params: `{"kernel", "bias", "lora", "gain"}`; kernel may stand alone.
+      x: the input, whose dtype is computed in.
       site: the path of `params` in the model's parameter tree.
       tap: called with `{site}:in` and `{site}:out`.
       layer: index in a stack of scanned layers, else the Python int 0.
     """
     x = tap(f"{site}:in", layer, x)
     # tokens flattened around the product: [B, L, d] has slow transposed fusions backward
-    y = (x.reshape(-1, x.shape[-1]) @ params["kernel"]).reshape(*x.shape[:-1], -1)
+    flat = x.reshape(-1, x.shape[-1])
+    y = flat @ weight(params["kernel"], x.dtype)
+    if "lora" in params:
+        y = y + (flat @ params["lora"]["a"].astype(x.dtype)) @ params["lora"]["b"].astype(x.dtype)
+    if "gain" in params:
+        y = y * params["gain"].astype(x.dtype)
     if "bias" in params:
-        y = y + params["bias"]
-    return tap(f"{site}:out", layer, y)
+        y = y + params["bias"].astype(x.dtype)
+    return tap(f"{site}:out", layer, y.reshape(*x.shape[:-1], -1))
 
 
 def init_dense(
@@ -41,3 +64,74 @@ def init_dense(
     if bias:
         params["bias"] = jax.random.uniform(b, (fan_out,), dtype, -limit, limit)
     return params
+
+
+def rms_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
+    """x / rms(x) · scale over the last axis, in float32, back in x's dtype.
+
+    Source: Zhang & Sennrich, arXiv 1910.07467.
+    """
+    wide = x.astype(jnp.float32)
+    wide = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
+    return (wide * params["scale"].astype(jnp.float32)).astype(x.dtype)
+
+
+def layer_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
+    """(x - mean) / std · scale + bias over the last axis, in float32, back in x's dtype.
+
+    Source: Ba et al., arXiv 1607.06450.
+    """
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
+    out = wide * params["scale"].astype(jnp.float32) + params["bias"].astype(jnp.float32)
+    return out.astype(x.dtype)
+
+
+def bottleneck(params: Params, x: jax.Array) -> jax.Array:
+    """x + up(relu(down(x))): a bottleneck adapter, `{"down", "up"}` of dense layers.
+
+    Source: Houlsby et al., arXiv 1902.00751, figure 2.
+    """
+    return x + dense(params["up"], jax.nn.relu(dense(params["down"], x, "")), "")
+
+
+def token_scores(
+    project: Callable[[jax.Array], jax.Array],
+    h: jax.Array,
+    targets: jax.Array,
+    limit: int,
+) -> TokenScores:
+    """What a loss needs of each token's logits, without holding [B, L, V] of them.
+
+    Tokens go through `project` in pieces of at most `limit` logits, which the backward pass
+    computes again; where one piece holds them all, nothing is computed twice.
+
+    Args:
+      project: features [n, d] -> logits float32 [n, V].
+      h: features [B, L, d].
+      targets: int32 [B, L].
+      limit: logits a piece.
+
+    Returns:
+      float32 [B, L] each.
+    """
+    shape, count = targets.shape, targets.size
+    vocabulary = jax.eval_shape(project, jax.ShapeDtypeStruct((1, h.shape[-1]), h.dtype)).shape[-1]
+
+    def piece(rows: jax.Array, wanted: jax.Array) -> TokenScores:
+        logits = project(rows)
+        chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+        return TokenScores(chosen, jax.nn.logsumexp(logits, axis=-1), jnp.mean(logits, axis=-1))
+
+    flat, wanted = h.reshape(count, -1), targets.reshape(count)
+    pieces = -(-count * vocabulary // limit)
+    if pieces <= 1:
+        scores = piece(flat, wanted)
+    else:
+        size = -(-count // pieces)
+        pad = pieces * size - count
+        flat = jnp.pad(flat, ((0, pad), (0, 0))).reshape(pieces, size, -1)
+        wanted = jnp.pad(wanted, (0, pad)).reshape(pieces, size)
+        scores = lax.map(lambda xs: jax.checkpoint(piece)(*xs), (flat, wanted))
+    return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(shape), scores)

@@ -1,0 +1,143 @@
+"""Attention on the platform's best kernel, and who may look at whom."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl.method import check
+
+Backend = Literal["auto", "xla", "cudnn", "splash"]
+"""`auto` takes cuDNN on GPUs for half precision, splash attention on TPUs, XLA elsewhere."""
+BACKENDS = ("auto", "xla", "cudnn", "splash")
+
+
+def visible(
+    query: jax.Array, key: jax.Array, query_slots: jax.Array, window: int | None
+) -> jax.Array:
+    """Which keys each query sees, bool [B, 1, T, S]: of its own segment, not later, not too old.
+
+    Args:
+      query: segments of the queries, int32 [B, T].
+      key: segments of the keys, int32 [B, S].
+      query_slots: where among the S keys each query stands, int32 [T].
+      window: how many of the latest keys are seen, the query's own included; None sees all.
+    """
+    back = query_slots[:, None] - jnp.arange(key.shape[1])[None]
+    near = back >= 0 if window is None else (back >= 0) & (back < window)
+    return (near[None] & (query[:, :, None] == key[:, None]))[:, None]
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    scale: float,
+    segments: jax.Array | None = None,
+    window: int | None = None,
+    mask: jax.Array | None = None,
+    cap: float | None = None,
+    backend: Backend = "auto",
+) -> jax.Array:
+    """softmax(scale · q kᵀ) v over what is visible, with scores and softmax in float32.
+
+    Args:
+      q: queries [B, T, H, D].
+      k: keys [B, S, K, D]; each serves H / K query heads.
+      v: values [B, S, K, D].
+      scale: of the scores.
+      segments: int32 [B, T], where T = S, which attention doesn't cross; None is one segment.
+      window: how many of the latest keys are seen, the query's own included; None sees all.
+      mask: bool [B or 1, 1, T, S], True where seen, instead of causality, segments and window.
+      cap: scores s become cap · tanh(s / cap) (Gemma 2).
+      backend: which kernel; see `Backend`.
+
+    Returns:
+      [B, T, H, D] in q's dtype.
+    """
+    kernel = _chosen(backend, q, mask is None)
+    if kernel == "splash":
+        return _splash(q, k, v, scale, segments, window, cap)
+    if mask is None and (segments is not None or cap is not None):
+        rows = jnp.ones((1, q.shape[1]), jnp.int32) if segments is None else segments
+        mask = visible(rows, rows, jnp.arange(q.shape[1]), window)
+    if mask is not None and cap is not None:
+        return _capped(q, k, v, mask, scale, cap)
+    if mask is not None:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation=kernel)
+    reach = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=True, local_window_size=reach, scale=scale, implementation=kernel
+    )
+
+
+def _chosen(backend: Backend, q: jax.Array, own: bool) -> Literal["xla", "cudnn", "splash"]:
+    check(backend in BACKENDS, "attention backend", backend, f"one of {list(BACKENDS)}")
+    if backend == "splash":  # makes its own mask
+        return "splash" if own else "xla"
+    if backend != "auto":
+        return backend
+    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    tiled = q.shape[1] % 128 == 0 and q.shape[-1] % 64 == 0
+    return "splash" if jax.default_backend() == "tpu" and own and tiled else "xla"
+
+
+def _capped(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, scale: float, cap: float
+) -> jax.Array:
+    batch, length, heads, width = q.shape
+    grouped = q.reshape(batch, length, k.shape[2], -1, width)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32)
+    scores = cap * jnp.tanh(scale * scores / cap)
+    scores = jnp.where(mask[:, :, None], scores, jnp.finfo(jnp.float32).min)
+    shares = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", shares, v).reshape(batch, length, heads, width)
+
+
+def _splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scale: float,
+    segments: jax.Array | None,
+    window: int | None,
+    cap: float | None,
+) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    shape = (q.shape[1], q.shape[1])
+    seen = masks.CausalMask(shape)
+    if window is not None:
+        seen = masks.LocalMask(shape, (window - 1, 0), 0)
+    kernel = kernels.make_splash_mha(
+        masks.MultiHeadMask([seen] * q.shape[2]),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=cap,
+        interpret=jax.default_backend() == "cpu",
+    )
+    if segments is None:
+        segments = jnp.ones(q.shape[:2], jnp.int32)
+    heads_first = (jnp.swapaxes(x, 1, 2) for x in (scale * q, k, v))
+    ids = kernels.SegmentIds(q=segments, kv=segments)
+    return jnp.swapaxes(jax.vmap(kernel)(*heads_first, ids), 1, 2).astype(q.dtype)
+
+
+def positions(segments: jax.Array) -> jax.Array:
+    """Place of each token within its segment, int32 [B, L], from `segments` [B, L].
+
+    Segments are numbered from 1 in order; 0, padding, takes no place.
+    """
+    real = segments > 0
+    count = jnp.cumsum(real, axis=1) - 1
+    before = jnp.concatenate([jnp.zeros_like(segments[:, :1]), segments[:, :-1]], axis=1)
+    first = real & (segments > lax.cummax(before, axis=1))
+    return jnp.maximum(count - lax.cummax(jnp.where(first, count, 0), axis=1), 0)

@@ -9,13 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jcl.data.stages import Stage, each_stage, plan
 from jcl.data.stream import Arrays, Stream, pack
 from jcl.method import Batch, check
 
 _TRAIN, _BOUNDARY = 2, 3  # so that no use of a seed shares its draws with another
-
-Stage = str | Mapping[str, float]
-"""A domain's name, or shares of several, such as `{"prose": 0.25, "code": 0.75}`."""
 
 
 def _bytes(data: Any, name: str, length: int) -> np.ndarray:
@@ -83,7 +81,6 @@ def from_bytes(
     >>> stream.fetch(stream.source, stream.chunk(1, 2, 3))["tokens"].shape
     (1, 4, 8)
     """
-    check(len(domains) >= 1, "number of domains", len(domains), "at least 1")
     check(length >= 2, "length", length, "at least 2")
     check(batch >= 1, "batch", batch, "at least 1")
     check(0 <= seed < 2**32, "seed", seed, "from 0 to 2**32 - 1")
@@ -94,15 +91,8 @@ def from_bytes(
     check(sizes.sum() < 2**31, "bytes of all domains", int(sizes.sum()), "below 2**31")
     offsets = np.cumsum([0, *sizes[:-1]])
 
-    plan = list(tests if stages is None else stages)
-    check(len(plan) >= 1, "number of stages", len(plan), "at least 1")
-    shares = np.stack([_shares(s, tests) for s in plan])
-    best = [np.flatnonzero(s == s.max()) for s in shares]
-    tasks = tuple(int(b[0]) if len(b) == 1 else -1 for b in best)
-    names = tuple(s if isinstance(s, str) else " + ".join(s) for s in plan)
-    taken = (steps,) * len(plan) if isinstance(steps, int) else tuple(int(n) for n in steps)
-    check(len(taken) == len(plan), "number of steps", len(taken), f"{len(plan)}, one a stage")
-    check(min(taken) >= 1, "steps", steps, "at least 1")
+    names, tasks, shares = plan(stages, tests)
+    taken = each_stage(steps, len(names))
 
     def chunk(stage: int, start: int, stop: int) -> Arrays:
         if not 0 <= start < stop <= taken[stage]:
@@ -156,17 +146,6 @@ def from_bytes(
     return Stream(
         names, tasks, taken, chunk, boundary, source, fetch, tests, pack(test, test_batch)
     )
-
-
-def _shares(stage: Stage, domains: tuple[str, ...]) -> np.ndarray:
-    """A stage's share of each domain, float64 [domains], summing to 1."""
-    given = {stage: 1.0} if isinstance(stage, str) else dict(stage)
-    for name, share in given.items():
-        check(name in domains, "stage's domain", name, f"one of {list(domains)}")
-        check(share >= 0, f"share of {name!r}", share, "at least 0")
-    shares = np.array([given.get(d, 0.0) for d in domains], np.float64)
-    check(shares.sum() > 0, "stage's shares", given, "above 0 for a domain at least")
-    return shares / shares.sum()
 
 
 def _slices(place: np.ndarray, task: np.ndarray, weight: np.ndarray) -> Arrays:

@@ -1,4 +1,4 @@
-"""The command line: `jcl run`, `list`, `explain`, `compare` and `report`.
+"""The command line: `jcl run`, `list`, `explain`, `compare`, `report` and `fetch`.
 
 Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 130 after Ctrl-C.
 """
@@ -33,11 +33,12 @@ USAGE = """usage: jcl COMMAND ...
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs
   jcl report DIR               draws a run's figures and report.html again
+  jcl fetch NAME               gets a model or a data set; without a name, lists them
 
   jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
   jcl COMMAND --help           what a command takes
 """
-COMMANDS = ("run", "list", "explain", "compare", "report")
+COMMANDS = ("run", "list", "explain", "compare", "report", "fetch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,6 +75,7 @@ def _dispatch(args: list[str]) -> int:
         "explain": lambda a: _call(_explain, "explain", a),
         "compare": lambda a: _call(_compare, "compare", a),
         "report": lambda a: _call(_report, "report", a),
+        "fetch": lambda a: _call(_fetch, "fetch", a),
     }[command](rest)
 
 
@@ -330,3 +332,18 @@ def _report(dir: Annotated[Path, tyro.conf.Positional, arg(metavar="DIR")]) -> N
     from jcl import page
 
     print(page.draw(dir))
+
+
+def _fetch(
+    name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = "",
+    to: Annotated[Path | None, arg(metavar="DIR")] = None,
+) -> None:
+    """Gets a model or a data set, or a hub's org/model; without a name, lists what there is."""
+    from jcl.data import fetch
+
+    if name:
+        print(fetch.fetch(name, to, lambda line: print(line, file=sys.stderr)))
+        return
+    for known, source in fetch.SOURCES.items():
+        size = f"{source.size / 1e6:.1f} MB"
+        print(f"{known:<14} {size:>8}  {source.about}; {source.licence}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     shape = (q.shape[1], q.shape[1])
-    seen = masks.CausalMask(shape)
+    seen: Any = masks.CausalMask(shape)
     if window is not None:
         seen = masks.LocalMask(shape, (window - 1, 0), 0)
     kernel = kernels.make_splash_mha(

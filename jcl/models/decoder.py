@@ -49,7 +49,8 @@ class Config:
       kv_heads: key and value heads; must divide `heads`.
       head_width: of each; None is width / heads.
       hidden: width inside the MLP, or inside each expert.
-      norm: `rms` or `layer`; Gemma's 1 + scale is folded into the scale when weights are read.
+      norm: `rms` or `layer`.
+      norm_offset: added to the scales of RMS norms; 1 in Gemma.
       pre_norm: whether a sublayer's input is normed.
       post_norm: whether what it adds to the stream is normed (OLMo 2; Gemma has both).
       eps: of the norms.
@@ -84,6 +85,7 @@ class Config:
     head_width: int | None = None
     hidden: int = 352
     norm: Literal["rms", "layer"] = "rms"
+    norm_offset: float = 0.0
     pre_norm: bool = True
     post_norm: bool = False
     eps: float = 1e-5
@@ -163,7 +165,7 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
         return params | ({"bias": jnp.zeros((c.layers, fan_out), dtype)} if bias else {})
 
     def norm(*shape: int) -> Params:
-        params = {"scale": jnp.ones(shape, dtype)}
+        params = {"scale": jnp.full(shape, 1 - c.norm_offset, dtype)}
         return params | ({"bias": jnp.zeros(shape, dtype)} if c.norm == "layer" else {})
 
     q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
@@ -180,8 +182,8 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
             blocks[f"{part}_post_norm"] = norm(c.layers, c.width)
     if c.qk_norm:
         full = c.qk_norm == "full"
-        blocks["query_norm"] = {"scale": jnp.ones((c.layers, q if full else c.head_width), dtype)}
-        blocks["key_norm"] = {"scale": jnp.ones((c.layers, kv if full else c.head_width), dtype)}
+        blocks["query_norm"] = {"scale": norm(c.layers, q if full else c.head_width)["scale"]}
+        blocks["key_norm"] = {"scale": norm(c.layers, kv if full else c.head_width)["scale"]}
     if c.experts:
         stack = (c.layers, c.experts)
         blocks["router"] = linear(c.width, c.experts, False)
@@ -283,7 +285,8 @@ def apply_fn(
     assert c.head_width is not None
     head_width, activation = c.head_width, _ACTIVATIONS[c.activation]
     scale = head_width**-0.5 if c.query_scale is None else c.query_scale
-    normed = rms_norm if c.norm == "rms" else layer_norm
+    rms = partial(rms_norm, eps=c.eps, offset=c.norm_offset)
+    normed = rms if c.norm == "rms" else partial(layer_norm, eps=c.eps)
 
     def attend(
         p: Params, x: jax.Array, layer: jax.Array, local: Any, scene: _Scene, kept: Any, tap: Tap
@@ -293,12 +296,12 @@ def apply_fn(
         def heads(name: str, count: int) -> jax.Array:
             h = dense(p[name], x, f"blocks/{name}", tap, layer)
             if c.qk_norm == "full" and name != "value":
-                h = rms_norm(p[f"{name}_norm"], h, c.eps)
+                h = rms(p[f"{name}_norm"], h)
             if c.clip_qkv is not None:
                 h = jnp.clip(h, -c.clip_qkv, c.clip_qkv)
             h = h.reshape(batch, length, count, head_width)
             if c.qk_norm == "head" and name != "value":
-                h = rms_norm(p[f"{name}_norm"], h, c.eps)
+                h = rms(p[f"{name}_norm"], h)
             return h
 
         q, k, v = heads("query", c.heads), heads("key", c.kv_heads), heads("value", c.kv_heads)
@@ -345,10 +348,10 @@ def apply_fn(
         h: jax.Array, p: Params, layer: jax.Array, local: Any, scene: _Scene, kept: Any, tap: Tap
     ) -> tuple[jax.Array, Any]:
         def before(part: str, x: jax.Array) -> jax.Array:
-            return normed(p[f"{part}_norm"], x, c.eps) if c.pre_norm else x
+            return normed(p[f"{part}_norm"], x) if c.pre_norm else x
 
         def after(part: str, x: jax.Array) -> jax.Array:
-            x = normed(p[f"{part}_post_norm"], x, c.eps) if c.post_norm else x
+            x = normed(p[f"{part}_post_norm"], x) if c.post_norm else x
             x = bottleneck(p[f"{part}_adapter"], x) if f"{part}_adapter" in p else x
             return tap(f"blocks:{part}", layer, x)
 
@@ -401,7 +404,7 @@ def apply_fn(
         if soft is not None:
             h = h[:, soft.shape[1] :]
         if "norm" in params:
-            h = normed(params["norm"], h, c.eps)
+            h = normed(params["norm"], h)
 
         def project(rows: jax.Array) -> jax.Array:
             kernel = table.T if c.tied else params["head"]["kernel"]

@@ -66,14 +66,14 @@ def init_dense(
     return params
 
 
-def rms_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
-    """x / rms(x) · scale over the last axis, in float32, back in x's dtype.
+def rms_norm(params: Params, x: jax.Array, eps: float, offset: float = 0.0) -> jax.Array:
+    """x / rms(x) · (scale + offset) over the last axis, in float32, back in x's dtype.
 
-    Source: Zhang & Sennrich, arXiv 1910.07467.
+    Source: Zhang & Sennrich, arXiv 1910.07467; Gemma stores its scales less 1.
     """
     wide = x.astype(jnp.float32)
     wide = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
-    return (wide * params["scale"].astype(jnp.float32)).astype(x.dtype)
+    return (wide * (params["scale"].astype(jnp.float32) + offset)).astype(x.dtype)
 
 
 def layer_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:

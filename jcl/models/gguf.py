@@ -1,0 +1,135 @@
+"""GGUF files, as llama.cpp stores quantised models: read, never written.
+
+Tensors come dequantised to float32 under their Hugging Face names, so that a family's layout
+reads them as it reads safetensors. The file stores queries and keys for interleaved rotary
+positions; they are put back in halves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jcl.models.tensors import Tensors
+
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+def find(path: Path) -> Path | None:
+    """The GGUF file that `path` is, or that is the only model in the folder `path`."""
+    if path.is_file():
+        return path if path.suffix == ".gguf" else None
+    files = sorted(path.glob("*.gguf"))
+    if not files or any(path.glob("*.safetensors")):
+        return None
+    if len(files) > 1:
+        raise ValueError(f"{path} has {len(files)} .gguf files, but must have one; name the file")
+    return files[0]
+
+
+def open_file(path: Path) -> tuple[dict[str, Any], Tensors]:
+    """The configuration as `config.json` would have it, and the tensors.
+
+    Raises:
+      ValueError: if the file is damaged or of an architecture that isn't known.
+    """
+    reader = _reader(path)
+
+    def value(key: str, default: Any = None) -> Any:
+        field = reader.get_field(key)
+        return default if field is None else field.contents()
+
+    kind = value("general.architecture")
+    if kind not in _ARCHITECTURES:
+        raise ValueError(
+            f"architecture is {kind!r} in {path}, but must be one of {sorted(_ARCHITECTURES)}"
+        )
+    stored = {_renamed(t.name): t for t in reader.tensors}
+    heads = value(f"{kind}.attention.head_count")
+    kv_heads = value(f"{kind}.attention.head_count_kv", heads)
+    width = value(f"{kind}.embedding_length")
+    head = value(f"{kind}.attention.key_length", width // heads)
+    given = {
+        "model_type": kind,
+        "architectures": [_ARCHITECTURES[kind]],
+        "vocab_size": int(stored["model.embed_tokens.weight"].shape[1]),
+        "hidden_size": width,
+        "intermediate_size": value(f"{kind}.feed_forward_length"),
+        "num_hidden_layers": value(f"{kind}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head,
+        "hidden_act": "silu",
+        "max_position_embeddings": value(f"{kind}.context_length"),
+        "rms_norm_eps": value(f"{kind}.attention.layer_norm_rms_epsilon"),
+        "rope_theta": value(f"{kind}.rope.freq_base", 10_000.0),
+        "tie_word_embeddings": "lm_head.weight" not in stored,
+        "bos_token_id": value("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": value("tokenizer.ggml.eos_token_id"),
+    }
+
+    def read(name: str) -> np.ndarray:
+        from gguf.quants import dequantize
+
+        tensor = stored[name]
+        found = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32)
+        found = found.reshape(tuple(int(n) for n in reversed(tensor.shape)))
+        if kind == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            count = heads if "q_proj" in name else kv_heads
+            return found.reshape(count, -1, 2, width).swapaxes(1, 2).reshape(found.shape)
+        return found
+
+    return given, Tensors(frozenset(stored), read, lambda name: path)
+
+
+def tokenizer(path: Path) -> Any:
+    """The transformers tokenizer that is inside the file."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def _reader(path: Path) -> Any:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ImportError(
+            f"{path.name} needs gguf, which isn't installed: pip install 'jcl-kit[text]'"
+        ) from error
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path} is damaged ({error}), but must be a whole GGUF file") from error
+
+
+def _renamed(name: str) -> str:
+    if name in _NAMES:
+        return _NAMES[name]
+    if not name.startswith("blk."):
+        return name
+    _, layer, kind, end = name.split(".")
+    return f"model.layers.{layer}.{_LAYER_NAMES.get(kind, kind)}.{end}"

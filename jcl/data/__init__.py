@@ -1,6 +1,11 @@
 """Streams of tasks: what a sequence is made of, and how it is drawn."""
 
 from jcl.data.arrays import Scenario, from_arrays, from_scenario, reorder, scenario
+from jcl.data.chats import chat, pair
+from jcl.data.corpus import from_text
+from jcl.data.datasets import read_dataset, read_tfds
+from jcl.data.documents import Documents, read_jsonl, read_text
+from jcl.data.packing import Rows, gather, pack_rows
 from jcl.data.scenarios import (
     blurry,
     by_domain,
@@ -16,17 +21,24 @@ from jcl.data.scenarios import (
 from jcl.data.sources import digits, mnist, mnist5k, python_domains
 from jcl.data.stream import Stream, from_leaves, members, pack, stack
 from jcl.data.text import from_bytes, windows
+from jcl.data.tokenise import Tokens, tokenise
 
 __all__ = [
+    "Documents",
+    "Rows",
     "Scenario",
     "Stream",
+    "Tokens",
     "blurry",
     "by_domain",
+    "chat",
     "digits",
     "from_arrays",
     "from_bytes",
     "from_leaves",
     "from_scenario",
+    "from_text",
+    "gather",
     "gradual",
     "joint",
     "members",
@@ -34,8 +46,14 @@ __all__ = [
     "mnist5k",
     "online",
     "pack",
+    "pack_rows",
+    "pair",
     "permuted",
     "python_domains",
+    "read_dataset",
+    "read_jsonl",
+    "read_text",
+    "read_tfds",
     "recurring",
     "reorder",
     "rotated",
@@ -43,5 +61,6 @@ __all__ = [
     "scenario",
     "split",
     "stack",
+    "tokenise",
     "windows",
 ]

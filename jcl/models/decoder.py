@@ -445,14 +445,14 @@ def _prefixed(
     segments: jax.Array | None,
     window: int | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keys and values with the prefix's [P, K, D] before them, and the mask over both."""
+    """Keys and values with the prefix's [P, K · D] before them, and the mask over both."""
     if mask is None:
         rows = jnp.ones(k.shape[:2], jnp.int32) if segments is None else segments
         mask = attention.visible(rows, rows, jnp.arange(k.shape[1]), window)
 
     def join(new: jax.Array, old: jax.Array) -> jax.Array:
-        new = jnp.broadcast_to(new.astype(old.dtype), (old.shape[0], *new.shape))
-        return jnp.concatenate([new, old], axis=1)
+        new = new.astype(old.dtype).reshape(1, -1, *old.shape[2:])
+        return jnp.concatenate([jnp.broadcast_to(new, (len(old), *new.shape[1:])), old], axis=1)
 
     seen = jnp.ones((*mask.shape[:3], prefix["key"].shape[0]), bool)
     mask = jnp.concatenate([seen, mask], axis=-1)

@@ -1,8 +1,8 @@
 """Layers as plain functions over parameter dicts.
 
 A dense layer's dict may hold, beside `kernel` and `bias`, what adapters add to it: `lora`, a
-low-rank residual `{"a" [in, r], "b" [r, out]}`, and `gain` [out], which scales the output before
-the bias. They stand inside the tree, so they are scanned and sharded with the layer.
+low-rank residual `{"a" [in, r], "b" [r, out]}`; `gain` [out], which scales the output before the
+bias; `input_gain` [in]. They stand inside the tree, so they are scanned and sharded with the layer.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def dense(
     """x [..., in] @ kernel [in, out] + bias [out] if there is one, tapped on both sides.
 
     Args:
-      params: `{"kernel", "bias", "lora", "gain"}`; kernel may stand alone.
+      params: `{"kernel", "bias", "lora", "gain", "input_gain"}`; kernel may stand alone.
       x: the input, whose dtype is computed in.
       site: the path of `params` in the model's parameter tree.
       tap: called with `{site}:in` and `{site}:out`.
@@ -44,6 +44,8 @@ def dense(
     x = tap(f"{site}:in", layer, x)
     # tokens flattened around the product: [B, L, d] has slow transposed fusions backward
     flat = x.reshape(-1, x.shape[-1])
+    if "input_gain" in params:
+        flat = flat * params["input_gain"].astype(x.dtype)
     y = flat @ weight(params["kernel"], x.dtype)
     if "lora" in params:
         y = y + (flat @ params["lora"]["a"].astype(x.dtype)) @ params["lora"]["b"].astype(x.dtype)

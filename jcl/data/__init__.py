@@ -2,9 +2,9 @@
 
 from jcl.data.arrays import Scenario, from_arrays, from_scenario, reorder, scenario
 from jcl.data.chats import chat, pair
-from jcl.data.corpus import from_text
 from jcl.data.datasets import read_dataset, read_tfds
 from jcl.data.documents import Documents, read_jsonl, read_text
+from jcl.data.packed import from_text
 from jcl.data.packing import Rows, gather, pack_rows
 from jcl.data.scenarios import (
     blurry,

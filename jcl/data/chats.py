@@ -1,0 +1,155 @@
+"""Conversations and prompt-answer pairs: their text, and which characters of it are learned."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from jcl.data.encode import Passage, check_tokenizer, encode, special_texts
+from jcl.method import check
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def chat(tokenizer: Any, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
+    """A conversation's tokens int32 [n], and the loss mask float32 [n - 1] of a text batch.
+
+    The text is what the tokenizer's own template makes. `mask[i]` is 1 where token i + 1 is of an
+    assistant's turn, the token that ends it included; system, user and tool turns, and headers such
+    as `<|im_start|>assistant`, are given and not learned. Where the template marks what is
+    generated (`{% generation %}`), its marks hold; else a turn is what follows the generation
+    prompt.
+
+    Args:
+      tokenizer: a fast tokenizer of transformers with a chat template.
+      messages: such as `{"role": "user", "content": "..."}`, in order.
+
+    Raises:
+      ValueError: if there is no template, no turn of an assistant's, or a turn can't be told from
+        what the template makes of it.
+    """
+    return _masked(tokenizer, render(tokenizer, messages))
+
+
+def pair(tokenizer: Any, prompt: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
+    """A prompt's and its answer's tokens int32 [n], and the loss mask float32 [n - 1].
+
+    They are tokenised as one text, with no template and nothing between them, and end as a document
+    does; the answer and that end are learned. A token with characters of both counts as answer.
+
+    Args:
+      tokenizer: a fast tokenizer of transformers; None for bytes.
+      prompt: what is given.
+      answer: what is learned; it brings the blank that it starts with, if one is to be there.
+    """
+    return _masked(tokenizer, joined(prompt, answer))
+
+
+def joined(prompt: str, answer: str) -> Passage:
+    """The passage of a prompt and its answer."""
+    return Passage(prompt + answer, ((len(prompt), len(prompt) + len(answer)),))
+
+
+def render(tokenizer: Any, messages: Messages) -> Passage:
+    """The passage that a tokenizer's chat template makes of a conversation; see `chat`."""
+    check_tokenizer(tokenizer)
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            "tokenizer has no chat template, but must have one for conversations; set its "
+            "chat_template, or give (prompt, answer) pairs"
+        )
+    if not all(isinstance(m, Mapping) and isinstance(m.get("role"), str) for m in messages):
+        raise ValueError("messages is not what it must be: mappings, each with a role")
+    roles = [m["role"] for m in messages]
+    check("assistant" in roles, "messages' roles", roles, "an assistant's for one at least")
+    template = tokenizer.get_chat_template()
+    ends = tuple(special_texts(tokenizer).values())
+    if re.search(r"\{%-?\s*generation\b", template):
+        return _marked(tokenizer, template, messages, ends)
+    full = _text(tokenizer, messages)
+    turns = [i for i, role in enumerate(roles) if role == "assistant"]
+    return Passage(full, tuple(_turn(tokenizer, messages, i, full, ends) for i in turns), False)
+
+
+def _masked(tokenizer: Any, passage: Passage) -> tuple[np.ndarray, np.ndarray]:
+    encoded = encode(tokenizer, [passage])[0]
+    return encoded.tokens, encoded.learn[1:].astype(np.float32)
+
+
+def _text(tokenizer: Any, messages: Messages, prompt: bool = False) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=prompt
+        )
+    except TemplateError as error:
+        raise ValueError(f"the chat template refuses the conversation: {error}") from error
+
+
+def _marked(tokenizer: Any, template: str, messages: Messages, ends: tuple[str, ...]) -> Passage:
+    """With the spans that the template itself marks as generated."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    # as apply_chat_template does, which gives tokens, where blanks can hide a span's beginning
+    given = [{k: v for k, v in m.items() if v is not None} for m in messages]
+    texts, spans = cast(
+        tuple[list[str], list[list[tuple[int, int]]]],
+        render_jinja_template(
+            [given], chat_template=template, return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        ),
+    )  # fmt: skip
+    closed = tuple((a, _close(texts[0], a, b, ends)) for a, b in spans[0])
+    return Passage(texts[0], closed, False)
+
+
+def _turn(
+    tokenizer: Any, messages: Messages, i: int, full: str, ends: tuple[str, ...]
+) -> tuple[int, int]:
+    """Which characters of `full` the i-th message is, from its first to the end of its turn."""
+    if i == 0:
+        raise ValueError(
+            "messages begins with an assistant's, but must begin with another's, unless the chat "
+            "template marks what is generated with {% generation %}"
+        )
+    before = _text(tokenizer, messages[:i])
+    prompt = _text(tokenizer, messages[:i], prompt=True)
+    upto = _text(tokenizer, messages[: i + 1])
+    if prompt != before and full.startswith(prompt):
+        start = len(prompt)
+    elif full.startswith(before):
+        # no generation prompt, or one that opens a thought which `full` leaves out: what stands
+        # before the content is a header
+        start = max(full.find(str(messages[i].get("content")).strip(), len(before)), len(before))
+    else:
+        raise _unclear(i)
+    closing = max((e for e in ends if upto.rstrip().endswith(e)), key=len, default="")
+    if full.startswith(upto):
+        # blanks after the token that ends a turn are the template's, nobody generates them
+        return start, len(upto.rstrip()) if closing else len(upto)
+    # earlier turns are shown in another way than the last, without their thoughts, say
+    stop = full.find(closing, start) if closing else -1
+    if stop < 0:
+        raise _unclear(i)
+    return start, stop + len(closing)
+
+
+def _close(text: str, start: int, stop: int, ends: tuple[str, ...]) -> int:
+    """`stop`, moved past a special token that follows, so that a turn's end is learned too."""
+    if text[start:stop].rstrip().endswith(ends):
+        return stop
+    rest = text[stop:].lstrip()
+    closing = [e for e in ends if rest.startswith(e)]
+    return len(text) - len(rest) + len(max(closing, key=len)) if closing else stop
+
+
+def _unclear(i: int) -> ValueError:
+    return ValueError(
+        f"message {i} can't be found in what the chat template makes of the conversation, which "
+        "shows it in another way once later messages follow; mark what is generated in the "
+        "template with {% generation %}"
+    )

@@ -1,0 +1,172 @@
+"""Documents from plain text and JSONL, read lazily; `jcl.data.datasets` reads data sets.
+
+Every reader gives `Documents`, which read anew each time they are iterated over, so that nothing
+need be held in memory. Blank documents are dropped.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jcl.method import check
+
+Document = str | tuple[str, str] | Sequence[Mapping[str, Any]]
+"""A text; a `(prompt, answer)`; or a conversation, messages such as `{"role": "user", "content":
+"..."}`. Of the latter two, models learn only the answers (see `jcl.data.chat`, `jcl.data.pair`)."""
+Field = str | tuple[str, str]
+"""Where a record has its text or its messages, or the two fields of its prompt and its answer."""
+Paths = str | Path | Sequence[str | Path]
+"""A file, a folder, which stands for the files beneath it in the order of their names, or many."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What a reader gives: iterate over it as often as you like; each time it is read anew.
+
+    Args:
+      read: begins a pass.
+    """
+
+    read: Callable[[], Iterator[Document]]
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.read()
+
+
+def read_text(paths: Paths, separator: str | None = None) -> Documents:
+    r"""Documents from UTF-8 files (`.txt` and `.md` of a folder; `.gz` after them is unpacked).
+
+    Args:
+      paths: see `Paths`.
+      separator: what stands between documents, such as `"\n"` or `"<|endoftext|>"`; `"\n\n"` is any
+        run of blank lines. None makes a file one document.
+
+    Raises:
+      ValueError: if a file isn't there, or, when it is read, isn't UTF-8.
+    """
+    files = files_of(paths, ("txt", "md"))
+    check(separator != "", "separator", separator, "None or at least a character")
+    blank_lines = separator == "\n\n"
+    cut = re.compile(r"\n[ \t]*\n" if blank_lines else re.escape(separator or ""))
+
+    def split(file: Any) -> Iterator[str]:
+        rest = ""
+        while block := file.read(None if separator is None else 1 << 20):
+            *whole, rest = cut.split(rest + block) if separator else (rest + block,)
+            yield from whole
+        yield rest
+
+    def read() -> Iterator[Document]:
+        for path in files:
+            with _open(path, "rt", encoding="utf-8-sig") as file:  # a byte-order mark is no text
+                for text in split(file):
+                    if text.strip():
+                        yield text.strip("\n") if blank_lines else text
+
+    return Documents(read)
+
+
+def read_jsonl(
+    paths: Paths, field: Field = "text", *, bad: Literal["raise", "skip"] = "raise"
+) -> Documents:
+    """Documents from files with a JSON object a line (`.jsonl` of a folder; also `.jsonl.gz`).
+
+    Args:
+      paths: see `Paths`.
+      field: see `Field`; null is a blank document.
+      bad: what becomes of a line that is no JSON object with that field: `raise` an error, or
+        `skip` it, with one warning that says how many there were.
+
+    Raises:
+      ValueError: if a file isn't there; when it is read, for a bad line, by file and number.
+    """
+    files = files_of(paths, ("jsonl",))
+    check(bad in ("raise", "skip"), "bad", bad, "'raise' or 'skip'")
+    told: list[str] = []  # documents may be read twice; their bad lines are told of once
+
+    def read() -> Iterator[Document]:
+        lines, wrong, first = 0, 0, ""
+        for path in files:
+            with _open(path, "rb") as file:
+                for number, line in enumerate(file, 1):
+                    if not line.strip():
+                        continue
+                    lines += 1
+                    try:
+                        document = pick(json.loads(line.decode()), field)
+                    except (ValueError, RecursionError) as error:
+                        reason = f"line {number} of {path} can't be used: {error}"
+                        if bad == "raise":
+                            raise ValueError(f"{reason}; bad='skip' leaves it out") from error
+                        wrong, first = wrong + 1, first or reason
+                        continue
+                    if document is not None:
+                        yield document
+        if wrong and not told:
+            told.append(first)
+            warnings.warn(f"{wrong} of {lines} lines are left out; {first}", stacklevel=2)
+
+    return Documents(read)
+
+
+@contextmanager
+def _open(path: Path, mode: str, **options: Any) -> Iterator[Any]:
+    """A file, whose errors name it."""
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, mode, **options) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} has bytes that are not UTF-8 ({error.reason}), but must be UTF-8 text"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+
+
+def files_of(paths: Paths, endings: Sequence[str]) -> list[Path]:
+    """The files that `paths` stand for, at least one."""
+    found: list[Path] = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        path = Path(path).expanduser()
+        if path.is_dir():
+            wanted = re.compile(rf".+\.({'|'.join(endings)})(\.gz)?")
+            inside = [p for p in sorted(path.rglob("*")) if wanted.fullmatch(p.name)]
+            check(bool(inside), "folder", str(path), f"one with files *.{' or *.'.join(endings)}")
+            found += inside
+        else:
+            check(path.is_file(), "path", str(path), "a file or a folder that is there")
+            found.append(path)
+    check(bool(found), "paths", paths, "at least one")
+    return found
+
+
+def pick(record: Any, field: Field) -> Document | None:
+    """The document in a record, None if it is blank."""
+    if not isinstance(record, Mapping):
+        raise ValueError(f"it is {type(record).__name__}, but must be an object")
+    values: list[Any] = []
+    for name in [field] if isinstance(field, str) else field:
+        if name not in record:
+            raise ValueError(f"it has no field {name!r}, but {list(record)}")
+        value = record[name]
+        values.append(value.decode() if isinstance(value, bytes) else value)
+    if any(v is None for v in values):
+        return None
+    if all(isinstance(v, str) for v in values):
+        # a prompt may be blank, what is to be learned not
+        if not values[-1].strip():
+            return None
+        return values[0] if len(values) == 1 else (values[0], values[1])
+    if len(values) == 1 and isinstance(values[0], list):
+        return values[0] or None
+    kinds = [type(v).__name__ for v in values]
+    raise ValueError(f"field {field!r} is {', '.join(kinds)}, but must be text or messages")

@@ -1,0 +1,152 @@
+"""From text to tokens: their ids, which of them are to be learned, and the bytes they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Passage(NamedTuple):
+    """A text, and what of it is to be learned.
+
+    Args:
+      text: what is tokenised.
+      spans: half-open ranges of characters that are learned; None is all of them.
+      whole: whether the tokenizer adds what it begins and ends a document with, and the
+        end-of-document token follows; a chat template has written these itself.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...] | None = None
+    whole: bool = True
+
+
+class Encoded(NamedTuple):
+    """Tokens int32 [n], the bytes of text that each stands for, int32 [n], and whether to learn to
+    predict it, bool [n]."""
+
+    tokens: np.ndarray
+    bytes: np.ndarray
+    learn: np.ndarray
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuses what isn't a tokenizer that says which characters a token stands for.
+
+    Raises:
+      ValueError: if it is neither None nor a fast tokenizer of transformers.
+    """
+    if tokenizer is not None and not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"tokenizer is {type(tokenizer).__name__}, but must be a fast tokenizer of "
+            "transformers, such as AutoTokenizer.from_pretrained gives, or None for bytes"
+        )
+
+
+def largest_id(tokenizer: Any) -> int:
+    """The largest token id; 255 for bytes."""
+    return 255 if tokenizer is None else max(tokenizer.get_vocab().values())
+
+
+def encode(tokenizer: Any, passages: Sequence[Passage]) -> list[Encoded]:
+    """Each passage's tokens.
+
+    A token stands for the bytes from the end of the token before it to its own end, so that what a
+    tokenizer drops, such as blanks, belongs to the next token or at the end to the last, and a
+    document's tokens stand for exactly its bytes in UTF-8. What the tokenizer adds stands for none;
+    of a chat template's text, nor do its special tokens. A token is learned if any of its
+    characters is in a span.
+
+    Args:
+      tokenizer: a fast tokenizer of transformers; None for the UTF-8 bytes themselves, 0 to 255,
+        with no end-of-document token.
+      passages: the texts. Lone surrogates, which UTF-8 can't hold, become U+FFFD.
+    """
+    passages = [p._replace(text=_sound(p.text)) for p in passages]
+    if tokenizer is None:
+        return [_bytes(p) for p in passages]
+    special = np.array(sorted(special_texts(tokenizer)), np.int64)
+    out: list[Any] = [None] * len(passages)
+    for whole in (True, False):
+        places = [i for i, p in enumerate(passages) if p.whole == whole]
+        if not places:
+            continue
+        found = tokenizer(
+            [passages[i].text for i in places], add_special_tokens=whole, padding=False,
+            truncation=False, return_offsets_mapping=True, return_attention_mask=False,
+            return_token_type_ids=False, verbose=False,
+        )  # fmt: skip
+        for i, ids, where in zip(places, found["input_ids"], found["offset_mapping"], strict=True):
+            out[i] = _encoded(
+                passages[i], np.array(ids, np.int32), where, tokenizer.eos_token_id, special
+            )
+    return out
+
+
+def _encoded(
+    passage: Passage, ids: np.ndarray, where: Sequence[Any], end_id: int | None, special: np.ndarray
+) -> Encoded:
+    spots = np.array(where, np.int64).reshape(-1, 2)
+    # an end before the last one's belongs to a token that was added, or to a character's later part
+    ends = np.maximum.accumulate(spots[:, 1])
+    before = np.concatenate([[0], ends[:-1]])
+    learn = _overlap(np.minimum(spots[:, 0], before), ends, passage.spans)
+    edges = _byte_edges(passage.text)
+    stops = edges[ends]
+    if passage.whole and len(ids):
+        stops[spots[:, 1].argmax() :] = edges[-1]
+        if end_id is not None and ids[-1] != end_id:
+            ids, stops = np.append(ids, end_id), np.append(stops, edges[-1])
+            learn = np.append(learn, True)
+    size = np.diff(stops, prepend=0)
+    if not passage.whole:
+        size[np.isin(ids, special)] = 0
+    return Encoded(ids.astype(np.int32), size.astype(np.int32), learn)
+
+
+def _bytes(passage: Passage) -> Encoded:
+    tokens = np.frombuffer(passage.text.encode(), np.uint8).astype(np.int32)
+    spans = passage.spans
+    if spans is not None:
+        edges = _byte_edges(passage.text)
+        spans = tuple((int(edges[a]), int(edges[b])) for a, b in spans)
+    place = np.arange(len(tokens))
+    return Encoded(tokens, np.ones(len(tokens), np.int32), _overlap(place, place + 1, spans))
+
+
+def _overlap(
+    starts: np.ndarray, ends: np.ndarray, spans: tuple[tuple[int, int], ...] | None
+) -> np.ndarray:
+    """Which of the ranges [starts, ends) share a character with a span, bool [n]."""
+    if spans is None:
+        return np.ones(len(starts), bool)
+    hit = np.zeros(len(starts), bool)
+    for a, b in spans:
+        hit |= (ends > a) & (starts < b)
+    return hit
+
+
+def _byte_edges(text: str) -> np.ndarray:
+    """Where each character begins in UTF-8, and where the text ends: int64 [characters + 1]."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
+    code = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    width = 1 + (code >= 0x80).astype(np.int64) + (code >= 0x800) + (code >= 0x10000)
+    return np.concatenate([[0], np.cumsum(width)])
+
+
+def _sound(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # pairs of surrogates, as JSON writes them, become their character
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def special_texts(tokenizer: Any) -> dict[int, str]:
+    """A tokenizer's special tokens, text by id: those that `skip_special_tokens` leaves out."""
+    added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))

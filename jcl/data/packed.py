@@ -1,0 +1,241 @@
+"""Streams of documents: tokenised, packed into rows, and drawn with Grain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from jcl.data.documents import Document
+from jcl.data.packing import Packing, Rows, gather, pack_rows
+from jcl.data.stages import Stage, each_stage, plan
+from jcl.data.stream import Arrays, Stream, pack
+from jcl.data.tokenise import OnEvent, Tokens, tokenise
+from jcl.method import Batch, check
+
+_TRAIN, _BOUNDARY = 4, 5  # so that no use of a seed shares its draws with another
+
+
+def from_text(
+    domains: Mapping[str, tuple[Iterable[Document] | Tokens, Iterable[Document] | Tokens]],
+    tokenizer: Any = None,
+    *,
+    length: int,
+    batch: int,
+    steps: int | Sequence[int] | None = None,
+    epochs: int | None = None,
+    stages: Sequence[Stage] | None = None,
+    seed: int = 0,
+    packing: Packing = "fit",
+    overlong: Literal["split", "cut"] = "split",
+    boundary_batches: int | None = None,
+    test_rows: int | None = None,
+    test_batch: int = 64,
+    on_device: int = 2**28,
+    cache: bool = True,
+    on_event: OnEvent | None = None,
+) -> Stream:
+    """A stream over domains of documents.
+
+    Batches are `tokens` int32 [B, length]; `segments` int32 [B, length], a row's documents from 1,
+    0 for padding; `mask` float32 [B, length - 1], 1 where a token is predicted, which never is from
+    another document (see `pack_rows`); `bytes` float32 [B] of text that the predicted tokens stand
+    for, so that bits per byte compare across tokenizers; `weight` float32 [B]; `task` int32 [B].
+
+    A stage draws its domains' rows without replacement, shuffled anew each epoch; in a mixture each
+    domain goes through its own epochs, in turns that keep the shares at every moment. What is drawn
+    is a pure function of (seed, stage, step) and of the arguments here, so a run goes on in
+    mid-epoch exactly where it stopped, at any step and at the same cost, with nothing to save.
+    With other documents, tokenizer, length, batch or packing it is another stream: a run can't be
+    resumed with it. Tokenising itself, when interrupted, begins anew.
+
+    Args:
+      domains: for each its `(train, test)` documents, such as a list of texts, of conversations or
+        of `(prompt, answer)` pairs, or what the `read_...` functions give; or tokens already made.
+        They are the tasks, in this order.
+      tokenizer: a fast tokenizer of transformers; None for UTF-8 bytes.
+      length: of a row, in tokens.
+      batch: rows a step.
+      steps: of every stage, or of each; give this or `epochs`.
+      epochs: passes over the rows of each stage's domains, all together; weight 0 pads the last
+        batch.
+      stages: what each stage trains on, as in `from_bytes`; default is each domain in turn.
+      seed: of the order.
+      packing: see `pack_rows`; `alone` pads each document to the right.
+      overlong: see `pack_rows`; `cut` suits conversations.
+      boundary_batches: at most so many batches at a boundary, drawn from all rows of the stage's
+        domains; None is all rows, or 64 batches where rows aren't kept on the device, since a
+        boundary's are handed over at once.
+      test_rows: at most so many rows a domain's test, evenly spread; None is all.
+      test_batch: at most so many at once.
+      on_device: rows of all domains that take at most so many bytes are kept on the device: then
+        `chunk` hands out row numbers, a batch is gathered inside the compiled step, and nothing
+        is copied from the host while it trains. Larger ones stay on disk, `chunk` reads the rows
+        that it hands out, and `source` is ().
+      cache: see `tokenise`.
+      on_event: see `tokenise`; the events have `domain` besides.
+
+    Raises:
+      ValueError: if an argument is out of range, or a domain has nothing to predict.
+      ImportError: if grain isn't installed; says how.
+
+    >>> texts = ["a text", "and another", "x"]
+    >>> stream = from_text({"a": (texts, texts)}, length=8, batch=2, steps=3, cache=False)
+    >>> stream.fetch(stream.source, stream.chunk(0, 2, 3))["tokens"].shape
+    (1, 2, 8)
+    """
+    check(batch >= 1, "batch", batch, "at least 1")
+    check(0 <= seed < 2**32, "seed", seed, "from 0 to 2**32 - 1")
+    check(
+        (epochs is None) != (steps is None), "epochs and steps", (epochs, steps), "one of the two"
+    )
+    check(epochs is None or epochs >= 1, "epochs", epochs, "at least 1")
+    check(test_rows is None or test_rows >= 1, "test_rows", test_rows, "at least 1")
+    tests = tuple(domains)
+    names, tasks, shares = plan(stages, tests)
+
+    def rows_of(documents: Any, name: str) -> Rows:
+        def tell(event: dict[str, Any]) -> None:
+            if on_event is not None:
+                on_event({**event, "domain": name})
+
+        try:
+            if not isinstance(documents, Tokens):
+                documents = tokenise(documents, tokenizer, cache=cache, on_event=tell)
+            return pack_rows(documents, length, packing, overlong)
+        except ValueError as error:
+            raise ValueError(f"domain {name!r}: {error}") from error
+
+    train = [rows_of(pair[0], name) for name, pair in domains.items()]
+    exam = [rows_of(pair[1], f"{name} (test)") for name, pair in domains.items()]
+    counts = np.array([r.number for r in train])
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    check(offsets[-1] < 2**31, "rows of all domains", int(offsets[-1]), "below 2**31")
+    pools = [np.flatnonzero(s) for s in shares]  # the domains that each stage has
+    if epochs is not None:
+        drawn = [epochs * int(counts[p].sum()) for p in pools]
+        taken = tuple(math.ceil(n / batch) for n in drawn)
+    else:
+        taken = each_stage(steps or 0, len(names))
+        drawn = [n * batch for n in taken]
+
+    kind = np.result_type(*(r.tokens.tokens for r in train))
+    width = length * (kind.itemsize + np.min_scalar_type(length).itemsize + 1)
+    kept = int(offsets[-1]) * width <= on_device
+    source = _concatenate([gather(r, np.arange(r.number)) for r in train]) if kept else ()
+
+    def slices(rows: np.ndarray, weight: np.ndarray) -> Arrays:
+        """What is handed out for row numbers [n, batch]."""
+        task = np.searchsorted(offsets, rows, side="right") - 1
+        own = {"weight": weight.astype(np.float32), "task": task.astype(np.int32)}
+        if kept:
+            return {"row": rows.astype(np.int32), **own}
+        flat, of = rows.ravel(), task.ravel()
+        order = np.argsort(of, kind="stable")
+        parts = [gather(train[t], flat[of == t] - offsets[t]) for t in np.unique(of)]
+        back = np.argsort(order)
+        got = {k: v[back] for k, v in _concatenate(parts).items()}
+        got["tokens"] = got["tokens"].astype(kind)  # whichever domains there are in it
+        return {k: v.reshape(*rows.shape, *v.shape[1:]) for k, v in got.items()} | own
+
+    draws = [
+        _draws([(offsets[t], counts[t]) for t in p], s[p], (seed, i), batch)
+        for i, (p, s) in enumerate(zip(pools, shares, strict=True))
+    ]
+
+    def chunk(stage: int, start: int, stop: int) -> Arrays:
+        if not 0 <= start < stop <= taken[stage]:
+            raise ValueError(
+                f"steps {start} to {stop} are asked for, but stage {stage} has {taken[stage]}"
+            )
+        place = np.arange(start * batch, stop * batch).reshape(-1, batch)
+        rows = np.stack([draws[stage](step) for step in range(start, stop)])
+        return slices(rows, place < drawn[stage])
+
+    count = math.ceil(max(counts[p].sum() for p in pools) / batch)
+    most = boundary_batches if boundary_batches is not None or kept else 64
+    count = count if most is None else min(count, most)
+    check(count >= 1, "boundary_batches", boundary_batches, "at least 1")
+
+    def boundary(stage: int) -> Arrays:
+        rng = np.random.default_rng((_BOUNDARY, seed, stage))
+        rows = rng.permutation(
+            np.concatenate([np.arange(offsets[t], offsets[t + 1]) for t in pools[stage]])
+        )
+        index = np.arange(count * batch).reshape(count, batch)
+        return slices(rows[np.minimum(index, len(rows) - 1)], index < len(rows))
+
+    def fetch(source: Any, rows: Any) -> Batch:
+        got = rows
+        if source:
+            got = {
+                k: jnp.asarray(v).at[rows["row"]].get(mode="promise_in_bounds")
+                for k, v in source.items()
+            }
+        return {
+            "tokens": jnp.asarray(got["tokens"]).astype(jnp.int32),
+            "segments": jnp.asarray(got["segments"]).astype(jnp.int32),
+            "mask": jnp.asarray(got["mask"]).astype(jnp.float32),
+            "bytes": jnp.asarray(got["bytes"]),
+            "weight": jnp.asarray(rows["weight"]),
+            "task": jnp.asarray(rows["task"]),
+        }
+
+    return Stream(
+        names, tasks, taken, chunk, boundary, source, fetch, tests,
+        pack([_exam(r, i, test_rows) for i, r in enumerate(exam)], test_batch),
+    )  # fmt: skip
+
+
+def _exam(rows: Rows, task: int, limit: int | None) -> Arrays:
+    """A test's rows, at most `limit`, evenly spread, in the dtypes of a batch."""
+    count = rows.number if limit is None else min(limit, rows.number)
+    got = gather(rows, np.arange(count) * rows.number // count)
+    return {
+        "tokens": got["tokens"].astype(np.int32),
+        "segments": got["segments"].astype(np.int32),
+        "mask": got["mask"].astype(np.float32),
+        "bytes": got["bytes"],
+        "task": np.full(count, task, np.int32),
+    }
+
+
+def _concatenate(parts: Sequence[Arrays]) -> Arrays:
+    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+
+
+def _draws(
+    ranges: Sequence[tuple[int, int]], shares: np.ndarray, seed: tuple[int, int], batch: int
+) -> Callable[[int], np.ndarray]:
+    """`(step) -> row numbers [batch]`: of each range, a first row and a count, by its share."""
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError(
+            "from_text needs grain, which isn't installed: pip install 'jcl-kit[text]'"
+        ) from error
+
+    def shuffled(first: int, count: int) -> Any:
+        if count >= _CIPHER:
+            number = int(np.random.SeedSequence((_TRAIN, *seed, first)).generate_state(1)[0])
+            return grain.MapDataset.range(first, first + count).shuffle(seed=number).repeat()
+
+        @lru_cache(maxsize=2)  # neighbouring steps share an epoch's order
+        def order(epoch: int) -> np.ndarray:
+            return first + np.random.default_rng((_TRAIN, *seed, first, epoch)).permutation(count)
+
+        places = grain.MapDataset.range(count).repeat()
+        return places.map_with_index(lambda i, _: order(i // count)[i % count])
+
+    parts = [shuffled(int(first), int(count)) for first, count in ranges]
+    mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, shares.tolist())
+    return mixed.batch(batch).__getitem__
+
+
+_CIPHER = 2**16
+"""Rows from which on Grain shuffles: it does so in no memory, but by a cipher of 16 bits or more,
+in which it walks until it comes upon one of the rows: 3.6 ms a draw at 10 rows (measured)."""

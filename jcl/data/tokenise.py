@@ -1,0 +1,223 @@
+"""Documents as one array of tokens, made once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jcl.data.chats import joined, render
+from jcl.data.documents import Document
+from jcl.data.encode import Passage, check_tokenizer, encode, largest_id
+
+_FORMAT = 1  # of the cached files and of what is in them; another one makes them anew
+_BATCH = 1 << 20  # characters that are tokenised at once, and a progress event each
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Tokens(NamedTuple):
+    """Documents one after another, on disk (memory-mapped) or in memory.
+
+    Args:
+      tokens: [N], of the smallest unsigned type that holds the vocabulary.
+      bytes: int32 [N], bytes of text that each token stands for; a document's add up to its own.
+      learn: bool [N], whether to learn to predict it: False in prompts.
+      offsets: int64 [documents + 1], where each document begins, and N.
+    """
+
+    tokens: np.ndarray
+    bytes: np.ndarray
+    learn: np.ndarray
+    offsets: np.ndarray
+
+
+def tokenise(
+    documents: Iterable[Document],
+    tokenizer: Any = None,
+    *,
+    cache: bool = True,
+    on_event: OnEvent | None = None,
+) -> Tokens:
+    """The tokens of documents, each ended by the tokenizer's end-of-document token if it has one.
+
+    They are kept in a folder of `cache_folder()` that is named by the sha256 of the tokenizer's and
+    the documents' content, so another call with the same reads no text but to hash it. The folder
+    appears when it is whole; work that is interrupted leaves none and begins anew. One that turns
+    out to be broken is made again. Delete what you no longer need: nothing else does.
+
+    Args:
+      documents: texts, `(prompt, answer)` pairs or conversations; blank ones are dropped. They are
+        read twice, once to hash them; an iterator, which can't be, is held in memory.
+      tokenizer: a fast tokenizer of transformers; None for the UTF-8 bytes.
+      cache: False keeps all in memory and writes nothing.
+      on_event: called with `{"kind": "tokenise", "documents": so far, "tokens": so far}`.
+
+    Raises:
+      ValueError: if there is nothing but blanks, or something that is no document, by its number.
+      OSError: if the cache can't be written; says what to do.
+
+    >>> tokens = tokenise(["ab", "", "c"], cache=False)
+    >>> tokens.tokens, tokens.offsets
+    (array([97, 98, 99], dtype=uint8), array([0, 2, 3]))
+    """
+    check_tokenizer(tokenizer)
+    if isinstance(documents, str | bytes | Mapping):
+        raise ValueError(f"documents is {type(documents).__name__}, but must be many, a list, say")
+    emit = on_event or (lambda event: None)
+    if not cache:
+        parts = list(_parts(documents, tokenizer, emit))
+        return Tokens(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+    if isinstance(documents, Iterator):
+        documents = list(documents)
+    folder = cache_folder() / _key(documents, tokenizer)
+    found = _load(folder)
+    if found is None:
+        try:
+            _save(folder, _parts(documents, tokenizer, emit))
+        except OSError as error:
+            raise OSError(
+                f"tokens can't be kept in {folder.parent}: {error.strerror}; set JCL_CACHE to a "
+                "folder with room, or cache=False"
+            ) from error
+        found = _load(folder)
+        assert found is not None
+    return found
+
+
+def cache_folder() -> Path:
+    """Where tokens are kept: under JCL_CACHE, or else `jcl` in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("JCL_CACHE") or Path(home) / "jcl") / "tokens"
+
+
+def _passage(document: Any, number: int, tokenizer: Any) -> Passage | None:
+    """A document as a passage, None if it is blank."""
+    if isinstance(document, str):
+        return Passage(document) if document.strip() else None
+    if isinstance(document, tuple) and [type(x) for x in document] == [str, str]:
+        return joined(*document) if document[1].strip() else None
+    if isinstance(document, list | tuple) and all(isinstance(m, Mapping) for m in document):
+        try:
+            return render(tokenizer, document) if document else None
+        except ValueError as error:
+            raise ValueError(f"document {number}: {error}") from error
+    raise ValueError(
+        f"document {number} is {type(document).__name__}, but must be a text, a (prompt, answer) "
+        "or a list of messages"
+    )
+
+
+def _parts(
+    documents: Iterable[Document], tokenizer: Any, emit: OnEvent
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """What is in `Tokens`: first no document and the first offset, then a batch at a time."""
+    kind = np.min_scalar_type(largest_id(tokenizer))
+    nothing = (np.zeros(0, kind), np.zeros(0, np.int32), np.zeros(0, bool))
+    done = total = 0
+    yield *nothing, np.zeros(1, np.int64)
+
+    def part(passages: list[Passage]) -> tuple[np.ndarray, ...]:
+        nonlocal done, total
+        encoded = [e for e in encode(tokenizer, passages) if len(e.tokens)]
+        ends = total + np.cumsum([len(e.tokens) for e in encoded], dtype=np.int64)
+        done, total = done + len(encoded), int(ends[-1]) if len(ends) else total
+        emit({"kind": "tokenise", "documents": done, "tokens": total})
+        tokens, sizes, learn = map(np.concatenate, zip(nothing, *encoded, strict=True))
+        return tokens.astype(kind), sizes, learn, ends
+
+    waiting: list[Passage] = []
+    characters = 0
+    for number, document in enumerate(documents):
+        passage = _passage(document, number, tokenizer)
+        if passage is None:
+            continue
+        waiting.append(passage)
+        characters += len(passage.text)
+        if characters >= _BATCH or len(waiting) == 4096:
+            yield part(waiting)
+            waiting, characters = [], 0
+    if waiting:
+        yield part(waiting)
+    if total == 0:
+        raise ValueError("documents is empty or all blank, but must hold some text")
+
+
+def _key(documents: Iterable[Document], tokenizer: Any) -> str:
+    """sha256 of all that the tokens follow from, in hexadecimal."""
+    digest = hashlib.sha256(json.dumps(_identity(tokenizer), sort_keys=True).encode())
+    for number, document in enumerate(documents):
+        try:
+            text = json.dumps(document)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"document {number} holds what JSON can't: {error}") from error
+        digest.update(text.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _identity(tokenizer: Any) -> list[Any]:
+    if tokenizer is None:
+        return [_FORMAT, None]
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content.pop("padding"), content.pop("truncation")  # the last call's, not the tokenizer's own
+    return [_FORMAT, content, tokenizer.eos_token_id, tokenizer.chat_template]
+
+
+def _load(folder: Path) -> Tokens | None:
+    """The tokens in a folder, memory-mapped; None if there are none or they can't be right."""
+    try:
+        found = Tokens(
+            *(np.load(folder / f"{n}.npy", "r", allow_pickle=False) for n in Tokens._fields)
+        )
+        found = found._replace(offsets=np.array(found.offsets))
+    except (OSError, ValueError, EOFError):
+        return None
+    tokens, sizes, learn, offsets = found
+    kinds = sizes.dtype == np.int32 and learn.dtype == bool and offsets.dtype == np.int64
+    whole = all(x.shape == (len(tokens),) for x in found[:3]) and offsets.ndim == 1
+    if not (kinds and whole and tokens.dtype.kind == "u" and len(offsets) >= 2):
+        return None
+    rising = offsets[0] == 0 and offsets[-1] == len(tokens) and (np.diff(offsets) > 0).all()
+    return found if rising else None
+
+
+def _save(folder: Path, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
+    """Writes the arrays as they come, without ever holding them all; the folder appears whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context((made / f"{n}.npy").open("wb+")) for n in Tokens._fields]
+            counts = [0] * len(files)
+            for round, part in enumerate(parts):
+                for i, (file, array) in enumerate(zip(files, part, strict=True)):
+                    if round == 0:
+                        _header(file, array.dtype, 0)
+                    file.write(array.tobytes())
+                    counts[i] += len(array)
+            for file, array, count in zip(files, part, counts, strict=True):
+                file.seek(0)
+                _header(file, array.dtype, count)
+                file.flush()
+                os.fsync(file.fileno())
+        if _load(folder) is None:  # else another process was quicker
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _header(file: Any, dtype: np.dtype[Any], count: int) -> None:
+    """Of an .npy file; NumPy leaves room in it for any `count`, so that it can be written over."""
+    described = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": described, "fortran_order": False, "shape": (count,)}
+    )

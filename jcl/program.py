@@ -60,7 +60,7 @@ class Program(NamedTuple):
 
 def complete(batch: Batch) -> Batch:
     """Adds `weight` (ones, float32 [B]) and `task` (zeros, int32 [B]) where they are missing."""
-    rows = jax.tree.leaves(batch)[0].shape[0]
+    rows = next(len(x) for x in batch.values() if hasattr(x, "shape"))  # a cache has none
     filled = dict(batch)
     filled.setdefault("weight", jnp.ones(rows, jnp.float32))
     filled.setdefault("task", jnp.zeros(rows, jnp.int32))

@@ -2,6 +2,18 @@
 
 from jcl.models import decoder, mlp
 from jcl.models.folder import Model, load, of, save
+from jcl.models.generation import generate, write
 from jcl.models.layers import dense, init_dense
 
-__all__ = ["Model", "decoder", "dense", "init_dense", "load", "mlp", "of", "save"]
+__all__ = [
+    "Model",
+    "decoder",
+    "dense",
+    "generate",
+    "init_dense",
+    "load",
+    "mlp",
+    "of",
+    "save",
+    "write",
+]

@@ -1,0 +1,218 @@
+"""Writing text: batched decoding with a cache, the whole loop in one compiled function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jcl.method import check
+from jcl.models.decoder import Cache, Config, empty_cache
+
+Call = Callable[[Any, dict[str, Any]], tuple[jax.Array, Cache]]
+"""`(tree, batch)`: a model's `apply` with its parameters, or `program.predict` with a state."""
+
+
+class Written(NamedTuple):
+    """What was written after each prompt."""
+
+    tokens: jax.Array
+    """int32 [B, steps]; 0 after a stop token."""
+    lengths: jax.Array
+    """int32 [B]: tokens before the stop token."""
+
+
+def sample(
+    call: Call,
+    tree: Any,
+    cache: Cache,
+    tokens: jax.Array,
+    segments: jax.Array,
+    key: jax.Array,
+    *,
+    steps: int,
+    temperature: float | jax.Array | None = None,
+    top_k: int | None = None,
+    top_p: float | jax.Array | None = None,
+    stop: Sequence[int] = (),
+) -> Written:
+    """Continues prompts until each has met a stop token, or `steps` tokens are written.
+
+    Args:
+      call: the model; see `Call`.
+      tree: what `call` takes first.
+      cache: empty, with a slot for each token of prompt, soft prefix and continuation.
+      tokens: prompts int32 [B, P], padded on the left.
+      segments: int32 [B, P], 1 for a token and 0 for padding.
+      key: of the draws.
+      steps: tokens to write at most.
+      temperature: divides the logits; None takes the likeliest token. May be traced.
+      top_k: draw among the k likeliest; None among all.
+      top_p: draw among the fewest that have so much probability together; None among all
+        (Holtzman et al., arXiv 1904.09751). May be traced.
+      stop: token ids that end a text.
+    """
+    ends = jnp.asarray(list(stop) or [-1], jnp.int32)
+    rows = tokens.shape[0]
+
+    def draw(logits: jax.Array, at: jax.Array) -> jax.Array:
+        if temperature is None:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        logits = _likeliest(logits / temperature, top_k, top_p)
+        return jax.random.categorical(jax.random.fold_in(key, at), logits).astype(jnp.int32)
+
+    def going(carry: Any) -> jax.Array:
+        at, done = carry[0], carry[1]
+        return (at < steps) & ~jnp.all(done)
+
+    def write(carry: Any) -> Any:
+        at, done, lengths, logits, cache, written = carry
+        new = draw(logits, at)
+        done = done | jnp.any(new[:, None] == ends, axis=-1)
+        written = written.at[:, at].set(jnp.where(done, 0, new))
+        lengths = lengths + ~done
+        logits, cache = call(tree, {"tokens": new[:, None], "cache": cache})
+        return at + 1, done, lengths, logits, cache, written
+
+    prompt = {"tokens": tokens, "segments": segments, "prefill": cache}
+    logits, cache = call(tree, prompt)
+    start = (
+        jnp.int32(0), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32), logits, cache,
+        jnp.zeros((rows, steps), jnp.int32),
+    )  # fmt: skip
+    *_, lengths, _, _, written = lax.while_loop(going, write, start)
+    return Written(written, lengths)
+
+
+def _likeliest(logits: jax.Array, top_k: int | None, top_p: Any) -> jax.Array:
+    """Logits [B, V] with all but the likeliest at -inf."""
+    if top_k is not None:
+        least = lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p is not None:
+        falling = -jnp.sort(-logits, axis=-1)
+        shares = jax.nn.softmax(falling, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        needed = (before < top_p) | (jnp.asarray(top_p) >= 1)  # rounding loses no tail
+        least = jnp.min(jnp.where(needed, falling, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
+
+
+_compiled = jax.jit(sample, static_argnames=("call", "steps", "top_k", "stop"))
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], vocabulary: int, multiple: int = 32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of different length as `tokens` and `segments`, int32 [B, P].
+
+    Args:
+      prompts: token ids.
+      vocabulary: number of ids that the model knows.
+      multiple: P is one of it, so that a few compiled shapes serve all prompts.
+
+    Raises:
+      ValueError: if a prompt is empty, or an id isn't in the vocabulary.
+    """
+    check(len(prompts) > 0, "number of prompts", len(prompts), "at least 1")
+    for i, prompt in enumerate(prompts):
+        check(len(prompt) > 0, f"length of prompt {i}", 0, "at least 1 token")
+        largest, smallest = max(prompt), min(prompt)
+        worst = largest if smallest >= 0 else smallest
+        check(0 <= worst < vocabulary, f"token id in prompt {i}", worst, f"below {vocabulary}")
+    width = -(-max(map(len, prompts)) // multiple) * multiple
+    tokens = np.zeros((len(prompts), width), np.int32)
+    segments = np.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = prompt
+        segments[row, width - len(prompt) :] = 1
+    return tokens, segments
+
+
+def generate(
+    call: Call,
+    tree: Any,
+    config: Config,
+    prompts: Sequence[Sequence[int]],
+    *,
+    steps: int = 64,
+    key: jax.Array | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Sequence[int] = (),
+    soft: int = 0,
+    dtype: Any = None,
+) -> list[list[int]]:
+    """Continues token prompts of different length, compiled once for each padded shape.
+
+    Args:
+      call: `model.apply`, or `program.predict` where methods have a say.
+      tree: the parameters, or the state.
+      config: of the decoder.
+      prompts: token ids, one list a prompt.
+      steps: tokens to write at most.
+      key: of the draws; needed with a temperature.
+      temperature: as in `sample`.
+      top_k: as in `sample`.
+      top_p: as in `sample`.
+      stop: token ids that end a text and aren't returned.
+      soft: length of a soft prefix that `call` puts before the prompt.
+      dtype: of the cache; None is float32.
+
+    Raises:
+      ValueError: if an argument is out of range, or an id isn't in the vocabulary.
+    """
+    check(steps >= 1, "steps", steps, "at least 1")
+    check(temperature is None or temperature > 0, "temperature", temperature, "above 0, or None")
+    check(temperature is None or key is not None, "key", key, "given with a temperature")
+    check(
+        top_k is None or 1 <= top_k <= config.vocabulary, "top_k", top_k, "from 1 to the vocabulary"
+    )
+    check(top_p is None or 0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1")
+    tokens, segments = left_padded(prompts, config.vocabulary)
+    slots = tokens.shape[1] + steps + soft
+    if config.rope is None:
+        longest = max(map(len, prompts)) + steps + soft
+        check(longest <= config.context, "prompt and steps", longest, f"at most {config.context}")
+    written = _compiled(
+        call, tree, empty_cache(config, len(prompts), slots, dtype or jnp.float32),
+        jnp.asarray(tokens), jnp.asarray(segments), jax.random.key(0) if key is None else key,
+        steps=steps, temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop),
+    )  # fmt: skip
+    found, lengths = np.asarray(written.tokens), np.asarray(written.lengths)
+    return [row[:n].tolist() for row, n in zip(found, lengths, strict=True)]
+
+
+def write(
+    model: Any,
+    prompts: Sequence[str],
+    *,
+    params: Any = None,
+    stop: Sequence[int] = (),
+    **options: Any,
+) -> list[str]:
+    """Continues texts with a loaded model; options are `generate`'s.
+
+    Args:
+      model: a `models.Model` with a tokenizer.
+      prompts: texts, as the tokenizer is to read them.
+      params: other ones than the model's own.
+      stop: token ids beside the tokenizer's end of text.
+      **options: of `generate`.
+
+    Raises:
+      ValueError: as `generate`.
+    """
+    check(model.tokenizer is not None, "tokenizer", None, "there; give token ids to generate")
+    ids = [model.tokenizer(p)["input_ids"] for p in prompts]
+    end = model.tokenizer.eos_token_id
+    stop = (*stop, *(() if end is None else (end,)))
+    tree = model.params if params is None else params
+    found = generate(model.apply, tree, model.config, ids, stop=stop, **options)
+    return [model.tokenizer.decode(row) for row in found]

@@ -1,0 +1,139 @@
+"""What a model's folder may hold, and how what is wrong with it is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcl import models
+from jcl.models import decoder
+from jcl.models.tensors import open_folder
+
+pytest.importorskip("transformers")
+SMALL = decoder.Config(vocabulary=61, layers=2, width=32, heads=4, kv_heads=2, hidden=48)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    params = decoder.init(jax.random.key(0), SMALL)
+    return models.save(models.of(SMALL, params), params, tmp_path / "model")
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(folder: Path | str, *words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        models.load(folder)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_round_trip(folder: Path) -> None:
+    model = models.load(folder)
+    wanted = decoder.init(jax.random.key(0), SMALL)
+    jax.tree.map(np.testing.assert_array_equal, model.params, wanted)
+    assert model.tokenizer is None
+
+
+def test_an_unknown_architecture_lists_the_known(folder: Path) -> None:
+    edit(folder, model_type="mamba")
+    refused(folder, "'mamba'", "'llama'", "'gemma2'")
+
+
+def test_a_shape_that_does_not_fit_names_tensor_shapes_and_file(folder: Path) -> None:
+    edit(folder, intermediate_size=64)
+    refused(folder, "down_proj", "(32, 48)", "(32, 64)", "model.safetensors")
+
+
+def test_a_missing_tensor_is_named(folder: Path) -> None:
+    edit(folder, num_hidden_layers=3)
+    refused(folder, "model.layers.2.")
+
+
+def test_a_truncated_file_is_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(folder, str(path), "damaged")
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "no folder")
+    refused(tmp_path, "config.json")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"')
+    refused(tmp_path, "no JSON")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    refused(tmp_path, "safetensors")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(40))
+    refused(tmp_path, "model.gguf", "damaged")
+
+
+def test_code_in_the_folder_is_never_run(folder: Path) -> None:
+    mark = folder / "ran"
+    evil = f"open({str(mark)!r}, 'w')\nclass Evil: pass\n"
+    (folder / "modeling_evil.py").write_text(evil)
+    edit(folder, auto_map={"AutoConfig": "modeling_evil.Evil", "AutoModel": "modeling_evil.Evil"})
+    models.load(folder)
+    assert not mark.exists()
+
+
+def test_the_form_of_transformers_4_is_read(folder: Path) -> None:
+    path = folder / "config.json"
+    given = json.loads(path.read_text())
+    del given["rope_parameters"]
+    scaling = {"type": "linear", "factor": 2.0}
+    path.write_text(json.dumps(given | {"rope_theta": 5e5, "rope_scaling": scaling}))
+    rope = models.load(folder).config.rope
+    assert rope is not None and (rope.theta, rope.kind, rope.factor) == (5e5, "linear", 2.0)
+
+
+def test_dtypes_are_kept_or_chosen(folder: Path, tmp_path: Path) -> None:
+    model = models.load(folder, dtype=jnp.bfloat16)
+    assert {x.dtype for x in jax.tree.leaves(model.params)} == {jnp.dtype("bfloat16")}
+    half = models.save(model, model.params, tmp_path / "half")
+    assert json.loads((half / "config.json").read_text())["dtype"] == "bfloat16"
+    back = models.load(half)
+    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+    mixed = {**model.params, "norm": {"scale": jnp.ones(32, jnp.float32)}}
+    models.save(model, mixed, tmp_path / "mixed")
+    assert models.load(tmp_path / "mixed").params["norm"]["scale"].dtype == jnp.float32
+
+
+def test_shards_have_an_index(tmp_path: Path) -> None:
+    params = decoder.init(jax.random.key(0), SMALL)
+    out = models.save(models.of(SMALL, params), params, tmp_path / "m", shard_gb=2e-5)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+    assert open_folder(out).names == set(index["weight_map"])
+    jax.tree.map(np.testing.assert_array_equal, models.load(out).params, params)
+    (out / sorted(set(index["weight_map"].values()))[0]).unlink()
+    refused(out, "is missing")
+
+
+def test_saving_refuses_what_would_be_lost(folder: Path, tmp_path: Path) -> None:
+    model = models.load(folder)
+    with pytest.raises(ValueError, match="new or empty"):
+        models.save(model, model.params, folder)
+    grown = {**model.params, "extra": {"kernel": jnp.ones(2)}}
+    with pytest.raises(ValueError, match="extra/kernel"):
+        models.save(model, grown, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    capped = decoder.Config(vocabulary=61, layers=2, width=32, heads=4, logit_cap=3.0)
+    with pytest.raises(ValueError, match="Llama"):
+        models.of(capped, decoder.init(jax.random.key(0), capped))
+
+
+def test_weights_are_sharded_as_they_are_read(folder: Path) -> None:
+    from jcl import mesh
+
+    model = models.load(folder, mesh=mesh.make(fsdp=1))
+    assert model.params["blocks"]["up"]["kernel"].sharding.mesh.axis_names == ("fsdp",)

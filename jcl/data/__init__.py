@@ -21,7 +21,7 @@ from jcl.data.scenarios import (
 from jcl.data.sources import digits, mnist, mnist5k, python_domains
 from jcl.data.stream import Stream, from_leaves, members, pack, stack
 from jcl.data.text import from_bytes, windows
-from jcl.data.tokenise import Tokens, tokenise
+from jcl.data.tokens import Tokens, tokenise
 
 __all__ = [
     "Documents",

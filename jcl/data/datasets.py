@@ -91,7 +91,7 @@ def read_tfds(
             ) from error
         builder.download_and_prepare()
     for wanted in [field] if isinstance(field, str) else field:
-        there = list(builder.info.features)
+        there = sorted(builder.info.features)
         check(wanted in there, "field", wanted, f"one of {there}")
     source = builder.as_data_source(split=split)
 

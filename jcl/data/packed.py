@@ -14,7 +14,7 @@ from jcl.data.documents import Document
 from jcl.data.packing import Packing, Rows, gather, pack_rows
 from jcl.data.stages import Stage, each_stage, plan
 from jcl.data.stream import Arrays, Stream, pack
-from jcl.data.tokenise import OnEvent, Tokens, tokenise
+from jcl.data.tokens import OnEvent, Tokens, tokenise
 from jcl.method import Batch, check
 
 _TRAIN, _BOUNDARY = 4, 5  # so that no use of a seed shares its draws with another

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jcl.data.stream import Arrays
-from jcl.data.tokenise import Tokens
+from jcl.data.tokens import Tokens
 from jcl.method import check
 
 Packing = Literal["fit", "split", "alone"]

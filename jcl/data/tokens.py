@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,13 +81,7 @@ def tokenise(
     folder = cache_folder() / _key(documents, tokenizer)
     found = _load(folder)
     if found is None:
-        try:
-            _save(folder, _parts(documents, tokenizer, emit))
-        except OSError as error:
-            raise OSError(
-                f"tokens can't be kept in {folder.parent}: {error.strerror}; set JCL_CACHE to a "
-                "folder with room, or cache=False"
-            ) from error
+        _save(folder, _parts(documents, tokenizer, emit))
         found = _load(folder)
         assert found is not None
     return found
@@ -191,28 +185,44 @@ def _load(folder: Path) -> Tokens | None:
 
 def _save(folder: Path, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
     """Writes the arrays as they come, without ever holding them all; the folder appears whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    with _writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context((made / f"{n}.npy").open("wb+")) for n in Tokens._fields]
+            files = [stack.enter_context((made / f"{n}.npy").open("wb")) for n in Tokens._fields]
             counts = [0] * len(files)
-            for round, part in enumerate(parts):
+            for number, part in enumerate(parts):
                 for i, (file, array) in enumerate(zip(files, part, strict=True)):
-                    if round == 0:
-                        _header(file, array.dtype, 0)
-                    file.write(array.tobytes())
+                    with _writing(folder):
+                        if number == 0:
+                            _header(file, array.dtype, 0)
+                        file.write(array.tobytes())
                     counts[i] += len(array)
             for file, array, count in zip(files, part, counts, strict=True):
-                file.seek(0)
-                _header(file, array.dtype, count)
-                file.flush()
-                os.fsync(file.fileno())
+                with _writing(folder):
+                    file.seek(0)
+                    _header(file, array.dtype, count)
+                    file.flush()
+                    os.fsync(file.fileno())
         if _load(folder) is None:  # else another process was quicker
             shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
+            with _writing(folder):
+                made.rename(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Says of an error what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"tokens can't be kept in {folder.parent}: {error.strerror}; set JCL_CACHE to a folder "
+            "with room, or cache=False"
+        ) from error
 
 
 def _header(file: Any, dtype: np.dtype[Any], count: int) -> None:

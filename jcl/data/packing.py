@@ -56,7 +56,8 @@ def pack_rows(
       length: of a row.
       packing: `fit` cuts only documents longer than a row, and puts pieces together so that little
         is padding (best fit, the longest first); `split` lays them end to end and cuts wherever a
-        row is full, so that nothing is padding but in the last row; `alone` has one piece a row.
+        row is full, so that none is but in the last row, and the last place of a row where no
+        document could begin; `alone` has one piece a row.
       overlong: what becomes of the rest of a document longer than a row: `split` makes further
         pieces, `cut` leaves it out, which suits conversations (not with `packing="split"`).
 

@@ -70,7 +70,7 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
         name=name,
         scenario=f"{config.scenario}-incremental",
         stream=stream,
-        init=init,
+        init=jax.jit(init),
         apply=mlp.apply,
         loss=losses.cross_entropy(classes, mask),
         optimizer=optax.adam,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import optax
 
 from jcl import data, losses
@@ -62,7 +63,7 @@ def build(config: Config) -> Experiment:
         name="domains",
         scenario=config.scenario,
         stream=stream,
-        init=lambda key: decoder.init(key, shape),
+        init=jax.jit(lambda key: decoder.init(key, shape)),
         apply=decoder.apply_fn(shape),
         loss=losses.next_token,
         optimizer=lambda lr: optax.adamw(optax.warmup_constant_schedule(0.0, lr, 50)),

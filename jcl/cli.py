@@ -231,6 +231,7 @@ def _train(
     html = page.draw(out)
     for run in runs:
         screen.matrix(run)
+        screen.ability(run)
     screen.table(runs)
     screen.console().print(f"results: {out}\nreport:  {html}", soft_wrap=True)
 
@@ -243,10 +244,11 @@ def _fit(
     unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
     members = seeds * len(one.points)
     title = one.name if members == 1 else f"{one.name} × {members}"
-    watch = screen.Watch(title, len(stream.names), stream.tests, unit)
+    columns = (*stream.tests, *built.probe_names)
+    watch = screen.Watch(title, len(stream.names), columns, unit)
     with watch.events(folder / "tensorboard"):
         result = jcl.fit(
-            *setup, evaluate=built.evaluate, out=folder, resume=resume, chunk=built.chunk,
+            *setup, evaluate=experiment.scored(built), out=folder, resume=resume, chunk=built.chunk,
             on_event=watch,
         )  # fmt: skip
     assert result.scores is not None
@@ -270,7 +272,9 @@ def _fit(
         "pipeline": jcl.explain(setup.program.method),
     }
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
-    return report.write(folder, facts, one.points, one.labels, scores)
+    tasks = len(stream.tests)
+    probes = {name: scores[..., tasks + i] for i, name in enumerate(built.probe_names)}
+    return report.write(folder, facts, one.points, one.labels, scores[..., :tasks], probes)
 
 
 def _list() -> None:

@@ -23,7 +23,9 @@ Score = Callable[[Any, Batch], tuple[jax.Array, jax.Array]]
 `batch["stage"]` int32 [B] is the last stage that the model has trained on, -1 before any."""
 
 
-def evaluator(test: Any, score: Score) -> Evaluate:
+def evaluator(
+    test: Any, score: Score, prepare: Callable[[Batch], Batch] = lambda batch: batch
+) -> Evaluate:
     """`evaluate(program, state) -> float32 [tasks]`: Σ sum / Σ weight over each task's batches.
 
     With a program of many members (`replicate`) it is [members, tasks].
@@ -31,6 +33,8 @@ def evaluator(test: Any, score: Score) -> Evaluate:
     Args:
       test: leaves [tasks, n, B, ...] with `weight` and `task`, such as `Stream.test`.
       score: what to measure, such as `accuracy()`.
+      prepare: what the model is asked, such as `losses.shifted`, with which a language model
+        answers with `TokenScores` and never holds all logits.
 
     >>> import numpy as np, optax
     >>> from jcl import losses, make, methods
@@ -50,7 +54,7 @@ def evaluator(test: Any, score: Score) -> Evaluate:
         stage = state.task - (state.task_step == 0)
 
         def one(_: None, batch: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            outputs = program.predict(state, batch)
+            outputs = program.predict(state, prepare(batch))
             added, weight = score(outputs, {**batch, "stage": jnp.full_like(batch["task"], stage)})
             return None, (added.astype(jnp.float32), weight.astype(jnp.float32))
 
@@ -120,13 +124,15 @@ def token_nll() -> Score:
     """Negative log-likelihood in nats a token, of each of `tokens` [B, L] given those before it.
 
     Its exponential is the perplexity (`metrics.perplexity`). `mask` [B, L - 1] leaves tokens out.
+    Takes logits, or the `TokenScores` of a batch prepared by `losses.shifted`.
     """
 
     def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        lost = losses.next_token_nll(outputs, batch["tokens"])
-        weight = jnp.broadcast_to(batch["weight"][:, None], lost.shape)
-        if "mask" in batch:
-            weight = weight * batch["mask"]
+        if isinstance(outputs, losses.TokenScores):
+            lost = outputs.nll[:, :-1]
+        else:
+            lost = losses.next_token_nll(outputs, batch["tokens"])
+        weight = losses.token_weight(batch)
         return jnp.sum(lost * weight), jnp.sum(weight)
 
     return score

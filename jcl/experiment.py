@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,10 +21,11 @@ import numpy as np
 import optax
 
 import jcl
-from jcl import data, expression
+from jcl import adapters, data, expression, trees
 from jcl.data import Stream
 from jcl.method import Apply, Objective, Params
 from jcl.program import Boundary, Evaluate, Program
+from jcl.trees import Trainable
 
 
 class Experiment(NamedTuple):
@@ -34,7 +36,7 @@ class Experiment(NamedTuple):
     stream: Callable[[int], Stream]
     """`seed -> Stream`."""
     init: Callable[[jax.Array], Params]
-    """`key -> params`."""
+    """`key -> params`; not jitted here, lest loaded weights become constants."""
     apply: Apply
     loss: Objective
     optimizer: Callable[[Any], optax.GradientTransformation]
@@ -51,6 +53,18 @@ class Experiment(NamedTuple):
     """Steps a compiled call, and so between lines of the log."""
     tokens_per_row: int | None = None
     """So that progress can say tokens/s."""
+    probe_names: tuple[str, ...] = ()
+    """Of the probes for general ability, which no stage trains on."""
+    probe: Evaluate | None = None
+    """`(program, state) -> shares of right answers [probes]`, before and after every stage."""
+
+
+def scored(experiment: Experiment) -> Evaluate:
+    """`evaluate(program, state) -> [tasks + probes]`: all that is measured at a boundary."""
+    if experiment.probe is None:
+        return experiment.evaluate
+    parts = (experiment.evaluate, experiment.probe)
+    return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
 
 
 def folder() -> Path:
@@ -112,6 +126,15 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def _adapted(program: Program, params: Params, stream: Stream) -> bool:
+    """Whether the methods add adapters to the parameters."""
+    rows = jax.tree.map(lambda x: x[0], stream.chunk(0, 0, 1))
+    batch = jax.eval_shape(stream.fetch, stream.source, rows)
+    state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
+    paths = jax.tree_util.tree_leaves_with_path(state.params)
+    return any(adapters.only(trees.path_name(path)) for path, _ in paths)
+
+
 class Setup(NamedTuple):
     """What `jcl.fit` is called with."""
 
@@ -141,26 +164,31 @@ def setup(
     """
     calls = list(calls)
 
-    def member(value: Mapping[str, Any]) -> Program:
+    def member(value: Mapping[str, Any], trainable: Trainable = trees.everything) -> Program:
         return jcl.make(
             expression.build(calls, {k: v for k, v in value.items() if "." in k}),
             experiment.apply,
             experiment.loss,
             experiment.optimizer(value.get("lr", experiment.learning_rate)),
+            trainable=trainable,
             microbatches=experiment.microbatches,
             boundary=experiment.boundary,
         )
 
     for point in points:  # while they are numbers, each says for itself whether it is in range
         member(point)
-    init = jax.jit(experiment.init)
 
     def start(seed: int) -> tuple[Params, jax.Array]:
         weights, run = jax.random.split(jax.random.key(seed))
-        return init(weights), run
+        return experiment.init(weights), run
 
+    params, key = start(0)
+    stream = experiment.stream(0)
+    # where a method brings adapters, they alone learn
+    adapted = _adapted(member(points[0]), params, stream)
+    member = partial(member, trainable=adapters.only if adapted else trees.everything)
     if seeds * len(points) == 1:
-        return Setup(member(points[0]), *start(0), experiment.stream(0))
+        return Setup(member(points[0]), params, key, stream)
     # one after another, so that a seed's draws are those that it has alone
     each = [start(seed) for seed in range(seeds)]
     params, keys = jax.tree.map(lambda *x: jnp.stack(x * len(points)), *each)

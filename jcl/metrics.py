@@ -329,6 +329,23 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float | None]:
     return mean, _student_quantile(level, values.size - 1) * error
 
 
+def vertical_forgetting(P: Any) -> Any:
+    """Mean over probes of P[0, j] - P[T, j]: general ability that the stages cost.
+
+    `P` [..., stages + 1, probes] has the scores of probes that no stage trains on, higher being
+    better. It is -ΔR_T of TRACE (Wang et al., arXiv 2310.06762), whose ΔR_t is the mean over probes
+    of P[t, j] - P[0, j]. Negative: the stages taught the probes something.
+    """
+    P = P if hasattr(P, "ndim") else np.asarray(P, np.float64)
+    return (P[..., 0, :] - P[..., -1, :]).mean(-1)
+
+
+VERTICAL = (
+    "mean over probes of P[0,j] - P[T,j], row 0 being the model before training "
+    "(-ΔR of TRACE, arXiv 2310.06762); positive is forgetting"
+)
+"""What `vertical_forgetting` is, for a report."""
+
 definitions = {
     "average": "mean over tasks of the score after the last stage (GEM, arXiv 1706.08840)",
     "backward_transfer": "mean over the tasks before the last of R[T,i] - R[i,i] "

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jcl import figures, report
+from jcl import figures, metrics, report
 from jcl.report import MEASURES, Run, labelled, measured, title
 
 STYLE = """
@@ -182,7 +182,29 @@ def _one(run: Run) -> str:
         for m in MEASURES
     )
     name = html.escape(run.labels[run.best])
-    return f'<h1>{name}</h1>{_note(_sub([run]))}<div class="tiles">{tiles}</div>'
+    tiles = f'<div class="tiles">{tiles}</div>'
+    return f"<h1>{name}</h1>{_note(_sub([run]))}{tiles}{_ability([run])}"
+
+
+def _ability(runs: Sequence[Run]) -> str:
+    """General ability on the probes before, and after each stage."""
+    parts = []
+    for run in runs:
+        if run.probed is None:
+            continue
+        when = ["before", *(f"after {s}" for s in run.summary["stages"])]
+        matrix = run.probed["matrix"]
+        rows = [
+            [name, *(f"{100 * x:.1f}" for x in row)] for name, row in zip(when, matrix, strict=True)
+        ]
+        lost = measured(run.probed["vertical_forgetting"], 100)
+        note = f"vertical forgetting {lost} points: {metrics.VERTICAL}"
+        parts.append(
+            _heading(f"General ability: {run.labels[run.best]}")
+            + _table(["right answers in %", *run.probed["names"]], rows)
+            + _note(note)
+        )
+    return "".join(parts)
 
 
 def _several(runs: Sequence[Run]) -> str:
@@ -192,7 +214,8 @@ def _several(runs: Sequence[Run]) -> str:
         for run, shown in zip(runs, labelled(runs), strict=True)
     ]
     table = _table(["method", *map(title, MEASURES)], rows)
-    return f"<h1>{html.escape(runs[0].summary['experiment'])}</h1>{_note(_sub(runs))}{table}"
+    name = html.escape(runs[0].summary["experiment"])
+    return f"<h1>{name}</h1>{_note(_sub(runs))}{table}{_ability(runs)}"
 
 
 def _points(run: Run) -> str:

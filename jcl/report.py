@@ -68,6 +68,12 @@ class Run(NamedTuple):
     """[points, seeds, stages + 1, tasks]."""
 
     @property
+    def probed(self) -> dict[str, Any] | None:
+        """Of the best point `names` of probes, `matrix` [stages + 1][probes] and
+        `vertical_forgetting`; None where there are no probes."""
+        return self.summary.get("probes")
+
+    @property
     def best(self) -> int:
         """The point with the best average."""
         average = self.scores[:, :, -1].mean(axis=(1, 2))
@@ -124,6 +130,7 @@ def write(
     points: Sequence[Mapping[str, Any]],
     labels: Sequence[str],
     scores: np.ndarray,
+    probes: Mapping[str, np.ndarray] | None = None,
 ) -> Run:
     """Writes summary.json, matrix.csv and scores.csv.
 
@@ -133,6 +140,7 @@ def write(
       points: values of each point of a sweep, or `[{}]`.
       labels: the method with each point's values, to be shown.
       scores: [points, seeds, stages + 1, tasks].
+      probes: by name, shares of right answers [points, seeds, stages + 1].
     """
     values = [dict(point) for point in points]
     run = Run(folder, dict(facts), values, list(labels), np.asarray(scores, np.float64))
@@ -144,6 +152,8 @@ def write(
         )
     best = sweep[run.best]
     run.summary.update({k: v for k, v in best.items() if k not in ("values", "label")})
+    if probes:
+        run.summary["probes"] = _probes(probes, run.best)
     if any(run.points):
         run.summary["selected"] = best["values"]
         run.summary["sweep"] = sweep
@@ -160,6 +170,16 @@ def write(
             score = f"{run.scores[p, s, r, t]:.7g}"
             table.writerow([*run.points[p].values(), s, r, rows[r], facts["tasks"][t], score])
     return run
+
+
+def _probes(probes: Mapping[str, np.ndarray], best: int) -> dict[str, Any]:
+    P = np.stack([np.asarray(x, np.float64)[best] for x in probes.values()], axis=-1)
+    mean, ci95 = metrics.interval(metrics.vertical_forgetting(P))
+    return {
+        "names": list(probes),
+        "matrix": _numbers(P.mean(axis=0)),
+        "vertical_forgetting": {"mean": mean, "ci95": ci95, "definition": metrics.VERTICAL},
+    }
 
 
 def save_json(path: Path, content: Any) -> None:

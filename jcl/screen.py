@@ -144,6 +144,27 @@ def matrix(run: Run) -> None:
     console().print(table)
 
 
+def ability(run: Run) -> None:
+    """Prints what a run's stages did to general ability, if it was probed."""
+    if run.probed is None:
+        return
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=escape(f"{run.labels[run.best]}: right answers (%) on probes"),
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("")
+    for name in run.probed["names"]:
+        table.add_column(escape(name), justify="right")
+    when = ["before", *(f"after {s}" for s in run.summary["stages"])]
+    for name, row in zip(when, run.probed["matrix"], strict=True):
+        table.add_row(escape(name), *(f"{100 * x:.1f}" for x in row))
+    console().print(table)
+    lost = report.measured(run.probed["vertical_forgetting"], 100)
+    console().print(f"  vertical forgetting: {lost} points")
+
+
 def table(runs: Sequence[Run]) -> None:
     """Prints the measures of runs, a line each, and of a sweep a line for each point."""
     factor = report.scale(runs)

@@ -1,0 +1,105 @@
+"""A pretrained language model goes through two centuries of State of the Union addresses.
+
+It is trained on one era after another, and scored on all of them and, before and after each, on
+probes of general ability that no era teaches. Methods with adapters train those alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import optax
+
+from jcl import data, losses, models, probes
+from jcl.data.corpora import eras, held_out, state_of_the_union
+from jcl.data.fetch import fetch
+from jcl.evaluation import evaluator, token_nll
+from jcl.experiment import Experiment
+
+METHODS = ("lora()", "lora() + er(capacity=256, rows=2)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A reduced run for two cores; `--set preset=full` is what a GPU would run."""
+
+    scenario: Literal["domain"] = "domain"
+    """Domain-incremental: one era after another, no task id."""
+    model: str = "glassllm"
+    """What `jcl fetch` gets (`smollm2`, `glassllm`), a folder, or a Hugging Face id."""
+    preset: Literal["reduced", "full"] = "reduced"
+    """`full` trains an epoch of each era on rows of 1024 tokens (or the model's context), and
+    probes every item."""
+    order: tuple[str, ...] = ()
+    """Eras in another order, by name such as `1861-1900`."""
+    steps: int = 40
+    """Optimizer steps on each era."""
+    batch: int = 4
+    """Rows a step."""
+    length: int = 128
+    """Tokens in a row."""
+    lr: float = 1e-3
+    """AdamW's learning rate."""
+    test_rows: int = 16
+    """Test rows an era."""
+    probe: tuple[str, ...] = ("boolq", "piqa", "commonsenseqa", "mmlu")
+    """Which probes; none with `probe=()`."""
+    items: int = 48
+    """Items of each probe."""
+    remat: Literal["none", "block", "dots"] = "none"
+    """What the backward pass computes again to save memory."""
+
+
+@cache
+def pretrained(name: str) -> models.Model:
+    """The model, loaded once for all methods."""
+    known = "/" not in name and not name.startswith(".")
+    return models.load(fetch(name) if known else name)
+
+
+def _probes(config: Config, model: models.Model) -> probes.Encoded:
+    limit = None if config.preset == "full" else config.items
+    asked = [probes.read(name, limit=limit) for name in config.probe]
+    return probes.encode(asked, model.tokenizer, min(512, model.config.context), rows=4)
+
+
+def build(config: Config) -> Experiment:
+    full = config.preset == "full"
+    model = pretrained(config.model)
+    length = min(1024 if full else config.length, model.config.context)
+    texts = {}
+    for name, addresses in eras(state_of_the_union()).items():
+        train, test = held_out(addresses)
+        texts[name] = ([a.text for a in train], [a.text for a in test])
+    if config.order:
+        texts = {name: texts[name] for name in config.order}
+
+    def stream(seed: int) -> data.Stream:
+        amount: Any = {"epochs": 1} if full else {"steps": config.steps}
+        return data.from_text(
+            texts, model.tokenizer, length=length, batch=config.batch, seed=seed,
+            boundary_batches=None if full else 8,
+            test_rows=None if full else config.test_rows, test_batch=8, **amount,
+        )  # fmt: skip
+
+    probe = probes.evaluator(_probes(config, model)) if config.probe else None
+    apply = models.decoder.apply_fn(model.config, remat=config.remat)
+    return Experiment(
+        name="eras",
+        scenario=config.scenario,
+        stream=stream,
+        init=lambda key: model.params,
+        apply=apply,
+        loss=losses.fused_next_token(),
+        optimizer=lambda lr: optax.adamw(lr),
+        evaluate=evaluator(stream(0).test, token_nll(), losses.shifted),
+        measure="log perplexity",
+        higher_is_better=False,
+        learning_rate=config.lr,
+        chunk=10,
+        tokens_per_row=length,
+        probe_names=config.probe,
+        probe=probe,
+    )

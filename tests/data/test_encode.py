@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import tiny
+from tokenizers import processors
 
 from jcl.data.encode import Passage, encode, largest_id, special_texts
 
@@ -70,6 +71,17 @@ def test_what_a_tokenizer_drops_or_adds_changes_no_sum():
     assert got.bytes[0] == got.bytes[-1] == 0 and got.bytes.sum() == 13
     got = encode(tiny.sentence_piece(), [Passage("the cat")])[0]
     assert got.bytes[0] == got.bytes[-1] == 0 and got.bytes.sum() == 7
+
+
+def test_an_end_that_the_tokenizer_writes_itself_is_not_written_twice():
+    tokenizer = copy.deepcopy(tiny.sentence_piece())
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )  # as T5's
+    got = encode(tokenizer, [Passage("the cat"), Passage("the cat", ((4, 7),))])
+    assert got[0].tokens.tolist().count(2) == 1 and got[0].tokens[-1] == 2
+    assert got[0].bytes.sum() == 7 and got[0].bytes[-1] == 0 and got[0].learn.all()
+    assert got[1].learn[-1] and not got[1].learn[0]
 
 
 def test_bytes_are_their_own_tokens():

@@ -131,9 +131,13 @@ def test_rows_on_the_device_and_on_the_host_are_the_same_draws():
             jax.tree.map(np.asarray, s.fetch(s.source, s.boundary(stage))) for s in (here, there)
         ]
         same(*kept)
-    # the shapes and dtypes of a chunk don't depend on what is in it
-    kinds = [{k: (v.shape, v.dtype) for k, v in here.chunk(0, i, i + 1).items()} for i in range(8)]
-    assert all(k == kinds[0] for k in kinds)
+
+
+def test_the_shapes_and_dtypes_of_a_chunk_do_not_depend_on_what_is_in_it():
+    narrow, wide = data.tokenise(A), data.tokenise(B, tiny.byte_level())
+    s = make({"a": (narrow, narrow), "b": (wide, wide)}, on_device=0)
+    kinds = [{k: (v.shape, v.dtype) for k, v in s.chunk(i, 0, 1).items()} for i in (0, 1)]
+    assert kinds[0] == kinds[1] and kinds[0]["tokens"] == ((1, 4, 24), np.uint16)
 
 
 def test_mixtures_keep_their_shares_at_every_moment():
@@ -171,7 +175,12 @@ def test_tests_have_every_row_once_or_some_evenly_spread():
         assert real.sum() == sum(len(t) - 1 for t in texts)
         assert (s.test["task"][task] == task).all()
     few = make(test_rows=2)
-    assert (few.test["weight"].sum((1, 2)) == np.minimum(sizes, 2)).all()
+    assert (few.test["weight"].sum((1, 2)) == 2).all() and sizes[1] > 6
+    for task, count in enumerate(sizes.astype(int)):
+        every = s.test["tokens"][task].reshape(-1, 24)
+        np.testing.assert_array_equal(
+            few.test["tokens"][task].reshape(-1, 24)[:2], every[[0, count // 2]]
+        )
     assert {k: v.dtype for k, v in few.test.items()} == {k: v.dtype for k, v in drawn(s, 0).items()}
 
 

@@ -132,6 +132,8 @@ def test_what_is_all_prompt_takes_no_room():
     assert everything(rows)["tokens"].tolist() == [[4, 5, 6, 0]]
     with pytest.raises(ValueError, match="nothing to predict"):
         pack_rows(numbered([4], learn[:4]), 8)
+    with pytest.raises(ValueError, match="nothing to predict"):
+        pack_rows(numbered([3, 1], np.array([False, False, False, True])), 8)
 
 
 def test_rows_are_gathered_in_any_order():

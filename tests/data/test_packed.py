@@ -252,6 +252,19 @@ def small_decoder():
     return models.decoder.init(jax.random.key(0), config), models.decoder.apply_fn(config)
 
 
+def test_a_decoder_scores_packed_documents_as_it_does_each_alone():
+    params, apply = small_decoder()
+    params = jax.tree.map(lambda x: 5 * x, params)  # so that what is attended to makes a difference
+    program = jcl.make(methods.naive(), apply, losses.next_token, optax.sgd(0.1))
+    scores = []
+    for packing in ("fit", "alone"):
+        s = make(packing=packing, length=64, steps=1)
+        state = program.init(params, drawn(s, 0, 0, 1), jax.random.key(0))
+        evaluate = evaluation.evaluator(s.test, evaluation.bits_per_byte())
+        scores.append(jax.jit(partial(evaluate, program))(state))
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("on_device", [0, 2**28])
 def test_fit_learns_and_resumes_in_mid_epoch_bit_for_bit(on_device, tmp_path):

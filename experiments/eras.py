@@ -100,6 +100,7 @@ def build(config: Config) -> Experiment:
         learning_rate=config.lr,
         chunk=10,
         tokens_per_row=length,
+        model=model,
         probe_names=config.probe,
         probe=probe,
     )

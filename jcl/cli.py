@@ -1,4 +1,4 @@
-"""The command line: `jcl run`, `list`, `explain`, `compare`, `report` and `fetch`.
+"""The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export` and `fetch`.
 
 Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 130 after Ctrl-C.
 """
@@ -33,12 +33,13 @@ USAGE = """usage: jcl COMMAND ...
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs
   jcl report DIR               draws a run's figures and report.html again
+  jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card
   jcl fetch NAME               gets a model or a data set; without a name, lists them
 
   jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
   jcl COMMAND --help           what a command takes
 """
-COMMANDS = ("run", "list", "explain", "compare", "report", "fetch")
+COMMANDS = ("run", "list", "explain", "compare", "report", "export", "fetch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,6 +76,7 @@ def _dispatch(args: list[str]) -> int:
         "explain": lambda a: _call(_explain, "explain", a),
         "compare": lambda a: _call(_compare, "compare", a),
         "report": lambda a: _call(_report, "report", a),
+        "export": lambda a: _call(_export, "export", a),
         "fetch": lambda a: _call(_fetch, "fetch", a),
     }[command](rest)
 
@@ -336,6 +338,16 @@ def _report(dir: Annotated[Path, tyro.conf.Positional, arg(metavar="DIR")]) -> N
     from jcl import page
 
     print(page.draw(dir))
+
+
+def _export(
+    run: Annotated[Path, tyro.conf.Positional, arg(metavar="RUN")],
+    to: Annotated[Path, arg(metavar="DIR")],
+) -> None:
+    """Writes a run's model, adapters merged, as a Hugging Face folder with a model card."""
+    from jcl import export
+
+    print(export.write(run, to))
 
 
 def _fetch(

@@ -53,6 +53,8 @@ class Experiment(NamedTuple):
     """Steps a compiled call, and so between lines of the log."""
     tokens_per_row: int | None = None
     """So that progress can say tokens/s."""
+    model: Any = None
+    """The `models.Model` that is trained, if it can be exported."""
     probe_names: tuple[str, ...] = ()
     """Of the probes for general ability, which no stage trains on."""
     probe: Evaluate | None = None

@@ -201,6 +201,56 @@ def _count(x: jax.Array) -> int:
     return int(np.asarray(x).reshape(-1)[0])
 
 
+def _begin(
+    program: Program,
+    params: Params,
+    key: jax.Array,
+    stream: Stream,
+    source: Any,
+    evaluate: Evaluate | None,
+) -> tuple[State, np.ndarray, int]:
+    """The first state, empty scores, and the rows of a step, all members together."""
+
+    def start(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
+        rows = jax.tree.map(lambda x: x[0], slices)
+        batch = complete(stream.fetch(source, rows))
+        return p.init(params, batch, key), batch["weight"]
+
+    first = stream.chunk(0, 0, 1)
+    state, weight = jax.jit(partial(program.each, start))(params, key, first)
+    columns = (1,)  # not 0: Orbax saves no empty array
+    if evaluate is not None:
+        columns = jax.eval_shape(partial(program.each, evaluate), state).shape
+    shape = (*columns[:-1], len(stream.steps) + 1, columns[-1])
+    return state, np.full(shape, np.nan, np.float32), weight.size
+
+
+def _tree(state: State, scores: np.ndarray) -> dict[str, Any]:
+    """What is checkpointed."""
+    return {"state": state, "scores": jnp.asarray(scores)}
+
+
+def last_state(
+    program: Program,
+    params: Params,
+    key: jax.Array,
+    stream: Stream,
+    evaluate: Evaluate | None,
+    out: str | Path,
+) -> State:
+    """The state of the newest whole checkpoint in a folder of `fit`; arguments as for that run.
+
+    Raises:
+      ValueError: if there is no checkpoint, or it is of another program.
+    """
+    source = jax.tree.map(jnp.asarray, stream.source)
+    state, scores, _ = _begin(program, params, key, stream, source, evaluate)
+    found = checkpoint.restore(Path(out) / "checkpoints", _tree(state, scores))
+    if found is None:
+        raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
+    return found[0]["state"]
+
+
 class _Run:
     """A run under way: its state, scores and clocks, and the four things done with them."""
 
@@ -219,24 +269,12 @@ class _Run:
         self.stream, self.emit = stream, emit
         self.size = chunk_size(stream.steps, chunk)
         self.source = jax.tree.map(jnp.asarray, stream.source)
-
-        def start(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
-            rows = jax.tree.map(lambda x: x[0], slices)
-            batch = complete(stream.fetch(self.source, rows))
-            return p.init(params, batch, key), batch["weight"]
-
-        first = stream.chunk(0, 0, 1)
-        self.state, weight = jax.jit(partial(program.each, start))(params, key, first)
-        self.width = weight.size  # rows a step, all members together
-        columns = (1,)  # not 0: Orbax saves no empty array
-        if evaluate is not None:
-            columns = jax.eval_shape(partial(program.each, evaluate), self.state).shape
-        shape = (*columns[:-1], len(stream.steps) + 1, columns[-1])
-        self.scores = np.full(shape, np.nan, np.float32)
+        begun = _begin(program, params, key, stream, self.source, evaluate)
+        self.state, self.scores, self.width = begun
         self.folder = None if out is None else out / "checkpoints"
         self.saved: int | None = None
         if resume and self.folder is not None:
-            found = checkpoint.restore(self.folder, self._tree())
+            found = checkpoint.restore(self.folder, _tree(self.state, self.scores))
             if found is not None:
                 tree, self.saved = found
                 self.state, self.scores = tree["state"], np.array(tree["scores"])
@@ -247,12 +285,9 @@ class _Run:
         self.training = 0.0
         self.began = time.perf_counter()
 
-    def _tree(self) -> dict[str, Any]:
-        return {"state": self.state, "scores": jnp.asarray(self.scores)}
-
     def save(self) -> None:
         if self.folder is not None:
-            checkpoint.save(self.folder, self.done, self._tree())
+            checkpoint.save(self.folder, self.done, _tree(self.state, self.scores))
             self.saved = self.done
 
     def score(self, stage: int) -> None:

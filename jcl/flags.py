@@ -154,8 +154,14 @@ def resumed(
             raise ValueError(
                 f"{options.out} was begun with {key} {old!r}, so it can't go on with {new!r}"
             )
+    return {k: saved[k] for k in request}, restored(module, saved)
+
+
+def restored(module: ModuleType, saved: dict[str, Any]) -> Any:
+    """The experiment's config as a run's `config.json` has it."""
+    config = module.Config()
     fields = {
         k: tuple(v) if isinstance(getattr(config, k, None), tuple) else v
         for k, v in saved["config"].items()
     }
-    return {k: saved[k] for k in request}, module.Config(**fields)
+    return module.Config(**fields)

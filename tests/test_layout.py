@@ -10,9 +10,23 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "jcl"
-HELPERS = {"method", "trees", "taps", "losses", "importance", "memory", "merging", "metrics"}
+HELPERS = {
+    "method", "trees", "taps", "losses", "importance", "memory", "merging", "metrics", "adapters",
+}  # fmt: skip
 FOLDERS = {"folder", "gguf", "peft", "tensors"}  # of models: what reads and writes weights
-SHELL = {"fit", "checkpoint", "report", "cli", "data", "plan", "screen", "page", "figures", "flags"}
+SHELL = {
+    "fit",
+    "export",
+    "checkpoint",
+    "report",
+    "cli",
+    "data",
+    "plan",
+    "screen",
+    "page",
+    "figures",
+    "flags",
+}
 
 
 def imports(path: Path, top_level: bool = False) -> set[str]:

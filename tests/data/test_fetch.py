@@ -266,6 +266,21 @@ def test_the_command_lists_fetches_and_refuses(toy, capsys):
         assert says in said.err and said.err.count("\n") == 1 and not said.out
 
 
+def test_an_extra_that_is_missing_is_one_sentence(index, monkeypatch, capsys):
+    archive = wheel(
+        index, {"glassllm/weights/en.npz": "", "glassllm/weights/en.tokenizer.json": ""}
+    )
+    known = archives.SOURCES["glassllm"]
+    monkeypatch.setitem(
+        archives.SOURCES, "glassllm", known._replace(package="toy==1.0", sha256=sha(archive))
+    )
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    assert cli.main(["fetch", "glassllm"]) == 2
+    said = capsys.readouterr()
+    assert "pip install 'jcl-kit[text]'" in said.err and said.err.count("\n") == 2  # and the first
+    assert not list(fetch.cache().iterdir())
+
+
 @pytest.mark.network
 @pytest.mark.parametrize("name", list(archives.SOURCES))
 def test_what_is_listed_can_be_fetched(name):

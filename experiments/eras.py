@@ -81,7 +81,8 @@ def build(config: Config) -> Experiment:
         return data.from_text(
             texts, model.tokenizer, length=length, batch=config.batch, seed=seed,
             boundary_batches=None if full else 8,
-            test_rows=None if full else config.test_rows, test_batch=8, **amount,
+            test_rows=None if full else config.test_rows, test_batch=8,
+            vocabulary=model.config.vocabulary, **amount,
         )  # fmt: skip
 
     probe = probes.evaluator(_probes(config, model)) if config.probe else None

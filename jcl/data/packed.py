@@ -36,6 +36,7 @@ def from_text(
     test_rows: int | None = None,
     test_batch: int = 64,
     on_device: int = 2**28,
+    vocabulary: int | None = None,
     cache: bool = True,
     on_event: OnEvent | None = None,
 ) -> Stream:
@@ -76,6 +77,8 @@ def from_text(
         `chunk` hands out row numbers, a batch is gathered inside the compiled step, and nothing
         is copied from the host while it trains. Larger ones stay on disk, `chunk` reads the rows
         that it hands out, and `source` is ().
+      vocabulary: number of ids that the model knows; a token beyond it is refused, where inside a
+        compiled step it would silently be read as another.
       cache: see `tokenise`.
       on_event: see `tokenise`; the events have `domain` besides.
 
@@ -106,6 +109,9 @@ def from_text(
         try:
             if not isinstance(documents, Tokens):
                 documents = tokenise(documents, tokenizer, cache=cache, on_event=tell)
+            if vocabulary is not None:
+                largest = int(documents.tokens.max())
+                check(largest < vocabulary, "token id", largest, f"below {vocabulary}")
             return pack_rows(documents, length, packing, overlong)
         except ValueError as error:
             raise ValueError(f"domain {name!r}: {error}") from error

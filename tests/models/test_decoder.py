@@ -1,0 +1,180 @@
+"""What a decoder promises beside its numbers: memory, compile size, kernels, packing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcl import losses
+from jcl.models import attention, decoder
+
+SMALL = decoder.Config(vocabulary=61, layers=2, width=32, heads=4, kv_heads=2, hidden=48)
+TOKENS = jax.random.randint(jax.random.key(1), (3, 20), 0, 61)
+BATCH = {"tokens": TOKENS, "weight": jnp.array([1.0, 0.5, 0.0])}
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return decoder.init(jax.random.key(0), SMALL)
+
+
+def value_and_grad(loss: Any, apply: Any) -> Any:
+    return jax.jit(jax.value_and_grad(lambda p, b: loss(apply, p, b)[0]))
+
+
+def close(a: Any, b: Any, tolerance: float = 2e-6) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance, rtol=1e-4), a, b)
+
+
+@pytest.mark.parametrize("limit", [61 * 7, 61 * 60, 2**25])
+def test_the_fused_loss_is_the_plain_one(params: Any, limit: int) -> None:
+    fused = decoder.apply_fn(SMALL, logits_limit=limit)
+    mask = jax.random.bernoulli(jax.random.key(2), 0.6, (3, 19)).astype(jnp.float32)
+    for batch in (BATCH, {**BATCH, "mask": mask}):
+        plain = value_and_grad(losses.next_token, decoder.apply_fn(SMALL))(params, batch)
+        close(value_and_grad(losses.fused_next_token(), fused)(params, batch), plain)
+
+
+def test_the_fused_loss_never_holds_all_logits() -> None:
+    # one head: XLA's own attention holds all scores, which are in both and aren't what is measured
+    config = replace(SMALL, vocabulary=152_064, layers=1, heads=1, kv_heads=1, head_width=None)
+    batch = {"tokens": jax.ShapeDtypeStruct((1, 4096), jnp.int32), "weight": jnp.ones(1)}
+    shapes = jax.eval_shape(lambda k: decoder.init(k, config), jax.random.key(0))
+
+    def temporaries(loss: Any) -> int:
+        step = value_and_grad(loss, decoder.apply_fn(config, remat="block"))
+        return step.lower(shapes, batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(losses.fused_next_token()) < temporaries(losses.next_token) / 8
+
+
+def test_smoothing_and_z_loss_are_torch_s_and_palm_s(params: Any) -> None:
+    torch = pytest.importorskip("torch")
+    apply = decoder.apply_fn(SMALL)
+    batch = {"tokens": TOKENS, "weight": jnp.ones(3)}
+    logits = torch.tensor(np.asarray(apply(params, batch)))[:, :-1].reshape(-1, 61)
+    targets = torch.tensor(np.asarray(TOKENS))[:, 1:].reshape(-1).long()
+    smooth = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
+    ours = losses.fused_next_token(smoothing=0.1)(apply, params, batch)[0]
+    np.testing.assert_allclose(ours, smooth, rtol=1e-5)
+    plain = torch.nn.functional.cross_entropy(logits, targets)
+    drift = (torch.logsumexp(logits, -1) ** 2).mean()
+    ours = losses.fused_next_token(z=0.01)(apply, params, batch)[0]
+    np.testing.assert_allclose(ours, plain + 0.01 * drift, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"smoothing is 1\.0"):
+        losses.fused_next_token(smoothing=1.0)
+
+
+def test_compile_size_does_not_grow_with_depth() -> None:
+    def lines(layers: int) -> int:
+        config = replace(SMALL, layers=layers)
+        shapes = jax.eval_shape(lambda k: decoder.init(k, config), jax.random.key(0))
+        step = value_and_grad(losses.next_token, decoder.apply_fn(config))
+        return len(step.lower(shapes, BATCH).as_text().splitlines())
+
+    assert lines(24) == lines(3)
+
+
+@pytest.mark.parametrize("remat", ["block", "dots"])
+def test_rematerialising_changes_memory_alone(remat: Any) -> None:
+    config = replace(SMALL, layers=6)
+    params = decoder.init(jax.random.key(0), config)
+    batch = {"tokens": jnp.tile(TOKENS, (4, 6)), "weight": jnp.ones(12)}
+    applies = [decoder.apply_fn(config, remat=r) for r in ("none", remat)]
+    steps = [value_and_grad(losses.next_token, apply) for apply in applies]
+    close(steps[0](params, batch), steps[1](params, batch))
+    plain, less = (
+        s.lower(params, batch).compile().memory_analysis().temp_size_in_bytes for s in steps
+    )
+    assert less < plain
+
+
+def test_computing_in_bfloat16_keeps_float32_parameters(params: Any) -> None:
+    half = decoder.apply_fn(SMALL, compute=jnp.bfloat16)
+    value, grads = value_and_grad(losses.fused_next_token(), half)(params, BATCH)
+    wanted, slopes = value_and_grad(losses.fused_next_token(), decoder.apply_fn(SMALL))(
+        params, BATCH
+    )
+    assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, wanted, rtol=1e-2)
+    close(grads, slopes, 2e-2)
+    text = jax.jit(half).lower(params, BATCH).as_text()
+    assert "bf16" in text
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_splash_attention_gives_xla_s_numbers(window: Any, cap: Any) -> None:
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (2, 128, heads, 64))
+        for i, heads in enumerate((4, 2, 2))
+    )
+    segments = jnp.repeat(jnp.array([[1, 2, 0], [1, 1, 2]], jnp.int32), 43, axis=1)[:, :128]
+
+    def mix(backend: Any, segments: Any) -> Any:
+        def scalar(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+            out = attention.attend(
+                q, k, v, scale=0.1, segments=segments, window=window, cap=cap, backend=backend
+            )
+            return jnp.sum(jnp.sin(out)), out
+
+        return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+
+    for ids in (None, segments):
+        close(mix("splash", ids), mix("xla", ids), 2e-5)
+
+
+def test_positions_begin_anew_in_each_segment() -> None:
+    segments = jnp.array([[0, 0, 1, 1, 1, 2, 2, 3], [1, 2, 2, 2, 3, 0, 0, 0]])
+    places = attention.positions(segments)
+    np.testing.assert_array_equal(places[0, 2:], [0, 1, 2, 0, 1, 0])
+    np.testing.assert_array_equal(places[1, :5], [0, 0, 1, 2, 0])
+
+
+def test_a_soft_prefix_reads_like_tokens(params: Any) -> None:
+    apply = decoder.apply_fn(SMALL)
+    whole = apply(params, {"tokens": TOKENS})
+    soft = params["embed"]["table"][TOKENS[:, :4]]
+    for extra in ({}, {"segments": jnp.ones((3, 16), jnp.int32)}):
+        rest = apply(params, {"tokens": TOKENS[:, 4:], "embeddings": soft, **extra})
+        np.testing.assert_allclose(rest, whole[:, 4:], atol=1e-6)
+
+
+def test_a_classifier_reads_the_last_token(params: Any) -> None:
+    kernel = jax.random.normal(jax.random.key(3), (32, 5))
+    grown = {**params, "classifier": {"kernel": kernel, "bias": jnp.arange(5.0)}}
+    apply = decoder.apply_fn(SMALL)
+    segments = jnp.ones((3, 20), jnp.int32).at[0, 12:].set(0)
+    scores = apply(grown, {"tokens": TOKENS, "segments": segments})
+    assert scores.shape == (3, 5)
+    alone = apply(grown, {"tokens": TOKENS[:1, :12]})
+    np.testing.assert_allclose(scores[0], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kv_heads": 3}, "kv_heads is 3"),
+        ({"width": 36}, "width is 36"),
+        ({"layers": 0}, "layers is 0"),
+        ({"activation": "sine"}, "activation is 'sine'"),
+        ({"local": (True,)}, "length of local is 1"),
+    ],
+)
+def test_refusals(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(SMALL, head_width=None, **change)
+
+
+def test_unknown_options_are_refused() -> None:
+    with pytest.raises(ValueError, match="remat is 'all'"):
+        decoder.apply_fn(SMALL, remat="all")  # type: ignore[arg-type]
+    q = jnp.ones((1, 4, 2, 8))
+    with pytest.raises(ValueError, match="attention backend is 'flash'"):
+        attention.attend(q, q, q, scale=1.0, backend="flash")  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Continual learning of large language models as pure functions, in JAX."""
 
 from jcl import (
+    adapters,
     checkpoint,
     data,
     drift,
@@ -33,6 +34,7 @@ __all__ = [
     "Program",
     "Result",
     "State",
+    "adapters",
     "advance",
     "chain",
     "checkpoint",

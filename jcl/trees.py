@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,16 @@ Trainable = Callable[[str], bool]
 def everything(path: str) -> bool:
     """The default `trainable`: every leaf learns."""
     return True
+
+
+def matching(pattern: str) -> Trainable:
+    """A predicate for the leaves whose whole path a regular expression matches.
+
+    >>> matching(r"blocks/(up|down)/.*")("blocks/up/kernel")
+    True
+    """
+    compiled = re.compile(pattern)
+    return lambda path: compiled.fullmatch(path) is not None
 
 
 def path_name(path: tuple[Any, ...]) -> str:

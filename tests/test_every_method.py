@@ -1,7 +1,8 @@
 """Every method × every invariant. A new method is one file, one row here, and its own checks.
 
-The problem: a multilayer perceptron, three tasks of five steps, Adam. Compiled work is shared by a
-module-scoped fixture, so that a row costs one compilation of each function it needs.
+The problem: a multilayer perceptron, three tasks of five steps, Adam; for adapters a decoder whose
+base is frozen. Compiled work is shared by a module-scoped fixture, so that a row costs one
+compilation of each function it needs.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,36 @@ import optax
 import pytest
 
 import jcl
-from jcl import checkpoint, losses, mesh, methods, models
+from jcl import adapters, checkpoint, losses, mesh, methods, models, trees
 
 TASKS, STEPS, ROWS, FEATURES, HIDDEN, CLASSES = 3, 5, 8, 16, 32, 8
+
+
+class Problem(NamedTuple):
+    """What learns."""
+
+    apply: Callable[..., Any]
+    params: Any
+    trainable: trees.Trainable = trees.everything
+
+
+def decoder() -> Problem:
+    """Classes [B, C] after the last of a few tokens; only adapters learn."""
+    config = models.decoder.Config(
+        vocabulary=CLASSES, layers=2, width=16, heads=2, kv_heads=1, hidden=24
+    )
+    whole = models.decoder.apply_fn(config)
+    params = models.decoder.init(jax.random.key(1), config)
+    params = {**params, "embed": {"table": 20 * params["embed"]["table"]}}
+    return Problem(lambda p, b, tap: whole(p, b, tap)[:, -1], params, adapters.only)
+
+
+MLP = Problem(
+    models.mlp.apply, models.mlp.init(jax.random.key(1), [FEATURES, HIDDEN, HIDDEN, CLASSES])
+)
+DECODER = decoder()
+DENSE = r"dense_\d"
+FROZEN = "plain fine-tuning trains the base, which stands still here"
 
 
 def disturb(states: Any) -> Any:
@@ -54,6 +82,7 @@ class Row:
     """Of parameters, between programs that differ in rounding only."""
     at_boundary: bool = False
     """Whether its state acts on the parameters at a boundary, not in a step."""
+    problem: Problem = MLP
 
     def make(self, **changes: Any) -> jcl.Method:
         return self.build(**{**self.arguments, **changes})
@@ -308,11 +337,85 @@ TABLE = [
         methods.from_scratch,
         neutral="every stage but the first starts from somewhere else",
     ),
+    Row(
+        "lora",
+        methods.lora,
+        {"rank": 2, "targets": DENSE},
+        neutral={"alpha": 0.0},
+        bad=({"rank": 0},),
+        disturb="it has no state",
+    ),
+    Row(
+        "lora + ewc",  # DoRA's, and the base frozen
+        lambda: jcl.chain(
+            methods.lora(rank=2, targets=DENSE, dora=True), methods.ewc(strength=10.0)
+        ),
+        neutral=FROZEN,
+        problem=MLP._replace(trainable=adapters.only),
+    ),
+    Row(
+        "inclora",
+        methods.inclora,
+        {"tasks": TASKS, "rank": 2, "targets": DENSE},
+        neutral={"alpha": 0.0},
+        bad=({"tasks": 1}, {"rank": 0}, {"predict": "sum"}),
+    ),
+    Row(
+        "olora",
+        methods.olora,
+        {"tasks": TASKS, "rank": 2, "targets": DENSE},
+        neutral={"alpha": 0.0},
+        bad=(
+            {"tasks": 1},
+            {"rank": 0},
+            {"orthogonality": -1.0},
+            {"shrink": -1.0},
+            {"form": "cube"},
+        ),
+    ),
+    Row(
+        "ia3",
+        methods.ia3,
+        {"outputs": "dense_0", "inputs": "dense_2"},
+        neutral="its gains learn from the first step",
+        bad=({"outputs": None, "inputs": None},),
+        disturb="it has no state",
+    ),
+    Row(
+        "bottleneck",
+        methods.bottleneck,
+        {"width": 4},
+        neutral=FROZEN,
+        bad=({"width": 0}, {"after": ("head",)}),
+        disturb="it has no state",
+        problem=DECODER,
+    ),
+    Row(
+        "prompt_tuning",
+        methods.prompt_tuning,
+        {"length": 3},
+        neutral=FROZEN,
+        bad=({"length": 0},),
+        disturb="it has no state",
+        problem=DECODER,
+    ),
+    Row(
+        "prefix_tuning",
+        methods.prefix_tuning,
+        {"length": 3},
+        neutral=FROZEN,
+        bad=({"length": 0},),
+        disturb="it has no state",
+        problem=DECODER,
+    ),
 ]
 
 
 def stream() -> dict[str, jax.Array]:
-    """Leaves [TASKS, STEPS, ROWS, ...]: a linear teacher a task, over shifted inputs."""
+    """Leaves [TASKS, STEPS, ROWS, ...]: a linear teacher a task, over shifted inputs.
+
+    `tokens` are what a decoder reads of them.
+    """
     keys = jax.random.split(jax.random.key(7), 3)
     shape = (TASKS, STEPS, ROWS, FEATURES)
     shift = jax.random.normal(keys[0], (TASKS, 1, 1, FEATURES))
@@ -320,12 +423,12 @@ def stream() -> dict[str, jax.Array]:
     teacher = jax.random.normal(keys[2], (TASKS, FEATURES, CLASSES))
     y = jnp.argmax(jnp.einsum("tsbi,tio->tsbo", x, teacher), axis=-1)
     task = jnp.broadcast_to(jnp.arange(TASKS)[:, None, None], y.shape)
-    return {"x": x, "y": y, "task": task, "weight": jnp.ones(y.shape)}
+    tokens = jnp.clip(jnp.round(2 * x[..., :6]) + CLASSES // 2, 0, CLASSES - 1).astype(jnp.int32)
+    return {"x": x, "y": y, "task": task, "weight": jnp.ones(y.shape), "tokens": tokens}
 
 
 STREAM = stream()
 EXAMPLE = jax.tree.map(lambda x: x[0, 0], STREAM)
-PARAMS = models.mlp.init(jax.random.key(1), [FEATURES, HIDDEN, HIDDEN, CLASSES])
 KEY = jax.random.key(3)
 
 
@@ -333,14 +436,18 @@ KEY = jax.random.key(3)
 OPTIMIZER = optax.adam(1e-2, eps=1e-3)
 
 
-def program_of(method: jcl.Method, **options: Any) -> jcl.Program:
-    return jcl.make(method, models.mlp.apply, losses.cross_entropy(), OPTIMIZER, **options)
+def program_of(method: jcl.Method, problem: Problem = MLP, **options: Any) -> jcl.Program:
+    options["trainable"] = problem.trainable
+    return jcl.make(method, problem.apply, losses.cross_entropy(), OPTIMIZER, **options)
 
 
 class Loop:
     """The Python loop that a user would write: jitted `step` and `consolidate`, traces counted."""
 
-    def __init__(self, program: jcl.Program, shardings: Any = None) -> None:
+    def __init__(
+        self, program: jcl.Program, params: Any = MLP.params, shardings: Any = None
+    ) -> None:
+        self.params = params
         self.traces = {"step": 0, "consolidate": 0}
         out = {} if shardings is None else {"out_shardings": shardings}
         both = {} if shardings is None else {"out_shardings": (shardings, None)}
@@ -363,7 +470,7 @@ class Loop:
         return self.consolidate(state, jax.tree.map(lambda x: x[task], STREAM)), reports
 
     def stages(self, key: jax.Array = KEY) -> tuple[list[jcl.State], list[Any]]:
-        states, reports = [self.init(PARAMS, EXAMPLE, key)], []
+        states, reports = [self.init(self.params, EXAMPLE, key)], []
         for task in range(TASKS):
             state, new = self.stage(states[-1], task)
             states.append(state)
@@ -376,8 +483,8 @@ class Bench:
 
     def __init__(self, row: Row) -> None:
         self.row = row
-        self.program = program_of(row.make())
-        self.loop = Loop(self.program)
+        self.program = program_of(row.make(), row.problem)
+        self.loop = Loop(self.program, row.problem.params)
 
     @cached_property
     def stages(self) -> tuple[list[jcl.State], list[Any]]:
@@ -438,7 +545,7 @@ def test_training_moves_the_parameters(bench: Bench) -> None:
 def test_scan_equals_loop_and_mapped_seeds_equal_separate_ones(bench: Bench) -> None:
     keys = jax.random.split(jax.random.key(11), 2)
     many = jcl.replicate(lambda _: bench.program, jnp.arange(2), how="vmap")
-    run = partial(jcl.run, params=PARAMS, stream=STREAM)
+    run = partial(jcl.run, params=bench.row.problem.params, stream=STREAM)
     states, _ = jax.jit(lambda k: many.each(lambda p, key: run(p, key=key), k))(keys)
     for i, key in enumerate(keys):
         member = jax.tree.map(lambda x, i=i: x[i], states)
@@ -473,20 +580,21 @@ def test_at_neutral_strength_it_is_plain_fine_tuning(bench: Bench, plain: jcl.St
         assert len(neutral) > 20 and neutral != Row.neutral, "say why"
         return
     states, _ = Loop(program_of(bench.row.make(**neutral))).stages()
-    shared = {k: states[-1].params[k] for k in plain.params}
+    shared = {k: adapters.strip(states[-1].params[k]) for k in plain.params}
     assert_identical(shared, plain.params)
 
 
 def test_sharded_over_eight_devices(bench: Bench) -> None:
     devices = mesh.make(fsdp=8)
-    spread = mesh.fsdp(PARAMS, devices)
-    shardings = mesh.of_state(bench.program, PARAMS, EXAMPLE, spread)
-    states, _ = Loop(bench.program, shardings).stages()
+    params = bench.row.problem.params
+    spread = mesh.fsdp(params, devices)
+    shardings = mesh.of_state(bench.program, params, EXAMPLE, spread)
+    states, _ = Loop(bench.program, params, shardings).stages()
     assert_close(states[-1].params, bench.states[-1].params, 10 * bench.row.tolerance)
     wanted = {
         jcl.trees.path_name(p): (x.shape, s)
         for (p, x), s in zip(
-            jax.tree_util.tree_leaves_with_path(PARAMS), jax.tree.leaves(spread), strict=True
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(spread), strict=True
         )
     }
     for path, leaf in jax.tree_util.tree_leaves_with_path(states[-1]):
@@ -511,7 +619,9 @@ def test_saved_in_mid_task_and_restored_it_goes_on_identically(bench: Bench, tmp
 
 
 def test_four_microbatches_mean_the_same_as_one(bench: Bench) -> None:
-    states, _ = Loop(program_of(bench.row.make(), microbatches=4)).stages()
+    problem = bench.row.problem
+    program = program_of(bench.row.make(), problem, microbatches=4)
+    states, _ = Loop(program, problem.params).stages()
     assert_close(states[-1].params, bench.states[-1].params, 10 * bench.row.tolerance)
 
 

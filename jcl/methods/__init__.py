@@ -1,6 +1,7 @@
 """Continual-learning methods, one a file; each factory returns a `jcl.Method`."""
 
 from jcl.methods.agem import agem
+from jcl.methods.bottleneck import bottleneck
 from jcl.methods.der import der, derpp
 from jcl.methods.ema import ema
 from jcl.methods.er import er
@@ -8,14 +9,19 @@ from jcl.methods.ewc import ewc, online_ewc
 from jcl.methods.gem import gem
 from jcl.methods.gpm import gpm
 from jcl.methods.hat import hat
+from jcl.methods.ia3 import ia3
 from jcl.methods.l2sp import l2sp
+from jcl.methods.lora import lora
 from jcl.methods.lwf import lwf
 from jcl.methods.mas import mas
 from jcl.methods.migu import migu
 from jcl.methods.mofo import mofo
 from jcl.methods.naive import naive
 from jcl.methods.ogd import ogd
+from jcl.methods.olora import inclora, olora
 from jcl.methods.packnet import packnet
+from jcl.methods.prefix_tuning import prefix_tuning
+from jcl.methods.prompt_tuning import prompt_tuning
 from jcl.methods.recadam import recadam
 from jcl.methods.reference import from_scratch
 from jcl.methods.rwalk import rwalk
@@ -29,6 +35,7 @@ from jcl.methods.wise_ft import wise_ft
 
 __all__ = [
     "agem",
+    "bottleneck",
     "constant",
     "der",
     "derpp",
@@ -39,16 +46,22 @@ __all__ = [
     "gem",
     "gpm",
     "hat",
+    "ia3",
+    "inclora",
     "infinite",
     "l2sp",
+    "lora",
     "lwf",
     "mas",
     "migu",
     "mofo",
     "naive",
     "ogd",
+    "olora",
     "online_ewc",
     "packnet",
+    "prefix_tuning",
+    "prompt_tuning",
     "recadam",
     "rewarm",
     "rwalk",

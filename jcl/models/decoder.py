@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps
+from jcl.adapters import weight
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention, rope
-from jcl.models.layers import bottleneck, dense, layer_norm, rms_norm, token_scores, weight
+from jcl.models.layers import bottleneck, dense, layer_norm, rms_norm, token_scores
 from jcl.models.moe import mix
 from jcl.models.rope import Rope
 

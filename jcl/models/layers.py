@@ -1,8 +1,9 @@
 """Layers as plain functions over parameter dicts.
 
 A dense layer's dict may hold, beside `kernel` and `bias`, what adapters add to it: `lora`, a
-low-rank residual `{"a" [in, r], "b" [r, out]}`; `gain` [out], which scales the output before the
-bias; `input_gain` [in]. They stand inside the tree, so they are scanned and sharded with the layer.
+low-rank residual `{"a" [in, r], "b" [r, out]}`, with DoRA's `magnitude` [out]; `gain` [out], which
+scales the output, bias included; `input_gain` [in]. They stand inside the tree, so they are scanned
+and sharded with the layer.
 """
 
 from __future__ import annotations
@@ -15,18 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps
+from jcl.adapters import column_norm, weight
 from jcl.losses import TokenScores
 from jcl.method import Params, Tap
-
-
-def weight(kernel: Any, dtype: Any) -> jax.Array:
-    """A kernel in the dtype to compute in; stored whole, or as `{"int8", "scale"}`.
-
-    `int8` [in, out] times `scale` [out] (see `jcl.models.quantize`).
-    """
-    if isinstance(kernel, dict):
-        return kernel["int8"].astype(dtype) * kernel["scale"].astype(dtype)
-    return kernel.astype(dtype)
 
 
 def dense(
@@ -48,11 +40,15 @@ def dense(
         flat = flat * params["input_gain"].astype(x.dtype)
     y = flat @ weight(params["kernel"], x.dtype)
     if "lora" in params:
-        y = y + (flat @ params["lora"]["a"].astype(x.dtype)) @ params["lora"]["b"].astype(x.dtype)
-    if "gain" in params:
-        y = y * params["gain"].astype(x.dtype)
+        lora = params["lora"]
+        y = y + (flat @ lora["a"].astype(x.dtype)) @ lora["b"].astype(x.dtype)
+        if "magnitude" in lora:  # the norm is taken as a constant: arXiv 2402.09353, section 4.3
+            length = column_norm(*lax.stop_gradient((params["kernel"], lora)))
+            y = y * (lora["magnitude"] / length).astype(x.dtype)
     if "bias" in params:
         y = y + params["bias"].astype(x.dtype)
+    if "gain" in params:
+        y = y * params["gain"].astype(x.dtype)
     return tap(f"{site}:out", layer, y.reshape(*x.shape[:-1], -1))
 
 

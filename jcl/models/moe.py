@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jcl.adapters import weight
 from jcl.method import Params
-from jcl.models.layers import weight
 
 
 def mix(

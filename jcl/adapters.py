@@ -1,0 +1,251 @@
+"""Adapters as leaves of a parameter tree: which they are, low-rank pairs, banks of them, merging.
+
+A dense layer's dict holds beside `kernel` what `jcl.models.dense` adds to it: `lora`, a pair
+`{"a" [..., in, r], "b" [..., r, out]}` with DoRA's `magnitude` [..., out] where it has one; `gain`
+[..., out]; `input_gain` [..., in]. Leading axes are stacked layers.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Set
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jcl import taps, trees
+from jcl.method import Ctx, Params, check
+
+FOLDED = frozenset({"lora", "gain", "input_gain"})
+"""Adapters that `merge` can fold into a kernel."""
+NAMES = FOLDED | {"attention_adapter", "mlp_adapter", "prefix", "prompt"}
+"""Keys under which adapters stand in a parameter tree."""
+
+
+def only(path: str) -> bool:
+    """Whether a leaf is an adapter's: give it to `jcl.make(trainable=...)` to freeze the base."""
+    return not NAMES.isdisjoint(path.split("/"))
+
+
+def node(tree: Params, path: str) -> Params:
+    """What stands at a path such as `blocks/query`."""
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree
+
+
+def graft(tree: Params, path: str, new: Params) -> Params:
+    """The tree with the keys of `new` added to the dict at `path`, which is made if need be."""
+    key, _, rest = path.partition("/")
+    inner = tree.get(key, {})
+    return {**tree, key: graft(inner, rest, new) if rest else {**inner, **new}}
+
+
+def strip(params: Params) -> Params:
+    """The tree without its adapters."""
+    if not isinstance(params, dict):
+        return params
+    return {k: strip(v) for k, v in params.items() if k not in NAMES}
+
+
+def holding(tree: Params, keys: Set[str] = frozenset({"lora"}), at: str = "") -> list[str]:
+    """Paths of the dicts that hold one of `keys`."""
+    if not isinstance(tree, dict):
+        return []
+    if not keys.isdisjoint(tree):
+        return [at]
+    return [p for k, v in tree.items() for p in holding(v, keys, f"{at}/{k}" if at else k)]
+
+
+def weight(kernel: Any, dtype: Any) -> jax.Array:
+    """A kernel in the dtype to compute in; stored whole, or as `{"int8", "scale"}`.
+
+    `int8` [..., in, out] times `scale` [..., out] (see `jcl.models.quantize`).
+    """
+    if isinstance(kernel, dict):
+        return kernel["int8"].astype(dtype) * kernel["scale"].astype(dtype)[..., None, :]
+    return kernel.astype(dtype)
+
+
+def shape(kernel: Any) -> tuple[int, ...]:
+    """Of a kernel, however it is stored."""
+    return (kernel["int8"] if isinstance(kernel, dict) else kernel).shape
+
+
+def column_norm(kernel: Any, lora: Params | None = None) -> jax.Array:
+    """‖W + AB‖ of each output, float32 [..., out], from W, AᵀW and AᵀA: W + AB is never held."""
+    wide = weight(kernel, jnp.float32)
+    square = jnp.sum(wide**2, axis=-2)
+    if lora is not None:
+        a, b = (lora[k].astype(jnp.float32) for k in ("a", "b"))
+        at = jnp.swapaxes(a, -1, -2)
+        square += jnp.sum((2 * (at @ wide) + (at @ a) @ b) * b, axis=-2)
+    return jnp.sqrt(square)
+
+
+def dense_paths(ctx: Ctx, params: Params, targets: str) -> list[str]:
+    """Paths of the dense layers that the model visits and whose whole name `targets` matches.
+
+    Raises:
+      ValueError: if `targets` is no regular expression or matches none.
+    """
+    try:
+        pattern = re.compile(targets)
+    except re.error as error:
+        raise ValueError(
+            f"targets is {targets!r}, but must be a regular expression: {error}"
+        ) from error
+    there = list(taps.dense_sites(ctx.apply, params, ctx.batch))
+    found = [path for path in there if pattern.fullmatch(path)]
+    check(bool(found), "targets", targets, f"a regular expression that matches one of {there}")
+    return found
+
+
+def fresh(key: jax.Array, path: str, size: tuple[int, ...], rank: int) -> Params:
+    """A pair for one kernel [..., in, out]: a uniform in ±1/√in, b zeros, float32 (as PEFT)."""
+    *stack, fan_in, fan_out = size
+    # by name, so that another target never changes this one's draw
+    own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    limit = fan_in**-0.5
+    a = jax.random.uniform(own, (*stack, fan_in, rank), jnp.float32, -limit, limit)
+    return {"a": a, "b": jnp.zeros((*stack, rank, fan_out))}
+
+
+def add_pairs(ctx: Ctx, params: Params, rank: int, targets: str, dora: bool = False) -> Params:
+    """The tree with a fresh pair at every target; pairs that stand there already are kept.
+
+    Kernels may be in `params` or in `ctx.frozen`. The magnitude of DoRA starts at ‖W‖.
+
+    Raises:
+      ValueError: see `dense_paths`.
+    """
+    whole = trees.merge(params, ctx.frozen)
+    for path in dense_paths(ctx, params, targets):
+        at = node(whole, path)
+        if "lora" not in at:
+            lora = fresh(ctx.key, path, shape(at["kernel"]), rank)
+            more = {"magnitude": column_norm(at["kernel"])} if dora else {}
+            params = graft(params, path, {"lora": lora | more})
+    return params
+
+
+def renewed(key: jax.Array, params: Params) -> Params:
+    """The tree with every pair drawn anew."""
+    for path in holding(params):
+        a, b = (node(params, path)["lora"][k] for k in ("a", "b"))
+        new = fresh(key, path, (*a.shape[:-1], b.shape[-1]), a.shape[-1])
+        params = graft(params, path, {"lora": new})
+    return params
+
+
+def scale(rank: int, alpha: Any, rslora: bool = False) -> Any:
+    """What a pair's product is scaled by: α / r, or α / √r (rsLoRA, arXiv 2312.03732)."""
+    return alpha / (rank**0.5 if rslora else rank)
+
+
+def scaled(params: Params, factor: Any) -> Params:
+    """The tree as the model takes it: every b times `factor` (see `scale`)."""
+    for path in holding(params):
+        lora = node(params, path)["lora"]
+        params = graft(params, path, {"lora": {**lora, "b": factor * lora["b"]}})
+    return params
+
+
+def merge(params: Params, factor: Any = 1.0) -> Params:
+    """Folds low-rank pairs and gains into their kernels; outputs are equal to rounding.
+
+    Args:
+      params: a whole tree; kernels stored in int8 become float32.
+      factor: what pairs are scaled by (see `scale`); 1 if there are none.
+
+    Raises:
+      ValueError: if there are adapters that no kernel can hold: bottlenecks, prefixes, prompts.
+    """
+    left = [p for p in _paths(params) if not (NAMES - FOLDED).isdisjoint(p.split("/"))]
+    check(not left, "adapter", left, "one that kernels can hold, low-rank pairs and gains")
+    for path in holding(params, FOLDED):
+        at = node(params, path)
+        kernel = weight(at["kernel"], jnp.float32)
+        if "lora" in at:
+            lora = at["lora"]
+            kernel += factor * (lora["a"].astype(jnp.float32) @ lora["b"].astype(jnp.float32))
+            if "magnitude" in lora:
+                kernel *= (lora["magnitude"] / column_norm(kernel))[..., None, :]
+        kernel *= at.get("input_gain", jnp.ones(1))[..., :, None]
+        kernel *= at.get("gain", jnp.ones(1))[..., None, :]
+        stored = jnp.float32 if isinstance(at["kernel"], dict) else at["kernel"].dtype
+        new = {"kernel": kernel.astype(stored)}
+        if "gain" in at and "bias" in at:
+            new["bias"] = (at["bias"] * at["gain"]).astype(at["bias"].dtype)
+        params = graft(params, path, new)
+    return strip(params)
+
+
+def _paths(params: Params) -> list[str]:
+    return [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def bank(params: Params, slots: int) -> Params:
+    """Empty room for `slots` pairs beside every one: a [..., in, slots, r], b [..., slots, r, out].
+
+    A tree with the same paths and no other leaves. Layers lead, as in the tree itself.
+    """
+    kept: Params = {}
+    for path in holding(params):
+        a, b = (node(params, path)["lora"][k] for k in ("a", "b"))
+        room = {
+            "a": jnp.zeros((*a.shape[:-1], slots, a.shape[-1]), a.dtype),
+            "b": jnp.zeros((*b.shape[:-2], slots, *b.shape[-2:]), b.dtype),
+        }
+        kept = graft(kept, path, {"lora": room})
+    return kept
+
+
+def deposit(kept: Params, params: Params, slot: Any) -> Params:
+    """The bank with the tree's pairs in a slot."""
+    for path in holding(kept):
+        room, lora = node(kept, path)["lora"], node(params, path)["lora"]
+        a = room["a"].at[..., slot, :].set(lora["a"])
+        b = room["b"].at[..., slot, :, :].set(lora["b"])
+        kept = graft(kept, path, {"lora": {"a": a, "b": b}})
+    return kept
+
+
+def stacked(params: Params, kept: Params) -> Params:
+    """The tree with its pairs and the bank's added up: joined along r, one pair of products.
+
+    An empty slot adds nothing.
+    """
+    for path in holding(kept):
+        room, lora = node(kept, path)["lora"], node(params, path)["lora"]
+        *stack, slots, rank, fan_out = room["b"].shape
+        a = room["a"].reshape(*lora["a"].shape[:-1], slots * rank)
+        b = room["b"].reshape(*stack, slots * rank, fan_out)
+        joined = {
+            "a": jnp.concatenate([a, lora["a"]], axis=-1),
+            "b": jnp.concatenate([b, lora["b"]], axis=-2),
+        }
+        params = graft(params, path, {"lora": joined})
+    return params
+
+
+def taken(params: Params, kept: Params, slot: jax.Array) -> Params:
+    """The tree with the pairs of a slot in the place of its own, which -1 keeps."""
+    for path in holding(kept):
+        room, lora = node(kept, path)["lora"], node(params, path)["lora"]
+        a = jnp.where(slot < 0, lora["a"], room["a"][..., slot, :])
+        b = jnp.where(slot < 0, lora["b"], room["b"][..., slot, :, :])
+        params = graft(params, path, {"lora": {"a": a, "b": b}})
+    return params
+
+
+def overlap(params: Params, kept: Params, form: Literal["absolute", "square"]) -> jax.Array:
+    """Σ |A_oldᵀ A_new| or Σ (A_oldᵀ A_new)² over entries, slots and layers, float32 []."""
+    total = jnp.float32(0)
+    for path in holding(kept):
+        old, new = (node(tree, path)["lora"]["a"] for tree in (kept, params))
+        inner = jnp.einsum("...isp,...iq->...spq", old, new)
+        total += jnp.sum(jnp.abs(inner) if form == "absolute" else inner**2)
+    return total

@@ -1,0 +1,377 @@
+"""Adapters as PEFT folders: LoRA (rsLoRA and DoRA), (IA)³ and prompt tuning, both ways.
+
+PEFT names an adapter's tensors after the module they belong to. Where a family stores query, key
+and value as one module, each of ours gets a copy of the module's A and its own part of B; written
+back, A's stand above one another and B's along a diagonal, so that ranks add up.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcl import adapters, trees
+from jcl.method import Params, check
+from jcl.models.families import DECODERS, Source
+from jcl.models.folder import Model
+
+_UNREAD = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias",
+    "modules_to_save", "monteclora_config", "target_parameters", "trainable_token_indices",
+    "use_bdlora", "use_qalora", "velora_config",
+)  # fmt: skip
+"""Options that change what an adapter computes, and that we don't have."""
+_PLAIN = (True, False, "gaussian", "orthogonal", "eva")
+"""Ways to draw a pair that leave the base as it is."""
+
+
+class Adapter(NamedTuple):
+    """What `load_adapter` reads."""
+
+    params: Params
+    """The model's, with the adapter's leaves among them."""
+    method: str
+    """Which of `jcl.methods` goes on from here: `lora`, `ia3` or `prompt_tuning`."""
+    settings: dict[str, Any]
+    """Its arguments."""
+
+
+class _Module(NamedTuple):
+    """A module of theirs that adapters may sit on."""
+
+    name: str
+    """With `{layer}`."""
+    parts: dict[str, Source]
+    """Paths of our dense layers, and where each lies in the stored weight."""
+    turned: bool
+    """Whether the weight is stored [in, out], as GPT-2's are."""
+
+    def split(self, stored: np.ndarray, path: str) -> np.ndarray:
+        """What one part has of `stored` [out, n]: [n, out of the part], a view of it."""
+        view = self.parts[path].view(stored.T if self.turned else stored)
+        return view.reshape(stored.shape[1], -1) if view.ndim > 2 else view
+
+    def fill(self, stored: np.ndarray, path: str, rows: slice, value: np.ndarray) -> None:
+        """Writes [n, out of the part] into `stored` [out, all n]."""
+        view = self.parts[path].view(stored.T if self.turned else stored)[rows]
+        view[...] = value.reshape(view.shape)
+
+    @property
+    def short(self) -> str:
+        """Its name in every layer, as peft's options have it."""
+        return self.name.partition("{layer}.")[2]
+
+    @property
+    def outputs(self) -> int:
+        """Of the stored weight."""
+        return next(iter(self.parts.values())).shape[1 if self.turned else 0]
+
+
+def _modules(model: Model) -> list[_Module]:
+    kind = model.given["model_type"]
+    found: dict[str, dict[str, Source]] = {}
+    for leaf, source in DECODERS[kind].layout(model.config).items():
+        path, _, last = leaf.rpartition("/")
+        if last == "kernel" and "{layer}" in source.name and "{expert}" not in source.name:
+            found.setdefault(source.name.removesuffix(".weight"), {})[path] = source
+    return [_Module(n, p, kind == "gpt2") for n, p in found.items() if "blocks/router" not in p]
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    for path in (config, weights):
+        if not path.exists():
+            raise ValueError(f"{folder} has no {path.name}, which a PEFT adapter is stored in")
+    try:
+        return json.loads(config.read_text()), load_file(weights)
+    except (ValueError, SafetensorError) as error:
+        raise ValueError(f"{folder} holds a damaged adapter: {error}") from error
+
+
+def load_adapter(folder: str | Path, model: Model) -> Adapter:
+    """An adapter that peft wrote, as leaves beside a model's own.
+
+    >>> adapter = load_adapter(folder, model)                              # doctest: +SKIP
+    >>> method = getattr(methods, adapter.method)(**adapter.settings)      # doctest: +SKIP
+
+    Args:
+      folder: with `adapter_config.json` and `adapter_model.safetensors`.
+      model: the base, as loaded.
+
+    Returns:
+      Leaves are float32. Where modules or layers differ in rank, pairs are padded with zeros;
+      where they differ in scale, the difference is in b.
+
+    Raises:
+      ValueError: if the kind of adapter is unknown, it has an option that we don't have, or a
+        tensor doesn't belong to a dense layer of the model.
+    """
+    given, tensors = _read(Path(folder))
+    kind = str(given.get("peft_type"))
+    readers = {"LORA": _load_lora, "IA3": _load_ia3, "PROMPT_TUNING": _load_prompt}
+    check(kind in readers, f"peft_type in {folder}", kind, f"one of {list(readers)}")
+    for option in _UNREAD:
+        check(not given.get(option), f"{option} in {folder}", given.get(option), "unset")
+    bias, drawn = given.get("bias", "none"), given.get("init_lora_weights", True)
+    check(bias == "none", f"bias in {folder}", bias, "'none'")
+    check(drawn in _PLAIN, f"init_lora_weights in {folder}", drawn, f"one of {_PLAIN}")
+    short = {k.removeprefix("base_model.model."): v for k, v in tensors.items()}
+    adapter = readers[kind](given, short, model)
+    # what was read has been taken out
+    check(not short, f"tensors of {folder}", sorted(short), "on dense layers of the model")
+    return adapter
+
+
+def _take(
+    tensors: dict[str, np.ndarray], model: Model, module: _Module, suffix: str
+) -> dict[int, np.ndarray]:
+    """One kind of a module's tensors by layer, taken out of `tensors`, in float32."""
+    prefix = DECODERS[model.given["model_type"]].prefix
+    found = {}
+    for layer in range(model.config.layers):
+        name = f"{module.name.format(layer=layer)}.{suffix}"
+        for candidate in (name, name.removeprefix(prefix)):
+            if candidate in tensors:
+                found[layer] = tensors.pop(candidate).astype(np.float32)
+    return found
+
+
+def _pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """A module's own value, as peft looks it up."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
+
+
+def _load_lora(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Model) -> Adapter:
+    rank, alpha = given["r"], given["lora_alpha"]
+    rslora, dora = bool(given.get("use_rslora")), bool(given.get("use_dora"))
+    factor = adapters.scale(rank, alpha, rslora)
+    params = model.params
+    targets: list[str] = []
+    for module in _modules(model):
+        first, second, magnitude = (
+            _take(tensors, model, module, f"lora_{part}")
+            for part in ("A.weight", "B.weight", "magnitude_vector")
+        )
+        if not first:
+            continue
+        widest = max(len(a) for a in first.values())
+        for path in module.parts:
+            kernel = adapters.node(params, path)["kernel"]
+            layers, fan_in, fan_out = adapters.shape(kernel)
+            a = np.zeros((layers, fan_in, widest), np.float32)
+            b = np.zeros((layers, widest, fan_out), np.float32)
+            for layer, stored in first.items():
+                own = len(stored)
+                name = module.name.format(layer=layer)
+                of = _pattern(given.get("alpha_pattern") or {}, name, alpha)
+                a[layer, :, :own] = stored.T
+                b[layer, :own] = module.split(second[layer], path)
+                b[layer] *= adapters.scale(own, of, rslora) / factor
+            lora = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
+            if dora:
+                norms = np.array(adapters.column_norm(kernel))
+                for layer, stored in magnitude.items():
+                    norms[layer] = module.split(stored.reshape(-1, 1), path)[0]
+                lora["magnitude"] = jnp.asarray(norms)
+            params = adapters.graft(params, path, {"lora": lora})
+            targets.append(path)
+    settings = {"rank": rank, "alpha": alpha, "targets": "|".join(targets)}
+    return Adapter(params, "lora", settings | {"rslora": rslora, "dora": dora})
+
+
+def _load_ia3(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Model) -> Adapter:
+    params = model.params
+    outputs: list[str] = []
+    inputs: list[str] = []
+    for module in _modules(model):
+        found = _take(tensors, model, module, "ia3_l")
+        if not found:
+            continue
+        before = next(iter(found.values())).shape[0] == 1  # scales the input
+        for path in module.parts:
+            layers, fan_in, fan_out = adapters.shape(adapters.node(params, path)["kernel"])
+            gain = np.ones((layers, fan_in if before else fan_out), np.float32)
+            for layer, stored in found.items():
+                gain[layer] = stored[0] if before else module.split(stored, path)[0]
+            key = "input_gain" if before else "gain"
+            params = adapters.graft(params, path, {key: jnp.asarray(gain)})
+            (inputs if before else outputs).append(path)
+    settings = {"outputs": "|".join(outputs) or None, "inputs": "|".join(inputs) or None}
+    return Adapter(params, "ia3", settings)
+
+
+def _load_prompt(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Model) -> Adapter:
+    table = jnp.asarray(tensors.pop("prompt_embeddings").astype(np.float32))
+    params = adapters.graft(model.params, "prompt", {"table": table})
+    return Adapter(params, "prompt_tuning", {"length": len(table)})
+
+
+def save_adapter(
+    model: Model,
+    params: Params,
+    folder: str | Path,
+    *,
+    scale: float | None = None,
+    base: str = "",
+) -> Path:
+    """Writes a model's adapter as a folder that peft loads, and that gives the same logits.
+
+    Args:
+      model: the base, as loaded.
+      params: whole, of one kind of adapter: that of `lora`, `ia3` or `prompt_tuning`.
+      folder: must not exist, or be empty.
+      scale: what low-rank pairs are scaled by, `adapters.scale(rank, alpha, rslora)`; it is
+        written as the α of plain LoRA.
+      base: where peft finds the base: a folder or a Hugging Face id.
+
+    Raises:
+      ValueError: if the folder holds something, PEFT has no place for the adapter, or there are
+        low-rank pairs and no `scale`.
+    """
+    from safetensors.numpy import save_file
+
+    out = Path(folder)
+    empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    check(empty, "folder", str(folder), "new or empty")
+    named = ((trees.path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params))
+    leaves = {path: np.asarray(x) for path, x in named if adapters.only(path)}
+    keys = {key for path in leaves for key in path.split("/") if key in adapters.NAMES}
+    names = {key.removeprefix("input_") for key in keys}
+    ok = len(names) == 1 and names <= {"lora", "gain", "prompt"}
+    check(ok, "adapter", sorted(names), "one of lora, gain (with or without input_gain) and prompt")
+    if names == {"lora"}:
+        given, tensors = _lora(model, params, leaves, scale)
+    elif names == {"gain"}:
+        given, tensors = _ia3(model, leaves)
+    else:
+        given, tensors = _prompt(model, leaves)
+    check(not leaves, "adapters", sorted(leaves), "on layers for which PEFT has a place")
+    given |= {"base_model_name_or_path": base, "task_type": "CAUSAL_LM", "inference_mode": True}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as made:
+        work = Path(made) / "adapter"
+        work.mkdir()
+        whole = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+        save_file(whole, work / "adapter_model.safetensors", metadata={"format": "pt"})
+        (work / "adapter_config.json").write_text(json.dumps(given, indent=2))
+        if out.exists():
+            out.rmdir()
+        shutil.move(str(work), out)
+    return out
+
+
+Leaves = dict[str, np.ndarray]
+"""By path; what is written is taken out."""
+Written = tuple[dict[str, Any], dict[str, np.ndarray]]
+"""`adapter_config.json` and the tensors."""
+
+
+def _lora(model: Model, params: Params, leaves: Leaves, scale: float | None) -> Written:
+    if scale is None:
+        raise ValueError("scale is None, but must be that of the low-rank pairs: adapters.scale()")
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    dora = any(path.endswith("/magnitude") for path in leaves)
+    for module in _modules(model):
+        pairs = {
+            path: {k: leaves.pop(f"{path}/lora/{k}") for k in ("a", "b")}
+            for path in module.parts
+            if f"{path}/lora/a" in leaves
+        }
+        if not pairs:
+            continue
+        widths = {pair["a"].shape[-1] for pair in pairs.values()}
+        check(len(widths) == 1, f"ranks in {module.short}", widths, "one, for it is one module")
+        rank = widths.pop()
+        ranks[module.short] = total = rank * len(pairs)
+        alphas[module.short] = float(scale) * total
+        lengths = {}
+        for path in module.parts if dora else ():
+            norms = adapters.column_norm(adapters.node(params, path)["kernel"])
+            lengths[path] = leaves.pop(f"{path}/lora/magnitude", np.asarray(norms))
+        for layer in range(model.config.layers):
+            at = f"base_model.model.{module.name.format(layer=layer)}"
+            b = np.zeros((module.outputs, total), np.float32)
+            for i, (path, pair) in enumerate(pairs.items()):
+                module.fill(b, path, slice(i * rank, (i + 1) * rank), pair["b"][layer])
+            tensors[f"{at}.lora_A.weight"] = np.concatenate(
+                [p["a"][layer].T for p in pairs.values()]
+            )
+            tensors[f"{at}.lora_B.weight"] = b
+            if dora:
+                magnitude = np.zeros((module.outputs, 1), np.float32)
+                for path, length in lengths.items():
+                    module.fill(magnitude, path, slice(1), length[layer])
+                tensors[f"{at}.lora_magnitude_vector"] = magnitude[:, 0]
+    given = {
+        "peft_type": "LORA",
+        "r": max(ranks.values(), default=0),
+        "lora_alpha": max(alphas.values(), default=0),
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "target_modules": list(ranks),
+        "use_dora": dora,
+        "fan_in_fan_out": model.given["model_type"] == "gpt2",
+        "bias": "none",
+    }
+    return given, tensors
+
+
+def _ia3(model: Model, leaves: Leaves) -> Written:
+    tensors: dict[str, np.ndarray] = {}
+    outputs: list[str] = []
+    inputs: list[str] = []
+    for module in _modules(model):
+        gains = {p: leaves.pop(f"{p}/gain") for p in module.parts if f"{p}/gain" in leaves}
+        before = {p: f"{p}/input_gain" for p in module.parts if f"{p}/input_gain" in leaves}
+        if not gains and not before:
+            continue
+        ok = not before or (len(module.parts) == 1 and not gains)
+        check(ok, f"gains on {module.short}", [*gains, *before], "of its outputs or its inputs")
+        (inputs if before else outputs).append(module.short)
+        for layer in range(model.config.layers):
+            name = f"base_model.model.{module.name.format(layer=layer)}.ia3_l"
+            if before:
+                tensors[name] = leaves[next(iter(before.values()))][layer][None]
+                continue
+            tensors[name] = np.ones((module.outputs, 1), np.float32)
+            for path, gain in gains.items():
+                module.fill(tensors[name], path, slice(1), gain[layer])
+        for path in before.values():
+            del leaves[path]
+    given = {
+        "peft_type": "IA3",
+        "target_modules": outputs + inputs,
+        "feedforward_modules": inputs,
+        "fan_in_fan_out": model.given["model_type"] == "gpt2",
+    }
+    return given, tensors
+
+
+def _prompt(model: Model, leaves: Leaves) -> Written:
+    table = leaves.pop("prompt/table")
+    given = {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": len(table),
+        "token_dim": model.config.width,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": model.config.heads,
+        "num_layers": model.config.layers,
+        "prompt_tuning_init": "RANDOM",
+    }
+    return given, {"prompt_embeddings": table}

@@ -1,0 +1,159 @@
+"""Adapters against peft in torch, on the same tiny random weights, both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jcl
+from jcl import adapters, losses, methods, models, trees
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+LLAMA = ["self_attn.q_proj", "v_proj", "mlp.down_proj"]
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("llama", {"kind": "Lora", "target_modules": LLAMA}),
+    "rslora": ("llama", {"kind": "Lora", "target_modules": LLAMA, "use_rslora": True}),
+    "dora": ("llama", {"kind": "Lora", "target_modules": LLAMA, "use_dora": True}),
+    "biased": ("qwen2", {"kind": "Lora", "target_modules": ["q_proj"], "use_dora": True}),
+    "ia3": (
+        "qwen2",
+        {
+            "kind": "IA3", "target_modules": ["k_proj", "v_proj", "down_proj"],
+            "feedforward_modules": ["down_proj"],
+        },
+    ),
+    "prompt": ("llama", {"kind": "PromptTuning", "num_virtual_tokens": 5}),
+    "gpt2": ("gpt2", {"kind": "Lora", "target_modules": ["c_attn", "mlp.c_proj"]}),
+    "gpt2-dora": ("gpt2", {"kind": "Lora", "target_modules": ["c_attn"], "use_dora": True}),
+    "gpt2-ia3": (
+        "gpt2",
+        {
+            "kind": "IA3", "target_modules": ["c_attn", "mlp.c_proj"],
+            "feedforward_modules": ["mlp.c_proj"],
+        },
+    ),
+    "phi3": ("phi3", {"kind": "Lora", "target_modules": ["qkv_proj", "gate_up_proj"]}),
+    "gpt_neox": ("gpt_neox", {"kind": "Lora", "target_modules": ["query_key_value"]}),
+}  # fmt: skip
+PATTERNS = {
+    "r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "down_proj"],
+    "rank_pattern": {"0.self_attn.q_proj": 2, "down_proj": 3}, "alpha_pattern": {"down_proj": 1.5},
+    "layers_to_transform": [0],
+}  # fmt: skip
+OF_ONE_LAYER = ("llama", {"kind": "Lora", **PATTERNS})
+
+
+def adapted(case: tuple[str, dict[str, Any]], folder: Path) -> tuple[Any, models.Model]:
+    """A tiny random model with a random adapter in torch, saved, and our base."""
+    kind, options = case
+    config = transformers.AutoConfig.for_model(kind, **SMALL)
+    torch.manual_seed(0)
+    base = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with torch.no_grad():
+        for p in base.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    base.save_pretrained(folder / "base")
+    options = dict(options)
+    name = options.pop("kind")
+    if name == "Lora":
+        options = {"r": 4, "lora_alpha": 6, "fan_in_fan_out": kind == "gpt2"} | options
+    elif name == "IA3":
+        options |= {"fan_in_fan_out": kind == "gpt2"}
+    model = peft.get_peft_model(
+        base.eval(), getattr(peft, f"{name}Config")(task_type="CAUSAL_LM", **options)
+    )
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.1 * torch.randn_like(p))
+    model.save_pretrained(folder / "adapter")
+    return model.eval(), models.load(folder / "base")
+
+
+def ids(rows: int = 2, length: int = 13) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, SMALL["vocab_size"], (rows, length))
+
+
+def theirs(model: Any, tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(tokens)).logits.numpy()[:, -tokens.shape[1] :]
+
+
+def close(ours: Any, wanted: np.ndarray, relative: float) -> None:
+    assert np.abs(np.asarray(ours) - wanted).max() <= relative * np.abs(wanted).max()
+
+
+def started(model: models.Model, adapter: models.Adapter) -> tuple[jcl.Program, jcl.State, Any]:
+    """A program that goes on from an adapter."""
+    method = getattr(methods, adapter.method)(**adapter.settings)
+    loss = losses.fused_next_token()
+    program = jcl.make(method, model.apply, loss, optax.sgd(1.0), trainable=adapters.only)
+    batch = {"tokens": jnp.asarray(ids(), jnp.int32)}
+    return program, program.init(adapter.params, batch, jax.random.key(0)), batch
+
+
+@pytest.mark.parametrize("name", [*CASES, "one-layer"])
+def test_peft_to_us_and_back(name: str, tmp_path: Path) -> None:
+    case = CASES.get(name, OF_ONE_LAYER)
+    reference, model = adapted(case, tmp_path)
+    adapter = models.load_adapter(tmp_path / "adapter", model)
+    program, state, batch = started(model, adapter)
+    jax.tree.map(np.testing.assert_array_equal, state.params, adapter.params)  # init keeps them
+    wanted = theirs(reference, ids())
+    plain = model.apply(model.params, batch)
+    assert np.abs(plain - wanted).max() > 0.01 * np.abs(wanted).max()
+    close(jax.jit(program.predict)(state, batch), wanted, 1e-5)
+
+    given = {k: v for k, v in adapter.settings.items() if k in ("rank", "alpha", "rslora")}
+    factor = adapters.scale(**given) if given else 1.0
+    out = models.save_adapter(model, state.params, tmp_path / "again", scale=factor)
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", attn_implementation="eager"
+    )
+    again = peft.PeftModel.from_pretrained(base, out).eval()
+    close(theirs(again, ids()), wanted, 1e-5)
+    if adapter.method != "prompt_tuning":
+        merged = adapters.merge(state.params, factor)
+        assert jax.tree.structure(merged) == jax.tree.structure(model.params)
+        close(model.apply(merged, batch), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["lora", "rslora", "dora", "biased", "ia3", "prompt"])
+def test_gradients(name: str, tmp_path: Path) -> None:
+    reference, model = adapted(CASES[name], tmp_path)
+    adapter = models.load_adapter(tmp_path / "adapter", model)
+    program, state, batch = started(model, adapter)
+    tokens = torch.tensor(ids())
+    logits = reference(tokens).logits[:, -tokens.shape[1] :]
+    torch.nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, SMALL["vocab_size"]), tokens[:, 1:].reshape(-1)
+    ).backward()
+    with torch.no_grad():  # what a step of SGD leaves is read as an adapter
+        for p in reference.parameters():
+            if p.requires_grad:
+                p -= p.grad
+    reference.save_pretrained(tmp_path / "stepped")
+    wanted = models.load_adapter(tmp_path / "stepped", model).params
+    after, _ = jax.jit(program.step)(state, batch)
+    moves = [
+        trees.partition(trees.subtract(tree, state.params), adapters.only)[0]
+        for tree in (after.params, wanted)
+    ]
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(moves[1]))
+    assert largest > 1e-3
+    for ours, their in zip(*map(jax.tree.leaves, moves), strict=True):
+        assert float(jnp.abs(ours - their).max()) <= 1e-4 * largest

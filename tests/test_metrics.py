@@ -129,3 +129,9 @@ def test_bad_shapes_are_refused():
         metrics.backward_transfer(np.zeros((5, 2)))
     with pytest.raises(ValueError, match="increasing"):
         metrics.minimum_accuracy(np.zeros((5, 2)), (3, 1))
+
+
+def test_vertical_forgetting_is_what_the_probes_lost():
+    P = np.array([[0.5, 0.8], [0.6, 0.4], [0.4, 0.7]])
+    assert metrics.vertical_forgetting(P) == pytest.approx(0.1)
+    np.testing.assert_allclose(metrics.vertical_forgetting(np.stack([P, P[::-1]])), [0.1, -0.1])

@@ -343,6 +343,7 @@ def test_draws_cost_the_same_wherever_they_are_and_small_ones_cost_little():
         ({"test_rows": 0}, "test_rows is 0"),
         ({"boundary_batches": 0}, "boundary_batches is 0"),
         ({"stages": ["a", "c"]}, r"stage's domain is 'c', but must be one of \['a', 'b'\]"),
+        ({"vocabulary": 122}, "domain 'b': token id is 122, but must be below 122"),
         ({"packing": "tight"}, "domain 'a': packing is 'tight'"),
         ({"tokenizer": "gpt2"}, "domain 'a': tokenizer is str, but must be a fast tokenizer"),
         ({"domains": {}}, "number of domains is 0"),

@@ -1,0 +1,130 @@
+"""Text classification, one data set after another, with a pretrained encoder or decoder.
+
+20 Newsgroups, Reuters' R8, SpamAssassin and sentiment in four domains come in turn; all labels
+share one head, of which a row's own data set (task) or those seen so far (class) compete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jcl import data, losses, models
+from jcl.data import corpora
+from jcl.data.fetch import fetch
+from jcl.data.stream import Arrays
+from jcl.evaluation import accuracy, evaluator
+from jcl.experiment import Experiment
+
+METHODS = ("naive()", "er(capacity=256, rows=8)")
+SETS = ("newsgroups", "r8", "spam", "tweets", "reviews", "films", "news")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A reduced run for two cores; `--set preset=full` is what a GPU would run."""
+
+    scenario: Literal["task", "class"] = "class"
+    """Whether prediction is told which data set a text is of."""
+    model: str = "minilm"
+    """What `jcl fetch` gets: an encoder (`minilm`) or a decoder (`glassllm`, `smollm2`); a folder,
+    or a Hugging Face id."""
+    preset: Literal["reduced", "full"] = "reduced"
+    """`full` trains an epoch of each set on texts of up to 256 tokens, and tests on all."""
+    order: tuple[str, ...] = SETS
+    """Which data sets, in this order."""
+    steps: int = 40
+    """Optimizer steps on each set."""
+    batch: int = 16
+    """Texts a step."""
+    length: int = 64
+    """Tokens of a text that are read, from its first."""
+    lr: float = 2e-4
+    """AdamW's learning rate."""
+    test_rows: int = 128
+    """Texts that are tested, of each set."""
+
+
+@cache
+def pretrained(name: str) -> models.Model:
+    """The model, loaded once for all methods."""
+    known = "/" not in name and not name.startswith(".")
+    return models.load(fetch(name) if known else name)
+
+
+def read(name: str) -> tuple[Sequence[corpora.Labelled], Sequence[corpora.Labelled]]:
+    """A data set's training and test rows."""
+    if name == "newsgroups":
+        return corpora.newsgroups("train"), corpora.newsgroups("test")
+    if name == "r8":
+        return corpora.r8("train"), corpora.r8("test")
+    rows = corpora.spam_assassin() if name == "spam" else corpora.sentiment(name)
+    return corpora.held_out(rows)
+
+
+def encode(
+    rows: Sequence[corpora.Labelled], labels: Sequence[str], first: int, model: Any, length: int
+) -> Arrays:
+    """Rows as `tokens` and `segments` int32 [n, length], and `y` from `first` on."""
+    tokenizer = model.tokenizer
+    ids = tokenizer([row.text for row in rows], truncation=True, max_length=length)["input_ids"]
+    tokens, segments = np.zeros((2, len(rows), length), np.int32)
+    for i, row in enumerate(ids):
+        tokens[i, : len(row)], segments[i, : len(row)] = row, 1
+    segments[:, 0] = 1  # an empty text still has a first token
+    y = np.array([first + labels.index(row.label) for row in rows], np.int32)
+    return {"tokens": tokens, "segments": segments, "y": y}
+
+
+def build(config: Config) -> Experiment:
+    full = config.preset == "full"
+    model = pretrained(config.model)
+    length = min(256 if full else config.length, model.config.context)
+    rng = np.random.default_rng(0)
+    train, test, sizes = [], [], []
+    for name in config.order:
+        rows, held = read(name)
+        labels = sorted({row.label for row in rows})
+        if not full:  # a sample, the same for every method
+            most = 4 * config.steps * config.batch
+            rows = [rows[i] for i in rng.permutation(len(rows))[:most]]
+            held = [held[i] for i in rng.permutation(len(held))[: config.test_rows]]
+        train.append(encode(rows, labels, sum(sizes), model, length))
+        test.append(encode(held, labels, sum(sizes), model, length))
+        sizes.append(len(labels))
+    task_of = np.repeat(np.arange(len(sizes)), sizes)
+    classes = task_of[None] == np.arange(len(sizes))[:, None]
+    mask = {"class": "seen", "task": "task"}[config.scenario]
+
+    def stream(seed: int) -> data.Stream:
+        amount: Any = {"epochs": 1} if full else {"steps": config.steps}
+        return data.from_arrays(
+            train, test, config.batch, seed=seed, names=config.order, boundary_batches=8,
+            test_batch=64, **amount,
+        )  # fmt: skip
+
+    def init(key: jax.Array) -> Any:
+        fan_in, fan_out = model.config.width, len(task_of)
+        kernel = 0.02 * jax.random.normal(key, (fan_in, fan_out))
+        return {**model.params, "classifier": {"kernel": kernel, "bias": jnp.zeros(fan_out)}}
+
+    return Experiment(
+        name="topics",
+        scenario=f"{config.scenario}-incremental",
+        stream=stream,
+        init=init,
+        apply=model.apply,
+        loss=losses.cross_entropy(classes, mask),
+        optimizer=lambda lr: optax.adamw(lr),
+        evaluate=evaluator(stream(0).test, accuracy(classes, mask)),
+        learning_rate=config.lr,
+        chunk=10,
+        tokens_per_row=length,
+    )

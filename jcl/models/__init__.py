@@ -1,7 +1,7 @@
 """Models as `apply(params, batch, tap) -> outputs` over nested dicts of arrays."""
 
-from jcl.models import decoder, mlp
-from jcl.models.folder import Model, load, of, save
+from jcl.models import decoder, encoder, mlp
+from jcl.models.folder import Model, classifier, load, of, save
 from jcl.models.generation import generate, write
 from jcl.models.layers import dense, init_dense
 from jcl.models.peft import Adapter, load_adapter, save_adapter
@@ -9,8 +9,10 @@ from jcl.models.peft import Adapter, load_adapter, save_adapter
 __all__ = [
     "Adapter",
     "Model",
+    "classifier",
     "decoder",
     "dense",
+    "encoder",
     "generate",
     "init_dense",
     "load",

@@ -11,12 +11,17 @@ from jax import lax
 from jcl.method import check
 
 Backend = Literal["auto", "xla", "cudnn", "splash"]
-"""`auto` takes cuDNN on GPUs for half precision, splash attention on TPUs, XLA elsewhere."""
+"""`auto` takes cuDNN on GPUs for half precision, splash attention on TPUs, XLA elsewhere, and
+wherever there is a bias."""
 BACKENDS = ("auto", "xla", "cudnn", "splash")
 
 
 def visible(
-    query: jax.Array, key: jax.Array, query_slots: jax.Array, window: int | None
+    query: jax.Array,
+    key: jax.Array,
+    query_slots: jax.Array,
+    window: int | None = None,
+    causal: bool = True,
 ) -> jax.Array:
     """Which keys each query sees, bool [B, 1, T, S]: of its own segment, not later, not too old.
 
@@ -25,10 +30,14 @@ def visible(
       key: segments of the keys, int32 [B, S].
       query_slots: where among the S keys each query stands, int32 [T].
       window: how many of the latest keys are seen, the query's own included; None sees all.
+      causal: False sees the whole segment.
     """
+    same = query[:, :, None] == key[:, None]
+    if not causal:
+        return same[:, None]
     back = query_slots[:, None] - jnp.arange(key.shape[1])[None]
     near = back >= 0 if window is None else (back >= 0) & (back < window)
-    return (near[None] & (query[:, :, None] == key[:, None]))[:, None]
+    return (near[None] & same)[:, None]
 
 
 def attend(
@@ -41,9 +50,11 @@ def attend(
     window: int | None = None,
     mask: jax.Array | None = None,
     cap: float | None = None,
+    causal: bool = True,
+    bias: jax.Array | None = None,
     backend: Backend = "auto",
 ) -> jax.Array:
-    """softmax(scale · q kᵀ) v over what is visible, with scores and softmax in float32.
+    """softmax(scale · q kᵀ + bias) v over what is visible, scores and softmax in float32.
 
     Args:
       q: queries [B, T, H, D].
@@ -54,33 +65,39 @@ def attend(
       window: how many of the latest keys are seen, the query's own included; None sees all.
       mask: bool [B or 1, 1, T, S], True where seen, instead of causality, segments and window.
       cap: scores s become cap · tanh(s / cap) (Gemma 2).
+      causal: False sees later tokens too.
+      bias: float32 [B or 1, H, T, S]; not with `cap`.
       backend: which kernel; see `Backend`.
 
     Returns:
       [B, T, H, D] in q's dtype.
     """
-    kernel = _chosen(backend, q, mask is None)
+    kernel = _chosen(backend, q, mask is None, bias is not None)
     if kernel == "splash":
-        return _splash(q, k, v, scale, segments, window, cap)
+        return _splash(q, k, v, scale, segments, window, cap, causal)
     if mask is None and (segments is not None or cap is not None):
         rows = jnp.ones((1, q.shape[1]), jnp.int32) if segments is None else segments
-        mask = visible(rows, rows, jnp.arange(q.shape[1]), window)
+        mask = visible(rows, rows, jnp.arange(q.shape[1]), window, causal)
     if mask is not None and cap is not None:
         return _capped(q, k, v, mask, scale, cap)
     if mask is not None:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, implementation=kernel)
+        return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale, implementation=kernel)
     reach = None if window is None else (window - 1, 0)
     return jax.nn.dot_product_attention(
-        q, k, v, is_causal=True, local_window_size=reach, scale=scale, implementation=kernel
+        q, k, v, bias, is_causal=causal, local_window_size=reach, scale=scale, implementation=kernel
     )
 
 
-def _chosen(backend: Backend, q: jax.Array, own: bool) -> Literal["xla", "cudnn", "splash"]:
+def _chosen(
+    backend: Backend, q: jax.Array, own: bool, biased: bool
+) -> Literal["xla", "cudnn", "splash"]:
     check(backend in BACKENDS, "attention backend", backend, f"one of {list(BACKENDS)}")
     if backend == "splash":  # makes its own mask
-        return "splash" if own else "xla"
+        return "splash" if own and not biased else "xla"
     if backend != "auto":
         return backend
+    if biased:
+        return "xla"
     if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
     tiled = q.shape[1] % 128 == 0 and q.shape[-1] % 64 == 0
@@ -107,6 +124,7 @@ def _splash(
     segments: jax.Array | None,
     window: int | None,
     cap: float | None,
+    causal: bool,
 ) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
@@ -114,7 +132,7 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     shape = (q.shape[1], q.shape[1])
-    seen: Any = masks.CausalMask(shape)
+    seen: Any = masks.CausalMask(shape) if causal else masks.FullMask(shape)
     if window is not None:
         seen = masks.LocalMask(shape, (window - 1, 0), 0)
     kernel = kernels.make_splash_mha(
@@ -141,3 +159,24 @@ def positions(segments: jax.Array) -> jax.Array:
     before = jnp.concatenate([jnp.zeros_like(segments[:, :1]), segments[:, :-1]], axis=1)
     first = real & (segments > lax.cummax(before, axis=1))
     return jnp.maximum(count - lax.cummax(jnp.where(first, count, 0), axis=1), 0)
+
+
+def prefixed(
+    prefix: Any, k: jax.Array, v: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keys, values and mask with prefix tuning's keys and values, which all see, before them.
+
+    Args:
+      prefix: `{"key", "value"}`, [P, K · D] each.
+      k: keys [B, S, K, D].
+      v: values [B, S, K, D].
+      mask: bool [B or 1, 1, T, S].
+    """
+
+    def join(new: jax.Array, old: jax.Array) -> jax.Array:
+        new = new.astype(old.dtype).reshape(1, -1, *old.shape[2:])
+        return jnp.concatenate([jnp.broadcast_to(new, (len(old), *new.shape[1:])), old], axis=1)
+
+    seen = jnp.ones((*mask.shape[:3], prefix["key"].shape[0]), bool)
+    mask = jnp.concatenate([seen, mask], axis=-1)
+    return join(prefix["key"], k), join(prefix["value"], v), mask

@@ -25,17 +25,11 @@ from jcl import taps
 from jcl.adapters import weight
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention, rope
-from jcl.models.layers import bottleneck, dense, layer_norm, rms_norm, token_scores
+from jcl.models.layers import ACTIVATIONS, bottleneck, dense, layer_norm, rms_norm, token_scores
 from jcl.models.moe import mix
 from jcl.models.rope import Rope
 
 Remat = Literal["none", "block", "dots"]
-_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
-    "relu": jax.nn.relu,
-}
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ class Config:
             object.__setattr__(self, "head_width", self.width // self.heads)
         ok = self.heads % self.kv_heads == 0
         check(ok, "kv_heads", self.kv_heads, f"a divisor of {self.heads}, the heads")
-        check(self.activation in _ACTIVATIONS, "activation", self.activation, f"{[*_ACTIVATIONS]}")
+        check(self.activation in ACTIVATIONS, "activation", self.activation, f"{[*ACTIVATIONS]}")
         if self.local is not None:
             ok = len(self.local) == self.layers
             check(ok, "length of local", len(self.local), f"{self.layers}, the layers")
@@ -284,7 +278,7 @@ def apply_fn(
     c = config
     check(remat in ("none", "block", "dots"), "remat", remat, "'none', 'block' or 'dots'")
     assert c.head_width is not None
-    head_width, activation = c.head_width, _ACTIVATIONS[c.activation]
+    head_width, activation = c.head_width, ACTIVATIONS[c.activation]
     scale = head_width**-0.5 if c.query_scale is None else c.query_scale
     rms = partial(rms_norm, eps=c.eps, offset=c.norm_offset)
     normed = rms if c.norm == "rms" else partial(layer_norm, eps=c.eps)
@@ -320,7 +314,10 @@ def apply_fn(
         def look(window: int | None, mask: jax.Array | None) -> jax.Array:
             rows, keys, values = scene.segments, k, v
             if "prefix" in p:  # prefix tuning: what every token sees beside the others
-                keys, values, mask = _prefixed(p["prefix"], k, v, mask, rows, window)
+                if mask is None:
+                    seen = jnp.ones((1, length), jnp.int32) if rows is None else rows
+                    mask = attention.visible(seen, seen, jnp.arange(length), window)
+                keys, values, mask = attention.prefixed(p["prefix"], k, v, mask)
             return attention.attend(
                 q, keys, values, scale=scale, segments=rows, window=window, mask=mask,
                 cap=c.attention_cap, backend=backend,
@@ -436,25 +433,3 @@ def _choose(local: Any, yes: Callable[[], jax.Array], no: Callable[[], jax.Array
     if isinstance(local, bool):
         return yes() if local else no()
     return lax.cond(local, yes, no)
-
-
-def _prefixed(
-    prefix: Params,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array | None,
-    segments: jax.Array | None,
-    window: int | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keys and values with the prefix's [P, K · D] before them, and the mask over both."""
-    if mask is None:
-        rows = jnp.ones(k.shape[:2], jnp.int32) if segments is None else segments
-        mask = attention.visible(rows, rows, jnp.arange(k.shape[1]), window)
-
-    def join(new: jax.Array, old: jax.Array) -> jax.Array:
-        new = new.astype(old.dtype).reshape(1, -1, *old.shape[2:])
-        return jnp.concatenate([jnp.broadcast_to(new, (len(old), *new.shape[1:])), old], axis=1)
-
-    seen = jnp.ones((*mask.shape[:3], prefix["key"].shape[0]), bool)
-    mask = jnp.concatenate([seen, mask], axis=-1)
-    return join(prefix["key"], k), join(prefix["value"], v), mask

@@ -1,8 +1,8 @@
-"""The published families: what their `config.json` means, and what their tensors are called.
+"""The published decoders: what their `config.json` means, and what their tensors are called.
 
-A family maps a Hugging Face configuration to a `decoder.Config`, and each leaf of our parameter
-tree to the stored tensor that it is a view of. One view serves both ways: weights are read out of
-it, and written into it.
+A family maps a Hugging Face configuration to ours, and each leaf of our parameter tree to the
+stored tensor that it is a view of. One view serves both ways: weights are read out of it, and
+written into it. Encoders and T5 are in `encoder_families`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jcl.method import Apply, Params
+from jcl.models import decoder
 from jcl.models.decoder import Config
 from jcl.models.rope import Rope
 
@@ -36,23 +38,30 @@ Layout = dict[str, Source]
 class Family(NamedTuple):
     """How one `model_type` is read and written."""
 
-    config: Callable[[Any], Config]
-    """From a transformers configuration, in its 5.x form."""
-    layout: Callable[[Config], Layout]
+    config: Callable[[Any], Any]
+    """Ours, from a transformers configuration in its 5.x form."""
+    layout: Callable[[Any], Layout]
+    """From our configuration."""
     prefix: str
     """Of the tensors of the body, which some checkpoints leave out."""
+    heads: Callable[[Any, Any, frozenset[str]], Any] = lambda config, given, names: config
+    """Ours again, with what only the names of the stored tensors tell."""
+    init: Callable[..., Params] = decoder.init
+    """`init(key, config)` of the module that computes it."""
+    apply_fn: Callable[..., Apply] = decoder.apply_fn
 
 
 def _transposed(stored: np.ndarray) -> np.ndarray:
     return stored.T
 
 
-def _linear(name: str, fan_in: int, fan_out: int) -> Source:
+def linear(name: str, fan_in: int, fan_out: int) -> Source:
     """torch.nn.Linear's weight [out, in] as a kernel [in, out]."""
     return Source(f"{name}.weight", (fan_out, fan_in), _transposed)
 
 
-def _vector(name: str, size: int) -> Source:
+def vector(name: str, size: int) -> Source:
+    """A bias, or a norm's scale."""
     return Source(name, (size,))
 
 
@@ -76,7 +85,12 @@ _ACTIVATIONS = {
 }
 
 
-def _activation(name: str) -> str:
+def activation_name(name: str) -> str:
+    """What `layers.ACTIVATIONS` calls it.
+
+    Raises:
+      ValueError: if it isn't among them.
+    """
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation is {name!r}, but must be one of {list(_ACTIVATIONS)}")
     return _ACTIVATIONS[name]
@@ -126,7 +140,7 @@ def _common(given: Any, **more: Any) -> Config:
         "kv_heads": getattr(given, "num_key_value_heads", None) or given.num_attention_heads,
         "head_width": head,
         "hidden": given.intermediate_size,
-        "activation": _activation(activation),
+        "activation": activation_name(activation),
         "context": given.max_position_embeddings,
         "tied": given.tie_word_embeddings,
         "eps": getattr(given, "rms_norm_eps", None) or getattr(given, "layer_norm_eps", 1e-5),
@@ -212,7 +226,7 @@ def _gpt2(given: Any) -> Config:
         hidden=given.n_inner or 4 * given.n_embd,
         norm="layer",
         eps=given.layer_norm_epsilon,
-        activation=_activation(given.activation_function),
+        activation=activation_name(given.activation_function),
         gated=False,
         qkv_bias=True,
         output_bias=True,
@@ -244,7 +258,7 @@ def _body(c: Config) -> Layout:
     at = "model.layers.{layer}"
     found = {
         "embed/table": Source("model.embed_tokens.weight", (c.vocabulary, c.width)),
-        "norm/scale": _vector("model.norm.weight", c.width),
+        "norm/scale": vector("model.norm.weight", c.width),
     }
     shapes = {
         "query": ("q_proj", c.width, q),
@@ -253,13 +267,13 @@ def _body(c: Config) -> Layout:
         "output": ("o_proj", q, c.width),
     }
     for ours, (theirs, fan_in, fan_out) in shapes.items():
-        found[f"blocks/{ours}/kernel"] = _linear(f"{at}.self_attn.{theirs}", fan_in, fan_out)
+        found[f"blocks/{ours}/kernel"] = linear(f"{at}.self_attn.{theirs}", fan_in, fan_out)
         if c.output_bias if ours == "output" else c.qkv_bias:
-            found[f"blocks/{ours}/bias"] = _vector(f"{at}.self_attn.{theirs}.bias", fan_out)
+            found[f"blocks/{ours}/bias"] = vector(f"{at}.self_attn.{theirs}.bias", fan_out)
     if c.qk_norm:
         for ours, theirs, size in (("query", "q_norm", q), ("key", "k_norm", kv)):
             size = size if c.qk_norm == "full" else c.head_width
-            found[f"blocks/{ours}_norm/scale"] = _vector(f"{at}.self_attn.{theirs}.weight", size)
+            found[f"blocks/{ours}_norm/scale"] = vector(f"{at}.self_attn.{theirs}.weight", size)
     both = c.pre_norm and c.post_norm
     norms = {}
     if c.pre_norm:
@@ -269,9 +283,9 @@ def _body(c: Config) -> Layout:
         norms["attention_post_norm"] = "post_attention_layernorm"
         norms["mlp_post_norm"] = "post_feedforward_layernorm"
     for ours, theirs in norms.items():
-        found[f"blocks/{ours}/scale"] = _vector(f"{at}.{theirs}.weight", c.width)
+        found[f"blocks/{ours}/scale"] = vector(f"{at}.{theirs}.weight", c.width)
     if not c.tied:
-        found["head/kernel"] = _linear("lm_head", c.width, c.vocabulary)
+        found["head/kernel"] = linear("lm_head", c.width, c.vocabulary)
     return found
 
 
@@ -280,9 +294,9 @@ def _mlp(c: Config) -> Layout:
     for name in ("gate", "up", "down"):
         sizes = (c.hidden, c.width) if name == "down" else (c.width, c.hidden)
         at = f"model.layers.{{layer}}.mlp.{name}_proj"
-        found[f"blocks/{name}/kernel"] = _linear(at, *sizes)
+        found[f"blocks/{name}/kernel"] = linear(at, *sizes)
         if c.mlp_bias:
-            found[f"blocks/{name}/bias"] = _vector(f"{at}.bias", sizes[1])
+            found[f"blocks/{name}/bias"] = vector(f"{at}.bias", sizes[1])
     return found
 
 
@@ -291,10 +305,10 @@ def _llama_layout(c: Config) -> Layout:
 
 
 def _experts(c: Config, at: str, names: dict[str, str]) -> Layout:
-    found = {"blocks/router/kernel": _linear(f"{at}.gate", c.width, c.experts)}
+    found = {"blocks/router/kernel": linear(f"{at}.gate", c.width, c.experts)}
     for ours, theirs in names.items():
         sizes = (c.hidden, c.width) if ours == "down" else (c.width, c.hidden)
-        source = _linear(f"{at}.experts.{{expert}}.{theirs}", *sizes)
+        source = linear(f"{at}.experts.{{expert}}.{theirs}", *sizes)
         found[f"blocks/experts/{ours}/kernel"] = source
     return found
 
@@ -334,10 +348,10 @@ def _gpt2_layout(c: Config) -> Layout:
         "positions/table": Source("transformer.wpe.weight", (c.context, c.width)),
     }
     for ours, theirs in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2")):
-        found[f"blocks/{ours}/scale"] = _vector(f"{at}.{theirs}.weight", c.width)
-        found[f"blocks/{ours}/bias"] = _vector(f"{at}.{theirs}.bias", c.width)
-    found["norm/scale"] = _vector("transformer.ln_f.weight", c.width)
-    found["norm/bias"] = _vector("transformer.ln_f.bias", c.width)
+        found[f"blocks/{ours}/scale"] = vector(f"{at}.{theirs}.weight", c.width)
+        found[f"blocks/{ours}/bias"] = vector(f"{at}.{theirs}.bias", c.width)
+    found["norm/scale"] = vector("transformer.ln_f.weight", c.width)
+    found["norm/bias"] = vector("transformer.ln_f.bias", c.width)
     for i, ours in enumerate(("query", "key", "value")):
         fused, part = f"{at}.attn.c_attn", _columns(i * c.width, (i + 1) * c.width)
         shape = (c.width, 3 * c.width)
@@ -349,9 +363,9 @@ def _gpt2_layout(c: Config) -> Layout:
         ("down", "mlp.c_proj", c.hidden, c.width),
     ):
         found[f"blocks/{ours}/kernel"] = Source(f"{at}.{theirs}.weight", (fan_in, fan_out))
-        found[f"blocks/{ours}/bias"] = _vector(f"{at}.{theirs}.bias", fan_out)
+        found[f"blocks/{ours}/bias"] = vector(f"{at}.{theirs}.bias", fan_out)
     if not c.tied:
-        found["head/kernel"] = _linear("lm_head", c.width, c.vocabulary)
+        found["head/kernel"] = linear("lm_head", c.width, c.vocabulary)
     return found
 
 
@@ -361,17 +375,17 @@ def _neox_layout(c: Config) -> Layout:
     at, width = "gpt_neox.layers.{layer}", c.head_width
     found = {
         "embed/table": Source("gpt_neox.embed_in.weight", (c.vocabulary, c.width)),
-        "norm/scale": _vector("gpt_neox.final_layer_norm.weight", c.width),
-        "norm/bias": _vector("gpt_neox.final_layer_norm.bias", c.width),
+        "norm/scale": vector("gpt_neox.final_layer_norm.weight", c.width),
+        "norm/bias": vector("gpt_neox.final_layer_norm.bias", c.width),
     }
     if not c.tied:
-        found["head/kernel"] = _linear("embed_out", c.width, c.vocabulary)
+        found["head/kernel"] = linear("embed_out", c.width, c.vocabulary)
     for ours, theirs in (
         ("attention_norm", "input_layernorm"),
         ("mlp_norm", "post_attention_layernorm"),
     ):
-        found[f"blocks/{ours}/scale"] = _vector(f"{at}.{theirs}.weight", c.width)
-        found[f"blocks/{ours}/bias"] = _vector(f"{at}.{theirs}.bias", c.width)
+        found[f"blocks/{ours}/scale"] = vector(f"{at}.{theirs}.weight", c.width)
+        found[f"blocks/{ours}/bias"] = vector(f"{at}.{theirs}.bias", c.width)
     for i, ours in enumerate(("query", "key", "value")):
 
         def kernel(a: np.ndarray, i: int = i) -> np.ndarray:
@@ -390,9 +404,9 @@ def _neox_layout(c: Config) -> Layout:
         ("up", "mlp.dense_h_to_4h", c.width, c.hidden),
         ("down", "mlp.dense_4h_to_h", c.hidden, c.width),
     ):
-        found[f"blocks/{ours}/kernel"] = _linear(f"{at}.{theirs}", fan_in, fan_out)
+        found[f"blocks/{ours}/kernel"] = linear(f"{at}.{theirs}", fan_in, fan_out)
         if ours != "output" or c.output_bias:
-            found[f"blocks/{ours}/bias"] = _vector(f"{at}.{theirs}.bias", fan_out)
+            found[f"blocks/{ours}/bias"] = vector(f"{at}.{theirs}.bias", fan_out)
     return found
 
 

@@ -16,25 +16,31 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jcl import mesh as meshes
 from jcl import trees
 from jcl.method import Apply, Params, check
-from jcl.models import decoder, gguf
+from jcl.models import decoder, encoder, gguf
+from jcl.models.encoder_families import ENCODERS
 from jcl.models.families import DECODERS, Family, Layout, Source
 from jcl.models.tensors import Tensors, open_folder, write_folder
+
+FAMILIES = DECODERS | ENCODERS
+"""Everything that is read and written, by `model_type`."""
 
 
 class Model(NamedTuple):
     """A model as people have it."""
 
-    config: decoder.Config
+    config: Any
+    """A `decoder.Config` or `encoder.Config`."""
     params: Params
     tokenizer: Any
     """A transformers tokenizer, or None."""
     apply: Apply
-    """`decoder.apply_fn(config)`; make your own for other options."""
+    """The module's `apply_fn(config)`, such as `decoder`'s; make your own for other options."""
     given: dict[str, Any]
     """The folder's `config.json`, which `save` writes again."""
 
@@ -66,9 +72,10 @@ def load(
     else:
         given, tensors = _read_config(folder), open_folder(folder)
     family = _family(given, folder)
-    config = family.config(_configuration(given))
+    theirs = _configuration(given)
+    config = family.heads(family.config(theirs), theirs, tensors.names)
     params = _read(config, family, tensors, dtype, mesh)
-    return Model(config, params, _tokenizer(folder, quantised), decoder.apply_fn(config), given)
+    return Model(config, params, _tokenizer(folder, quantised), family.apply_fn(config), given)
 
 
 def _found(source: str | Path) -> Path:
@@ -103,11 +110,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _family(given: dict[str, Any], folder: Path) -> Family:
     kind = given.get("model_type")
-    if kind not in DECODERS:
+    if kind not in FAMILIES:
         raise ValueError(
-            f"model_type is {kind!r} in {folder}, but must be one of {sorted(DECODERS)}"
+            f"model_type is {kind!r} in {folder}, but must be one of {sorted(FAMILIES)}"
         )
-    return DECODERS[kind]
+    return FAMILIES[kind]
 
 
 def _configuration(given: dict[str, Any]) -> Any:
@@ -130,11 +137,13 @@ def _tokenizer(folder: Path, quantised: Path | None) -> Any:
 
 
 def _named(tensors: Tensors, family: Family, name: str) -> str:
-    """A tensor's name in these files, some of which leave the body's prefix out."""
+    """A tensor's name in these files, some of which leave the body's prefix out or are BERT's."""
     short = name.removeprefix(family.prefix)
-    for candidate in (name, short):
-        if candidate in tensors.names:
-            return candidate
+    for full in (name, short):
+        old = full.replace("LayerNorm.weight", "LayerNorm.gamma")
+        for candidate in (full, old.replace("LayerNorm.bias", "LayerNorm.beta")):
+            if candidate in tensors.names:
+                return candidate
     raise ValueError(f"the weights have no tensor {name!r}, which the configuration calls for")
 
 
@@ -148,19 +157,14 @@ def _name(source: Source, index: tuple[int, ...]) -> str:
 
 
 def _read(
-    config: decoder.Config,
+    config: Any,
     family: Family,
     tensors: Tensors,
     dtype: Any,
     mesh: jax.sharding.Mesh | None,
 ) -> Params:
-    shapes = jax.eval_shape(partial(decoder.init, config=config), jax.random.key(0))
+    shapes = jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
     layout = family.layout(config)
-    if mesh is None:
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: one, shapes)
-    else:
-        shardings = meshes.fsdp(shapes, mesh)
 
     def stored(source: Source, index: tuple[int, ...]) -> np.ndarray:
         name = _named(tensors, family, _name(source, index))
@@ -172,7 +176,7 @@ def _read(
             )
         return found
 
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.Array:
         source = layout[trees.path_name(path)]
         depth = _stacked(source)
         # one tensor's dtype is taken for all layers'
@@ -187,9 +191,13 @@ def _read(
                 out[place] = view[tuple(index[depth:])]
             return out
 
+        if sharding is None:  # on the default device, but free to go where a program wants it
+            return jnp.asarray(part([slice(None)] * len(shape.shape)))
         return jax.make_array_from_callback(shape.shape, sharding, part)
 
-    return jax.tree_util.tree_map_with_path(leaf, shapes, shardings)
+    if mesh is None:
+        return jax.tree_util.tree_map_with_path(leaf, shapes)
+    return jax.tree_util.tree_map_with_path(leaf, shapes, meshes.fsdp(shapes, mesh))
 
 
 def save(
@@ -210,8 +218,7 @@ def save(
     out = Path(folder)
     empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     check(empty, "folder", str(folder), "new or empty")
-    family = DECODERS[model.given["model_type"]]
-    layout = family.layout(model.config)
+    layout = FAMILIES[model.given["model_type"]].layout(model.config)
     leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
     for path in sorted(leaves.keys() ^ layout.keys()):
         kind = "isn't the model's; merge adapters first" if path in leaves else "is missing"
@@ -220,7 +227,7 @@ def save(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as made:
         work = Path(made) / "model"
         work.mkdir()
-        tensors = _tensors(layout, leaves, model.config, dtype)
+        tensors = _tensors(layout, leaves, dtype)
         write_folder(work, tensors, int(shard_gb * 1e9))
         stored = np.dtype(dtype or leaves["embed/table"].dtype).name
         given = {k: v for k, v in model.given.items() if k not in ("torch_dtype", "auto_map")}
@@ -234,16 +241,15 @@ def save(
 
 
 def _tensors(
-    layout: Layout, leaves: dict[str, Any], config: decoder.Config, dtype: Any
+    layout: Layout, leaves: dict[str, Any], dtype: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Stored tensors one by one; those that hold several leaves are filled through their views."""
-    counts = {1: (config.layers,), 2: (config.layers, config.experts), 0: ()}
     fused: dict[str, list[str]] = {}
     for path, source in layout.items():
         fused.setdefault(source.name, []).append(path)
     for paths in fused.values():
         first = layout[paths[0]]
-        for index in np.ndindex(counts[_stacked(first)]):
+        for index in np.ndindex(leaves[paths[0]].shape[: _stacked(first)]):
             kept = np.dtype(dtype or leaves[paths[0]].dtype)
             tensor = np.empty(first.shape, kept)
             for path in paths:
@@ -287,3 +293,43 @@ def of(config: decoder.Config, params: Params, tokenizer: Any = None) -> Model:
     same = expected == replace(config, rope=turned)
     check(same, "config", config, "a Llama's, for it is saved as one")
     return Model(config, params, tokenizer, decoder.apply_fn(config), given)
+
+
+def classifier(
+    model: Model, classes: int, key: jax.Array, pooling: encoder.Pooling = "mean"
+) -> Model:
+    """An encoder with a fresh classifier of its rows, instead of the heads that it has.
+
+    `save` writes one that reads the `first` token as transformers' `...ForSequenceClassification`.
+    Those have no pooling by `mean`: `load` reads it again, transformers reads the encoder below.
+
+    Args:
+      model: as loaded.
+      classes: number of them.
+      key: of the draw.
+      pooling: what the classifier reads; see `encoder.Config`.
+
+    Raises:
+      ValueError: if the model is no encoder, or there is no class.
+    """
+    old, kind = model.config, str(model.given["model_type"])
+    check(classes >= 1, "classes", classes, "at least 1")
+    if not isinstance(old, encoder.Config):
+        raise ValueError(f"model_type is {kind!r}, but must be an encoder's, such as 'bert'")
+    config = replace(
+        old, classes=classes, pooling=pooling, masked=False, pooler=old.pooler or pooling == "first"
+    )
+    body = {k: v for k, v in model.params.items() if k not in ("masked", "classifier")}
+    # a pooler that is there is kept
+    params = {**encoder.heads(key, config, body["embed"]["table"].dtype), **body}
+    names = [f"LABEL_{i}" for i in range(classes)]
+    given = {
+        **model.given,
+        "architectures": [
+            f"{kind.capitalize()}{'Model' if pooling == 'mean' else 'ForSequenceClassification'}"
+        ],
+        "classifier_pooling": pooling,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    return Model(config, params, model.tokenizer, encoder.apply_fn(config), given)

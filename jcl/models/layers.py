@@ -9,6 +9,7 @@ and sharded with the layer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,14 @@ from jcl import taps
 from jcl.adapters import column_norm, weight
 from jcl.losses import TokenScores
 from jcl.method import Params, Tap
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+"""Of an MLP, by the name that a `Config` gives."""
 
 
 def dense(

@@ -1,0 +1,283 @@
+"""One bidirectional transformer encoder for the published families: BERT, RoBERTa and MiniLM.
+
+Layers are stacked along a leading axis and scanned, so that compile time doesn't grow with depth.
+The parameters say what comes out, of `tokens` int32 [B, L]:
+
+- with a `classifier`: logits [B, C] of the row;
+- else with `masked`, the head of a masked language model: logits [B, L, V], or
+  `losses.TokenScores` of `targets` int32 [B, L], never holding [B, L, V];
+- else features [B, L, d], which `mean` pools to those of the row.
+
+`segments` int32 [B, L] packs documents, numbered from 1 in order, 0 being padding: attention and
+positions don't cross them. `types` int32 [B, L] are BERT's token types, 0 where they are left out.
+`embeddings` [B, P, d] is a soft prefix before the tokens, which has no outputs of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import taps
+from jcl.adapters import weight
+from jcl.method import Apply, Batch, Params, Tap, check
+from jcl.models import attention
+from jcl.models.decoder import Remat
+from jcl.models.layers import ACTIVATIONS, bottleneck, dense, layer_norm, token_scores
+
+Pooling = Literal["mean", "first"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What an encoder computes; the defaults are a small BERT over bytes.
+
+    Args:
+      vocabulary: number of token ids; 256 for bytes.
+      layers: blocks.
+      width: of the residual stream, d.
+      heads: of attention; must divide `width`.
+      hidden: width inside the MLP.
+      eps: of the norms.
+      activation: of the MLP.
+      context: the most positions.
+      offset: rows of the table of positions before the first position's; RoBERTa has 2.
+      types: number of token types.
+      pooler: whether there is a dense layer with tanh for the first token.
+      masked: whether there is the head of a masked language model, tied to the embedding.
+      classes: of the classifier; 0 is none.
+      pooling: what a classifier reads: the `mean` over the tokens, or the `first` one through the
+        pooler, as BERT has it.
+    """
+
+    vocabulary: int = 256
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    hidden: int = 512
+    eps: float = 1e-12
+    activation: str = "gelu"
+    context: int = 512
+    offset: int = 0
+    types: int = 2
+    pooler: bool = False
+    masked: bool = False
+    classes: int = 0
+    pooling: Pooling = "mean"
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "layers", "width", "heads", "hidden", "context", "types"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        ok = self.width % self.heads == 0
+        check(ok, "width", self.width, f"a multiple of {self.heads}, the heads")
+        check(self.activation in ACTIVATIONS, "activation", self.activation, f"{[*ACTIVATIONS]}")
+        check(self.pooling in ("mean", "first"), "pooling", self.pooling, "'mean' or 'first'")
+        ok = self.pooler or not self.classes or self.pooling == "mean"
+        check(ok, "pooler", self.pooler, "True where a classifier reads the first token")
+
+
+def _normal(key: jax.Array, dtype: Any, *shape: int) -> jax.Array:
+    return 0.02 * jax.random.normal(key, shape, dtype)
+
+
+def _linear(key: jax.Array, dtype: Any, *shape: int) -> Params:
+    bias = jnp.zeros((*shape[:-2], shape[-1]), dtype)
+    return {"kernel": _normal(key, dtype, *shape), "bias": bias}
+
+
+def _norm(dtype: Any, *shape: int) -> Params:
+    return {"scale": jnp.ones(shape, dtype), "bias": jnp.zeros(shape, dtype)}
+
+
+def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
+    """Parameters of an encoder: normal, 0.02, with biases 0 (BERT).
+
+    `blocks/...` leaves have a leading axis [layers].
+    """
+    c = config
+    keys = iter(jax.random.split(key, 10))
+    shapes = {
+        "query": (c.width, c.width),
+        "key": (c.width, c.width),
+        "value": (c.width, c.width),
+        "output": (c.width, c.width),
+        "up": (c.width, c.hidden),
+        "down": (c.hidden, c.width),
+    }
+    blocks = {name: _linear(next(keys), dtype, c.layers, *shape) for name, shape in shapes.items()}
+    return {
+        "embed": {"table": _normal(next(keys), dtype, c.vocabulary, c.width)},
+        "positions": {"table": _normal(next(keys), dtype, c.offset + c.context, c.width)},
+        "types": {"table": _normal(next(keys), dtype, c.types, c.width)},
+        "embed_norm": _norm(dtype, c.width),
+        "blocks": {
+            **blocks,
+            "attention_norm": _norm(dtype, c.layers, c.width),
+            "mlp_norm": _norm(dtype, c.layers, c.width),
+        },
+        **heads(next(keys), config, dtype),
+    }
+
+
+def heads(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
+    """Those of the parameters that stand above the blocks, drawn likewise."""
+    c = config
+    keys = jax.random.split(key, 3)
+    params: Params = {}
+    if c.pooler:
+        params["pooler"] = _linear(keys[0], dtype, c.width, c.width)
+    if c.masked:
+        params["masked"] = {
+            "transform": _linear(keys[1], dtype, c.width, c.width),
+            "norm": _norm(dtype, c.width),
+            "bias": jnp.zeros(c.vocabulary, dtype),
+        }
+    if c.classes:
+        params["classifier"] = _linear(keys[2], dtype, c.width, c.classes)
+    return params
+
+
+def mean(features: jax.Array, segments: jax.Array | None = None) -> jax.Array:
+    """Mean over the tokens that aren't padding, [B, d] in float32, from features [B, L, d].
+
+    A sentence's embedding, as sentence-transformers has it before it is scaled to length 1.
+    """
+    wide = features.astype(jnp.float32)
+    if segments is None:
+        return jnp.mean(wide, axis=1)
+    real = (segments > 0).astype(jnp.float32)[..., None]
+    return jnp.sum(real * wide, axis=1) / jnp.maximum(jnp.sum(real, axis=1), 1.0)
+
+
+def apply_fn(
+    config: Config,
+    *,
+    remat: Remat = "none",
+    compute: Any = None,
+    backend: attention.Backend = "auto",
+    logits_limit: int = 2**25,
+) -> Apply:
+    """`apply(params, batch, tap)`; see the module for what a batch may hold.
+
+    Sites: `blocks/{query,key,value,output,up,down}`, `pooler`, `masked/transform` and `classifier`
+    with `:in` and `:out`, and `blocks:attention`, `blocks:mlp` (what each adds to the residual
+    stream), `blocks:out`.
+
+    Args:
+      config: what is computed.
+      remat: as in `decoder.apply_fn`.
+      compute: as in `decoder.apply_fn`.
+      backend: the attention kernel.
+      logits_limit: at most so many logits are held at once where `targets` are asked for.
+
+    Raises:
+      ValueError: if `remat` is unknown; from `apply`, if a row without segments is longer than the
+        context.
+    """
+    c = config
+    check(remat in ("none", "block", "dots"), "remat", remat, "'none', 'block' or 'dots'")
+    activation = ACTIVATIONS[c.activation]
+    scale = (c.width // c.heads) ** -0.5
+    normed = partial(layer_norm, eps=c.eps)
+
+    def attend(
+        p: Params, x: jax.Array, layer: jax.Array, segments: jax.Array | None, tap: Tap
+    ) -> jax.Array:
+        batch, length, _ = x.shape
+
+        def split(name: str) -> jax.Array:
+            h = dense(p[name], x, f"blocks/{name}", tap, layer)
+            return h.reshape(batch, length, c.heads, -1)
+
+        q, k, v = split("query"), split("key"), split("value")
+        mask = None
+        if "prefix" in p:  # prefix tuning: what every token sees beside the others
+            rows = jnp.ones((1, length), jnp.int32) if segments is None else segments
+            mask = attention.visible(rows, rows, jnp.arange(length), causal=False)
+            k, v, mask = attention.prefixed(p["prefix"], k, v, mask)
+        mixed = attention.attend(
+            q, k, v, scale=scale, segments=segments, mask=mask, causal=False, backend=backend
+        )
+        return dense(p["output"], mixed.reshape(x.shape), "blocks/output", tap, layer)
+
+    def block(
+        h: jax.Array, p: Params, layer: jax.Array, segments: jax.Array | None, tap: Tap
+    ) -> jax.Array:
+        def add(part: str, h: jax.Array, x: jax.Array) -> jax.Array:
+            x = bottleneck(p[f"{part}_adapter"], x) if f"{part}_adapter" in p else x
+            return normed(p[f"{part}_norm"], h + tap(f"blocks:{part}", layer, x))
+
+        h = add("attention", h, attend(p, h, layer, segments, tap))
+        inner = activation(dense(p["up"], h, "blocks/up", tap, layer))
+        h = add("mlp", h, dense(p["down"], inner, "blocks/down", tap, layer))
+        return tap("blocks:out", layer, h)
+
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+
+    def embed(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+        """The residual stream at the first block, and its segments."""
+        table = params["embed"]["table"]
+        dtype = compute or table.dtype
+        h = table[batch["tokens"]].astype(dtype)
+        types = batch.get("types", jnp.zeros((1, h.shape[1]), jnp.int32))
+        segments, soft = batch.get("segments"), batch.get("embeddings")
+        if soft is not None:
+            before = ((0, 0), (soft.shape[1], 0))
+            h = jnp.concatenate([soft.astype(dtype), h], axis=1)
+            types = jnp.pad(types, before)
+            segments = None if segments is None else jnp.pad(segments, before, constant_values=1)
+        if segments is None:
+            check(
+                h.shape[1] <= c.context, "length", h.shape[1], f"at most {c.context}, the context"
+            )
+            places = jnp.arange(h.shape[1])[None]
+        else:
+            places = attention.positions(segments)
+        # a row with a document longer than the context becomes NaN
+        at = params["positions"]["table"].at[places + c.offset].get(mode="fill")
+        h = h + params["types"]["table"][types].astype(dtype) + at.astype(dtype)
+        return normed(params["embed_norm"], h), segments
+
+    def classify(params: Params, h: jax.Array, segments: jax.Array | None, tap: Tap) -> jax.Array:
+        if c.pooling == "mean":
+            pooled = mean(h, segments).astype(h.dtype)
+        else:
+            first = jnp.zeros(len(h), int) if segments is None else jnp.argmax(segments > 0, axis=1)
+            pooled = jnp.take_along_axis(h, first[:, None, None], axis=1)[:, 0]
+            pooled = jnp.tanh(dense(params["pooler"], pooled, "pooler", tap))
+        return dense(params["classifier"], pooled, "classifier", tap).astype(jnp.float32)
+
+    def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        h, segments = embed(params, batch)
+
+        def scanned(h: jax.Array, xs: Any) -> tuple[jax.Array, None]:
+            p, layer = xs
+            return block(h, p, layer, segments, tap), None
+
+        body = scanned if remat == "none" else jax.checkpoint(scanned, policy=policy)
+        h, _ = lax.scan(body, h, (params["blocks"], jnp.arange(c.layers)))
+        if "embeddings" in batch:
+            soft = batch["embeddings"].shape[1]
+            h, segments = h[:, soft:], batch.get("segments")
+        if "classifier" in params:
+            return classify(params, h, segments, tap)
+        if "masked" not in params:
+            return h
+        head = params["masked"]
+        h = activation(dense(head["transform"], h, "masked/transform", tap))
+        h = normed(head["norm"], h)
+
+        def project(rows: jax.Array) -> jax.Array:
+            kernel = weight(params["embed"]["table"].T, h.dtype)
+            return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + head["bias"]
+
+        if "targets" in batch:
+            return token_scores(project, h, batch["targets"], logits_limit)
+        return project(h.reshape(-1, c.width)).reshape(*h.shape[:-1], c.vocabulary)
+
+    return apply

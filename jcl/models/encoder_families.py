@@ -1,0 +1,153 @@
+"""The published encoders: what their `config.json` means, and what their tensors are called.
+
+Which heads a checkpoint has is told by the names of its tensors; see `families`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from jcl.method import check
+from jcl.models import encoder
+from jcl.models.families import Family, Layout, Source, activation_name, linear, vector
+
+
+def _bert(given: Any, offset: int = 0) -> encoder.Config:
+    for name, wanted in (("position_embedding_type", "absolute"), ("is_decoder", False)):
+        found = getattr(given, name, wanted)
+        check(found == wanted, name, found, repr(wanted))
+    return encoder.Config(
+        vocabulary=given.vocab_size,
+        layers=given.num_hidden_layers,
+        width=given.hidden_size,
+        heads=given.num_attention_heads,
+        hidden=given.intermediate_size,
+        eps=given.layer_norm_eps,
+        activation=activation_name(given.hidden_act),
+        context=given.max_position_embeddings - offset,
+        offset=offset,
+        types=given.type_vocab_size,
+    )
+
+
+def _roberta(given: Any) -> encoder.Config:
+    return _bert(given, given.pad_token_id + 1)
+
+
+class _Names(NamedTuple):
+    """What a family calls its parts, without `.weight`."""
+
+    body: str
+    transform: str
+    """Of a masked language model's head."""
+    norm: str
+    bias: str
+    classifier: str
+    first: str
+    """The pooler of a classifier that reads the first token."""
+
+    def pooler(self, classifies_first: bool) -> str:
+        return self.first if classifies_first else f"{self.body}.pooler.dense"
+
+
+_BERT = _Names(
+    "bert",
+    "cls.predictions.transform.dense",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.bias",
+    "classifier",
+    "bert.pooler.dense",
+)
+_ROBERTA = _Names(
+    "roberta",
+    "lm_head.dense",
+    "lm_head.layer_norm",
+    "lm_head.bias",
+    "classifier.out_proj",
+    "classifier.dense",
+)
+
+
+def _heads(
+    called: _Names, config: encoder.Config, given: Any, names: frozenset[str]
+) -> encoder.Config:
+    """Which heads there are. A classifier of transformers' own reads the first token."""
+
+    def there(name: str) -> bool:
+        short = name.removeprefix(f"{called.body}.")
+        return not names.isdisjoint({f"{name}.weight", f"{short}.weight"})
+
+    pooling: Any = getattr(given, "classifier_pooling", "first")
+    classifies = there(called.classifier) and (pooling == "mean" or there(called.first))
+    masked = there(called.transform)
+    tied = given.tie_word_embeddings
+    check(tied or not masked, "tie_word_embeddings", tied, "True: the masked head is the embedding")
+    return replace(
+        config,
+        masked=masked,
+        pooler=there(called.pooler(classifies and pooling == "first")),
+        classes=given.num_labels if classifies else 0,
+        pooling=pooling if classifies else "mean",
+    )
+
+
+def _dense(ours: str, theirs: str, fan_in: int, fan_out: int) -> Layout:
+    return {
+        f"{ours}/kernel": linear(theirs, fan_in, fan_out),
+        f"{ours}/bias": vector(f"{theirs}.bias", fan_out),
+    }
+
+
+def _norm(ours: str, theirs: str, width: int) -> Layout:
+    return {
+        f"{ours}/scale": vector(f"{theirs}.weight", width),
+        f"{ours}/bias": vector(f"{theirs}.bias", width),
+    }
+
+
+def _layout(called: _Names, c: encoder.Config) -> Layout:
+    start, at = f"{called.body}.embeddings", f"{called.body}.encoder.layer.{{layer}}"
+    found = {
+        "embed/table": Source(f"{start}.word_embeddings.weight", (c.vocabulary, c.width)),
+        "positions/table": Source(
+            f"{start}.position_embeddings.weight", (c.offset + c.context, c.width)
+        ),
+        "types/table": Source(f"{start}.token_type_embeddings.weight", (c.types, c.width)),
+    }
+    found |= _norm("embed_norm", f"{start}.LayerNorm", c.width)
+    for ours, theirs, fan_in, fan_out in (
+        ("query", "attention.self.query", c.width, c.width),
+        ("key", "attention.self.key", c.width, c.width),
+        ("value", "attention.self.value", c.width, c.width),
+        ("output", "attention.output.dense", c.width, c.width),
+        ("up", "intermediate.dense", c.width, c.hidden),
+        ("down", "output.dense", c.hidden, c.width),
+    ):
+        found |= _dense(f"blocks/{ours}", f"{at}.{theirs}", fan_in, fan_out)
+    found |= _norm("blocks/attention_norm", f"{at}.attention.output.LayerNorm", c.width)
+    found |= _norm("blocks/mlp_norm", f"{at}.output.LayerNorm", c.width)
+    if c.pooler:
+        first = c.classes > 0 and c.pooling == "first"
+        found |= _dense("pooler", called.pooler(first), c.width, c.width)
+    if c.masked:
+        found |= _dense("masked/transform", called.transform, c.width, c.width)
+        found |= _norm("masked/norm", called.norm, c.width)
+        found["masked/bias"] = vector(called.bias, c.vocabulary)
+    if c.classes:
+        found |= _dense("classifier", called.classifier, c.width, c.classes)
+    return found
+
+
+ENCODERS = {
+    "bert": Family(
+        _bert, partial(_layout, _BERT), "bert.", partial(_heads, _BERT),
+        encoder.init, encoder.apply_fn,
+    ),
+    "roberta": Family(
+        _roberta, partial(_layout, _ROBERTA), "roberta.", partial(_heads, _ROBERTA),
+        encoder.init, encoder.apply_fn,
+    ),
+}  # fmt: skip
+"""By `model_type`; MiniLM is a `bert`."""

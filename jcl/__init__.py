@@ -14,6 +14,8 @@ from jcl import (
     methods,
     metrics,
     models,
+    probes,
+    scoring,
     taps,
     trees,
 )
@@ -53,8 +55,10 @@ __all__ = [
     "methods",
     "metrics",
     "models",
+    "probes",
     "replicate",
     "run",
+    "scoring",
     "taps",
     "trees",
 ]

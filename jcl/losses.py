@@ -190,9 +190,17 @@ class FusedNextToken(NamedTuple):
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, TokenScores]:
         """Mean over predicted tokens, and the scores [B, L] (the last of a row is of nothing)."""
         scores = apply(params, shifted(batch))
-        cost = scores.nll + self.z * scores.logsumexp**2
-        cost = cost - self.smoothing * (scores.mean - scores.chosen)
+        cost = scores.nll
+        if not _absent(self.z):
+            cost = cost + self.z * scores.logsumexp**2
+        if not _absent(self.smoothing):
+            cost = cost - self.smoothing * (scores.mean - scores.chosen)
         return weighted_mean(cost[:, :-1], token_weight(batch)), scores
+
+
+def _absent(weight: float | jax.Array) -> bool:
+    """Whether a weight is a plain 0, whose term XLA would compute all the same."""
+    return isinstance(weight, int | float) and weight == 0
 
 
 def fused_next_token(

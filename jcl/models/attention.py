@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import jax
@@ -75,17 +76,36 @@ def attend(
     kernel = _chosen(backend, q, mask is None, bias is not None)
     if kernel == "splash":
         return _splash(q, k, v, scale, segments, window, cap, causal)
-    if mask is None and (segments is not None or cap is not None):
-        rows = jnp.ones((1, q.shape[1]), jnp.int32) if segments is None else segments
-        mask = visible(rows, rows, jnp.arange(q.shape[1]), window, causal)
-    if mask is not None and cap is not None:
-        return _capped(q, k, v, mask, scale, cap)
-    if mask is not None:
+    if kernel == "cudnn" and mask is None and segments is None and cap is None:
+        reach = None if window is None else (window - 1, 0)
+        return jax.nn.dot_product_attention(
+            q, k, v, bias, is_causal=causal, local_window_size=reach, scale=scale,
+            implementation=kernel,
+        )  # fmt: skip
+
+    def look(q: jax.Array, k: jax.Array, v: jax.Array, bias: Any, mask: jax.Array) -> jax.Array:
+        if cap is not None:
+            return _capped(q, k, v, mask, scale, cap)
         return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale, implementation=kernel)
-    reach = None if window is None else (window - 1, 0)
-    return jax.nn.dot_product_attention(
-        q, k, v, bias, is_causal=causal, local_window_size=reach, scale=scale, implementation=kernel
-    )
+
+    if mask is not None:
+        return look(q, k, v, bias, mask)
+    rows = jnp.ones((1, q.shape[1]), jnp.int32) if segments is None else segments
+    mask = visible(rows, rows, jnp.arange(q.shape[1]), window, causal)
+    if not causal or kernel == "cudnn":
+        return look(q, k, v, bias, mask)
+    # queries in a few pieces, each over the keys up to its last, for half the scores are masked
+    count = max(1, min(4, q.shape[1] // 64))
+    edges = [i * q.shape[1] // count for i in range(count + 1)]
+    parts = [
+        look(q[:, a:b], k[:, :b], v[:, :b], _cut(bias, a, b), mask[..., a:b, :b])
+        for a, b in pairwise(edges)
+    ]
+    return parts[0] if count == 1 else jnp.concatenate(parts, axis=1)
+
+
+def _cut(bias: jax.Array | None, start: int, stop: int) -> jax.Array | None:
+    return None if bias is None else bias[..., start:stop, :stop]
 
 
 def _chosen(

@@ -5,6 +5,7 @@ A batch's keys say what is asked for:
 
 - `tokens` int32 [B, L] -> logits [B, L, V]; `segments` int32 [B, L] packs documents, numbered from
   1 in order, 0 being padding: attention and positions don't cross them;
+- with a `classifier` among the parameters, logits [B, C] of the row, read at its last token;
 - with `targets` int32 [B, L] -> `losses.TokenScores` instead, never holding [B, L, V];
 - with `embeddings` [B, P, d], a soft prefix before the tokens, which has no outputs of its own;
 - with `prefill` or `cache`, from `empty_cache`: (logits of the last position [B, V], cache).
@@ -403,6 +404,12 @@ def apply_fn(
             h = h[:, soft.shape[1] :]
         if "norm" in params:
             h = normed(params["norm"], h)
+
+        if "classifier" in params:
+            real = batch.get("segments", jnp.ones_like(batch["tokens"])) > 0
+            last = jnp.argmax(jnp.where(real, jnp.arange(h.shape[1]), -1), axis=1)
+            read = jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
+            return dense(params["classifier"], read, "classifier", tap).astype(jnp.float32)
 
         def project(rows: jax.Array) -> jax.Array:
             kernel = table.T if c.tied else params["head"]["kernel"]

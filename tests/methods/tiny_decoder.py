@@ -18,12 +18,14 @@ CONFIG = decoder.Config(
     vocabulary=16, layers=2, width=24, heads=3, kv_heads=1, hidden=40, context=32
 )
 APPLY = decoder.apply_fn(CONFIG)
+CALL = jax.jit(APPLY)
 
 
 def base(dtype: Any = jnp.float32) -> Any:
-    """Its parameters, the embedding so large that adapters can reach any logits."""
+    """Its parameters, so large that the context counts and adapters can reach any logits."""
     params = decoder.init(jax.random.key(1), CONFIG, dtype)
-    return {**params, "embed": {"table": 20 * params["embed"]["table"]}}
+    blocks = jax.tree.map(lambda x: 3 * x if x.ndim > 2 else x, params["blocks"])
+    return {**params, "embed": {"table": 20 * params["embed"]["table"]}, "blocks": blocks}
 
 
 def stream(tasks: int = TASKS, steps: int = STEPS, rows: int = ROWS) -> dict[str, jax.Array]:

@@ -1,0 +1,66 @@
+"""Prompt tuning: it starts as reading some tokens first. See also tests/models/test_peft.py."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_decoder as tiny
+
+from jcl import methods, models
+from jcl.models.generation import sample
+
+BATCH = jax.tree.map(lambda x: x[0, 0], tiny.stream())
+PROGRAM = tiny.program(methods.prompt_tuning(length=5))
+STATE = PROGRAM.init(tiny.base(), BATCH, jax.random.key(0))
+
+
+def spelt() -> jax.Array:
+    """The tokens whose embeddings the prompt starts as."""
+    table, prompt = tiny.base()["embed"]["table"], STATE.params["prompt"]["table"]
+    found = jnp.argmax((prompt[:, None] == table[None]).all(axis=-1), axis=1)
+    np.testing.assert_array_equal(table[found], prompt)
+    return jnp.broadcast_to(found, (tiny.ROWS, 5))
+
+
+def test_it_starts_as_tokens_before_the_others() -> None:
+    before = jnp.concatenate([spelt(), BATCH["tokens"]], axis=1)
+    wanted = tiny.CALL(tiny.base(), {"tokens": before})[:, 5:]
+    ours = jax.jit(PROGRAM.predict)(STATE, BATCH)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
+    plain = tiny.CALL(tiny.base(), BATCH)
+    assert np.abs(plain - wanted).max() > 0.1
+
+
+def test_what_is_written_has_read_the_prompt_once() -> None:
+    segments = jnp.ones(BATCH["tokens"].shape, jnp.int32).at[1, :3].set(0)
+    tokens = jnp.where(segments > 0, BATCH["tokens"], 0)
+    cache = models.decoder.empty_cache(tiny.CONFIG, tiny.ROWS, 5 + tiny.LENGTH + 6)
+    write = jax.jit(partial(sample, PROGRAM.predict, steps=6))
+    ours = write(STATE, cache, tokens, segments, jax.random.key(0)).tokens
+    for row in range(2):
+        text = [*spelt()[0].tolist(), *tokens[row][segments[row] > 0].tolist()]
+        for i in range(6):
+            padded = np.zeros((1, 32), np.int32)
+            padded[0, : len(text)] = text
+            logits = tiny.CALL(tiny.base(), {"tokens": padded})
+            text.append(int(jnp.argmax(logits[0, len(text) - 1])))
+            assert int(ours[row, i]) == text[-1]
+
+
+def test_the_prompt_alone_learns() -> None:
+    after, _ = tiny.run(methods.prompt_tuning(length=5))
+    tiny.same_base(after.params, tiny.base())
+    assert after.opt[0].mu["prompt"]["table"].shape == (5, 24)
+    first = tiny.program(methods.prompt_tuning(5)).init(tiny.base(), BATCH, jax.random.key(2))
+    moved = jnp.abs(after.params["prompt"]["table"] - first.params["prompt"]["table"])
+    assert float(moved.min(axis=1).max()) > 1e-3
+
+
+def test_a_model_without_embeddings_is_refused() -> None:
+    params = {"dense_0": {"kernel": jnp.ones((2, 2))}}
+    with pytest.raises(ValueError, match=r"parameters is \['dense_0'\], but must be"):
+        PROGRAM.init(params, BATCH, jax.random.key(0))

@@ -5,6 +5,7 @@ from jcl.models.folder import Model, classifier, load, of, save
 from jcl.models.generation import generate, write
 from jcl.models.layers import dense, init_dense
 from jcl.models.peft import Adapter, load_adapter, save_adapter
+from jcl.models.quantize import quantize
 
 __all__ = [
     "Adapter",
@@ -19,6 +20,7 @@ __all__ = [
     "load_adapter",
     "mlp",
     "of",
+    "quantize",
     "save",
     "save_adapter",
     "write",

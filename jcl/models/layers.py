@@ -47,7 +47,7 @@ def dense(
     flat = x.reshape(-1, x.shape[-1])
     if "input_gain" in params:
         flat = flat * params["input_gain"].astype(x.dtype)
-    y = flat @ weight(params["kernel"], x.dtype)
+    y = product(flat, params["kernel"])
     if "lora" in params:
         lora = params["lora"]
         y = y + (flat @ lora["a"].astype(x.dtype)) @ lora["b"].astype(x.dtype)
@@ -59,6 +59,20 @@ def dense(
     if "gain" in params:
         y = y * params["gain"].astype(x.dtype)
     return tap(f"{site}:out", layer, y.reshape(*x.shape[:-1], -1))
+
+
+def product(
+    x: jax.Array, kernel: Any, multiply: Callable[[jax.Array, jax.Array], jax.Array] = jnp.matmul
+) -> jax.Array:
+    """x [n, in] @ kernel [in, out] in x's dtype, whatever the kernel is stored in."""
+    if not isinstance(kernel, dict) and kernel.dtype == x.dtype:
+        return multiply(x, kernel)
+
+    def converted(x: jax.Array, kernel: Any) -> jax.Array:
+        return multiply(x, weight(kernel, x.dtype))
+
+    # the backward pass converts the kernel again, or it would hold those of all layers converted
+    return jax.checkpoint(converted, prevent_cse=False)(x, kernel)
 
 
 def init_dense(

@@ -10,13 +10,14 @@ and Qwen3 have it: softmax over all experts, then the k largest.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl.adapters import weight
 from jcl.method import Params
+from jcl.models.layers import product
 
 
 def mix(
@@ -47,7 +48,8 @@ def mix(
     sizes = jnp.sum(owner[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
 
     def project(name: str, rows: jax.Array) -> jax.Array:
-        return lax.ragged_dot(rows, weight(params[name]["kernel"], rows.dtype), sizes)
+        grouped = partial(lax.ragged_dot, group_sizes=sizes)
+        return product(rows, params[name]["kernel"], grouped)
 
     out = project("down", activation(project("gate", rows)) * project("up", rows))
     back = jnp.zeros_like(out).at[order].set(out, unique_indices=True)

@@ -1,0 +1,47 @@
+"""Kernels stored in int8, for a base that stays frozen."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcl import adapters
+from jcl.method import Params, check
+
+
+def quantize(params: Params, targets: str = r"blocks/(?!router).*") -> Params:
+    """The tree with kernels as `{"int8" [..., in, out], "scale" float32 [..., out]}`.
+
+    W ≈ int8 · scale with scale = max|W| / 127 of each output, rounded to nearest, so that no entry
+    is off by more than scale / 2. The model computes with W in its own dtype, one layer at a time.
+    Such kernels can't learn: give `jcl.make` a `trainable` that leaves them out, such as
+    `adapters.only`.
+
+    Source: Dettmers et al., arXiv 2208.07339, section 2.1, absmax quantisation, of weights alone.
+
+    Args:
+      params: a model's; freed as it goes where nothing else holds it.
+      targets: regular expression for the whole path of a layer with a kernel.
+
+    Raises:
+      ValueError: if `targets` matches none.
+    """
+    there = adapters.holding(params, {"kernel"})
+    found = [path for path in there if re.fullmatch(targets, path)]
+    check(bool(found), "targets", targets, f"a regular expression that matches one of {there}")
+    for path in found:
+        kernel = adapters.node(params, path)["kernel"]
+        if not isinstance(kernel, dict):
+            params = adapters.graft(params, path, {"kernel": _stored(kernel)})
+    return params
+
+
+@jax.jit
+def _stored(kernel: jax.Array) -> dict[str, Any]:
+    wide = kernel.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=-2) / 127
+    steps = wide / jnp.where(scale > 0, scale, 1)[..., None, :]
+    return {"int8": jnp.round(steps).astype(jnp.int8), "scale": scale}

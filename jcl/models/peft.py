@@ -21,7 +21,7 @@ import numpy as np
 from jcl import adapters, trees
 from jcl.method import Params, check
 from jcl.models.families import DECODERS, Source
-from jcl.models.folder import Model
+from jcl.models.folder import FAMILIES, Model
 
 _UNREAD = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias",
@@ -51,6 +51,7 @@ class _Module(NamedTuple):
     """With `{layer}`."""
     parts: dict[str, Source]
     """Paths of our dense layers, and where each lies in the stored weight."""
+    layers: int
     turned: bool
     """Whether the weight is stored [in, out], as GPT-2's are."""
 
@@ -78,11 +79,16 @@ class _Module(NamedTuple):
 def _modules(model: Model) -> list[_Module]:
     kind = model.given["model_type"]
     found: dict[str, dict[str, Source]] = {}
-    for leaf, source in DECODERS[kind].layout(model.config).items():
+    for leaf, source in FAMILIES[kind].layout(model.config).items():
         path, _, last = leaf.rpartition("/")
         if last == "kernel" and "{layer}" in source.name and "{expert}" not in source.name:
             found.setdefault(source.name.removesuffix(".weight"), {})[path] = source
-    return [_Module(n, p, kind == "gpt2") for n, p in found.items() if "blocks/router" not in p]
+
+    def layers(parts: dict[str, Source]) -> int:
+        return adapters.shape(adapters.node(model.params, next(iter(parts)))["kernel"])[0]
+
+    found = {name: parts for name, parts in found.items() if "blocks/router" not in parts}
+    return [_Module(n, parts, layers(parts), kind == "gpt2") for n, parts in found.items()]
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -137,13 +143,20 @@ def _take(
     tensors: dict[str, np.ndarray], model: Model, module: _Module, suffix: str
 ) -> dict[int, np.ndarray]:
     """One kind of a module's tensors by layer, taken out of `tensors`, in float32."""
-    prefix = DECODERS[model.given["model_type"]].prefix
+    prefix = FAMILIES[model.given["model_type"]].prefix
     found = {}
-    for layer in range(model.config.layers):
+    for layer in range(module.layers):
         name = f"{module.name.format(layer=layer)}.{suffix}"
         for candidate in (name, name.removeprefix(prefix)):
             if candidate in tensors:
                 found[layer] = tensors.pop(candidate).astype(np.float32)
+    return found
+
+
+def _fits(name: str, found: np.ndarray | None, wanted: tuple[int, ...]) -> np.ndarray:
+    shape = None if found is None else found.shape
+    check(shape == wanted, f"shape of {name}", shape, f"{wanted} for this model")
+    assert found is not None
     return found
 
 
@@ -177,14 +190,19 @@ def _load_lora(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mod
             for layer, stored in first.items():
                 own = len(stored)
                 name = module.name.format(layer=layer)
+                _fits(f"{name}.lora_A.weight", stored, (own, fan_in))
+                output = second.get(layer)
+                output = _fits(f"{name}.lora_B.weight", output, (module.outputs, own))
                 of = _pattern(given.get("alpha_pattern") or {}, name, alpha)
                 a[layer, :, :own] = stored.T
-                b[layer, :own] = module.split(second[layer], path)
+                b[layer, :own] = module.split(output, path)
                 b[layer] *= adapters.scale(own, of, rslora) / factor
             lora = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
             if dora:
                 norms = np.array(adapters.column_norm(kernel))
                 for layer, stored in magnitude.items():
+                    name = f"{module.name.format(layer=layer)}.lora_magnitude_vector"
+                    _fits(name, stored, (module.outputs,))
                     norms[layer] = module.split(stored.reshape(-1, 1), path)[0]
                 lora["magnitude"] = jnp.asarray(norms)
             params = adapters.graft(params, path, {"lora": lora})
@@ -206,6 +224,8 @@ def _load_ia3(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mode
             layers, fan_in, fan_out = adapters.shape(adapters.node(params, path)["kernel"])
             gain = np.ones((layers, fan_in if before else fan_out), np.float32)
             for layer, stored in found.items():
+                name = f"{module.name.format(layer=layer)}.ia3_l"
+                _fits(name, stored, (1, fan_in) if before else (module.outputs, 1))
                 gain[layer] = stored[0] if before else module.split(stored, path)[0]
             key = "input_gain" if before else "gain"
             params = adapters.graft(params, path, {key: jnp.asarray(gain)})
@@ -215,7 +235,9 @@ def _load_ia3(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mode
 
 
 def _load_prompt(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Model) -> Adapter:
-    table = jnp.asarray(tensors.pop("prompt_embeddings").astype(np.float32))
+    stored = tensors.pop("prompt_embeddings", None)
+    wanted = (given["num_virtual_tokens"], model.config.width)
+    table = jnp.asarray(_fits("prompt_embeddings", stored, wanted).astype(np.float32))
     params = adapters.graft(model.params, "prompt", {"table": table})
     return Adapter(params, "prompt_tuning", {"length": len(table)})
 
@@ -260,7 +282,8 @@ def save_adapter(
     else:
         given, tensors = _prompt(model, leaves)
     check(not leaves, "adapters", sorted(leaves), "on layers for which PEFT has a place")
-    given |= {"base_model_name_or_path": base, "task_type": "CAUSAL_LM", "inference_mode": True}
+    task = "CAUSAL_LM" if model.given["model_type"] in DECODERS else None
+    given |= {"base_model_name_or_path": base, "task_type": task, "inference_mode": True}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as made:
         work = Path(made) / "adapter"
@@ -304,7 +327,7 @@ def _lora(model: Model, params: Params, leaves: Leaves, scale: float | None) -> 
         for path in module.parts if dora else ():
             norms = adapters.column_norm(adapters.node(params, path)["kernel"])
             lengths[path] = leaves.pop(f"{path}/lora/magnitude", np.asarray(norms))
-        for layer in range(model.config.layers):
+        for layer in range(module.layers):
             at = f"base_model.model.{module.name.format(layer=layer)}"
             b = np.zeros((module.outputs, total), np.float32)
             for i, (path, pair) in enumerate(pairs.items()):
@@ -344,7 +367,7 @@ def _ia3(model: Model, leaves: Leaves) -> Written:
         ok = not before or (len(module.parts) == 1 and not gains)
         check(ok, f"gains on {module.short}", [*gains, *before], "of its outputs or its inputs")
         (inputs if before else outputs).append(module.short)
-        for layer in range(model.config.layers):
+        for layer in range(module.layers):
             name = f"base_model.model.{module.name.format(layer=layer)}.ia3_l"
             if before:
                 tensors[name] = leaves[next(iter(before.values()))][layer][None]

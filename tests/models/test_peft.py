@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +160,104 @@ def test_gradients(name: str, tmp_path: Path) -> None:
     assert largest > 1e-3
     for ours, their in zip(*map(jax.tree.leaves, moves), strict=True):
         assert float(jnp.abs(ours - their).max()) <= 1e-4 * largest
+
+
+def test_an_encoder_too(tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model("bert", **SMALL | {"pad_token_id": 0})
+    torch.manual_seed(0)
+    base = transformers.BertForMaskedLM(config).eval()
+    base.save_pretrained(tmp_path / "base")
+    options = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["query", "attention.output.dense"])
+    reference = peft.get_peft_model(base, options).eval()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.1 * torch.randn_like(p) * p.requires_grad)
+    reference.save_pretrained(tmp_path / "adapter")
+    model = models.load(tmp_path / "base")
+    adapter = models.load_adapter(tmp_path / "adapter", model)
+    scaled = adapters.scaled(adapter.params, 1.5)
+    ours = model.apply(scaled, {"tokens": jnp.asarray(ids(), jnp.int32)})
+    close(ours, theirs(reference, ids()), 1e-5)
+    out = models.save_adapter(model, adapter.params, tmp_path / "again", scale=1.5)
+    base = transformers.BertForMaskedLM.from_pretrained(tmp_path / "base")
+    again = peft.PeftModel.from_pretrained(base, out).eval()
+    close(theirs(again, ids()), theirs(reference, ids()), 1e-5)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: Any) -> tuple[Path, models.Model]:
+    folder = tmp_path_factory.mktemp("written")
+    return folder / "adapter", adapted(CASES["lora"], folder)[1]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"peft_type": "VERA"}, {"bias": "all"}, {"modules_to_save": ["lm_head"]},
+        {"init_lora_weights": "pissa"}, {"lora_bias": True},
+    ],
+    ids=lambda c: next(iter(c)),
+)  # fmt: skip
+def test_what_we_do_not_have_is_refused_by_name(
+    changed: dict[str, Any], written: tuple[Path, models.Model], tmp_path: Path
+) -> None:
+    folder, model = written
+    shutil.copytree(folder, tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    key, value = next(iter(changed.items()))
+    with pytest.raises(ValueError, match=rf"{key}.* is {re.escape(repr(value))}, but must be"):
+        models.load_adapter(tmp_path / "adapter", model)
+
+
+def test_a_damaged_missing_or_foreign_adapter_is_refused(
+    written: tuple[Path, models.Model], tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder, model = written
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        copy = shutil.copytree(folder, tmp_path / f"cut-{name}")
+        whole = (copy / name).read_bytes()
+        (copy / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=r"damaged adapter"):
+            models.load_adapter(copy, model)
+        (copy / name).unlink()
+        with pytest.raises(ValueError, match=rf"no {name}"):
+            models.load_adapter(copy, model)
+    other = model._replace(params=model.params | {"blocks": dict(model.params["blocks"])})
+    other.params["blocks"]["query"] = {"kernel": jnp.ones((2, 24, 32))}
+    with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj.lora_A.weight is \(4, 32\)"):
+        models.load_adapter(folder, other)
+    foreign = shutil.copytree(folder, tmp_path / "foreign")
+    file = foreign / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors["base_model.model.lm_head.lora_A.weight"] = np.ones((4, 32), np.float32)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match=r"\['lm_head.lora_A.weight'\], but must be"):
+        models.load_adapter(foreign, model)
+
+
+def test_what_peft_has_no_place_for_is_refused(
+    written: tuple[Path, models.Model], tmp_path: Path
+) -> None:
+    folder, model = written
+    params = models.load_adapter(folder, model).params
+    more = adapters.graft(params, "blocks/key", {"gain": jnp.ones((2, 16))})
+    for tree, options, words in (
+        (params, {}, "scale is None"),
+        (model.params, {}, r"adapter is \[\]"),
+        (more, {"scale": 1.0}, r"adapter is \['gain', 'lora'\]"),
+        (
+            adapters.graft(params, "blocks/router", {"lora": params["blocks"]["query"]["lora"]}),
+            {"scale": 1.0},
+            r"adapters is \['blocks/router/lora/a', 'blocks/router/lora/b'\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            models.save_adapter(model, tree, tmp_path / "out", **options)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    with pytest.raises(ValueError, match=r"folder is .*full.* must be new or empty"):
+        models.save_adapter(model, params, tmp_path / "full", scale=1.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]

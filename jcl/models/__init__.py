@@ -1,6 +1,6 @@
 """Models as `apply(params, batch, tap) -> outputs` over nested dicts of arrays."""
 
-from jcl.models import decoder, encoder, mlp
+from jcl.models import decoder, encoder, mlp, t5
 from jcl.models.folder import Model, classifier, load, of, save
 from jcl.models.generation import generate, write
 from jcl.models.layers import dense, init_dense
@@ -23,5 +23,6 @@ __all__ = [
     "quantize",
     "save",
     "save_adapter",
+    "t5",
     "write",
 ]

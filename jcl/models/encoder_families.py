@@ -1,4 +1,4 @@
-"""The published encoders: what their `config.json` means, and what their tensors are called.
+"""The published encoders and T5: what their `config.json` means, what their tensors are called.
 
 Which heads a checkpoint has is told by the names of its tensors; see `families`.
 """
@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from jcl.method import check
-from jcl.models import encoder
+from jcl.models import encoder, t5
 from jcl.models.families import Family, Layout, Source, activation_name, linear, vector
 
 
@@ -140,6 +140,62 @@ def _layout(called: _Names, c: encoder.Config) -> Layout:
     return found
 
 
+def _t5(given: Any) -> t5.Config:
+    start = getattr(given, "decoder_start_token_id", None)
+    return t5.Config(
+        vocabulary=given.vocab_size,
+        layers=given.num_layers,
+        decoder_layers=given.num_decoder_layers,
+        width=given.d_model,
+        heads=given.num_heads,
+        head_width=given.d_kv,
+        hidden=given.d_ff,
+        activation=activation_name(given.dense_act_fn),
+        gated=given.is_gated_act,
+        buckets=given.relative_attention_num_buckets,
+        reach=given.relative_attention_max_distance,
+        eps=given.layer_norm_epsilon,
+        tied=True,
+        scaled=given.scale_decoder_outputs,
+        start=given.pad_token_id if start is None else start,
+    )
+
+
+def _t5_head(config: t5.Config, given: Any, names: frozenset[str]) -> t5.Config:
+    """1.1 has a head of its own; some files of 1.0 hold the embedding once more in its place."""
+    return replace(config, tied=config.scaled or "lm_head.weight" not in names)
+
+
+def _t5_layout(c: t5.Config) -> Layout:
+    inner = c.heads * c.head_width
+    found = {"embed/table": Source("shared.weight", (c.vocabulary, c.width))}
+    for side in ("encoder", "decoder"):
+        at = f"{side}.block.{{layer}}.layer"
+        attends = {"": f"{at}.0.SelfAttention", "cross_": f"{at}.1.EncDecAttention"}
+        norms = {"attention": f"{at}.0", "cross": f"{at}.1", "mlp": f"{at}.2"}
+        if side == "encoder":
+            attends, norms = {"": attends[""]}, {"attention": f"{at}.0", "mlp": f"{at}.1"}
+        for prefix, name in attends.items():
+            for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
+                source = linear(f"{name}.{theirs}", c.width, inner)
+                found[f"{side}/blocks/{prefix}{ours}/kernel"] = source
+            found[f"{side}/blocks/{prefix}output/kernel"] = linear(f"{name}.o", inner, c.width)
+        mlp = f"{norms['mlp']}.DenseReluDense"
+        for ours, theirs in (("gate", "wi_0"), ("up", "wi_1")) if c.gated else (("up", "wi"),):
+            found[f"{side}/blocks/{ours}/kernel"] = linear(f"{mlp}.{theirs}", c.width, c.hidden)
+        found[f"{side}/blocks/down/kernel"] = linear(f"{mlp}.wo", c.hidden, c.width)
+        for part, name in norms.items():
+            found[f"{side}/blocks/{part}_norm/scale"] = vector(f"{name}.layer_norm.weight", c.width)
+        found[f"{side}/norm/scale"] = vector(f"{side}.final_layer_norm.weight", c.width)
+        found[f"{side}/positions/table"] = Source(
+            f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            (c.buckets, c.heads),
+        )
+    if not c.tied:
+        found["head/kernel"] = linear("lm_head", c.width, c.vocabulary)
+    return found
+
+
 ENCODERS = {
     "bert": Family(
         _bert, partial(_layout, _BERT), "bert.", partial(_heads, _BERT),
@@ -149,5 +205,6 @@ ENCODERS = {
         _roberta, partial(_layout, _ROBERTA), "roberta.", partial(_heads, _ROBERTA),
         encoder.init, encoder.apply_fn,
     ),
+    "t5": Family(_t5, _t5_layout, "", _t5_head, t5.init, t5.apply_fn),
 }  # fmt: skip
-"""By `model_type`; MiniLM is a `bert`."""
+"""By `model_type`; MiniLM is a `bert`, Flan-T5 a `t5`."""

@@ -35,7 +35,7 @@ class Model(NamedTuple):
     """A model as people have it."""
 
     config: Any
-    """A `decoder.Config` or `encoder.Config`."""
+    """A `decoder.Config`, `encoder.Config` or `t5.Config`."""
     params: Params
     tokenizer: Any
     """A transformers tokenizer, or None."""

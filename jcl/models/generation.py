@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 
 from jcl.method import check
-from jcl.models.decoder import Cache, Config, empty_cache
+from jcl.models import decoder, t5
 
-Call = Callable[[Any, dict[str, Any]], tuple[jax.Array, Cache]]
+Call = Callable[[Any, dict[str, Any]], tuple[jax.Array, Any]]
 """`(tree, batch)`: a model's `apply` with its parameters, or `program.predict` with a state."""
 
 
@@ -29,10 +29,11 @@ class Written(NamedTuple):
 def sample(
     call: Call,
     tree: Any,
-    cache: Cache,
+    cache: decoder.Cache | t5.Cache,
     tokens: jax.Array,
     segments: jax.Array,
     key: jax.Array,
+    inputs: dict[str, Any] | None = None,
     *,
     steps: int,
     temperature: float | jax.Array | None = None,
@@ -49,6 +50,7 @@ def sample(
       tokens: prompts int32 [B, P], padded on the left.
       segments: int32 [B, P], 1 for a token and 0 for padding.
       key: of the draws.
+      inputs: what else the model reads with the prompts: T5's `inputs` and `input_segments`.
       steps: tokens to write at most.
       temperature: divides the logits; None takes the likeliest token. May be traced.
       top_k: draw among the k likeliest; None among all.
@@ -78,7 +80,7 @@ def sample(
         logits, cache = call(tree, {"tokens": new[:, None], "cache": cache})
         return at + 1, done, lengths, logits, cache, written
 
-    prompt = {"tokens": tokens, "segments": segments, "prefill": cache}
+    prompt = {"tokens": tokens, "segments": segments, "prefill": cache, **(inputs or {})}
     logits, cache = call(tree, prompt)
     start = (
         jnp.int32(0), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32), logits, cache,
@@ -137,7 +139,7 @@ def left_padded(
 def generate(
     call: Call,
     tree: Any,
-    config: Config,
+    config: decoder.Config | t5.Config,
     prompts: Sequence[Sequence[int]],
     *,
     steps: int = 64,
@@ -151,10 +153,12 @@ def generate(
 ) -> list[list[int]]:
     """Continues token prompts of different length, compiled once for each padded shape.
 
+    A T5 reads the prompts with its encoder, and writes from its start token.
+
     Args:
       call: `model.apply`, or `program.predict` where methods have a say.
       tree: the parameters, or the state.
-      config: of the decoder.
+      config: of the model.
       prompts: token ids, one list a prompt.
       steps: tokens to write at most.
       key: of the draws; needed with a temperature.
@@ -168,6 +172,8 @@ def generate(
     Raises:
       ValueError: if an argument is out of range, or an id isn't in the vocabulary.
     """
+    ok = isinstance(config, decoder.Config | t5.Config)
+    check(ok, "config", config, "a decoder's or a T5's, for others don't write")
     check(steps >= 1, "steps", steps, "at least 1")
     check(temperature is None or temperature > 0, "temperature", temperature, "above 0, or None")
     check(temperature is None or key is not None, "key", key, "given with a temperature")
@@ -176,14 +182,22 @@ def generate(
     )
     check(top_p is None or 0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1")
     tokens, segments = left_padded(prompts, config.vocabulary)
-    slots = tokens.shape[1] + steps + soft
-    if config.rope is None:
-        longest = max(map(len, prompts)) + steps + soft
-        check(longest <= config.context, "prompt and steps", longest, f"at most {config.context}")
+    inputs = None
+    if isinstance(config, t5.Config):
+        inputs = {"inputs": jnp.asarray(tokens), "input_segments": jnp.asarray(segments)}
+        segments = np.ones((len(prompts), 1), np.int32)
+        tokens = config.start * segments
+        cache: Any = t5.empty_cache(config, len(prompts), 1 + steps, dtype or jnp.float32)
+    else:
+        if config.rope is None:
+            longest, most = max(map(len, prompts)) + steps + soft, config.context
+            check(longest <= most, "prompt and steps", longest, f"at most {most}")
+        slots = tokens.shape[1] + steps + soft
+        cache = decoder.empty_cache(config, len(prompts), slots, dtype or jnp.float32)
     written = _compiled(
-        call, tree, empty_cache(config, len(prompts), slots, dtype or jnp.float32),
+        call, tree, cache,
         jnp.asarray(tokens), jnp.asarray(segments), jax.random.key(0) if key is None else key,
-        steps=steps, temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop),
+        inputs, steps=steps, temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop),
     )  # fmt: skip
     found, lengths = np.asarray(written.tokens), np.asarray(written.lengths)
     return [row[:n].tolist() for row, n in zip(found, lengths, strict=True)]

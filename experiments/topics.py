@@ -88,7 +88,9 @@ def build(config: Config) -> Experiment:
     model = pretrained(config.model)
     length = min(256 if full else config.length, model.config.context)
     rng = np.random.default_rng(0)
-    train, test, sizes = [], [], []
+    train: list[Arrays] = []
+    test: list[Arrays] = []
+    sizes: list[int] = []
     for name in config.order:
         rows, held = read(name)
         labels = sorted({row.label for row in rows})

@@ -7,7 +7,6 @@ A dense layer's dict holds beside `kernel` what `jcl.models.dense` adds to it: `
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Set
 from typing import Any, Literal
@@ -91,14 +90,8 @@ def dense_paths(ctx: Ctx, params: Params, targets: str) -> list[str]:
     Raises:
       ValueError: if `targets` is no regular expression or matches none.
     """
-    try:
-        pattern = re.compile(targets)
-    except re.error as error:
-        raise ValueError(
-            f"targets is {targets!r}, but must be a regular expression: {error}"
-        ) from error
     there = list(taps.dense_sites(ctx.apply, params, ctx.batch))
-    found = [path for path in there if pattern.fullmatch(path)]
+    found = [path for path in there if trees.matching(targets)(path)]
     check(bool(found), "targets", targets, f"a regular expression that matches one of {there}")
     return found
 

@@ -22,10 +22,18 @@ def everything(path: str) -> bool:
 def matching(pattern: str) -> Trainable:
     """A predicate for the leaves whose whole path a regular expression matches.
 
+    Raises:
+      ValueError: if it is no regular expression.
+
     >>> matching(r"blocks/(up|down)/.*")("blocks/up/kernel")
     True
     """
-    compiled = re.compile(pattern)
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"pattern is {pattern!r}, but must be a regular expression: {error}"
+        ) from error
     return lambda path: compiled.fullmatch(path) is not None
 
 

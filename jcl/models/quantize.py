@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jcl import adapters
+from jcl import adapters, trees
 from jcl.method import Params, check
 
 
@@ -30,7 +29,7 @@ def quantize(params: Params, targets: str = r"blocks/(?!router).*") -> Params:
       ValueError: if `targets` matches none.
     """
     there = adapters.holding(params, {"kernel"})
-    found = [path for path in there if re.fullmatch(targets, path)]
+    found = [path for path in there if trees.matching(targets)(path)]
     check(bool(found), "targets", targets, f"a regular expression that matches one of {there}")
     for path in found:
         kernel = adapters.node(params, path)["kernel"]

@@ -92,10 +92,29 @@ COMPANIONS: dict[str, Callable[[], jcl.Method]] = {
 }
 
 
-@pytest.mark.parametrize("name", COMPANIONS)
+MORE: dict[str, Callable[[], jcl.Method]] = {
+    "online_ewc": methods.online_ewc,
+    "si": methods.si,
+    "mas": methods.mas,
+    "rwalk": methods.rwalk,
+    "l2sp": lambda: methods.l2sp(strength=1.0),
+    "recadam": lambda: methods.recadam(midpoint=2.0, speed=1.0),
+    "derpp": lambda: methods.derpp(capacity=8, rows=2),
+    "gem": lambda: methods.gem(tasks=3, capacity_per_task=4),
+    "mofo": lambda: methods.mofo(fraction=0.2),
+    "wise_ft": methods.wise_ft,
+    "task_arithmetic": methods.task_arithmetic,
+    "ties": methods.ties,
+    "from_scratch": methods.from_scratch,
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*COMPANIONS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def test_other_methods_work_on_the_pairs_alone(name: str) -> None:
     start = tiny.base()
-    state, reports = tiny.run(jcl.chain(methods.lora(rank=2), COMPANIONS[name]()), start)
+    state, reports = tiny.run(jcl.chain(methods.lora(rank=2), (COMPANIONS | MORE)[name]()), start)
     alone, _ = tiny.run(methods.lora(rank=2), start)
     tiny.same_base(state.params, start)
     jax.tree.map(lambda x: np.testing.assert_equal(np.isfinite(x), True), reports["steps"])
@@ -149,5 +168,5 @@ def test_a_base_frozen_in_part() -> None:
 
 @pytest.mark.parametrize("targets", ["blocks/querry", "blocks/(", "head", "uery"])
 def test_targets_that_are_no_dense_layer_are_refused(targets: str) -> None:
-    with pytest.raises(ValueError, match=r"targets is .* must be"):
+    with pytest.raises(ValueError, match=r"(targets|pattern) is .* must be"):
         started(methods.lora(targets=targets))

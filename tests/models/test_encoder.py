@@ -230,6 +230,20 @@ def test_a_soft_prefix_of_tokens_is_those_tokens() -> None:
     short = {"tokens": tokens[:, 2:], "segments": segments[:, 2:], "embeddings": soft}
     whole = apply(params, {"tokens": tokens, "segments": segments})
     np.testing.assert_allclose(apply(params, short)[:, :4], whole[:, 2:6], atol=1e-6)
+    # and is no part of what a classifier reads
+    head = {"kernel": jax.random.normal(jax.random.key(1), (32, 3)), "bias": jnp.zeros(3)}
+    logits = apply({**params, "classifier": head}, short)
+    np.testing.assert_allclose(logits[0], whole[0, 2:6].mean(0) @ head["kernel"], atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+def test_padding_on_the_left_is_padding(pooling: Any) -> None:
+    config = replace(SMALL_OURS, classes=3, pooler=True, pooling=pooling)
+    params, apply = encoder.init(jax.random.key(0), config), encoder.apply_fn(config)
+    tokens, segments = jnp.asarray([[3, 1, 4, 0, 0]]), jnp.asarray([[1, 1, 1, 0, 0]])
+    right = apply(params, {"tokens": tokens, "segments": segments})
+    left = {"tokens": jnp.roll(tokens, 2, 1), "segments": jnp.roll(segments, 2, 1)}
+    np.testing.assert_allclose(apply(params, left), right, rtol=1e-5)
 
 
 def test_a_prefix_is_seen_by_every_token_and_bottlenecks_are_before_the_norm() -> None:

@@ -6,6 +6,7 @@ a hue of its own. A report shows the same pictures on a dark page by inverting t
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -312,7 +313,7 @@ def ranking(runs: Sequence[Scores]) -> Figure:
                     (max(value, 0) + error, at), (4, 0), textcoords="offset points",
                     va="center", fontsize=8.5, color=MUTED,
                 )  # fmt: skip
-            axes.set_title(title, fontsize=10)
+            axes.set_title(textwrap.fill(title, 24), fontsize=10)  # the panels may be narrow
             axes.grid(False)
             axes.axvline(0, color=MUTED, linewidth=0.8)
             axes.margins(x=0.14)

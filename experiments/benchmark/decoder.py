@@ -49,7 +49,7 @@ def jcl_side(given: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoConfig
 
     import jcl
-    from jcl import losses, methods
+    from jcl import adapters, losses, methods
     from jcl.models import decoder
     from jcl.models.families import DECODERS
 
@@ -69,7 +69,7 @@ def jcl_side(given: argparse.Namespace) -> dict[str, Any]:
         method = methods.lora(rank=8, targets="blocks/(query|value)") if lora else methods.naive()
         program = jcl.make(
             method, apply, losses.fused_next_token(), optax.adamw(1e-4),
-            trainable=jcl.trees.everything,
+            trainable=adapters.only if lora else jcl.trees.everything,
         )  # fmt: skip
         first = jax.jit(program.init)(params, {"tokens": tokens[0]}, jax.random.key(0))
         call = jax.jit(lambda s, t: jcl.advance(program, s, {"tokens": t})[0], donate_argnums=0)

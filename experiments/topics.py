@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from eras import pretrained
 
-from jcl import data, losses, models
+from jcl import data, losses
 from jcl.data import corpora
-from jcl.data.fetch import fetch
 from jcl.data.stream import Arrays
 from jcl.evaluation import accuracy, evaluator
 from jcl.experiment import Experiment
@@ -50,13 +49,6 @@ class Config:
     """AdamW's learning rate."""
     test_rows: int = 128
     """Texts that are tested, of each set."""
-
-
-@cache
-def pretrained(name: str) -> models.Model:
-    """The model, loaded once for all methods."""
-    known = "/" not in name and not name.startswith(".")
-    return models.load(fetch(name) if known else name)
 
 
 def read(name: str) -> tuple[Sequence[corpora.Labelled], Sequence[corpora.Labelled]]:

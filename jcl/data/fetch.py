@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from jcl.data import caches
 from jcl.data.archives import SOURCES, Source
 from jcl.data.unpack import unpack
 from jcl.method import check
@@ -30,9 +31,8 @@ _HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.gguf"
 
 
 def cache() -> Path:
-    """Where fetched folders are kept: under JCL_CACHE, or else `jcl` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("JCL_CACHE") or Path(home) / "jcl") / "fetched"
+    """Where fetched folders are kept."""
+    return caches.folder("fetched")
 
 
 def _silent(line: str) -> None:

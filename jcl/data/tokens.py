@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jcl.data import caches
 from jcl.data.chats import joined, render
 from jcl.data.documents import Document
 from jcl.data.encode import Passage, check_tokenizer, encode, largest_id
@@ -88,9 +89,8 @@ def tokenise(
 
 
 def cache_folder() -> Path:
-    """Where tokens are kept: under JCL_CACHE, or else `jcl` in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("JCL_CACHE") or Path(home) / "jcl") / "tokens"
+    """Where tokens are kept."""
+    return caches.folder("tokens")
 
 
 def _passage(document: Any, number: int, tokenizer: Any) -> Passage | None:

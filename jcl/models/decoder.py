@@ -26,11 +26,18 @@ from jcl import taps
 from jcl.adapters import weight
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention, rope
-from jcl.models.layers import ACTIVATIONS, bottleneck, dense, layer_norm, rms_norm, token_scores
+from jcl.models.layers import (
+    ACTIVATIONS,
+    Remat,
+    bottleneck,
+    dense,
+    layer_norm,
+    rematerialise,
+    rms_norm,
+    token_scores,
+)
 from jcl.models.moe import mix
 from jcl.models.rope import Rope
-
-Remat = Literal["none", "block", "dots"]
 
 
 @dataclass(frozen=True)
@@ -277,7 +284,7 @@ def apply_fn(
       ValueError: if `remat` is unknown.
     """
     c = config
-    check(remat in ("none", "block", "dots"), "remat", remat, "'none', 'block' or 'dots'")
+    rematerialised = rematerialise(remat)
     assert c.head_width is not None
     head_width, activation = c.head_width, ACTIVATIONS[c.activation]
     scale = head_width**-0.5 if c.query_scale is None else c.query_scale
@@ -360,9 +367,9 @@ def apply_fn(
         h = middle + after("mlp", feed(p, before("mlp", read), layer, tap))
         return tap("blocks:out", layer, h), kept
 
-    mixed_layers = c.window is not None and c.local is not None
-    always_local = c.window is not None and c.local is None
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    # which layers have the window: said once where all are alike, so that it is static
+    windowed = c.window is not None
+    alike = None if windowed and c.local is not None else windowed
 
     def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
         table = params["embed"]["table"]
@@ -386,20 +393,13 @@ def apply_fn(
             h = h + params["positions"]["table"][places].astype(dtype)
 
         def scanned(carry: Any, xs: Any) -> tuple[Any, None]:
-            p, layer, local = xs
+            p, layer, mark = xs
+            local = mark if alike is None else alike
             return block(carry[0], p, layer, local, scene, carry[1], tap), None
 
-        body = scanned if remat == "none" else jax.checkpoint(scanned, policy=policy)
-        if mixed_layers:
-            (h, kept), _ = lax.scan(
-                body, (h, kept), (params["blocks"], jnp.arange(c.layers), jnp.asarray(c.local))
-            )
-        else:
-            (h, kept), _ = lax.scan(
-                lambda carry, xs: body(carry, (*xs, always_local)),
-                (h, kept),
-                (params["blocks"], jnp.arange(c.layers)),
-            )
+        marks = jnp.asarray(c.local) if alike is None else None
+        stacked = (params["blocks"], jnp.arange(c.layers), marks)
+        (h, kept), _ = lax.scan(rematerialised(scanned), (h, kept), stacked)
         if soft is not None:
             h = h[:, soft.shape[1] :]
         if "norm" in params:

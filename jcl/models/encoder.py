@@ -27,8 +27,15 @@ from jcl import taps
 from jcl.adapters import weight
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention
-from jcl.models.decoder import Remat
-from jcl.models.layers import ACTIVATIONS, bottleneck, dense, layer_norm, token_scores
+from jcl.models.layers import (
+    ACTIVATIONS,
+    Remat,
+    bottleneck,
+    dense,
+    layer_norm,
+    rematerialise,
+    token_scores,
+)
 
 Pooling = Literal["mean", "first"]
 
@@ -180,7 +187,7 @@ def apply_fn(
         context.
     """
     c = config
-    check(remat in ("none", "block", "dots"), "remat", remat, "'none', 'block' or 'dots'")
+    rematerialised = rematerialise(remat)
     activation = ACTIVATIONS[c.activation]
     scale = (c.width // c.heads) ** -0.5
     normed = partial(layer_norm, eps=c.eps)
@@ -216,8 +223,6 @@ def apply_fn(
         inner = activation(dense(p["up"], h, "blocks/up", tap, layer))
         h = add("mlp", h, dense(p["down"], inner, "blocks/down", tap, layer))
         return tap("blocks:out", layer, h)
-
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
 
     def embed(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
         """The residual stream at the first block, and its segments."""
@@ -259,7 +264,7 @@ def apply_fn(
             p, layer = xs
             return block(h, p, layer, segments, tap), None
 
-        body = scanned if remat == "none" else jax.checkpoint(scanned, policy=policy)
+        body = rematerialised(scanned)
         h, _ = lax.scan(body, h, (params["blocks"], jnp.arange(c.layers)))
         if "embeddings" in batch:
             soft = batch["embeddings"].shape[1]

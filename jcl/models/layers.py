@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax import lax
 from jcl import taps
 from jcl.adapters import column_norm, weight
 from jcl.losses import TokenScores
-from jcl.method import Params, Tap
+from jcl.method import Params, Tap, check
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -28,6 +28,23 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
 }
 """Of an MLP, by the name that a `Config` gives."""
+
+
+Remat = Literal["none", "block", "dots"]
+"""What the backward pass computes again: nothing, each block, or all in it but the products."""
+
+
+def rematerialise(remat: Remat) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Wraps the body of a scan over layers so that its backward pass computes `remat` again.
+
+    Raises:
+      ValueError: if `remat` is unknown.
+    """
+    check(remat in ("none", "block", "dots"), "remat", remat, "'none', 'block' or 'dots'")
+    if remat == "none":
+        return lambda body: body
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return partial(jax.checkpoint, policy=policy)
 
 
 def dense(

@@ -28,8 +28,7 @@ from jcl import taps
 from jcl.adapters import weight
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention
-from jcl.models.decoder import Remat
-from jcl.models.layers import ACTIVATIONS, dense, rms_norm, token_scores
+from jcl.models.layers import ACTIVATIONS, Remat, dense, rematerialise, rms_norm, token_scores
 
 
 @dataclass(frozen=True)
@@ -191,10 +190,9 @@ def apply_fn(
       ValueError: if `remat` is unknown; from `apply`, if there are no inputs.
     """
     c = config
-    check(remat in ("none", "block", "dots"), "remat", remat, "'none', 'block' or 'dots'")
+    rematerialised = rematerialise(remat)
     activation = ACTIVATIONS[c.activation]
     normed = partial(rms_norm, eps=c.eps)
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
 
     def distances(table: jax.Array, slots: jax.Array, keys: int, causal: bool) -> jax.Array:
         """The bias of the queries that stand at `slots` [T] for the keys, float32 [1, H, T, S]."""
@@ -235,7 +233,7 @@ def apply_fn(
         return tap(f"{at}:out", layer, h + tap(f"{at}:mlp", layer, x))
 
     def scan(body: Any, start: Any, xs: Any) -> Any:
-        return lax.scan(body if remat == "none" else jax.checkpoint(body, policy=policy), start, xs)
+        return lax.scan(rematerialised(body), start, xs)
 
     def encode(params: Params, batch: Batch, dtype: Any, tap: Tap) -> tuple[jax.Array, jax.Array]:
         """What was read of the inputs, [B, S, d], and its segments."""

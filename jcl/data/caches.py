@@ -1,0 +1,12 @@
+"""Where what was fetched or computed is kept between runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def folder(kind: str) -> Path:
+    """The folder of one kind of things: under JCL_CACHE, or else `jcl` in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("JCL_CACHE") or Path(home) / "jcl") / kind

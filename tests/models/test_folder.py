@@ -137,3 +137,17 @@ def test_weights_are_sharded_as_they_are_read(folder: Path) -> None:
 
     model = models.load(folder, mesh=mesh.make(fsdp=1))
     assert model.params["blocks"]["up"]["kernel"].sharding.mesh.axis_names == ("fsdp",)
+
+
+def test_no_leaf_is_held_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: set[int] = set()
+    empty = models.folder._aligned
+
+    def noted(shape: Any, dtype: np.dtype) -> np.ndarray:
+        out = empty(shape, dtype)
+        filled.add(out.ctypes.data)
+        return out
+
+    monkeypatch.setattr(models.folder, "_aligned", noted)
+    params = models.load(folder).params
+    assert {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)} == filled

@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jcl"
 HELPERS = {
     "method", "trees", "taps", "losses", "importance", "memory", "merging", "metrics", "adapters",
+    "flops",
 }  # fmt: skip
 FOLDERS = {"folder", "gguf", "peft", "tensors"}  # of models: what reads and writes weights
 SHELL = {

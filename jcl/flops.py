@@ -1,0 +1,65 @@
+"""Floating-point operations of a function, counted in its jaxpr: nothing is compiled or run.
+
+XLA's own count takes the body of a scan once, whatever its length; this one takes it as often as it
+runs. Products of matrices and convolutions count, as is usual for language models; the rest, which
+memory bounds, does not. What no result depends on isn't counted, as it isn't computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import jaxprs_in_params
+
+
+def count(fn: Callable[..., Any], *args: Any) -> int:
+    """Multiplications and additions that `fn(*args)` takes, 2 m n k for a product of matrices.
+
+    Args:
+      fn: anything that JAX traces.
+      args: arrays, or `jax.ShapeDtypeStruct`s in their place.
+
+    Of a `cond` the dearest branch counts, of a `while` whose length isn't known one round.
+
+    >>> import jax.numpy as jnp
+    >>> count(lambda a, b: a @ b, jnp.zeros((2, 3)), jnp.zeros((3, 5)))
+    60
+    """
+    closed = jax.make_jaxpr(fn)(*args)
+    return _sum(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+
+
+def _sum(jaxpr: Any, used: Sequence[bool]) -> int:
+    """Over the equations on which the outputs marked in `used` depend."""
+    needed = {id(v) for v, u in zip(jaxpr.outvars, used, strict=True) if u}
+    total = 0
+    for eqn in reversed(jaxpr.eqns):
+        live = [id(v) in needed for v in eqn.outvars]
+        if any(live) or eqn.effects:
+            total += _one(eqn, live)
+            needed |= {id(v) for v in eqn.invars}
+    return total
+
+
+def _one(eqn: Any, live: Sequence[bool]) -> int:
+    kind, params = eqn.primitive.name, eqn.params
+    shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, "shape")]
+    if kind == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2 * math.prod(shapes[-1]) * math.prod(shapes[0][i] for i in contracted)
+    if kind == "conv_general_dilated":
+        outputs = shapes[1][params["dimension_numbers"].rhs_spec[0]]
+        return 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) // outputs
+    if kind.startswith("ragged_dot"):  # a row meets the kernel of its own group only
+        return 2 * math.prod(shapes[0]) * shapes[-1][-1]
+    if kind == "cond":
+        return max(_sum(branch.jaxpr, live) for branch in params["branches"])
+    total = 0
+    for inner in jaxprs_in_params(params):
+        # a call's results are its function's: what nobody reads isn't computed inside either
+        called = kind not in ("scan", "while") and len(inner.outvars) == len(live)
+        total += _sum(inner, live if called else [True] * len(inner.outvars))
+    return params.get("length", 1) * total

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import trees
-from jcl.method import PHASES, Apply, Batch, Ctx, Info, LossFn, Method, Params, defines
+from jcl.method import PHASES, READS, Apply, Batch, Ctx, Info, LossFn, Method, Params, defines
 
 _STEP = ("batch", "loss", "grads")  # what `idle` leaves out
 
@@ -135,7 +135,8 @@ def chain(*methods: Method) -> Method:
     if workers and all(defines(m, "idle") for m in workers):
         used["idle"] = idle
     name = " + ".join(m.name for m in parts) or "naive"
-    return Method(name, init=init, parts=parts)._replace(**used)
+    reads = tuple(r for r in READS if any(r in m.reads for m in parts))
+    return Method(name, init=init, reads=reads, parts=parts)._replace(**used)
 
 
 _WHEN = {

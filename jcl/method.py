@@ -144,6 +144,7 @@ class Method(NamedTuple):
         then left out of the step by a `lax.cond`, without a second trace.
       writes: whether `consolidate` changes the parameters; writers precede readers in a chain.
       needs: names of methods in the same chain whose state this one reads.
+      reads: what of earlier stages it draws on, some of `READS`; adapters and schedules nothing.
       parts: what `chain` composed, in order; empty for a method of its own.
     """
 
@@ -160,8 +161,13 @@ class Method(NamedTuple):
     idle: Callable[[Any, Ctx], jax.Array | bool] = _idle
     writes: bool = False
     needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
 
+
+READS = ("parameters", "gradients", "logits", "samples", "proxy")
+"""What of earlier stages may be drawn on: weights; statistics of gradients or activations on their
+data; outputs; rows of their data; rows of a public stand-in for it."""
 
 PHASES = (
     "init",

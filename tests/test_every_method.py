@@ -20,6 +20,7 @@ import pytest
 
 import jcl
 from jcl import adapters, checkpoint, losses, mesh, methods, models, trees
+from jcl.method import READS
 
 TASKS, STEPS, ROWS, FEATURES, HIDDEN, CLASSES = 3, 5, 8, 16, 32, 8
 
@@ -535,6 +536,15 @@ def test_one_trace_across_all_boundaries(bench: Bench) -> None:
 def test_shapes_and_dtypes_stay(bench: Bench) -> None:
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), raw(s)) for s in bench.states]
     assert all(s == shapes[0] for s in shapes[1:])
+
+
+def test_that_it_keeps_samples_is_said(bench: Bench) -> None:
+    method = bench.program.method
+    assert set(method.reads) <= set(READS)
+    rows = {row.tobytes() for row in np.asarray(STREAM["x"][0]).reshape(-1, FEATURES)}
+    leaves = [np.asarray(x) for x in jax.tree.leaves(raw(bench.states[1].method))]
+    wide = [x.reshape(-1, FEATURES) for x in leaves if x.shape[-1:] == (FEATURES,)]
+    assert any(row.tobytes() in rows for x in wide for row in x) == ("samples" in method.reads)
 
 
 def test_training_moves_the_parameters(bench: Bench) -> None:

@@ -82,7 +82,7 @@ def agem(
     def idle(state: AgemState, ctx: Ctx) -> jax.Array:
         return ctx.task < 1
 
-    method = Method("agem", init=init, idle=idle)
+    method = Method("agem", init=init, idle=idle, reads=("samples",))
     placed = method._replace(grads=grads) if at == "grads" else method._replace(updates=updates)
     if share:
         return placed._replace(needs=(share,))

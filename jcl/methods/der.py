@@ -110,7 +110,14 @@ def _method(
         return (ctx.task < start) | ((alpha == 0) & (beta == 0))
 
     return Method(
-        name, init=init, batch=batch, loss=loss, observe=observe, report=report, idle=idle
+        name,
+        init=init,
+        batch=batch,
+        loss=loss,
+        observe=observe,
+        report=report,
+        idle=idle,
+        reads=("samples", "logits"),
     )
 
 

@@ -57,5 +57,11 @@ def ema(decay: float = 0.99) -> Method:
         return {"gap": state.gap}
 
     return Method(
-        "ema", init=init, observe=observe, consolidate=consolidate, report=report, writes=True
+        "ema",
+        init=init,
+        observe=observe,
+        consolidate=consolidate,
+        report=report,
+        writes=True,
+        reads=("parameters",),
     )

@@ -103,7 +103,7 @@ def er(
         neutral = False if callable(weight) else weight == 0
         return (ctx.task < start) | neutral
 
-    method = Method("er", init=init, batch=batch, idle=idle)
+    method = Method("er", init=init, batch=batch, idle=idle, reads=("samples",))
     if share:
         return method._replace(needs=(share,))
     if policy == "herding":

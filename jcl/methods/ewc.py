@@ -49,7 +49,15 @@ def _method(name: str, strength: float, decay: float | None, labels: importance.
     def idle(state: EwcState, ctx: Ctx) -> jax.Array:
         return ctx.task < 1
 
-    return Method(name, init=init, grads=grads, consolidate=consolidate, report=report, idle=idle)
+    return Method(
+        name,
+        init=init,
+        grads=grads,
+        consolidate=consolidate,
+        report=report,
+        idle=idle,
+        reads=("parameters", "gradients"),
+    )
 
 
 def ewc(strength: float = 100.0, labels: importance.Labels = "empirical") -> Method:

@@ -157,7 +157,9 @@ def gem(
     def idle(state: GemState, ctx: Ctx) -> jax.Array:
         return ctx.task < 1
 
-    method = Method("gem", init=init, consolidate=consolidate, report=report, idle=idle)
+    method = Method(
+        "gem", init=init, consolidate=consolidate, report=report, idle=idle, reads=("samples",)
+    )
     if at == "grads":
         return method._replace(grads=grads)
     return method._replace(updates=updates)

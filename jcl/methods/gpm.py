@@ -177,7 +177,9 @@ def gpm(
     def idle(state: GpmState, ctx: Ctx) -> jax.Array:
         return ctx.task < 1
 
-    method = Method("gpm", init=init, consolidate=consolidate, report=report, idle=idle)
+    method = Method(
+        "gpm", init=init, consolidate=consolidate, report=report, idle=idle, reads=("gradients",)
+    )
     if at == "grads":
         return method._replace(grads=outside)
     return method._replace(updates=updates)

@@ -193,4 +193,5 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
         observe=observe,
         consolidate=consolidate,
         report=report,
+        reads=("parameters",),
     )

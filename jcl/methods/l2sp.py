@@ -50,4 +50,6 @@ def l2sp(strength: float = 0.1, start: int = 0) -> Method:
     def idle(state: L2spState, ctx: Ctx) -> jax.Array:
         return ctx.task < start
 
-    return Method("l2sp", init=init, grads=grads, consolidate=consolidate, idle=idle)
+    return Method(
+        "l2sp", init=init, grads=grads, consolidate=consolidate, idle=idle, reads=("parameters",)
+    )

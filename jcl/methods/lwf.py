@@ -73,4 +73,6 @@ def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) ->
     def idle(state: LwfState, ctx: Ctx) -> jax.Array:
         return (ctx.task < 1) | (strength == 0)
 
-    return Method("lwf", init=init, loss=loss, consolidate=consolidate, idle=idle)
+    return Method(
+        "lwf", init=init, loss=loss, consolidate=consolidate, idle=idle, reads=("parameters",)
+    )

@@ -63,4 +63,12 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
     def idle(state: MasState, ctx: Ctx) -> jax.Array:
         return ctx.task < 1
 
-    return Method("mas", init=init, grads=grads, consolidate=consolidate, report=report, idle=idle)
+    return Method(
+        "mas",
+        init=init,
+        grads=grads,
+        consolidate=consolidate,
+        report=report,
+        idle=idle,
+        reads=("parameters", "gradients"),
+    )

@@ -113,7 +113,9 @@ def ogd(
     def idle(state: OgdState, ctx: Ctx) -> jax.Array:
         return ctx.task < 1
 
-    method = Method("ogd", init=init, consolidate=consolidate, report=report, idle=idle)
+    method = Method(
+        "ogd", init=init, consolidate=consolidate, report=report, idle=idle, reads=("gradients",)
+    )
     if at == "grads":
         return method._replace(grads=project)
     return method._replace(updates=updates)

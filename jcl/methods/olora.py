@@ -61,7 +61,13 @@ def _method(
         return params, state._replace(bank=trees.select(final, state.bank, full))
 
     return Method(
-        name, init=init, forward=forward, observe=observe, consolidate=consolidate, writes=True
+        name,
+        init=init,
+        forward=forward,
+        observe=observe,
+        consolidate=consolidate,
+        writes=True,
+        reads=("parameters",),
     )
 
 

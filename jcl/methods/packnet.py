@@ -150,4 +150,5 @@ def packnet(
         consolidate=consolidate,
         report=report,
         writes=True,
+        reads=("parameters",),
     )

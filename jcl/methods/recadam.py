@@ -67,4 +67,6 @@ def recadam(
     ) -> tuple[Params, RecAdamState]:
         return params, RecAdamState(trees.copy(params))
 
-    return Method("recadam", init=init, updates=updates, consolidate=consolidate)
+    return Method(
+        "recadam", init=init, updates=updates, consolidate=consolidate, reads=("parameters",)
+    )

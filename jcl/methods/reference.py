@@ -64,4 +64,5 @@ def from_scratch() -> Method:
         consolidate=consolidate,
         report=report,
         idle=idle,
+        reads=("parameters",),
     )

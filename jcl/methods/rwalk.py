@@ -151,4 +151,5 @@ def rwalk(
         consolidate=consolidate,
         report=report,
         idle=idle,
+        reads=("parameters", "gradients"),
     )

@@ -79,4 +79,5 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
         consolidate=consolidate,
         report=report,
         idle=idle,
+        reads=("parameters", "gradients"),
     )

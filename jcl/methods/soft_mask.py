@@ -133,6 +133,19 @@ def soft_mask(
 
     if at == "grads":
         return Method(
-            "soft_mask", init=init, grads=slowed, consolidate=consolidate, report=report, idle=idle
+            "soft_mask",
+            init=init,
+            grads=slowed,
+            consolidate=consolidate,
+            report=report,
+            idle=idle,
+            reads=("gradients",),
         )
-    return Method("soft_mask", init=init, updates=slowed, consolidate=consolidate, report=report)
+    return Method(
+        "soft_mask",
+        init=init,
+        updates=slowed,
+        consolidate=consolidate,
+        report=report,
+        reads=("gradients",),
+    )

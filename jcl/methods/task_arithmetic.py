@@ -89,4 +89,5 @@ def task_arithmetic(
         report=report,
         idle=idle,
         writes=True,
+        reads=("parameters",),
     )

@@ -97,4 +97,5 @@ def ties(
         report=report,
         idle=idle,
         writes=True,
+        reads=("parameters",),
     )

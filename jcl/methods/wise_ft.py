@@ -56,4 +56,11 @@ def wise_ft(
     def report(state: WiseFtState, info: Info) -> dict[str, jax.Array]:
         return {"moved": state.moved}
 
-    return Method("wise_ft", init=init, consolidate=consolidate, report=report, writes=True)
+    return Method(
+        "wise_ft",
+        init=init,
+        consolidate=consolidate,
+        report=report,
+        writes=True,
+        reads=("parameters",),
+    )

@@ -23,8 +23,8 @@ import optax
 import jcl
 from jcl import adapters, data, expression, trees
 from jcl.data import Stream
-from jcl.method import Apply, Objective, Params
-from jcl.program import Boundary, Evaluate, Program
+from jcl.method import Apply, Batch, Objective, Params, check
+from jcl.program import Boundary, Evaluate, Program, State, complete
 from jcl.trees import Trainable
 
 
@@ -128,10 +128,16 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def example(stream: Stream) -> Batch:
+    """Shapes and dtypes of a batch, without the axis of members that a stream may have."""
+    axes = 1 if stream.members is None else 2
+    rows = jax.tree.map(lambda x: x[(0,) * axes], stream.chunk(0, 0, 1))
+    return jax.eval_shape(stream.fetch, stream.source, rows)
+
+
 def _adapted(program: Program, params: Params, stream: Stream) -> bool:
     """Whether the methods add adapters to the parameters."""
-    rows = jax.tree.map(lambda x: x[0], stream.chunk(0, 0, 1))
-    batch = jax.eval_shape(stream.fetch, stream.source, rows)
+    batch = example(stream)
     state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
     paths = jax.tree_util.tree_leaves_with_path(state.params)
     return any(adapters.only(trees.path_name(path)) for path, _ in paths)
@@ -151,6 +157,7 @@ def setup(
     calls: Iterable[expression.Call],
     seeds: int = 1,
     points: Sequence[Mapping[str, float]] = ({},),
+    params: Params = None,
 ) -> Setup:
     """One compiled run of an experiment, with a member for each seed of each point of a sweep.
 
@@ -160,11 +167,13 @@ def setup(
       seeds: how many; member `p * seeds + s` is point p with seed s.
       points: values of `method.argument` or `lr`, the same names in each; traced where there is
         more than one member.
+      params: where training starts, with an axis of members where there are several; None is where
+        the experiment does.
 
     Raises:
       ValueError: if a value is out of range, or the methods don't compose.
     """
-    calls = list(calls)
+    calls, given = list(calls), params
 
     def member(value: Mapping[str, Any], trainable: Trainable = trees.everything) -> Program:
         return jcl.make(
@@ -190,7 +199,7 @@ def setup(
     adapted = _adapted(member(points[0]), params, stream)
     member = partial(member, trainable=adapters.only if adapted else trees.everything)
     if seeds * len(points) == 1:
-        return Setup(member(points[0]), params, key, stream)
+        return Setup(member(points[0]), params if given is None else given, key, stream)
     # one after another, so that a seed's draws are those that it has alone
     each = [start(seed) for seed in range(seeds)]
     params, keys = jax.tree.map(lambda *x: jnp.stack(x * len(points)), *each)
@@ -200,4 +209,39 @@ def setup(
     }
     values["seed"] = jnp.asarray(np.tile(np.arange(seeds), len(points)))
     streams = [experiment.stream(seed) for seed in range(seeds)]
+    params = params if given is None else given
     return Setup(jcl.replicate(member, values), params, keys, data.members(streams * len(points)))
+
+
+def folded(experiment: Experiment, setup: Setup, state: State) -> Params:
+    """The parameters of the model that a run ends with: methods' changes and adapters folded in.
+
+    Args:
+      experiment: of the run.
+      setup: of the run.
+      state: the last, with an axis of members where there are several; so are the parameters.
+
+    Raises:
+      ValueError: if the methods do more to the model than kernels can hold: bottlenecks, prompts,
+        gates.
+    """
+    stream = setup.stream
+    axes = 1 if stream.members is None else 2
+    rows = jax.tree.map(lambda x: x[(0,) * axes], stream.chunk(0, 0, 1))
+    batch = complete(stream.fetch(stream.source, rows))
+
+    def fold(program: Program, state: State) -> tuple[Params, jax.Array]:
+        params = adapters.merge(program.weights(state, batch))
+        wanted, found = program.predict(state, batch), experiment.apply(params, batch)
+        return params, jnp.stack(jax.tree.leaves(jax.tree.map(_apart, wanted, found))).max()
+
+    params, apart = jax.jit(partial(setup.program.each, fold))(state)
+    wanted = "one that changes nothing but parameters, for the model to be used without it"
+    check(bool((apart < 1e-2).all()), "method", setup.program.method.name, wanted)
+    return params
+
+
+def _apart(wanted: jax.Array, found: jax.Array) -> jax.Array:
+    """The largest difference over the largest value, float32 []."""
+    wanted, found = wanted.astype(jnp.float32), found.astype(jnp.float32)
+    return jnp.max(jnp.abs(wanted - found)) / (jnp.max(jnp.abs(wanted)) + 1e-6)

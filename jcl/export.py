@@ -6,13 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from jcl import adapters, experiment, flags, plan, report, taps
+from jcl import experiment, flags, plan, report
 from jcl.fit import last_state
-from jcl.method import Apply, Batch, Params, Tap
-from jcl.program import Program, State
 
 
 def write(run: Path, to: Path) -> Path:
@@ -48,37 +43,12 @@ def write(run: Path, to: Path) -> Path:
         raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
     setup = experiment.setup(built, one.calls)
     state = last_state(*setup, experiment.scored(built), run)
-    seen = experiment.setup(built._replace(apply=_seen(built.apply)), one.calls).program
-    params = predicted_with(seen, state)
+    params = experiment.folded(built, setup, state)
     from jcl import models  # transformers, which other commands shouldn't wait for
 
     out = models.save(built.model, params, to)
     (out / "README.md").write_text(card(summary, settings))
     return out
-
-
-def _seen(apply: Apply) -> Apply:
-    """A model with the sites of `apply` that answers with the parameters that it is given."""
-
-    def answer(params: Params, batch: Batch, tap: Tap = taps.identity) -> Params:
-        apply(params, batch, tap)  # for its sites, which methods ask for; compiled away
-        return params
-
-    return answer
-
-
-def predicted_with(seen: Program, state: State) -> Params:
-    """The parameters that the model predicts with, methods' changes and adapters folded in.
-
-    Args:
-      seen: the run's program over a model that answers with its parameters.
-      state: of the run.
-
-    Raises:
-      ValueError: if an adapter can't be folded into the kernels.
-    """
-    batch = {"tokens": jnp.zeros((1, 2), jnp.int32)}
-    return jax.jit(lambda s: adapters.merge(seen.predict(s, batch)))(state)
 
 
 def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:

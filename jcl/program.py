@@ -50,6 +50,9 @@ class Program(NamedTuple):
     """`(state, batches)` at a boundary: leaves [n, B, ...] of the finished stage's own data."""
     predict: Callable[..., Any]
     """`(state, batch, tap=identity) -> outputs`, every method's `forward` included."""
+    weights: Callable[[State, Batch], Params]
+    """`(state, batch) -> params`: the whole tree as `predict` has the model read it; `batch` is an
+    example. Where methods do more than change parameters, such as gating, that isn't in it."""
     each: Callable[..., Any]
     """`each(fn, *args)` calls `fn(program, *args)` for every member; there is one, unless
     `replicate` made more."""
@@ -168,8 +171,9 @@ def make(
         return trees.partition(params, trainable)
 
     def context(
-        state: State, learning: Params, frozen: Params, batch: Batch, phase: int, training: bool
-    ) -> Ctx:
+        state: State, learning: Params, frozen: Params, batch: Batch, phase: int, training: bool,
+        model: Apply = model,
+    ) -> Ctx:  # fmt: skip
         def base(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
             return model(trees.merge(params, frozen), rows, tap)
 
@@ -259,10 +263,19 @@ def make(
         learning, frozen = split(state.params)
         return context(state, learning, frozen, batch, 3, False).apply(learning, batch, tap)
 
+    def weights(state: State, batch: Batch) -> Params:
+        def read(params: Params, rows: Batch, tap: Tap) -> Params:
+            model(params, rows, tap)  # for its sites, which methods ask for; compiled away
+            return params
+
+        batch = complete(batch)
+        learning, frozen = split(state.params)
+        return context(state, learning, frozen, batch, 3, False, read).apply(learning, batch)
+
     def each(fn: Callable[..., Any], *args: Any) -> Any:
         return fn(program, *args)
 
-    program = Program(init, step, consolidate, predict, each, method, None)
+    program = Program(init, step, consolidate, predict, weights, each, method, None)
     return program
 
 

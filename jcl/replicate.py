@@ -21,7 +21,7 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
     """One program for many members: seeds, task orders, hyper-parameters, in one compiled function.
 
     Every function of the result takes and returns pytrees with a leading axis [members], states,
-    batches and keys alike; `predict` takes a batch without it.
+    batches and keys alike; `predict` and `weights` take a batch without it.
 
     Args:
       build: makes a member's program from its values; these are tracers, so they may be a
@@ -67,6 +67,7 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
         lambda state, batch: each(lambda p, *a: p.step(*a), state, batch),
         lambda state, batches: each(lambda p, *a: p.consolidate(*a), state, batches),
         lambda state, batch: shared(lambda p, s, b: p.predict(s, b), state, batch),
+        lambda state, batch: shared(lambda p, s, b: p.weights(s, b), state, batch),
         each,
         build(jax.tree.map(lambda v: v[0], values)).method,
         members,

@@ -8,9 +8,11 @@ layers are stacked and scanned, else 0. Other sites, such as `blocks:out`, each 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jcl.method import Apply, Batch, Params, Tap
 
@@ -55,3 +57,62 @@ def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.Sha
             "layers (jcl.models.dense does)"
         )
     return found
+
+
+@jax.custom_vjp
+def probe(h: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
+    """`h`; the gradient of `slot` is `value`, which brings it out of a scan over layers."""
+    return h
+
+
+def _probe_forward(h: jax.Array, slot: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return h, value
+
+
+def _probe_backward(value: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return g, value, jnp.zeros_like(value)
+
+
+probe.defvjp(_probe_forward, _probe_backward)
+
+
+def read(
+    apply: Apply,
+    params: Params,
+    batch: Batch,
+    wanted: Mapping[str, tuple[Any, Callable[[jax.Array], jax.Array]]],
+) -> tuple[dict[str, jax.Array], Any]:
+    """What passes some layers' sites, and the model's outputs, for the price of a forward pass.
+
+    Args:
+      apply: the model.
+      params: its parameters.
+      batch: what it is asked.
+      wanted: `(layers, pick)` by site: indices of layers, an integer or several that differ, which
+        may be traced (a site outside a stack is layer 0), and what is taken of the value there,
+        such as `lambda h: h[:, -1]`.
+
+    Returns:
+      float32 [*shape of layers, ...] by site; and the outputs, which cost nothing where they aren't
+      used.
+    """
+    shapes = sites(apply, params, batch)
+    picked = {s: jax.eval_shape(pick, shapes[s]).shape for s, (_, pick) in wanted.items()}
+    layers = {site: jnp.asarray(at) for site, (at, _) in wanted.items()}
+
+    def run(slots: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
+        def tap(site: str, layer: Any, h: jax.Array) -> jax.Array:
+            if site not in slots:
+                return h
+            # a slot for each of the layers, and one for all others
+            slot = jnp.argmax(jnp.append(layers[site].reshape(-1) == layer, True))
+            return probe(h, slots[site][slot], wanted[site][1](h).astype(jnp.float32))
+
+        outputs = apply(params, batch, tap)
+        parts = [jnp.sum(o.astype(jnp.float32)) for o in jax.tree.leaves(outputs)]
+        return sum(parts, jnp.float32(0)), outputs
+
+    blank = {site: jnp.zeros((at.size + 1, *picked[site])) for site, at in layers.items()}
+    found, outputs = jax.grad(run, has_aux=True)(blank)
+    kept = {s: x[:-1].reshape(*layers[s].shape, *picked[s]) for s, x in found.items()}
+    return kept, outputs

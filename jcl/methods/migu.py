@@ -11,23 +11,6 @@ from jcl import merging, taps, trees
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
-@jax.custom_vjp
-def _probe(h: jax.Array, slot: jax.Array, size: jax.Array) -> jax.Array:
-    """`h`; the gradient of `slot` is `size`, which brings a value out of a scan over layers."""
-    return h
-
-
-def _probe_forward(h: jax.Array, slot: jax.Array, size: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return h, size
-
-
-def _probe_backward(size: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return g, size, jnp.zeros_like(size)
-
-
-_probe.defvjp(_probe_forward, _probe_backward)
-
-
 def _kernels(params: Params) -> dict[str, jax.Array]:
     """Trainable kernels by the path of their layer."""
     leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
@@ -59,7 +42,7 @@ def magnitudes(ctx: Ctx, batch: Batch, per_token: bool = False) -> dict[str, jax
                 size = size / jnp.where(total == 0, 1.0, total)
             size = size * batch["weight"].reshape(-1, *[1] * (h.ndim - 1))
             slot = slots[path] if slots[path].ndim == 1 else slots[path][layer]
-            return _probe(h, slot, jnp.sum(size, axis=tuple(range(h.ndim - 1))))
+            return taps.probe(h, slot, jnp.sum(size, axis=tuple(range(h.ndim - 1))))
 
         outputs = ctx.apply(ctx.params, batch, tap)
         parts = [jnp.sum(o.astype(jnp.float32)) for o in jax.tree.leaves(outputs)]

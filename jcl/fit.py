@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcl import checkpoint
+from jcl import checkpoint, trees
 from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params
 from jcl.program import Evaluate, Program, State, advance, complete
@@ -208,6 +208,7 @@ def _begin(
     stream: Stream,
     source: Any,
     evaluate: Evaluate | None,
+    carried: State | None,
 ) -> tuple[State, np.ndarray, int]:
     """The first state, empty scores, and the rows of a step, all members together."""
 
@@ -218,11 +219,32 @@ def _begin(
 
     first = stream.chunk(0, 0, 1)
     state, weight = jax.jit(partial(program.each, start))(params, key, first)
+    if carried is not None:
+        state = _carry(state, carried)
     columns = (1,)  # not 0: Orbax saves no empty array
     if evaluate is not None:
         columns = jax.eval_shape(partial(program.each, evaluate), state).shape
     shape = (*columns[:-1], len(stream.steps) + 1, columns[-1])
     return state, np.full(shape, np.nan, np.float32), weight.size
+
+
+def _carry(state: State, carried: State) -> State:
+    """`state` with the methods' states, task and step of another run."""
+
+    def shapes(methods: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        found = jax.tree_util.tree_leaves_with_path(methods)
+        return {trees.path_name(path): (x.shape, x.dtype) for path, x in found}
+
+    mine, theirs = shapes(state.method), shapes(carried.method)
+    for path in sorted(mine.keys() | theirs.keys()):
+        if mine.get(path) != theirs.get(path):
+            raise ValueError(
+                f"carried has {theirs.get(path)} at {path!r} of the methods' states, where this "
+                f"run has {mine.get(path)}; both must have the same methods, parameters and batches"
+            )
+    # copies, for a step is given its state's buffers to write into
+    method, task, step = trees.copy((carried.method, carried.task, carried.step))
+    return state._replace(method=method, task=task, step=step)
 
 
 def _tree(state: State, scores: np.ndarray) -> dict[str, Any]:
@@ -244,7 +266,7 @@ def last_state(
       ValueError: if there is no checkpoint, or it is of another program.
     """
     source = jax.tree.map(jnp.asarray, stream.source)
-    state, scores, _ = _begin(program, params, key, stream, source, evaluate)
+    state, scores, _ = _begin(program, params, key, stream, source, evaluate, None)
     found = checkpoint.restore(Path(out) / "checkpoints", _tree(state, scores))
     if found is None:
         raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
@@ -265,12 +287,14 @@ class _Run:
         resume: bool,
         chunk: int,
         emit: Callable[[Event], None],
+        carried: State | None,
     ) -> None:
         self.stream, self.emit = stream, emit
         self.size = chunk_size(stream.steps, chunk)
         self.source = jax.tree.map(jnp.asarray, stream.source)
-        begun = _begin(program, params, key, stream, self.source, evaluate)
+        begun = _begin(program, params, key, stream, self.source, evaluate, carried)
         self.state, self.scores, self.width = begun
+        self.first_task, self.first_step = _count(self.state.task), _count(self.state.step)
         self.folder = None if out is None else out / "checkpoints"
         self.saved: int | None = None
         if resume and self.folder is not None:
@@ -278,7 +302,7 @@ class _Run:
             if found is not None:
                 tree, self.saved = found
                 self.state, self.scores = tree["state"], np.array(tree["scores"])
-        self.done = self.resumed_at = _count(self.state.step)
+        self.done = self.resumed_at = _count(self.state.step) - self.first_step
         self.total = sum(stream.steps)
         self.log = _Log(out, self.done)
         self.compiled = _compile(program, self.state, stream, self.source, self.size, evaluate)
@@ -353,6 +377,7 @@ def fit(
     chunk: int = 100,
     checkpoint_every: int = 1000,
     on_event: Callable[[Event], None] | None = None,
+    carried: State | None = None,
 ) -> Result:
     """Trains through a stream, stage by stage.
 
@@ -370,6 +395,8 @@ def fit(
       checkpoint_every: steps between checkpoints; there is one at every boundary besides.
       on_event: called with `{"kind": "progress", ...}` after a chunk and `{"kind": "scores", ...}`
         after an evaluation.
+      carried: the last state of another run with the same methods, whose states go on from there,
+        as do the counts of tasks and steps; parameters, optimizer and key don't.
 
     Raises:
       ValueError: for what was given wrongly.
@@ -392,11 +419,11 @@ def fit(
     folder = None if out is None else Path(out)
     _prepare(folder, resume)
     emit = on_event or (lambda event: None)
-    run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit)
+    run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit, carried)
     with _interruptible() as interrupted:
         if run.done == 0:
             run.score(0)
-        for stage in range(_count(run.state.task), len(stream.steps)):
+        for stage in range(_count(run.state.task) - run.first_task, len(stream.steps)):
             at = _count(run.state.task_step)
             while at < stream.steps[stage]:
                 count = min(run.size, stream.steps[stage] - at)

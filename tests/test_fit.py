@@ -256,3 +256,42 @@ def test_killed_twenty_times_it_ends_identically(tmp_path: Path) -> None:
     assert start("killed").wait() == 0
     one, two = (np.load(tmp_path / f"{name}.npz") for name in ("whole", "killed"))
     assert all(np.array_equal(one[k], two[k]) for k in one.files)
+
+
+def parts(whole: data.Stream, stages: slice) -> data.Stream:
+    """Some of a stream's stages, as a stream."""
+    first = stages.start or 0
+    return whole._replace(
+        names=whole.names[stages],
+        tasks=whole.tasks[stages],
+        steps=whole.steps[stages],
+        chunk=lambda stage, start, stop: whole.chunk(first + stage, start, stop),
+        boundary=lambda stage: whole.boundary(first + stage),
+    )
+
+
+def test_carried_states_go_on_as_if_it_were_one_stream(tmp_path: Path) -> None:
+    given, method = stream(), program().method
+    reset = jcl.make(
+        method, models.mlp.apply, losses.cross_entropy(), optax.adam(1e-2), boundary="reset"
+    )
+    expected = fit(reset, stream=given, chunk=4)
+    first = fit(reset, stream=parts(given, slice(0, 2)), chunk=4)
+    rest = partial(
+        jcl.fit, reset, first.state.params, jax.random.key(1), parts(given, slice(2, 3)),
+        carried=first.state, chunk=4, out=tmp_path, checkpoint_every=4,
+    )  # fmt: skip
+    second = rest()
+    assert identical(second.state._replace(key=()), expected.state._replace(key=()))
+    assert [line["step"] for line in second.history][-1] == given.steps[2]
+    # from a checkpoint in mid-stage too
+    newest = max((tmp_path / "checkpoints").glob("step_*.json"))
+    newest.unlink()
+    assert identical(rest(resume=True).state._replace(key=()), expected.state._replace(key=()))
+
+
+def test_states_of_other_methods_are_not_carried() -> None:
+    other = jcl.make(methods.ewc(), models.mlp.apply, losses.cross_entropy(), optax.sgd(0.1))
+    done = fit(other, stream=parts(stream(), slice(0, 1)))
+    with pytest.raises(ValueError, match="carried has None at 'er/buffer"):
+        fit(program(), stream=stream(), carried=done.state)

@@ -12,7 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "jcl"
 HELPERS = {
     "method", "trees", "taps", "losses", "importance", "memory", "merging", "metrics", "adapters",
-    "flops",
+    "growth",
+    "flops", "preference",
 }  # fmt: skip
 FOLDERS = {"folder", "gguf", "peft", "tensors"}  # of models: what reads and writes weights
 SHELL = {
@@ -22,6 +23,7 @@ SHELL = {
     "report",
     "cli",
     "data",
+    "pipeline",
     "plan",
     "screen",
     "page",

@@ -6,6 +6,7 @@ from jcl.data.datasets import read_dataset, read_tfds
 from jcl.data.documents import Documents, read_jsonl, read_text
 from jcl.data.packed import from_text
 from jcl.data.packing import Rows, gather, pack_rows
+from jcl.data.preferences import from_pairs, read_hh, read_shp, right_over_wrong
 from jcl.data.scenarios import (
     blurry,
     by_domain,
@@ -36,6 +37,7 @@ __all__ = [
     "from_arrays",
     "from_bytes",
     "from_leaves",
+    "from_pairs",
     "from_scenario",
     "from_text",
     "gather",
@@ -51,11 +53,14 @@ __all__ = [
     "permuted",
     "python_domains",
     "read_dataset",
+    "read_hh",
     "read_jsonl",
+    "read_shp",
     "read_text",
     "read_tfds",
     "recurring",
     "reorder",
+    "right_over_wrong",
     "rotated",
     "rotation",
     "scenario",

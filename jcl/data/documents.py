@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jcl.method import check
 
@@ -26,6 +26,7 @@ Field = str | tuple[str, str]
 """Where a record has its text or its messages, or the two fields of its prompt and its answer."""
 Paths = str | Path | Sequence[str | Path]
 """A file, a folder, which stands for the files beneath it in the order of their names, or many."""
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -94,28 +95,48 @@ def read_jsonl(
     told: list[str] = []  # documents may be read twice; their bad lines are told of once
 
     def read() -> Iterator[Document]:
-        lines, wrong, first = 0, 0, ""
-        for path in files:
-            with _open(path, "rb") as file:
-                for number, line in enumerate(file, 1):
-                    if not line.strip():
-                        continue
-                    lines += 1
-                    try:
-                        document = pick(json.loads(line.decode()), field)
-                    except (ValueError, RecursionError) as error:
-                        reason = f"line {number} of {path} can't be used: {error}"
-                        if bad == "raise":
-                            raise ValueError(f"{reason}; bad='skip' leaves it out") from error
-                        wrong, first = wrong + 1, first or reason
-                        continue
-                    if document is not None:
-                        yield document
-        if wrong and not told:
-            told.append(first)
-            warnings.warn(f"{wrong} of {lines} lines are left out; {first}", stacklevel=2)
+        for document in records(files, lambda record: pick(record, field), bad, told):
+            if document is not None:
+                yield document
 
     return Documents(read)
+
+
+def records(
+    files: Sequence[Path],
+    make: Callable[[Any], Made],
+    bad: Literal["raise", "skip"] = "raise",
+    told: list[str] | None = None,
+) -> Iterator[Made]:
+    """What `make` makes of the JSON of each line, blank ones left out.
+
+    Args:
+      files: as `files_of` gives them.
+      make: raises a ValueError that says what is wrong with a record, as in `it has no field 'a'`.
+      bad: what becomes of a line that isn't JSON or that `make` refuses: `raise` an error that
+        names file and line, or `skip` it, with one warning that says how many there were.
+      told: keeps what was warned of, so that another pass doesn't warn again.
+    """
+    lines, wrong, first = 0, 0, ""
+    for path in files:
+        with _open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                lines += 1
+                try:
+                    made = make(json.loads(line.decode()))
+                except (ValueError, RecursionError) as error:
+                    reason = f"line {number} of {path} can't be used: {error}"
+                    if bad == "raise":
+                        raise ValueError(f"{reason}; bad='skip' leaves it out") from error
+                    wrong, first = wrong + 1, first or reason
+                    continue
+                yield made
+    if wrong and not told:
+        if told is not None:
+            told.append(first)
+        warnings.warn(f"{wrong} of {lines} lines are left out; {first}", stacklevel=2)
 
 
 @contextmanager

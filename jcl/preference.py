@@ -1,0 +1,159 @@
+"""Preferences between two answers to a prompt: what a model's rewards are, and losses over them.
+
+A batch of pairs has, for the preferred answers with their prompts, `tokens` and `segments` int32
+[B, L] and `answer` float32 [B, L - 1], 1 where a token of the answer is predicted; the same for the
+answers that were passed over, as `rejected_tokens` and so on; and `weight` and `task` [B]. There is
+no `mask`, for a pair counts as one however long its answers are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import losses
+from jcl.losses import TokenScores
+from jcl.method import Apply, Batch, Params, check
+
+REWARDS = "rewards"
+"""A key of a batch: who finds it is asked for rewards, as `relative` makes them."""
+
+_SIDES = ("tokens", "segments", "answer")
+_SHARED = ("weight", "task", "stage")
+
+
+class Rewards(NamedTuple):
+    """Of both answers of each pair, float32 [B] each."""
+
+    preferred: jax.Array
+    rejected: jax.Array
+
+    @property
+    def margin(self) -> jax.Array:
+        """How much more the preferred answer is worth, float32 [B]."""
+        return self.preferred - self.rejected
+
+
+def both(batch: Batch) -> Batch:
+    """What a model is asked of a batch of pairs: rows [2B, L], preferred before rejected.
+
+    They have `targets`, so that it answers with `TokenScores` and never holds all logits.
+    """
+    rows = {k: jnp.concatenate([batch[k]] * 2) for k in _SHARED if k in batch}
+    rows |= {k: jnp.concatenate([batch[k], batch[f"rejected_{k}"]]) for k in _SIDES}
+    return losses.shifted(rows)
+
+
+def log_probs(scores: TokenScores, answer: jax.Array) -> jax.Array:
+    """log π(answer | prompt) in nats, float32 [N]: a sum over the tokens of `answer` [N, L - 1]."""
+    return -jnp.sum(scores.nll[:, :-1] * answer, axis=-1)
+
+
+def relative(scores: TokenScores, reference: TokenScores, beta: jax.Array | float) -> TokenScores:
+    """Scores whose `log_probs` are implicit rewards, r = β log π(y | x) / π_ref(y | x).
+
+    Source: Rafailov et al., arXiv 2305.18290, section 4, β log Z(x) aside, which is the same for
+    all answers to a prompt.
+    """
+    return jax.tree.map(lambda new, old: beta * (new - old), scores, reference)
+
+
+def rewards(apply: Apply, params: Params, batch: Batch) -> Rewards:
+    """Each answer's reward, from a model that a method such as `dpo` makes answer with them.
+
+    From one that knows of none, log-probabilities: the rewards of β = 1 and a uniform reference.
+    """
+    rows = both(batch)
+    rows[REWARDS] = jnp.ones_like(rows["weight"])
+    summed = log_probs(apply(params, rows), rows["answer"])
+    return Rewards(*jnp.split(summed, 2))
+
+
+def logistic(margin: jax.Array, smoothing: jax.Array | float = 0.0) -> jax.Array:
+    """-(1 - ε) log σ(m) - ε log σ(-m), float32 [B]: a label is wrong with probability ε.
+
+    Source: Rafailov et al., arXiv 2305.18290, equation 7, the loss of DPO where m is the margin of
+    implicit rewards; Mitchell, ericmitchell.ai/cdpo.pdf, equation 3, for ε.
+    """
+    right, wrong = jax.nn.log_sigmoid(margin), jax.nn.log_sigmoid(-margin)
+    return -(1 - smoothing) * right - smoothing * wrong
+
+
+def squared(margin: jax.Array) -> jax.Array:
+    """(m - ½)², float32 [B]: the loss of IPO times β².
+
+    Source: Azar et al., arXiv 2310.12036, equation 17, (h - 1 / 2β)² with h = m / β.
+    """
+    return (margin - 0.5) ** 2
+
+
+class Ranking(NamedTuple):
+    """Bradley and Terry's loss over the margin of rewards; see `ranking`."""
+
+    form: str = "logistic"
+    smoothing: float | jax.Array = 0.0
+
+    def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Rewards]:
+        """Mean over pairs, and the rewards."""
+        found = rewards(apply, params, batch)
+        if self.form == "ipo":
+            cost = squared(found.margin)
+        else:
+            cost = logistic(found.margin, self.smoothing)
+        return losses.weighted_mean(cost, batch["weight"]), found
+
+
+def ranking(
+    form: Literal["logistic", "ipo"] = "logistic", smoothing: float | jax.Array = 0.0
+) -> Ranking:
+    """The objective of preference learning: preferred answers are to have the larger rewards.
+
+    What a reward is, a method says: `methods.dpo` makes this DPO, or IPO. Alone it ranks answers by
+    their log-probabilities, without a reference.
+
+    Args:
+      form: `logistic` (DPO) or `ipo`.
+      smoothing: share of labels that are taken to be wrong, for `logistic`; may be traced.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check(form in ("logistic", "ipo"), "form", form, "'logistic' or 'ipo'")
+    check((smoothing >= 0) & (smoothing < 0.5), "smoothing", smoothing, "in [0, 0.5)")
+    return Ranking(form, smoothing)
+
+
+def imitation(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Supervised fine-tuning on the preferred answers: -log π(y | x) in nats, mean over pairs.
+
+    The log-probabilities [B] come back as outputs.
+    """
+    rows = losses.shifted({k: batch[k] for k in (*_SHARED, *_SIDES) if k in batch})
+    found = log_probs(apply(params, rows), batch["answer"])
+    return losses.weighted_mean(-found, batch["weight"]), found
+
+
+def answered(outputs: TokenScores, batch: Batch) -> Rewards:
+    """Log-probabilities of a batch of pairs, from what a model says of `both(batch)`."""
+    answer = jnp.concatenate([batch["answer"], batch["rejected_answer"]])
+    return Rewards(*jnp.split(log_probs(outputs, answer), 2))
+
+
+def accuracy(outputs: TokenScores, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """A score for `jcl.evaluator(test, accuracy, both)`: the share of pairs ranked rightly.
+
+    That is, by log π(preferred) > log π(rejected): what the model itself would rather say.
+    """
+    hit = (answered(outputs, batch).margin > 0).astype(jnp.float32)
+    return jnp.sum(hit * batch["weight"]), jnp.sum(batch["weight"])
+
+
+def margin(outputs: TokenScores, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """A score likewise: the mean margin of implicit rewards in nats, for β = 1.
+
+    The test's column `reference` [B] is the margin of the reference's log-probabilities.
+    """
+    gained = answered(outputs, batch).margin - batch["reference"]
+    return jnp.sum(gained * batch["weight"]), jnp.sum(batch["weight"])

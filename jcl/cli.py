@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 130
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,9 +15,10 @@ import platform
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import tyro
@@ -115,29 +117,81 @@ def _run(args: list[str]) -> int:
         "experiment": path.stem,
         "file": str(path.resolve()),
         "config": dataclasses.asdict(config),
-        "methods": list(options.method or module.METHODS),
+        "methods": list(options.method or getattr(module, "METHODS", ())),
         "seeds": options.seeds,
         "sweep": list(options.sweep),
     }
     if options.resume:
         request, config = flags.resumed(options, module, request, rest)
+    if hasattr(module, "nodes"):
+        return _pipeline(module, config, name, rest, options, request)
     found = plan.plans(request["methods"], request["sweep"], config)
     # built once for equal configs, and before there is a folder: it may object
     built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
-    out = _folder(options, path.stem, found)
-    if not (out / "config.json").exists():
-        command = shlex.join(["jcl", "run", name, *rest])
-        report.save_json(out / "config.json", {"command": command, **request, **_versions()})
-    try:
+    out = _folder(options, path.stem, plan.folders(found))
+    _begun(out, name, rest, request)
+    with _stoppable(name, out) as code:
         _train(built, found, request["seeds"], out, options.resume)
+    return code[0]
+
+
+def _pipeline(
+    module: ModuleType,
+    config: Any,
+    name: str,
+    args: list[str],
+    options: flags.Options,
+    request: dict[str, Any],
+) -> int:
+    """Trains the nodes of a pipeline, one after another."""
+    from jcl import nodes, pipeline
+
+    if options.method or options.sweep:
+        raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
+    listed = module.nodes(config)
+    costs = pipeline.examine(listed)  # before there is a folder: it may object
+    names = [test for gauge in pipeline.gauges(listed) for test in gauge.names]
+
+    def watch(node: pipeline.Node) -> screen.Watch:
+        each = node.experiment.tokens_per_row
+        unit = ("tokens", each) if each else ("examples", 1)
+        stages = len(node.experiment.stream(0).names)
+        return screen.Watch(f"{node.name}: {node.method}", stages, names, unit)
+
+    out = _folder(options, request["experiment"], ["pipeline"])
+    _begun(out, name, args, request)
+    with _stoppable(name, out) as code:
+        seeds = request["seeds"]
+        result = pipeline.run(
+            listed, out, seeds=seeds, resume=options.resume, costs=costs, watch=watch
+        )
+        summary = nodes.write(out, request["experiment"], listed, result)
+        html = nodes.draw(out, listed, result, summary)
+        nodes.show(summary)
+        screen.console().print(f"results: {out}\nreport:  {html}", soft_wrap=True)
+    return code[0]
+
+
+def _begun(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -> None:
+    """Notes what a folder was begun with, unless it was before."""
+    if not (out / "config.json").exists():
+        command = shlex.join(["jcl", "run", name, *args])
+        report.save_json(out / "config.json", {"command": command, **request, **_versions()})
+
+
+@contextlib.contextmanager
+def _stoppable(name: str, out: Path) -> Iterator[list[int]]:
+    """Gives the exit code of what may be interrupted, or may diverge."""
+    code = [0]
+    try:
+        yield code
     except KeyboardInterrupt:
         again = shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
         print(f"jcl: stopped, what was trained is saved; go on with: {again}", file=sys.stderr)
-        return 130
+        code[0] = 130
     except jcl.Diverged as error:
         print(f"jcl: {error}", file=sys.stderr)
-        return 3
-    return 0
+        code[0] = 3
 
 
 def _distinct(found: Sequence[plan.Plan]) -> list[plan.Plan]:
@@ -183,7 +237,7 @@ def _versions() -> dict[str, Any]:
     }
 
 
-def _folder(options: flags.Options, name: str, found: Sequence[plan.Plan]) -> Path:
+def _folder(options: flags.Options, name: str, names: Sequence[str]) -> Path:
     """The run's folder, made if need be.
 
     Raises:
@@ -191,7 +245,6 @@ def _folder(options: flags.Options, name: str, found: Sequence[plan.Plan]) -> Pa
     """
     out = options.out
     if out is None:
-        names = plan.folders(found)
         method = "-".join(names) if len("-".join(names)) < 60 else f"{len(names)}-runs"
         taken = [int(n) for p in Path("runs").glob(f"{name}-{method}-*")
                  if (n := p.name.rpartition("-")[2]).isdigit()]  # fmt: skip

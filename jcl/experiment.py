@@ -1,7 +1,8 @@
 """What an experiment is, where its file is found, and how one compiled run of it is set up.
 
 A file under `experiments/` has `Config`, a frozen dataclass whose documented fields become flags;
-`METHODS`, the expressions that run side by side where none is given; and `build(config)`.
+`METHODS`, the expressions that run side by side where none is given; and `build(config)`. One that
+has `nodes(config)` instead of the last two is a pipeline (see `jcl.pipeline`).
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def folder() -> Path:
 
 def available() -> dict[str, Path]:
     """Built-in experiments by name."""
-    files = [p for p in sorted(folder().glob("*.py")) if "def build(" in p.read_text()]
-    return {p.stem: p for p in files}
+    kinds = ("def build(", "def nodes(")
+    files = sorted(folder().glob("*.py"))
+    return {p.stem: p for p in files if any(kind in p.read_text() for kind in kinds)}
 
 
 def headline(path: Path) -> str:
@@ -109,7 +111,7 @@ def load(path: Path) -> ModuleType:
     """Imports an experiment's file.
 
     Raises:
-      ValueError: if it lacks `Config`, `METHODS` or `build`.
+      ValueError: if it lacks `Config`, or `METHODS` and `build` without having `nodes`.
     """
     name = f"jcl_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -122,7 +124,8 @@ def load(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
-    for needed in ("Config", "METHODS", "build"):
+    needs = ("Config",) if hasattr(module, "nodes") else ("Config", "METHODS", "build")
+    for needed in needs:
         if not hasattr(module, needed):
             raise ValueError(f"{path} has no {needed}, which an experiment must define")
     return module

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -373,4 +373,41 @@ def loss(step: np.ndarray, value: np.ndarray, stage: np.ndarray) -> Figure:
         axes.margins(x=0)
         axes.set_xlabel("step")
         axes.set_title("Training loss")
+    return figure
+
+
+class Panel(NamedTuple):
+    """One quantity through all nodes of a pipeline."""
+
+    title: str
+    unit: str
+    values: list[np.ndarray]
+    """Of each node [seeds, stages + 1], from before its training to its end."""
+
+
+def pipeline(panels: Sequence[Panel], nodes: Sequence[str]) -> Figure:
+    """What each node does to the tests of all: a panel a set of tests, a line a node, in order."""
+    with _figure(7.5, 1.1 + 1.55 * len(panels)) as figure:
+        all_axes = np.atleast_1d(figure.subplots(len(panels), sharex=True))
+        for axes, panel in zip(all_axes, panels, strict=True):
+            at = 0
+            places = []
+            for i, values in enumerate(panel.values):
+                x = at + np.arange(values.shape[1])
+                mean, half = values.mean(axis=0), interval(values)
+                own = nodes[i] == panel.title
+                axes.plot(
+                    x, mean, color=HUES[i % len(HUES)], linewidth=2.4 if own else 1.4, marker="o",
+                    markersize=4,
+                )  # fmt: skip
+                axes.fill_between(
+                    x, mean - half, mean + half, color=HUES[i % len(HUES)], alpha=0.15, linewidth=0
+                )
+                places.append(x.mean())
+                at = x[-1] + 1
+                if i + 1 < len(nodes):
+                    axes.axvline(at - 0.5, color=GRID, linewidth=1)
+            axes.set_title(panel.title)
+            axes.set_ylabel("\n".join(textwrap.wrap(panel.unit, 16)))
+        _ticks(all_axes[-1], places, nodes, 60)
     return figure

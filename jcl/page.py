@@ -270,9 +270,53 @@ def _again(settings: Mapping[str, Any]) -> str:
     )
 
 
+def pipeline(
+    out: Path, summary: Mapping[str, Any], table: tuple[list[str], list[list[str]]], figure: Figure
+) -> Path:
+    """Writes a pipeline's `pipeline.png` and `report.html`, and returns the latter's path."""
+    config = out / "config.json"
+    settings = json.loads(config.read_text()) if config.is_file() else {}
+    seeds = f"{summary['seeds']} seeds, ± 95 %" if summary["seeds"] > 1 else "1 seed"
+    unit = "per cent where a score is an accuracy, else the score's own unit"
+    costs = [
+        [
+            node["name"],
+            f"{node['costs']['examples']:,}",
+            f"{node['costs']['bytes'] / 2**20:,.1f} MiB",
+            f"{node['costs']['parameters']:,}",
+            f"{100 * node['costs']['flops']:+.0f} %",
+            f"{node['wall_seconds']:.1f} s",
+        ]
+        for node in summary["nodes"]
+    ]
+    head = ["", "stored examples", "methods' state", "added parameters", "FLOPs", "in all"]
+    links = " · ".join(
+        f'<a href="{html.escape(n["name"])}/report.html">{html.escape(n["name"])}</a>'
+        for n in summary["nodes"]
+    )
+    lost = (
+        "Lost: how much worse the tests of an earlier node, or the general probes, are after a "
+        f"node than before it ({metrics.VERTICAL})."
+    )
+    parts = [
+        f"<h1>{html.escape(summary['pipeline'])}</h1>", _note(f"{seeds}; {unit}"),
+        _table(*table), _note(lost), f"<p>Each node: {links}</p>",
+        _saved(out / "pipeline.png", figure),
+        _heading("What the methods keep and cost"), _table(head, costs),
+        _note("FLOPs beside plain fine-tuning of all parameters, counted in the program."),
+        _again(settings),
+    ]  # fmt: skip
+    (out / "report.html").write_text(_document(summary["pipeline"], parts))
+    return out / "report.html"
+
+
 def _html(runs: Sequence[Run], parts: Iterable[str]) -> str:
     facts = runs[0].summary
     name = f"{facts['experiment']}: {', '.join(run.summary['method'] for run in runs)}"
+    return _document(name, parts)
+
+
+def _document(name: str, parts: Iterable[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -70,8 +70,13 @@ class Result(NamedTuple):
     where a node has fewer stages, or a probe isn't scored by a measure."""
     costs: tuple[Costs, ...]
     """Of each node's methods."""
+    clocks: tuple[dict[str, float], ...]
+    """`wall_seconds` and the like of each node, see `jcl.Result`."""
 
 
+_CLOCKS = (
+    "wall_seconds", "compile_seconds", "examples_per_second", "step_traces", "peak_memory_bytes",
+)  # fmt: skip
 Watch = Callable[[Node], AbstractContextManager[Callable[[Event], None]]]
 
 
@@ -93,12 +98,16 @@ def ancestors(nodes: Sequence[Node], index: int) -> list[str]:
 
 
 def gauges(nodes: Sequence[Node]) -> list[Gauge]:
-    """The nodes' own tests, and their probes of general ability, each set of names once."""
+    """The nodes' own tests, and their probes of general ability, each once.
+
+    Nodes of one experiment share their tests, which go by the first one's name.
+    """
     found: list[Gauge] = []
     for node in nodes:
         e = node.experiment
-        own = Gauge(e.stream(0).tests, e.evaluate, e.measure, e.higher_is_better, node.name)
-        found.append(own)
+        if all(g.evaluate is not e.evaluate for g in found):
+            tests = e.stream(0).tests
+            found.append(Gauge(tests, e.evaluate, e.measure, e.higher_is_better, node.name))
     seen: set[tuple[str, ...]] = set()
     for node in nodes:
         e = node.experiment
@@ -106,6 +115,16 @@ def gauges(nodes: Sequence[Node]) -> list[Gauge]:
             seen.add(e.probe_names)
             found.append(Gauge(e.probe_names, e.probe))
     return found
+
+
+def own(measured: Sequence[Gauge], node: Node) -> Gauge:
+    """A node's own tests among `gauges`."""
+    return next(g for g in measured if g.evaluate is node.experiment.evaluate)
+
+
+def key(gauge: Gauge) -> str:
+    """What a gauge goes by: its node or, for general ability, its names."""
+    return gauge.node or ", ".join(gauge.names)
 
 
 def _scored(measured: Sequence[Gauge]) -> Evaluate:
@@ -118,12 +137,14 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {trees.path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _examined(nodes: Sequence[Node]) -> list[Costs]:
-    """Everything that can be wrong, found before anything is trained.
+def examine(nodes: Sequence[Node]) -> list[Costs]:
+    """What each node's methods keep and cost; nothing is compiled or run.
 
     Raises:
-      ValueError: see `run`.
+      ValueError: if names don't fit, nodes train different models, or a node's methods draw on more
+        of earlier stages than it may read, or exceed its budget.
     """
+    check(len(nodes) >= 1, "number of nodes", len(nodes), "at least 1")
     names = [node.name for node in nodes]
     found: list[Costs] = []
     shapes: dict[str, Any] = {}
@@ -183,30 +204,32 @@ def run(
     *,
     seeds: int = 1,
     resume: bool = False,
+    costs: Sequence[Costs] | None = None,
     watch: Watch = lambda node: nullcontext(lambda event: None),
 ) -> Result:
     """Trains node after node, in the order in which they are listed.
 
     Args:
       nodes: each after the one that it follows; several may follow the same.
-      out: a folder, in which each node has its own, as `jcl.fit` writes it, with `scores.json` once
+      out: a folder, in which each node has its own, as `jcl.fit` writes it, with `node.json` once
         it is finished.
       seeds: trained together, see `replicate`.
       resume: whether to go on in `out`: finished nodes are read, an unfinished one goes on from
         its last checkpoint.
+      costs: from `examine`, if that was done before.
       watch: gives a context that takes a node's events, such as `jcl.screen.Watch`.
 
     Raises:
-      ValueError: before anything is trained, if names don't fit, nodes train different models, or a
-        node's methods draw on more of earlier stages than it may read, or exceed its budget.
+      ValueError: before anything is trained, as `examine`; and if a node's methods leave more than
+        parameters to the nodes after it.
     """
-    check(len(nodes) >= 1, "number of nodes", len(nodes), "at least 1")
     check(seeds >= 1, "seeds", seeds, "at least 1")
-    costs = _examined(nodes)
+    costs = examine(nodes) if costs is None else costs
     measured = gauges(nodes)
     evaluate = _scored(measured)
     ends: dict[str, tuple[Setup, State]] = {}
     rows: list[np.ndarray] = []
+    clocks: list[dict[str, float]] = []
 
     def end(name: str) -> tuple[Setup, State]:
         """A finished node's program and last state, read again if this run didn't make them."""
@@ -218,10 +241,12 @@ def run(
 
     for i, node in enumerate(nodes):
         folder = Path(out) / node.name
-        finished = folder / "scores.json"
+        finished = folder / "node.json"
         above = parent(nodes, i)
         if resume and finished.is_file():
-            rows.append(np.asarray(json.loads(finished.read_text()), np.float32))
+            saved = json.loads(finished.read_text())
+            rows.append(np.asarray(saved["scores"], np.float32))
+            clocks.append(saved["clocks"])
             continue
         params: Params = None
         carried = None
@@ -238,16 +263,16 @@ def run(
             )  # fmt: skip
         assert done.scores is not None
         scores = done.scores.reshape(seeds, *done.scores.shape[-2:])
+        clock = {name: float(getattr(done, name)) for name in _CLOCKS}
         partial = finished.with_suffix(".partial")
-        partial.write_text(
-            json.dumps([[[float(f"{x:.9g}") for x in r] for r in s] for s in scores])
-        )
+        partial.write_text(json.dumps({"scores": scores.tolist(), "clocks": clock}))
         partial.replace(finished)
         rows.append(scores)
+        clocks.append(clock)
         waiting = {parent(nodes, j) for j in range(i + 1, len(nodes))}
         ends[node.name] = made, done.state
         ends = {name: kept for name, kept in ends.items() if name in waiting}
-    return _result(nodes, measured, rows, costs)
+    return _result(nodes, measured, rows, costs, clocks)
 
 
 def _result(
@@ -255,6 +280,7 @@ def _result(
     measured: Sequence[Gauge],
     rows: Sequence[np.ndarray],
     costs: Sequence[Costs],
+    clocks: Sequence[dict[str, float]],
 ) -> Result:
     probes = tuple(f"{g.node}/{name}" if g.node else name for g in measured for name in g.names)
     measures = tuple(dict.fromkeys(g.measure for g in measured))
@@ -264,7 +290,8 @@ def _result(
     scores = np.full(shape, np.nan, np.float32)
     for n, r in enumerate(rows):
         scores[:, n, : r.shape[1], np.arange(len(probes)), which] = np.moveaxis(r, -1, 0)
-    return Result(tuple(n.name for n in nodes), probes, measures, scores, tuple(costs))
+    names = tuple(n.name for n in nodes)
+    return Result(names, probes, measures, scores, tuple(costs), tuple(clocks))
 
 
 def table(result: Result, gauge: Gauge, node: str) -> np.ndarray:
@@ -284,25 +311,24 @@ def forgetting(nodes: Sequence[Node], result: Result) -> list[dict[str, Any]]:
     it, the mean over a gauge's names. Positive is forgetting, whichever score is better.
 
     Returns:
-      For each node `{"node", "after", "horizontal": [seeds], "vertical": {gauge: [seeds]}}`; a
-      gauge goes by its node's name or, for general ability, its names joined.
+      For each node `{"node", "after", "horizontal": [seeds], "vertical": {key: [seeds]}}`.
     """
     out = []
     measured = gauges(nodes)
     for i, node in enumerate(nodes):
         past = ancestors(nodes, i)
-        own = next(g for g in measured if g.node == node.name)
-        sign = 1 if own.higher_is_better else -1
+        mine = own(measured, node)
+        sign = 1 if mine.higher_is_better else -1
         tasks = node.experiment.stream(0).tasks
         vertical = {}
         for g in measured:
-            if not g.node or g.node in past:
+            if not g.node or (g is not mine and g.node in past):
                 P = table(result, g, node.name) * (1 if g.higher_is_better else -1)
-                vertical[g.node or ", ".join(g.names)] = metrics.vertical_forgetting(P)
+                vertical[key(g)] = metrics.vertical_forgetting(P)
         out.append({
             "node": node.name,
             "after": parent(nodes, i),
-            "horizontal": metrics.forgetting(sign * table(result, own, node.name), tasks),
+            "horizontal": metrics.forgetting(sign * table(result, mine, node.name), tasks),
             "vertical": vertical,
         })  # fmt: skip
     return out

@@ -23,6 +23,7 @@ SHELL = {
     "report",
     "cli",
     "data",
+    "nodes",
     "pipeline",
     "plan",
     "screen",

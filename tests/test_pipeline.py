@@ -61,7 +61,7 @@ def test_one_node_is_the_experiment_alone(tmp_path: Path) -> None:
 def test_a_node_begins_where_the_one_before_it_ended(tmp_path: Path, seeds: int) -> None:
     nodes = [Node("a", A, "ewc()"), Node("b", B, "wise_ft(alpha=0.5)"), Node("c", B, after="a")]
     found = run(nodes, tmp_path, seeds=seeds)
-    assert found.scores.shape == (seeds, 3, 3, 6, 1) and not np.isnan(found.scores).any()
+    assert found.scores.shape == (seeds, 3, 3, 4, 1) and not np.isnan(found.scores).any()
     np.testing.assert_allclose(found.scores[:, 1, 0], found.scores[:, 0, -1], atol=1e-6)
     np.testing.assert_allclose(found.scores[:, 2, 0], found.scores[:, 0, -1], atol=1e-6)
     assert (found.scores[:, 1, -1] != found.scores[:, 2, -1]).any()
@@ -169,7 +169,7 @@ def test_a_model_that_is_more_than_its_parameters_is_not_handed_on(tmp_path: Pat
 
 def test_forgetting_by_hand() -> None:
     first, second = made(1, probe=True), made(2)._replace(measure="nll", higher_is_better=False)
-    nodes = [Node("a", first), Node("b", second), Node("c", first, after="a")]
+    nodes = [Node("a", first), Node("b", second), Node("c", made(3, probe=True), after="a")]
     assert [ancestors(nodes, i) for i in range(3)] == [[], ["a"], ["a"]]
     measured = gauges(nodes)
     assert [(g.node, g.measure) for g in measured] == [
@@ -185,7 +185,7 @@ def test_forgetting_by_hand() -> None:
     scores[0, :, :, 2:4, 1] = [[[3, 3], [3, 3], [3, 3]], [[3, 3], [1, 2], [2, 1]], [[3, 3]] * 3]
     scores[0, :, :, 4:6, 0] = 0.25
     scores[0, :, :, 6, 0] = [[0.5, 0.5, 0.4], [0.4, 0.3, 0.1], [0.4, 0.4, 0.6]]
-    result = Result(("a", "b", "c"), probes, ("accuracy", "nll"), scores, ())
+    result = Result(("a", "b", "c"), probes, ("accuracy", "nll"), scores, (), ())
     np.testing.assert_allclose(table(result, measured[1], "b"), scores[:, 1, :, 2:4, 1])
     a, b, c = forgetting(nodes, result)
     np.testing.assert_allclose(a["horizontal"], [0.4], rtol=1e-6)

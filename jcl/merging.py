@@ -21,7 +21,7 @@ Mask = Any
 Scope = Literal["model", "leaf"]
 
 
-def share(fraction: float | jax.Array, size: int) -> jax.Array:
+def share(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
     """How many of `size` entries a fraction is, rounded, int32 []; all of them at 1."""
     # rounded from the other end, so that float32 cannot lose an entry of a large array at 1
     return size - jnp.round((1 - jnp.float32(fraction)) * size).astype(jnp.int32)

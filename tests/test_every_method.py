@@ -409,6 +409,29 @@ TABLE = [
         disturb="it has no state",
         problem=DECODER,
     ),
+    Row(
+        "llama_pro",
+        methods.llama_pro,
+        {"layers": (1,)},
+        neutral="all but the given blocks stand still from the first step",
+        bad=({"layers": ()}, {"layers": (-1,)}),
+        disturb="it has no state",
+        problem=DECODER._replace(trainable=trees.everything),
+    ),
+    Row(
+        "rho",  # of rows; tokens in its own tests
+        methods.rho,
+        {"share": 0.5, "unit": "row"},
+        neutral={"share": 1.0},
+        bad=({"share": 0.0}, {"share": 1.5}, {"reference": "first"}, {"unit": "document"}),
+    ),
+    Row(
+        "ir_dro",
+        methods.ir_dro,
+        neutral={"temperature": np.inf},
+        bad=({"temperature": 0.0},),
+        disturb="it has no state",
+    ),
 ]
 
 

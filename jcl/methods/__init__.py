@@ -10,7 +10,9 @@ from jcl.methods.gem import gem
 from jcl.methods.gpm import gpm
 from jcl.methods.hat import hat
 from jcl.methods.ia3 import ia3
+from jcl.methods.ir_dro import ir_dro
 from jcl.methods.l2sp import l2sp
+from jcl.methods.llama_pro import llama_pro
 from jcl.methods.lora import lora
 from jcl.methods.lwf import lwf
 from jcl.methods.mas import mas
@@ -24,6 +26,7 @@ from jcl.methods.prefix_tuning import prefix_tuning
 from jcl.methods.prompt_tuning import prompt_tuning
 from jcl.methods.recadam import recadam
 from jcl.methods.reference import from_scratch
+from jcl.methods.rho import rho
 from jcl.methods.rwalk import rwalk
 from jcl.methods.schedule import constant, infinite, rewarm
 from jcl.methods.seq import seq
@@ -49,7 +52,9 @@ __all__ = [
     "ia3",
     "inclora",
     "infinite",
+    "ir_dro",
     "l2sp",
+    "llama_pro",
     "lora",
     "lwf",
     "mas",
@@ -64,6 +69,7 @@ __all__ = [
     "prompt_tuning",
     "recadam",
     "rewarm",
+    "rho",
     "rwalk",
     "seq",
     "si",

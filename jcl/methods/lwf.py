@@ -58,6 +58,8 @@ def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) ->
         def distilled(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
             check(outputs is not None, "loss", None, "one that returns (scalar, outputs) for lwf")
+            whole = not isinstance(outputs, losses.TokenScores)
+            check(whole, "loss's outputs", "TokenScores", "all logits for lwf, as of next_token")
             teacher = jax.lax.stop_gradient(ctx.apply(state.teacher, batch))
             apart = losses.distillation(known(outputs), known(teacher), temperature)
             active = jnp.where(ctx.task > 0, strength, 0.0)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_decoder
 from scipy.special import log_softmax, softmax
 
 import jcl
@@ -145,3 +146,29 @@ def test_a_step_costs_one_forward_pass_more() -> None:
     ratio = flops(methods.lwf()) / flops(methods.naive())
     # the first layer has no gradient for its input, so a forward is a little more than a third
     assert 1.33 < ratio < 1.45
+
+
+def test_a_language_model_is_distilled_at_every_token_that_counts() -> None:
+    mask = jnp.asarray(RNG.random((4, tiny_decoder.LENGTH - 1)) < 0.7, jnp.float32)
+    batch = {**jax.tree.map(lambda x: x[0, 0], tiny_decoder.stream()), "mask": mask}
+    method, start = methods.lwf(strength=0.7, temperature=2.0), tiny_decoder.base()
+    program = tiny_decoder.program(method, optax.sgd(0.5), trainable=jcl.trees.everything)
+    state, step = jax.jit(program.init)(start, batch, KEY), jax.jit(program.step)
+    state = program.consolidate(state, jax.tree.map(lambda x: x[None], batch))
+    moved, _ = step(state, batch)
+    _, aux = step(moved, batch)
+    tokens = {"tokens": batch["tokens"]}
+    z, old = (np.asarray(tiny_decoder.CALL(p, tokens), float) for p in (moved.params, start))
+    logp = np.take_along_axis(log_softmax(z[:, :-1], -1), tokens["tokens"][:, 1:, None], -1)
+    cost = -logp[..., 0] + 0.7 * distillation(z, old, 2.0)[:, :-1]
+    m = np.asarray(mask)
+    np.testing.assert_allclose(aux["loss"], (cost * m).sum() / m.sum(), rtol=1e-5)
+    assert float((distillation(z, old, 2.0)[:, :-1] * m).sum()) > 1e-3
+
+
+def test_a_fused_loss_is_refused() -> None:
+    batch = jax.tree.map(lambda x: x[0, 0], tiny_decoder.stream())
+    program = jcl.make(methods.lwf(), tiny_decoder.APPLY, losses.fused_next_token(), optax.sgd(0.1))
+    state = program.init(tiny_decoder.base(), batch, KEY)
+    with pytest.raises(ValueError, match="must be all logits for lwf, as of next_token"):
+        program.step(state, batch)

@@ -268,11 +268,12 @@ def fuar(lost: Any, updated: Any, acquired: Any) -> float:
     which the paper reports as "no gain". 1 is an even trade, lower is better.
 
     Args:
-      lost: for each stage, how far the score on time-invariant knowledge fell.
+      lost: for each earlier corpus i of n, how far the score on its time-invariant knowledge fell
+        from the model of D_i to that of D_n.
       updated: how far that on knowledge to be updated rose.
       acquired: how far that on new knowledge rose.
 
-    Source: Jang et al., arXiv 2110.03215.
+    Source: Jang et al., arXiv 2110.03215, equation 1; a corpus without such a probe is left out.
     """
     gain = float(np.maximum(0, updated).sum() + np.maximum(0, acquired).sum())
     loss = float(np.maximum(0, lost).sum())

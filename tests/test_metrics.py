@@ -93,6 +93,24 @@ def test_fuar():
     assert metrics.fuar([0.2], [-0.1], [0.0]) == float("inf")
 
 
+@pytest.mark.parametrize(
+    "invariant, updated, new, published",
+    [
+        (12.89, 10.17, 3.77, 1.08),  # T5-Vanilla
+        (13.20, 12.55, 4.02, 0.84),  # T5-RecAdam
+        (13.92, 6.49, 2.89, 1.74),  # T5-MixReview
+        (16.58, 12.77, 4.52, 0.55),  # T5-LoRA
+        (19.59, 12.34, 5.03, 0.33),  # T5-Kadapters, k = 2
+        (20.29, 12.66, 4.65, 0.28),  # T5-Modular
+    ],
+)
+def test_fuar_is_as_published(invariant, updated, new, published):
+    """Table 2 of arXiv 2110.03215: exact match on InvariantLAMA, UpdatedLAMA and NewLAMA."""
+    before = (24.17, 1.62, 1.88)
+    found = metrics.fuar(before[0] - invariant, updated - before[1], new - before[2])
+    assert round(found, 2) == published
+
+
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 11, 40])
 def test_interval_is_student_s(count):
     values = np.random.default_rng(count).normal(size=count)

@@ -66,3 +66,31 @@ def _shares(stage: Stage, domains: Sequence[str]) -> np.ndarray:
     shares = np.array([given.get(d, 0.0) for d in domains], np.float64)
     check(shares.sum() > 0, "stage's shares", given, "above 0 for a domain at least")
     return shares / shares.sum()
+
+
+def with_replay(
+    domains: Sequence[str], fraction: float, general: str | None = None
+) -> tuple[Stage, ...]:
+    """Each domain in turn, mixed with a fraction of what came before it, at the same cost a step.
+
+    Args:
+      domains: in this order.
+      fraction: of a stage's rows, ρ in [0, 1), in equal parts of each earlier domain; 0 is none.
+      general: the one domain that is mixed in, in their place; its own stage stays as it is.
+
+    Raises:
+      ValueError: if `fraction` is out of range.
+
+    Source: Ibrahim et al., arXiv 2403.08763, section 5: 5 % for related data, 25 to 50 % for
+    another language.
+
+    >>> with_replay(["en", "de", "fr"], 0.5)
+    ('en', {'de': 0.5, 'en': 0.5}, {'fr': 0.5, 'en': 0.25, 'de': 0.25})
+    """
+    check(0 <= fraction < 1, "fraction", fraction, "at least 0 and below 1")
+    stages: list[Stage] = []
+    for i, name in enumerate(domains):
+        earlier = [d for d in ([general] if general else domains[:i]) if d != name]
+        mixed = {name: 1 - fraction} | {d: fraction / len(earlier) for d in earlier if d}
+        stages.append(mixed if fraction and earlier else name)
+    return tuple(stages)

@@ -1,0 +1,78 @@
+"""MEMIT: many facts at once, spread over the MLPs of several layers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+from jcl.editing import solve, values
+from jcl.editing.editor import Editor, Facts
+from jcl.method import Apply, Params, check
+
+
+class MemitState(NamedTuple):
+    """What memit carries."""
+
+    root: jax.Array
+    """`solve.factor` of each layer's second moment, float32 [layers, in, in]."""
+
+
+def memit(
+    apply: Apply,
+    moment: jax.Array,
+    layers: tuple[int, ...] = (4, 5, 6, 7, 8),
+    strength: float | jax.Array = 15000.0,
+    steps: int = 25,
+    rate: float | jax.Array = 0.5,
+    decay: float | jax.Array = 1e-3,
+    kl: float | jax.Array = 0.0625,
+    clamp: float | jax.Array = 4.0,
+    enough: float | jax.Array = 0.05,
+    path: str = "blocks/down",
+    together: int = 8,
+) -> Editor:
+    """Mass editing: W ← W + (λC + KᵀK)⁻¹ KᵀR, layer by layer, for keys K [N, in], residuals R.
+
+    K are the inputs of the kernel at the subjects' last tokens (half the bare prompt, half the mean
+    of the other contexts), C their second moment over much text, R what is missing at the last of
+    the layers, divided by the layers that are left (see `values.spread`).
+
+    Source: Meng et al., arXiv 2210.07229, equations 14 and 20 and algorithm 1, and the authors'
+    code (kmeng01/memit: `memit_main.py`). The defaults are EasyEdit's for Llama.
+
+    Args:
+      apply: the model, giving logits.
+      moment: C, float32 [layers, in, in] (see `second_moment`), over many more tokens than `in`.
+      layers: which of the stacked layers are written, in order.
+      strength: λ, how much the old memories count; may be traced.
+      steps: as in `rome`, and so are the following.
+      rate: see there.
+      decay: see there.
+      kl: see there.
+      clamp: see there; of the residual stream's norm here.
+      enough: see there.
+      path: see there.
+      together: edits that are searched for, or read, at once.
+
+    Raises:
+      ValueError: if an argument is out of range, or the model has no such kernel.
+    """
+    search = values.Search(steps, rate, decay, kl, clamp, enough).checked()
+    check(strength > 0, "strength", strength, "above 0")
+    check(together >= 1, "together", together, "at least 1")
+
+    def init(params: Params, facts: Facts) -> MemitState:
+        solve.check_moment(moment, solve.kernel(params, path, layers), len(layers))
+        return MemitState(solve.factor(moment))
+
+    def solver(root: jax.Array, keys: jax.Array, missing: jax.Array) -> jax.Array:
+        return solve.least_change(root, keys, missing, strength)
+
+    def write(params: Params, state: MemitState, facts: Facts) -> tuple[Params, MemitState]:
+        params = values.spread(
+            apply, params, facts, layers, search, solver, state.root, path, together
+        )
+        return params, state
+
+    return Editor("memit", init, write)

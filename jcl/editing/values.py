@@ -1,0 +1,229 @@
+"""What a layer would have to say at a subject for the answer to change: the search for values.
+
+And what the layers are told there at present. Both are shared by the editors that write into an
+MLP's last kernel, which they take for a memory: key [in] -> value [out].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from jcl import taps
+from jcl.editing import solve
+from jcl.editing.editor import Facts
+from jcl.method import Apply, Batch, Params, check
+
+
+class Search(NamedTuple):
+    """How a value is looked for.
+
+    Args:
+      steps: of Adam at most, less one.
+      rate: Adam's.
+      decay: β, weight of ‖δ‖ / ‖h‖².
+      kl: weight of the divergence at the essence prompt.
+      clamp: ‖δ‖ is at most this times ‖h‖.
+      enough: the loss at which the search ends.
+    """
+
+    steps: int
+    rate: float | jax.Array
+    decay: float | jax.Array
+    kl: float | jax.Array
+    clamp: float | jax.Array
+    enough: float | jax.Array
+
+    def checked(self) -> Search:
+        """Itself.
+
+        Raises:
+          ValueError: if an argument is out of range.
+        """
+        check(self.steps >= 2, "steps", self.steps, "at least 2")
+        for name in ("rate", "clamp"):
+            value = getattr(self, name)
+            check(value > 0, name, value, "above 0")
+        for name in ("decay", "kl", "enough"):
+            value = getattr(self, name)
+            check(value >= 0, name, value, "at least 0")
+        return self
+
+
+def rows(tokens: jax.Array, segments: jax.Array) -> Batch:
+    """A batch [B, L] of prompts."""
+    count = tokens.shape[0]
+    weight, task = jnp.ones(count, jnp.float32), jnp.zeros(count, jnp.int32)
+    return {"tokens": tokens, "segments": segments, "weight": weight, "task": task}
+
+
+def picked(places: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """Takes the value at a place [B] of each row: [B, L, d] -> [B, d]."""
+    return lambda h: h[jnp.arange(len(places)), places]
+
+
+def find(
+    apply: Apply, params: Params, fact: Facts, site: str, layer: int | jax.Array, search: Search
+) -> tuple[jax.Array, jax.Array]:
+    """δ and h, float32 [d]: h is at `site` of a layer at an edit's subject, δ is to be added to it.
+
+    δ = argmin mean_p [-log p(target | context_p, prompt; h + δ) / tokens] + kl · KL + β ‖δ‖ / ‖h‖²,
+    by Adam from 0, with ‖δ‖ ≤ clamp · ‖h‖, h being what the bare prompt has at the subject's last
+    token. The KL is of what the model expects after the subject of `{subject} is a`, from what it
+    expected.
+
+    Source: Meng et al., arXiv 2202.05262, equation 4, and 2210.07229, equation 16, with the
+    details of the authors' code (`compute_v.py`, `compute_z.py`): the decay's form, the clamp, the
+    early end, the KL's place (the papers take the token after `is a`) and its direction.
+
+    Args:
+      apply: the model, giving logits [B, L, V].
+      params: its parameters.
+      fact: leaves of `Facts` without their first axis; one of weight 0 isn't searched for.
+      site: such as `blocks:out`.
+      layer: may be traced.
+      search: see `Search`.
+    """
+    tokens = jnp.concatenate([fact["tokens"], fact["essence"][None]])
+    segments = jnp.concatenate([fact["segments"], fact["essence_segments"][None]])
+    places = jnp.append(fact["subject"], fact["essence_subject"])
+    index, batch = jnp.arange(len(places)), rows(tokens, segments)
+    pick = picked(places)
+    found, logits = taps.read(apply, params, batch, {site: (layer, lambda h: pick(h)[0])})
+    old = found[site]
+    length = jnp.linalg.norm(old)
+    mask = fact["mask"] / jnp.maximum(jnp.sum(fact["mask"], axis=-1, keepdims=True), 1)
+
+    def essence(logits: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(logits[-1, places[-1]].astype(jnp.float32))
+
+    held = essence(logits)
+
+    def cost(delta: jax.Array) -> jax.Array:
+        def tap(name: str, at: Any, h: jax.Array) -> jax.Array:
+            if name != site:
+                return h
+            return h.at[index, places].add(jnp.where(at == layer, delta, 0.0).astype(h.dtype))
+
+        logits = apply(params, batch, tap)
+        wide = jax.nn.log_softmax(logits[:-1, :-1].astype(jnp.float32))
+        chosen = jnp.take_along_axis(wide, fact["tokens"][:, 1:, None], axis=-1)[..., 0]
+        nll = -jnp.mean(jnp.sum(chosen * mask, axis=-1))
+        now = essence(logits)
+        divergence = jnp.sum(jnp.exp(now) * (now - held))
+        square = jnp.sum(delta**2)  # the root has no slope at 0, where there is nothing to decay
+        size = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+        return nll + search.kl * divergence + search.decay * size / length**2
+
+    adam = optax.adam(search.rate)
+
+    def going(carry: Any) -> jax.Array:
+        step, done, *_ = carry
+        return (step < search.steps - 1) & ~done
+
+    def improve(carry: Any) -> Any:
+        step, _, delta, state = carry
+        loss, slope = jax.value_and_grad(cost)(delta)
+        move, after = adam.update(slope, state)
+        moved = delta + move
+        size = jnp.linalg.norm(moved)
+        moved = moved * jnp.minimum(1.0, search.clamp * length / jnp.maximum(size, 1e-30))
+        done = loss < search.enough
+        return step + 1, done, jnp.where(done, delta, moved), after
+
+    delta = jnp.zeros_like(old)
+    start = (jnp.int32(0), fact["weight"] == 0, delta, adam.init(delta))
+    return lax.while_loop(going, improve, start)[2], old
+
+
+def at_subjects(
+    apply: Apply, params: Params, facts: Facts, wanted: Mapping[str, Any], together: int
+) -> dict[str, jax.Array]:
+    """What the model has at each subject's last token, float32 [N, *shape of layers, P, d] by site.
+
+    Args:
+      apply: the model.
+      params: its parameters.
+      facts: the edits.
+      wanted: layers by site, as `taps.read` takes them.
+      together: edits that are read at once.
+    """
+
+    def one(fact: Facts) -> dict[str, jax.Array]:
+        pick = picked(fact["subject"])
+        batch = rows(fact["tokens"], fact["segments"])
+        return taps.read(apply, params, batch, {s: (at, pick) for s, at in wanted.items()})[0]
+
+    return lax.map(one, facts, batch_size=together)
+
+
+def mean_key(keys: jax.Array) -> jax.Array:
+    """MEMIT's key of an edit: half the bare prompt's, half the mean of the others'.
+
+    [..., P, in] -> [..., in].
+    """
+    bare = keys[..., 0, :]
+    return bare if keys.shape[-2] == 1 else (bare + jnp.mean(keys[..., 1:, :], axis=-2)) / 2
+
+
+Solver = Callable[[Any, jax.Array, jax.Array], jax.Array]
+"""`(what it needs for the layer, keys [N, in], values [N, out]) -> change [in, out]`."""
+
+
+def spread(
+    apply: Apply,
+    params: Params,
+    facts: Facts,
+    layers: tuple[int, ...],
+    search: Search,
+    solver: Solver,
+    needs: Any,
+    path: str,
+    together: int,
+) -> Params:
+    """The parameters after the edits are written into several layers, first to last.
+
+    z = h + δ is searched for at `blocks:out` of the last layer. What is missing of it, after what
+    the layers before have written, is divided by the number of layers that are left, and written
+    at the layer's keys. An edit of weight 0 has key 0 and value 0.
+
+    Source: Meng et al., arXiv 2210.07229, section 4.3 and algorithm 1, and the authors' code
+    (kmeng01/memit: `memit_main.py`, `compute_ks.py`).
+
+    Args:
+      apply: the model, giving logits.
+      params: its parameters.
+      facts: the edits.
+      layers: that are written, in order.
+      search: for δ.
+      solver: gives a layer's change.
+      needs: what it needs, leaves [layers, ...].
+      path: of the dense layer whose kernel is written.
+      together: edits that are searched for, or read, at once.
+    """
+    site, last = "blocks:out", layers[-1]
+    weight = facts["weight"][:, None]
+
+    def aim(fact: Facts) -> jax.Array:
+        delta, h = find(apply, params, fact, site, last, search)
+        return h + delta
+
+    aims = lax.map(aim, facts, batch_size=together)
+
+    def write(kernel: jax.Array, xs: Any) -> tuple[jax.Array, None]:
+        layer, left, need = xs
+        now = solve.put(params, path, kernel)
+        seen = at_subjects(apply, now, facts, {f"{path}:in": layer, site: last}, together)
+        missing = weight * (aims - seen[site][:, 0]) / left
+        change = solver(need, weight * mean_key(seen[f"{path}:in"]), missing)
+        return solve.add(kernel, layer, change), None
+
+    left = jnp.arange(len(layers), 0, -1)
+    start = solve.kernel(params, path, layers)
+    kernel, _ = lax.scan(write, start, (jnp.asarray(layers), left, needs))
+    return solve.put(params, path, kernel)

@@ -1,21 +1,22 @@
 """Adapters as leaves of a parameter tree: which they are, low-rank pairs, banks of them, merging.
 
 A dense layer's dict holds beside `kernel` what `jcl.models.dense` adds to it: `lora`, a pair
-`{"a" [..., in, r], "b" [..., r, out]}` with DoRA's `magnitude` [..., out] where it has one; `gain`
-[..., out]; `input_gain` [..., in]. Leading axes are stacked layers.
+`{"a" [..., in, r], "b" [..., r, out]}` with DoRA's `magnitude` [..., out] or a `router`
+[..., in, experts] where it has one; `gain` [..., out]; `input_gain` [..., in]. Leading axes are
+stacked layers.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jcl import taps, trees
-from jcl.method import Ctx, Params, check
+from jcl.method import Apply, Batch, Ctx, Params, Tap, check
 
 FOLDED = frozenset({"lora", "gain", "input_gain"})
 """Adapters that `merge` can fold into a kernel."""
@@ -146,6 +147,19 @@ def scaled(params: Params, factor: Any) -> Params:
     return params
 
 
+def scaling(factor: Any) -> Callable[[Any, Ctx, Apply], Apply]:
+    """The `forward` hook of methods whose pairs stand in the tree, see `scaled`."""
+
+    def forward(state: Any, ctx: Ctx, apply: Apply) -> Apply:
+        def adapted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+            # with the frozen leaves, for some of the pairs may be among them
+            return apply(scaled(trees.merge(params, ctx.frozen), factor), batch, tap)
+
+        return adapted
+
+    return forward
+
+
 def merge(params: Params, factor: Any = 1.0) -> Params:
     """Folds low-rank pairs and gains into their kernels; outputs are equal to rounding.
 
@@ -154,9 +168,11 @@ def merge(params: Params, factor: Any = 1.0) -> Params:
       factor: what pairs are scaled by (see `scale`); 1 if there are none.
 
     Raises:
-      ValueError: if there are adapters that no kernel can hold: bottlenecks, prefixes, prompts.
+      ValueError: if there are adapters that no kernel can hold: bottlenecks, prefixes, prompts,
+        routed pairs.
     """
-    left = [p for p in _paths(params) if not (NAMES - FOLDED).isdisjoint(p.split("/"))]
+    loose = NAMES - FOLDED
+    left = [p for p in _paths(params) if not loose.isdisjoint(p.split("/")) or "lora/router" in p]
     check(not left, "adapter", left, "one that kernels can hold, low-rank pairs and gains")
     for path in holding(params, FOLDED):
         at = node(params, path)
@@ -232,6 +248,12 @@ def taken(params: Params, kept: Params, slot: jax.Array) -> Params:
         b = jnp.where(slot < 0, lora["b"], room["b"][..., slot, :, :])
         params = graft(params, path, {"lora": {"a": a, "b": b}})
     return params
+
+
+def last_stages(last: jax.Array, stage: jax.Array, batch: Batch) -> jax.Array:
+    """The last stage that trained on each task, int32 [tasks], after a step of `stage`."""
+    real = jnp.where(batch["weight"] > 0, batch["task"], len(last))
+    return last.at[real].max(stage, mode="drop")
 
 
 def overlap(params: Params, kept: Params, form: Literal["absolute", "square"]) -> jax.Array:

@@ -19,7 +19,7 @@ import optax
 import pytest
 
 import jcl
-from jcl import adapters, checkpoint, losses, mesh, methods, models, trees
+from jcl import adapters, checkpoint, losses, mesh, methods, models, preference, trees
 from jcl.method import READS
 
 TASKS, STEPS, ROWS, FEATURES, HIDDEN, CLASSES = 3, 5, 8, 16, 32, 8
@@ -31,6 +31,7 @@ class Problem(NamedTuple):
     apply: Callable[..., Any]
     params: Any
     trainable: trees.Trainable = trees.everything
+    loss: Any = losses.cross_entropy()
 
 
 def decoder() -> Problem:
@@ -44,10 +45,19 @@ def decoder() -> Problem:
     return Problem(lambda p, b, tap: whole(p, b, tap)[:, -1], params, adapters.only)
 
 
+def ranker() -> Problem:
+    """The decoder whole, ranking the tokens of a row over those of another."""
+    config = models.decoder.Config(
+        vocabulary=CLASSES, layers=2, width=16, heads=2, kv_heads=1, hidden=24
+    )
+    return Problem(models.decoder.apply_fn(config), DECODER.params, loss=preference.ranking())
+
+
 MLP = Problem(
     models.mlp.apply, models.mlp.init(jax.random.key(1), [FEATURES, HIDDEN, HIDDEN, CLASSES])
 )
 DECODER = decoder()
+RANKER = ranker()
 DENSE = r"dense_\d"
 FROZEN = "plain fine-tuning trains the base, which stands still here"
 
@@ -432,13 +442,85 @@ TABLE = [
         bad=({"temperature": 0.0},),
         disturb="it has no state",
     ),
+    Row(
+        "dpo",
+        methods.dpo,
+        {"reference": "previous"},
+        neutral="whatever its strength, pairs are scored against the reference",
+        bad=({"beta": 0.0}, {"reference": "last"}),
+        problem=RANKER,
+    ),
+    Row(
+        "kl_to_reference",
+        methods.kl_to_reference,
+        {"strength": 1.0, "reference": "previous"},
+        neutral={"strength": 0.0},
+        bad=({"strength": -1.0}, {"reference": "last"}, {"direction": "both"}),
+    ),
+    Row(
+        "copr",
+        methods.copr,
+        {"stages": TASKS, "capacity": 12},
+        neutral="it takes the objective's place",
+        bad=(
+            {"stages": 0},
+            {"beta": 0.0},
+            {"reward": -1.0},
+            {"sft": -1.0},
+            {"capacity": 0},
+            {"rows": 0},
+            {"rate": -1.0},
+        ),
+        problem=RANKER,
+    ),
+    Row(
+        "hma",
+        methods.hma,
+        neutral={"alpha": 1.0},
+        bad=({"alpha": 1.5}, {"parts": 0}, {"steps": -1}, {"rate": 0.0}, {"anchor": "last"}),
+        at_boundary=True,
+        problem=DECODER._replace(trainable=trees.everything),
+    ),
+    Row(
+        "online_merging",
+        methods.online_merging,
+        {"density": 0.8},
+        neutral="at α = 0 the update is the same, but XLA no longer fuses it into its sum with θ",
+        bad=({"alpha": 1.5}, {"density": 0.0}, {"form": "both"}),
+    ),
+    Row(
+        "moelora",
+        methods.moelora,
+        {"experts": 2, "rank": 4},
+        neutral=FROZEN,
+        bad=({"experts": 0}, {"rank": 3}),
+        disturb="it has no state",
+        problem=DECODER,
+    ),
+    Row(
+        "progressive_prompts",
+        methods.progressive_prompts,
+        {"tasks": TASKS, "length": 2},
+        neutral=FROZEN,
+        bad=({"tasks": 0}, {"length": 0}, {"predict": "mine"}),
+        problem=DECODER,
+    ),
+    Row(
+        "infer_task",  # which reads, and leaves learning to another
+        lambda tasks=TASKS: jcl.chain(
+            methods.inclora(tasks=TASKS, rank=2), methods.infer_task(tasks=tasks)
+        ),
+        neutral=FROZEN,
+        bad=({"tasks": 0},),
+        problem=DECODER,
+    ),
 ]
 
 
 def stream() -> dict[str, jax.Array]:
     """Leaves [TASKS, STEPS, ROWS, ...]: a linear teacher a task, over shifted inputs.
 
-    `tokens` are what a decoder reads of them.
+    `tokens` are what a decoder reads of them, half of each an answer that is preferred to another.
     """
     keys = jax.random.split(jax.random.key(7), 3)
     shape = (TASKS, STEPS, ROWS, FEATURES)
@@ -448,7 +530,11 @@ def stream() -> dict[str, jax.Array]:
     y = jnp.argmax(jnp.einsum("tsbi,tio->tsbo", x, teacher), axis=-1)
     task = jnp.broadcast_to(jnp.arange(TASKS)[:, None, None], y.shape)
     tokens = jnp.clip(jnp.round(2 * x[..., :6]) + CLASSES // 2, 0, CLASSES - 1).astype(jnp.int32)
-    return {"x": x, "y": y, "task": task, "weight": jnp.ones(y.shape), "tokens": tokens}
+    batch = {"x": x, "y": y, "task": task, "weight": jnp.ones(y.shape), "tokens": tokens}
+    answer = jnp.broadcast_to(jnp.arange(5) >= 2, (*y.shape, 5)).astype(jnp.float32)
+    batch |= {"segments": jnp.ones_like(tokens), "answer": answer}
+    batch |= {"rejected_segments": batch["segments"], "rejected_answer": answer}
+    return batch | {"rejected_tokens": tokens.at[..., 3:].set(tokens[..., :3])}
 
 
 STREAM = stream()
@@ -462,7 +548,7 @@ OPTIMIZER = optax.adam(1e-2, eps=1e-3)
 
 def program_of(method: jcl.Method, problem: Problem = MLP, **options: Any) -> jcl.Program:
     options["trainable"] = problem.trainable
-    return jcl.make(method, problem.apply, losses.cross_entropy(), OPTIMIZER, **options)
+    return jcl.make(method, problem.apply, problem.loss, OPTIMIZER, **options)
 
 
 class Loop:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jcl import adapters, taps, trees
-from jcl.method import Apply, Batch, Ctx, Method, Params, Tap, check
+from jcl import adapters
+from jcl.method import Ctx, Method, Params, check
 
 
 def lora(
@@ -45,11 +43,4 @@ def lora(
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
         return adapters.add_pairs(ctx, params, rank, targets, dora), ()
 
-    def forward(state: tuple[()], ctx: Ctx, apply: Apply) -> Apply:
-        def adapted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
-            # with the frozen leaves, for some of the pairs may be among them
-            return apply(adapters.scaled(trees.merge(params, ctx.frozen), factor), batch, tap)
-
-        return adapted
-
-    return Method("lora", init=init, forward=forward)
+    return Method("lora", init=init, forward=adapters.scaling(factor))

@@ -49,8 +49,7 @@ def _method(
         return adapted
 
     def observe(state: BankState, ctx: Ctx, info: Info) -> BankState:
-        real = jnp.where(info.batch["weight"] > 0, info.batch["task"], tasks)
-        return state._replace(last=state.last.at[real].max(ctx.task, mode="drop"))
+        return state._replace(last=adapters.last_stages(state.last, ctx.task, info.batch))
 
     def consolidate(
         state: BankState, ctx: Ctx, params: Params, batches: Batch

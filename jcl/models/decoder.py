@@ -7,7 +7,8 @@ A batch's keys say what is asked for:
   1 in order, 0 being padding: attention and positions don't cross them;
 - with a `classifier` among the parameters, logits [B, C] of the row, read at its last token;
 - with `targets` int32 [B, L] -> `losses.TokenScores` instead, never holding [B, L, V];
-- with `embeddings` [B, P, d], a soft prefix before the tokens, which has no outputs of its own;
+- with `embeddings` [B, P, d], a soft prefix before the tokens, which has no outputs of its own, and
+  `embedding_segments` int32 [B, P] where some of it pads;
 - with `prefill` or `cache`, from `empty_cache`: (logits of the last position [B, V], cache).
 """
 
@@ -378,9 +379,12 @@ def apply_fn(
         segments, soft = batch.get("segments"), batch.get("embeddings")
         if soft is not None:
             h = jnp.concatenate([soft.astype(dtype), h], axis=1)
-            if segments is not None:
-                ones = jnp.ones(soft.shape[:2], segments.dtype)
-                segments = jnp.concatenate([ones, segments], axis=1)
+            marks = batch.get("embedding_segments")
+            if segments is not None or marks is not None:
+                ones = partial(jnp.ones, dtype=jnp.int32)
+                marks = ones(soft.shape[:2]) if marks is None else marks
+                segments = ones(batch["tokens"].shape) if segments is None else segments
+                segments = jnp.concatenate([marks, segments], axis=1)
         cache: Any = batch.get("prefill", batch.get("cache"))
         length = h.shape[1]
         kept: Any = None

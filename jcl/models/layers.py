@@ -1,9 +1,9 @@
 """Layers as plain functions over parameter dicts.
 
 A dense layer's dict may hold, beside `kernel` and `bias`, what adapters add to it: `lora`, a
-low-rank residual `{"a" [in, r], "b" [r, out]}`, with DoRA's `magnitude` [out]; `gain` [out], which
-scales the output, bias included; `input_gain` [in]. They stand inside the tree, so they are scanned
-and sharded with the layer.
+low-rank residual `{"a" [in, r], "b" [r, out]}`, with DoRA's `magnitude` [out], or with a `router`
+[in, experts] that splits r among experts; `gain` [out], which scales the output, bias included;
+`input_gain` [in]. They stand inside the tree, so they are scanned and sharded with the layer.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def dense(
     y = product(flat, params["kernel"])
     if "lora" in params:
         lora = params["lora"]
-        y = y + (flat @ lora["a"].astype(x.dtype)) @ lora["b"].astype(x.dtype)
+        inner = flat @ lora["a"].astype(x.dtype)
+        if "router" in lora:
+            inner = routed(inner, flat @ lora["router"].astype(x.dtype))
+        y = y + inner @ lora["b"].astype(x.dtype)
         if "magnitude" in lora:  # the norm is taken as a constant: arXiv 2402.09353, section 4.3
             length = column_norm(*lax.stop_gradient((params["kernel"], lora)))
             y = y * (lora["magnitude"] / length).astype(x.dtype)
@@ -76,6 +79,15 @@ def dense(
     if "gain" in params:
         y = y * params["gain"].astype(x.dtype)
     return tap(f"{site}:out", layer, y.reshape(*x.shape[:-1], -1))
+
+
+def routed(inner: jax.Array, scores: jax.Array) -> jax.Array:
+    """`inner` [n, r], an equal part of r an expert's, times the softmax of its score [n, experts].
+
+    What each expert adds is then summed by the product with b.
+    """
+    shares = jax.nn.softmax(scores.astype(jnp.float32)).astype(inner.dtype)
+    return inner * jnp.repeat(shares, inner.shape[-1] // shares.shape[-1], axis=-1)
 
 
 def product(

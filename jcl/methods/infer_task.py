@@ -1,0 +1,78 @@
+"""Which task a row is of, where nobody says: the one whose inputs it resembles most."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import taps, trees
+from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
+
+
+class InferTaskState(NamedTuple):
+    """What infer_task carries."""
+
+    total: jax.Array
+    """float32 [tasks, d]: sum of the features of each task's rows."""
+
+
+def infer_task(tasks: int, prompts: bool = True) -> Method:
+    """Task inference: in prediction, a row's `task` is argmax_t cos(f(row), Σ_{rows of t} f).
+
+    f is the mean of the embeddings of a row's tokens, each row's scaled to length 1. Chain it after
+    the method that goes by the task, such as `inclora(predict="task")` or `progressive_prompts`.
+    Tasks without a row so far are never inferred. What the scores themselves make of a row's `task`
+    stays. A cached generation takes the `task` that it is given.
+
+    Source: the nearest mean of exemplars of Rebuffi et al., arXiv 1611.07725, algorithm 1, over
+    tasks, as for the parameters of a task in Wang et al., ACL 2023, "Rehearsal-free continual
+    language learning via efficient parameter isolation", who measure a Mahalanobis distance.
+
+    Args:
+      tasks: how many there are.
+      prompts: whether only tokens that aren't predicted count, which is the instruction; False
+        takes all.
+
+    Raises:
+      ValueError: if an argument is out of range, or, at `init`, there is no `embed/table`.
+    """
+    check(tasks >= 1, "tasks", tasks, "at least 1")
+
+    def features(ctx: Ctx, params: Params, batch: Batch) -> jax.Array:
+        table = trees.merge(params, ctx.frozen)["embed"]["table"]
+        real = jnp.ones(batch["tokens"].shape, jnp.float32)
+        if "segments" in batch:
+            real = (batch["segments"] > 0).astype(jnp.float32)
+        if prompts and "mask" in batch:
+            real = real.at[:, 1:].multiply(1 - batch["mask"])
+        embedded = table[batch["tokens"]].astype(jnp.float32)
+        return _unit(jnp.einsum("bl,bld->bd", real, embedded))
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, InferTaskState]:
+        whole = trees.merge(params, ctx.frozen)
+        there = "embed" in whole and "table" in whole["embed"]
+        check(there, "parameters", sorted(whole), "a language model's, with embed/table")
+        return params, InferTaskState(jnp.zeros((tasks, whole["embed"]["table"].shape[1])))
+
+    def forward(state: InferTaskState, ctx: Ctx, apply: Apply) -> Apply:
+        def informed(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+            if ctx.training or "cache" in batch:
+                return apply(params, batch, tap)
+            likeness = features(ctx, params, batch) @ _unit(state.total).T
+            known = jnp.any(state.total != 0, axis=-1)
+            found = jnp.argmax(jnp.where(known, likeness, -jnp.inf), axis=-1)
+            return apply(params, {**batch, "task": found.astype(jnp.int32)}, tap)
+
+        return informed
+
+    def observe(state: InferTaskState, ctx: Ctx, info: Info) -> InferTaskState:
+        seen = features(ctx, info.params, info.batch) * (info.batch["weight"] > 0)[:, None]
+        return InferTaskState(state.total.at[info.batch["task"]].add(seen, mode="drop"))
+
+    return Method("infer_task", init=init, forward=forward, observe=observe, reads=("gradients",))
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,85 @@
+"""Inferred tasks: rows of other words are told apart, and the right adapters answer them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tiny_decoder as tiny
+
+import jcl
+from jcl import methods, taps
+
+TASKS = 3
+
+
+def stream() -> dict[str, jax.Array]:
+    """Each task has five words of its own."""
+    drawn = np.random.default_rng(0).integers(0, 5, (TASKS, tiny.STEPS, tiny.ROWS, tiny.LENGTH))
+    tokens = drawn + 5 * np.arange(TASKS)[:, None, None, None]
+    task = np.broadcast_to(np.arange(TASKS)[:, None, None], tokens.shape[:3])
+    return {"tokens": jnp.asarray(tokens, jnp.int32), "task": jnp.asarray(task, jnp.int32)}
+
+
+STREAM = stream()
+APART = methods.inclora(tasks=TASKS, rank=2, predict="task")
+
+
+def trained(method: jcl.Method) -> tuple[jcl.Program, jcl.State]:
+    program = tiny.program(method)
+    run = jax.jit(lambda p, k: jcl.run(program, p, k, STREAM)[0])
+    return program, run(tiny.base(), jax.random.key(2))
+
+
+def asked(program: jcl.Program, state: jcl.State, batch: Any) -> jax.Array:
+    """The `task` that the model is given."""
+    seen = {}
+
+    def note(site: str, layer: Any, h: jax.Array) -> jax.Array:
+        return h
+
+    def apply(params: Any, batch: Any, tap: Any = taps.identity) -> jax.Array:
+        seen["task"] = batch["task"]
+        return tiny.APPLY(params, batch, tap)
+
+    from jcl import adapters, losses
+
+    told = jcl.make(program.method, apply, losses.next_token, tiny.optax.adam(3e-2),
+                    trainable=adapters.only)  # fmt: skip
+    told.predict(state, batch, note)
+    return seen["task"]
+
+
+def test_rows_are_told_apart_and_answered_by_their_own_pair() -> None:
+    program, state = trained(jcl.chain(APART, methods.infer_task(tasks=TASKS)))
+    given, known = trained(APART)
+    for task in range(TASKS):
+        batch = jax.tree.map(lambda x, t=task: x[t, 0], STREAM)
+        lied = {**batch, "task": (batch["task"] + 1) % TASKS}
+        ours = jax.jit(program.predict)(state, lied)
+        np.testing.assert_array_equal(ours, jax.jit(given.predict)(known, batch))
+        assert np.abs(ours - jax.jit(given.predict)(known, lied)).max() > 1e-3
+
+
+def test_only_prompts_count() -> None:
+    """Answers of another task's words don't mislead it, unless it is told to look at them."""
+    state = trained(jcl.chain(APART, methods.infer_task(tasks=TASKS)))[1]
+    first, second = (STREAM["tokens"][t, 0] for t in (0, 1))
+    half = tiny.LENGTH // 6
+    tokens = jnp.concatenate([first[:, :half], second[:, half:]], axis=1)
+    mask = jnp.zeros((tiny.ROWS, tiny.LENGTH - 1)).at[:, half - 1 :].set(1)
+    batch = {"tokens": tokens, "mask": mask, "task": jnp.full(tiny.ROWS, 2, jnp.int32)}
+    batch["weight"] = jnp.ones(tiny.ROWS)
+    for prompts, found in ((True, 0), (False, 1)):
+        method = jcl.chain(APART, methods.infer_task(tasks=TASKS, prompts=prompts))
+        assert (asked(tiny.program(method), state, batch) == found).all()
+
+
+def test_a_task_without_rows_is_never_inferred() -> None:
+    program = tiny.program(jcl.chain(APART, methods.infer_task(tasks=TASKS)))
+    batch = jax.tree.map(lambda x: x[1, 0], STREAM)
+    state = program.init(tiny.base(), batch, jax.random.key(0))
+    state, _ = jax.jit(program.step)(state, jax.tree.map(lambda x: x[2, 0], STREAM))
+    assert (asked(program, state, batch) == 2).all()

@@ -1,0 +1,84 @@
+"""A penalty on the divergence from a reference model, as RLHF keeps a policy near its start."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import losses, trees
+from jcl.method import Batch, Ctx, LossFn, Method, Params, check
+
+
+class KlState(NamedTuple):
+    """What kl_to_reference carries."""
+
+    reference: Params
+    """The trainable parameters of π_ref, so that with adapters the base is held once."""
+
+
+def kl_to_reference(
+    strength: float = 0.1,
+    reference: Literal["initial", "previous"] = "initial",
+    direction: Literal["reverse", "forward"] = "reverse",
+) -> Method:
+    """L + λ KL(π ‖ π_ref) over all next tokens, at each position that the loss is over.
+
+    Of a batch of pairs (see `jcl.preference`) it is taken on the preferred answers and summed over
+    their tokens, which is the divergence between sequences along them; of other batches it is a
+    mean over tokens, or over classes. Unlike `lwf` it acts from the first stage, whose reference is
+    the model before training, and where the objective holds no logits it takes a forward pass of
+    its own, over [B, L, V] logits.
+
+    Source: Ziegler et al., arXiv 1909.08593, equation 2, there in the reward and estimated from
+    samples; here exact at each position, and over the data's own contexts.
+
+    Args:
+      strength: λ; may be traced.
+      reference: π_ref is the model before all training (`initial`), or the one with which the
+        stage began (`previous`).
+      direction: `reverse` is KL(π ‖ π_ref), as in RLHF; `forward` KL(π_ref ‖ π), as in
+        distillation.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check(strength >= 0, "strength", strength, "at least 0")
+    check(reference in ("initial", "previous"), "reference", reference, "'initial' or 'previous'")
+    check(direction in ("reverse", "forward"), "direction", direction, "'reverse' or 'forward'")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, KlState]:
+        return params, KlState(trees.copy(params))
+
+    def loss(state: KlState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
+        def penalised(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+            value, outputs = loss_fn(params, batch)
+            new = outputs if isinstance(outputs, jax.Array) else ctx.apply(params, batch)
+            old = lax.stop_gradient(ctx.apply(state.reference, batch))
+            if direction == "reverse":
+                apart = losses.distillation(old, new)
+            else:
+                apart = losses.distillation(new, old)
+            return value + strength * _mean(apart, batch), outputs
+
+        return penalised
+
+    def consolidate(
+        state: KlState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, KlState]:
+        return params, KlState(trees.copy(params))
+
+    def idle(state: KlState, ctx: Ctx) -> jax.Array:
+        return jnp.asarray(strength == 0)
+
+    method = Method("kl_to_reference", init=init, loss=loss, idle=idle, reads=("parameters",))
+    return method if reference == "initial" else method._replace(consolidate=consolidate)
+
+
+def _mean(apart: jax.Array, batch: Batch) -> jax.Array:
+    if "answer" not in batch or apart.ndim == 1:
+        return losses.batch_mean(apart, batch)
+    summed = jnp.sum(apart[:, :-1] * batch["answer"], axis=-1)
+    return losses.weighted_mean(summed, batch["weight"])

@@ -1,6 +1,26 @@
 """Knowledge editing: facts written into a trained model, one a file."""
 
+from jcl.editing.alphaedit import alphaedit
 from jcl.editing.editor import Editor, Facts
+from jcl.editing.ft_l import ft_l
+from jcl.editing.memit import memit
 from jcl.editing.requests import CONTEXTS, encode, pad
+from jcl.editing.rome import rome
+from jcl.editing.statistics import second_moment
+from jcl.editing.undo import Past, recorded, undo
 
-__all__ = ["CONTEXTS", "Editor", "Facts", "encode", "pad"]
+__all__ = [
+    "CONTEXTS",
+    "Editor",
+    "Facts",
+    "Past",
+    "alphaedit",
+    "encode",
+    "ft_l",
+    "memit",
+    "pad",
+    "recorded",
+    "rome",
+    "second_moment",
+    "undo",
+]

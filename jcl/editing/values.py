@@ -171,6 +171,18 @@ def mean_key(keys: jax.Array) -> jax.Array:
     return bare if keys.shape[-2] == 1 else (bare + jnp.mean(keys[..., 1:, :], axis=-2)) / 2
 
 
+def aims(
+    apply: Apply, params: Params, facts: Facts, layer: int, search: Search, together: int
+) -> jax.Array:
+    """z = h + δ of each edit at `blocks:out` of a layer, float32 [N, d]; see `find`."""
+
+    def one(fact: Facts) -> jax.Array:
+        delta, old = find(apply, params, fact, "blocks:out", layer, search)
+        return old + delta
+
+    return lax.map(one, facts, batch_size=together)
+
+
 Solver = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """`(what it needs for the layer, keys [N, in], values [N, out]) -> change [in, out]`."""
 
@@ -179,8 +191,8 @@ def spread(
     apply: Apply,
     params: Params,
     facts: Facts,
+    wanted: jax.Array,
     layers: tuple[int, ...],
-    search: Search,
     solver: Solver,
     needs: Any,
     path: str,
@@ -188,39 +200,33 @@ def spread(
 ) -> Params:
     """The parameters after the edits are written into several layers, first to last.
 
-    z = h + δ is searched for at `blocks:out` of the last layer. What is missing of it, after what
-    the layers before have written, is divided by the number of layers that are left, and written
-    at the layer's keys. An edit of weight 0 has key 0 and value 0.
+    What the last layer's `blocks:out` lacks of what is wanted, after what the layers before have
+    written, is divided by the number of layers that are left, and written at the layer's keys. An
+    edit of weight 0 has key 0 and value 0.
 
     Source: Meng et al., arXiv 2210.07229, section 4.3 and algorithm 1, and the authors' code
     (kmeng01/memit: `memit_main.py`, `compute_ks.py`).
 
     Args:
-      apply: the model, giving logits.
+      apply: the model.
       params: its parameters.
       facts: the edits.
+      wanted: `aims` [N, d] at the last of the layers.
       layers: that are written, in order.
-      search: for δ.
       solver: gives a layer's change.
       needs: what it needs, leaves [layers, ...].
       path: of the dense layer whose kernel is written.
-      together: edits that are searched for, or read, at once.
+      together: edits that are read at once.
     """
-    site, last = "blocks:out", layers[-1]
+    site, inside = "blocks:out", f"{path}:in"
     weight = facts["weight"][:, None]
-
-    def aim(fact: Facts) -> jax.Array:
-        delta, h = find(apply, params, fact, site, last, search)
-        return h + delta
-
-    aims = lax.map(aim, facts, batch_size=together)
 
     def write(kernel: jax.Array, xs: Any) -> tuple[jax.Array, None]:
         layer, left, need = xs
         now = solve.put(params, path, kernel)
-        seen = at_subjects(apply, now, facts, {f"{path}:in": layer, site: last}, together)
-        missing = weight * (aims - seen[site][:, 0]) / left
-        change = solver(need, weight * mean_key(seen[f"{path}:in"]), missing)
+        seen = at_subjects(apply, now, facts, {inside: layer, site: layers[-1]}, together)
+        missing = weight * (wanted - seen[site][:, 0]) / left
+        change = solver(need, weight * mean_key(seen[inside]), missing)
         return solve.add(kernel, layer, change), None
 
     left = jnp.arange(len(layers), 0, -1)

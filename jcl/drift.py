@@ -159,10 +159,13 @@ def watched(program: Program, detector: Detector, recent: int = 16) -> Program:
     def predict(state: State, *args: Any, **kwargs: Any) -> Any:
         return program.predict(parts(state)[0], *args, **kwargs)
 
+    def weights(state: State, batch: Batch) -> Params:
+        return program.weights(parts(state)[0], batch)
+
     def each(fn: Callable[..., Any], *args: Any) -> Any:
         return fn(watching, *args)
 
     watching = program._replace(
-        init=init, step=step, consolidate=consolidate, predict=predict, each=each
+        init=init, step=step, consolidate=consolidate, predict=predict, weights=weights, each=each
     )
     return watching

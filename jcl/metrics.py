@@ -245,6 +245,28 @@ def stability_gap(curve: Any, ends: Sequence[int]) -> Any:
     return _mean(gaps, curve)
 
 
+def anticipatory_recovery(losses: Any) -> Any:
+    """What share of its forgetting a text recovers before its turn comes again, in [0, 1].
+
+    (max - last) / (max - first) of a cycle's losses on one text, `losses` [..., steps]: the first
+    is right after training on it, the last right before training on it again. 0: its loss is still
+    at its highest; 1: the model knows it again as if it had just read it. 0 where nothing was
+    forgotten.
+
+    Source: the recovery score of Yang et al., arXiv 2403.09613, section 3, "the proportion of the
+    initial forgetting during the current epoch that the model recovers before returning to the
+    same document"; how the initial forgetting is measured is our reading of it.
+
+    >>> anticipatory_recovery([1.0, 3.0, 5.0, 4.0]).item()
+    0.25
+    """
+    losses = losses if hasattr(losses, "ndim") else np.asarray(losses, np.float64)
+    highest = losses.max(-1)
+    forgotten = highest - losses[..., 0]
+    recovered = highest - losses[..., -1]
+    return recovered / (forgotten + (forgotten <= 0))
+
+
 def perplexity(nll: Any) -> Any:
     """exp of the negative log-likelihood in nats a token."""
     return np.exp(nll)

@@ -489,6 +489,15 @@ TABLE = [
         bad=({"alpha": 1.5}, {"density": 0.0}, {"form": "both"}),
     ),
     Row(
+        "distil",
+        lambda teacher=None, **options: methods.distil(
+            jax.tree.map(lambda x: 1.1 * x, MLP.params), **options
+        ),
+        {"strength": 0.5},
+        neutral={"strength": 0.0},
+        bad=({"strength": 1.5}, {"temperature": 0.0}),
+    ),
+    Row(
         "moelora",
         methods.moelora,
         {"experts": 2, "rank": 4},

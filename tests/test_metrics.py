@@ -153,3 +153,8 @@ def test_vertical_forgetting_is_what_the_probes_lost():
     P = np.array([[0.5, 0.8], [0.6, 0.4], [0.4, 0.7]])
     assert metrics.vertical_forgetting(P) == pytest.approx(0.1)
     np.testing.assert_allclose(metrics.vertical_forgetting(np.stack([P, P[::-1]])), [0.1, -0.1])
+
+
+def test_anticipatory_recovery() -> None:
+    cycle = np.array([[1.0, 2.0, 3.0, 3.0], [1.0, 5.0, 4.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
+    np.testing.assert_allclose(metrics.anticipatory_recovery(cycle), [0.0, 1.0, 0.0])

@@ -4,6 +4,7 @@ from jcl.methods.agem import agem
 from jcl.methods.bottleneck import bottleneck
 from jcl.methods.copr import copr
 from jcl.methods.der import der, derpp
+from jcl.methods.distil import distil
 from jcl.methods.dpo import dpo
 from jcl.methods.ema import ema
 from jcl.methods.er import er
@@ -51,6 +52,7 @@ __all__ = [
     "copr",
     "der",
     "derpp",
+    "distil",
     "dpo",
     "ema",
     "er",

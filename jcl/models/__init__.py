@@ -1,6 +1,6 @@
 """Models as `apply(params, batch, tap) -> outputs` over nested dicts of arrays."""
 
-from jcl.models import decoder, encoder, mlp, t5
+from jcl.models import decoder, encoder, mlp, multimodal, t5, vision
 from jcl.models.folder import Model, classifier, load, of, save
 from jcl.models.generation import generate, write
 from jcl.models.layers import dense, init_dense
@@ -19,10 +19,12 @@ __all__ = [
     "load",
     "load_adapter",
     "mlp",
+    "multimodal",
     "of",
     "quantize",
     "save",
     "save_adapter",
     "t5",
+    "vision",
     "write",
 ]

@@ -26,8 +26,9 @@ from jcl.models import decoder, encoder, gguf
 from jcl.models.encoder_families import ENCODERS
 from jcl.models.families import DECODERS, Family, Layout, Source
 from jcl.models.tensors import Tensors, open_folder, write_folder
+from jcl.models.vision_families import INSIDE, TOWERS
 
-FAMILIES = DECODERS | ENCODERS
+FAMILIES = DECODERS | ENCODERS | TOWERS
 """Everything that is read and written, by `model_type`."""
 
 
@@ -35,7 +36,7 @@ class Model(NamedTuple):
     """A model as people have it."""
 
     config: Any
-    """A `decoder.Config`, `encoder.Config` or `t5.Config`."""
+    """A `decoder.Config`, `encoder.Config`, `t5.Config` or `vision.Config`."""
     params: Params
     tokenizer: Any
     """A transformers tokenizer, or None."""
@@ -52,6 +53,8 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
     """A model from a folder, a `.gguf` file or a folder that holds one, or a Hugging Face id.
+
+    Of CLIP and SigLIP it is the vision tower, which is then saved as one.
 
     Args:
       source: a folder with `config.json` and safetensors, sharded or not; or an id such as
@@ -70,7 +73,7 @@ def load(
     if quantised is not None:
         given, tensors = gguf.open_file(quantised)
     else:
-        given, tensors = _read_config(folder), open_folder(folder)
+        given, tensors = _tower(_read_config(folder)), open_folder(folder)
     family = _family(given, folder)
     theirs = _configuration(given)
     config = family.heads(family.config(theirs), theirs, tensors.names)
@@ -106,6 +109,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+
+
+def _tower(given: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the vision tower, where there is one of text beside it."""
+    kind = given.get("model_type")
+    if kind not in INSIDE:
+        return given
+    inside = {k: v for k, v in given.get("vision_config", {}).items() if k != "architectures"}
+    return {**inside, "model_type": INSIDE[kind]}
 
 
 def _family(given: dict[str, Any], folder: Path) -> Family:
@@ -237,7 +249,7 @@ def save(
         work.mkdir()
         tensors = _tensors(layout, leaves, dtype)
         write_folder(work, tensors, int(shard_gb * 1e9))
-        stored = np.dtype(dtype or leaves["embed/table"].dtype).name
+        stored = np.dtype(dtype or leaves[next(iter(layout))].dtype).name
         given = {k: v for k, v in model.given.items() if k not in ("torch_dtype", "auto_map")}
         (work / "config.json").write_text(json.dumps({**given, "dtype": stored}, indent=2))
         if model.tokenizer is not None:

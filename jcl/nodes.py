@@ -106,7 +106,8 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The head and the rows of the table over all nodes."""
     factors = {g["key"]: _factor(g) for g in summary["gauges"]}
     head = ["node", "after", "method", "average", "horizontal forgetting"]
-    head += [f"lost on {key}" for key in factors]
+    scored = {key for node in summary["nodes"] for key in node["vertical_forgetting"]}
+    head += [f"lost on {key}" for key in factors if key in scored]
     rows = []
     for node in summary["nodes"]:
         own = factors[node["tests"]]
@@ -115,7 +116,8 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             node["name"], node["after"] or "–", node["method"],
             report.measured(node["average"], own),
             report.measured(node["horizontal_forgetting"], own),
-            *(report.measured(lost[k], f) if k in lost else "" for k, f in factors.items()),
+            *(report.measured(lost[k], f) if k in lost else ""
+              for k, f in factors.items() if k in scored),
         ])  # fmt: skip
     return head, rows
 

@@ -162,7 +162,7 @@ def examine(nodes: Sequence[Node]) -> list[Costs]:
             )
         made = setup(node.experiment, expression.parse(node.method))
         try:
-            found.append(_cost(node, made))
+            found.append(cost(node, made))
         except ValueError as error:
             raise ValueError(f"node {node.name!r}: {error}") from error
         mine = _shapes(made.params)
@@ -187,7 +187,14 @@ def examine(nodes: Sequence[Node]) -> list[Costs]:
     return found
 
 
-def _cost(node: Node, made: Setup) -> Costs:
+def cost(node: Node, made: Setup | None = None) -> Costs:
+    """What a node's methods keep and cost; nothing is compiled or run.
+
+    Args:
+      node: whatever it follows.
+      made: its setup, if that is there already.
+    """
+    made = setup(node.experiment, expression.parse(node.method)) if made is None else made
     stream = made.stream
     fetch = jax.vmap(lambda rows: stream.fetch(stream.source, rows))
     boundary = jax.eval_shape(fetch, stream.boundary(0))

@@ -80,7 +80,8 @@ def gem_backward_transfer(R: Any, tasks: Tasks = None) -> Any:
     """Backward transfer as GEM's code has it: the same sum over T tasks, the last adding 0.
 
     Source: facebookresearch/GradientEpisodicMemory, metrics/metrics.py, `confusion_matrix`; also
-    Riemer et al.'s retained minus learning accuracy, arXiv 1810.11910.
+    Riemer et al.'s retained minus learning accuracy, arXiv 1810.11910, and the BWT of TRACE,
+    arXiv 2310.06762.
 
     >>> R = [[0, 0, 0], [.9, .1, .1], [.5, .8, .1], [.4, .6, .7]]
     >>> round(float(gem_backward_transfer(R)), 4)
@@ -180,17 +181,31 @@ def intransigence(R: Any, reference: Any, tasks: Tasks = None) -> Any:
     return _mean([reference[..., s] - R[..., s + 1, t] for s, t in enumerate(stages)], R)
 
 
+def overall_performance(R: Any, tasks: Tasks = None) -> list[Any]:
+    """OP_t for each stage: mean of R[t, i] over the tasks seen up to then.
+
+    Its last is `average`, where every task was seen; the mean of all is `any_time_average`.
+
+    Source: Wang et al., TRACE, arXiv 2310.06762, whose BWT is `gem_backward_transfer`.
+
+    >>> [round(float(op), 4) for op in overall_performance([[0, 0], [.9, .1], [.5, .8]])]
+    [0.9, 0.65]
+    """
+    R, stages, learned, _ = _matrix(R, tasks)
+    seen = [
+        [j for j, s in enumerate(learned) if s is not None and s <= k] for k in range(len(stages))
+    ]
+    return [R[..., k + 1, :][..., np.asarray(j)].mean(-1) for k, j in enumerate(seen)]
+
+
 def any_time_average(R: Any, tasks: Tasks = None) -> Any:
     """Mean over stages of the mean score over the tasks seen so far.
 
     Source: average anytime accuracy of Caccia et al., arXiv 2104.05025; average incremental
     accuracy of iCaRL, arXiv 1611.07725.
     """
-    R, stages, learned, _ = _matrix(R, tasks)
-    seen = [
-        [j for j, s in enumerate(learned) if s is not None and s <= k] for k in range(len(stages))
-    ]
-    return _mean([R[..., k + 1, :][..., np.asarray(j)].mean(-1) for k, j in enumerate(seen)], R)
+    R, *_ = _matrix(R, tasks)
+    return _mean(overall_performance(R, tasks), R)
 
 
 def _minima(curve: Any, ends: Sequence[int]) -> list[Any]:
@@ -361,6 +376,31 @@ def vertical_forgetting(P: Any) -> Any:
     """
     P = P if hasattr(P, "ndim") else np.asarray(P, np.float64)
     return (P[..., 0, :] - P[..., -1, :]).mean(-1)
+
+
+def trace_deltas(P: Any, kinds: Sequence[str]) -> dict[str, Any]:
+    """ΔR_t [..., stages] of each kind of probe: its mean of P[t, j] - P[0, j] after stage t.
+
+    TRACE has three: `general` ability, `instruction` following and `safety`. Negative is a loss.
+
+    Args:
+      P: [..., stages + 1, probes], scores of probes that no stage trains on, higher being better,
+        row 0 from before training.
+      kinds: of each probe.
+
+    Source: Wang et al., TRACE, arXiv 2310.06762; the last of one kind is `-vertical_forgetting`.
+
+    >>> deltas = trace_deltas([[.5, .4, .9], [.3, .4, .9]], ["general", "general", "safety"])
+    >>> {kind: values.round(3).tolist() for kind, values in deltas.items()}
+    {'general': [-0.1], 'safety': [0.0]}
+    """
+    P = P if hasattr(P, "ndim") else np.asarray(P, np.float64)
+    check(len(kinds) == P.shape[-1], "kinds", list(kinds), f"one for each of {P.shape[-1]} probes")
+    change = P[..., 1:, :] - P[..., :1, :]
+    return {
+        kind: change[..., np.flatnonzero([k == kind for k in kinds])].mean(-1)
+        for kind in dict.fromkeys(kinds)
+    }
 
 
 VERTICAL = (

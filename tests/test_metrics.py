@@ -158,3 +158,37 @@ def test_vertical_forgetting_is_what_the_probes_lost():
 def test_anticipatory_recovery() -> None:
     cycle = np.array([[1.0, 2.0, 3.0, 3.0], [1.0, 5.0, 4.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
     np.testing.assert_allclose(metrics.anticipatory_recovery(cycle), [0.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("scores", "published"),
+    [
+        ((46.43, 3.49, 30.11, 33.23, 77.89, 76.50), -2.58),  # sequential
+        ((42.28, 14.71, 33.61, 21.72, 53.43, 75.19), -7.03),  # with LoRA
+        ((47.04, 3.03, 36.61, 31.57, 75.75, 75.30), -2.31),  # with replay
+    ],
+)
+def test_trace_s_delta_is_as_published(scores, published) -> None:
+    """LLaMA-2-7B-chat on MMLU, GSM, BBH, TyDiQA, BoolQ and PIQA: table 2 of arXiv 2310.06762."""
+    before = (46.56, 26.08, 40.23, 23.47, 70.55, 76.22)
+    P = np.array([before, scores])
+    delta = metrics.trace_deltas(P, ["general"] * 6)["general"]
+    assert delta == pytest.approx([published], abs=0.011)
+    assert delta == pytest.approx([-metrics.vertical_forgetting(P)])
+
+
+def test_trace_s_deltas_are_apart_by_kind_for_each_stage() -> None:
+    P = np.array([[0.5, 0.2, 0.9], [0.4, 0.3, 0.9], [0.1, 0.2, 0.5]])
+    deltas = metrics.trace_deltas(np.stack([P, P]), ["general", "safety", "general"])
+    assert list(deltas) == ["general", "safety"]
+    assert np.allclose(deltas["general"], [[-0.05, -0.4]] * 2)
+    assert np.allclose(deltas["safety"], [[0.1, 0.0]] * 2)
+    with pytest.raises(ValueError, match="kinds is"):
+        metrics.trace_deltas(P, ["general"])
+
+
+def test_overall_performance_is_over_the_tasks_seen() -> None:
+    assert np.allclose(metrics.overall_performance(R), [0.9, 1.3 / 2, 1.7 / 3])
+    assert np.isclose(np.mean(metrics.overall_performance(R)), metrics.any_time_average(R))
+    again = metrics.overall_performance(R, tasks=[1, 0, 1])
+    assert np.allclose(again, [0.1, 1.3 / 2, 1.0 / 2])

@@ -9,8 +9,8 @@ stand as `embeddings` [B, N, d] before the tokens. Everything else is as in `dec
 - `has_image` int32 [B], 0 for rows of text whose `image` is only there to fill the batch;
 - `embeddings` and `embedding_segments`, where given, stand before the image.
 
-Source: Liu et al., arXiv 2304.08485, section 4.1 (linear projector), and arXiv 2310.03744, LLaVA-1.5
-(two layers with GELU between); `multimodal_projector/builder.py` of the authors' code, as in
+Source: Liu et al., arXiv 2304.08485, section 4.1 (linear projector), and arXiv 2310.03744,
+LLaVA-1.5 (two layers with GELU between); `multimodal_projector/builder.py` of their code, as in
 zackschen/CoIN.
 """
 

@@ -1,0 +1,317 @@
+"""Images with questions about them: CoIN's and LLaVA's files, and worded tasks on real images.
+
+A conversation is about one image, or none. As arrays, `image` [n, H, W, C] uint8 goes before
+`tokens` (see `jcl.models.multimodal`), and only answers are learned.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jcl.data import sources
+from jcl.data.encode import Passage, encode
+from jcl.data.fetch import fetch
+from jcl.data.stream import Arrays
+from jcl.method import check
+
+Turns = tuple[tuple[str, str], ...]
+"""(question, answer), without white space around them."""
+SIDE = 28
+"""Pixels of a side of the images of `worded`."""
+
+
+class Conversation(NamedTuple):
+    """What was asked and answered about an image.
+
+    Args:
+      image: its path below the folder of images; empty where there is none.
+      turns: one at least.
+      name: the entry's `id` or `question_id`, or empty.
+    """
+
+    image: str
+    turns: Turns
+    name: str = ""
+
+
+def read_conversations(path: str | Path) -> list[Conversation]:
+    """Conversations of a file in the format of LLaVA and CoIN.
+
+    A list of entries. In training files each has `conversations`, in which `human` and `gpt` take
+    turns, `{"from": "human", "value": "<image>\\nWhat is it?"}`, and an `image` unless it is text
+    alone; `<image>` stands once, in the first question. In CoIN's test files each has `text` and
+    `answer` instead.
+
+    Args:
+      path: of the file, such as `Instruction_Original/GQA/train.json`.
+
+    Raises:
+      ValueError: naming file, entry and field, if it isn't of this format.
+
+    Source: haotian-liu/LLaVA, `llava/train/train.py`; zackschen/CoIN, `ETrain/Dataset` for
+    training and `ETrain/Eval/LLaVA/CoIN` for testing.
+    """
+    path = Path(path)
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"{path} holds a {type(entries).__name__}, but must hold a list")
+    return [_conversation(path, number, entry) for number, entry in enumerate(entries)]
+
+
+def _conversation(path: Path, number: int, entry: Any) -> Conversation:
+    def refuse(field: str, found: Any, wanted: str) -> None:
+        shown = json.dumps(found, ensure_ascii=False)[:80]
+        raise ValueError(f"{path}: entry {number}: {field} is {shown}, but must be {wanted}")
+
+    def text(field: str, value: Any, empty: bool = False) -> str:
+        if not isinstance(value, str) or not (value.strip() or empty):
+            refuse(field, value, "a text")
+        return value.strip()
+
+    if not isinstance(entry, dict):
+        refuse("it", entry, "an object")
+    image = text("image", entry["image"]) if "image" in entry else ""
+    if Path(image).is_absolute() or ".." in Path(image).parts:
+        refuse("image", image, "a path below the folder of images")
+    name = str(entry.get("id", entry.get("question_id", "")))
+    if "conversations" not in entry:
+        for field in ("text", "answer"):
+            if field not in entry:
+                refuse(field, None, "there, or else conversations")
+        question = text("text", entry["text"]).replace("<image>", "").strip()
+        return Conversation(image, ((question, text("answer", entry["answer"])),), name)
+    said = entry["conversations"]
+    if not isinstance(said, list) or not said or len(said) % 2:
+        refuse("conversations", said, "a list in which human and gpt take turns")
+    texts = []
+    for i, turn in enumerate(said):
+        at, speaker = f"conversations.{i}", ("human", "gpt")[i % 2]
+        if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
+            refuse(at, turn, "an object with from and value")
+        if turn["from"] != speaker:
+            refuse(f"{at}.from", turn["from"], repr(speaker))
+        value = text(f"{at}.value", turn["value"])
+        marks = value.count("<image>")
+        if marks != (i == 0 and bool(image)):
+            wanted = "once in it" if i == 0 and image else "in the first question about an image"
+            refuse(f"{at}.value", value, f"a text with <image> only {wanted}")
+        # as LLaVA does, wherever the mark stands: the image comes before the text
+        texts.append(text(f"{at}.value", value.replace("<image>", "")))
+    return Conversation(image, tuple(zip(texts[::2], texts[1::2], strict=True)), name)
+
+
+def read_image(path: str | Path, side: int) -> np.ndarray:
+    """An image file as uint8 [side, side, 3]: its shorter side scaled to `side`, its middle cut.
+
+    Raises:
+      ValueError: if it can't be read as an image.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as opened:
+            whole = ImageOps.exif_transpose(opened).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{path} can't be read as an image: {error}") from error
+    return np.asarray(ImageOps.fit(whole, (side, side), Image.Resampling.BICUBIC), np.uint8)
+
+
+def tokenised(
+    conversations: Sequence[Turns],
+    tokenizer: Any,
+    length: int,
+    template: tuple[str, str] = ("USER: {} ASSISTANT:", " {}"),
+) -> Arrays:
+    """Conversations as `tokens`, `segments` int32 [n, length] and `mask` float32 [n, length - 1].
+
+    Turns follow one another in one document; the answers and the document's end are learned.
+
+    Args:
+      conversations: the turns of each.
+      tokenizer: a fast tokenizer of transformers; None for bytes, where a line break ends each
+        answer.
+      length: of a row; shorter ones are padded.
+      template: what stands around a question and an answer.
+
+    Raises:
+      ValueError: if a conversation has more tokens than `length`.
+    """
+    asks, answers = template
+    passages = []
+    for turns in conversations:
+        whole, spans = "", []
+        for question, answer in turns:
+            whole += asks.replace("{}", question)
+            start = len(whole)
+            whole += answers.replace("{}", answer) + ("\n" if tokenizer is None else "")
+            spans.append((start, len(whole)))
+        passages.append(Passage(whole, tuple(spans)))
+    rows = encode(tokenizer, passages)
+    tokens, segments = np.zeros((2, len(rows), length), np.int32)
+    mask = np.zeros((len(rows), length - 1), np.float32)
+    for i, row in enumerate(rows):
+        n = len(row.tokens)
+        check(n <= length, f"number of tokens of conversation {i}", n, f"at most {length}")
+        tokens[i, :n], segments[i, :n], mask[i, : n - 1] = row.tokens, 1, row.learn[1:]
+    return {"tokens": tokens, "segments": segments, "mask": mask}
+
+
+def with_images(
+    conversations: Sequence[Conversation],
+    folder: str | Path,
+    tokenizer: Any,
+    *,
+    length: int,
+    side: int,
+    template: tuple[str, str] = ("USER: {} ASSISTANT:", " {}"),
+) -> Arrays:
+    """Conversations and their images as arrays for `data.from_arrays`, all in memory.
+
+    See `tokenised`; `image` uint8 [n, side, side, 3] and `has_image` int32 [n] come besides.
+
+    Args:
+      conversations: from `read_conversations`.
+      folder: that their `image` is below.
+      tokenizer: as in `tokenised`.
+      length: as in `tokenised`.
+      side: of the tower's images, in pixels.
+      template: as in `tokenised`.
+
+    Raises:
+      ValueError: if an image can't be read, or a conversation is too long.
+    """
+    blank = np.zeros((side, side, 3), np.uint8)
+    root = Path(folder)
+    images = [read_image(root / c.image, side) if c.image else blank for c in conversations]
+    rows = tokenised([c.turns for c in conversations], tokenizer, length, template)
+    here = np.array([bool(c.image) for c in conversations], np.int32)
+    return {**rows, "image": np.stack(images), "has_image": here}
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """An array of bytes in MNIST's `idx` format, gzipped.
+
+    Raises:
+      ValueError: if the file isn't in it, or is cut short.
+    """
+    try:
+        raw = gzip.decompress(Path(path).read_bytes())
+    except (OSError, EOFError) as error:
+        raise ValueError(f"{path} can't be read as gzip: {error}") from error
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} begins with {raw[:4].hex()}, but must with 000008: idx of bytes")
+    start = 4 + 4 * raw[3]
+    shape = tuple(np.frombuffer(raw[4:start], ">i4").tolist())
+    found = np.frombuffer(raw[start:], np.uint8)
+    check(len(found) == np.prod(shape), f"bytes in {path}", len(found), f"{np.prod(shape)}")
+    return found.reshape(shape)
+
+
+def fashion_mnist(split: Literal["train", "test"], root: Path | None = None) -> Arrays:
+    """60,000 or 10,000 images of clothes: `image` uint8 [n, 28, 28, 1], `y` int32 [n].
+
+    Source: Xiao et al., arXiv 1708.07747; `fetch("fashion-mnist")`, which is called if `root`, its
+    folder, isn't given.
+    """
+    name = {"train": "train", "test": "t10k"}[split]
+    root = fetch("fashion-mnist") if root is None else root
+    image = read_idx(root / f"{name}-images-idx3-ubyte.gz")[..., None]
+    return {"image": image, "y": read_idx(root / f"{name}-labels-idx1-ubyte.gz").astype(np.int32)}
+
+
+def digits(split: Literal["train", "test"]) -> Arrays:
+    """1,438 or 359 handwritten digits (`sources.digits`) as `image` uint8 [n, 28, 28, 1], `y`.
+
+    Each of the 8 × 8 pixels becomes 3 × 3, and a margin of 2 goes around them.
+    """
+    given = sources.digits()[split == "test"]
+    small = np.round(255 * given["x"]).astype(np.uint8).reshape(-1, 8, 8)
+    large = np.kron(small, np.ones((3, 3), np.uint8))
+    return {"image": np.pad(large, ((0, 0), (2, 2), (2, 2)))[..., None], "y": given["y"]}
+
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+GARMENTS = (
+    "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
+)  # fmt: skip
+_WORN = ("chest", "legs", "chest", "chest", "chest", "feet", "chest", "feet", "hand", "feet")
+
+
+class _Task(NamedTuple):
+    """What is asked of the images of a source."""
+
+    images: Literal["digits", "garments"]
+    ask: Callable[[int, np.random.Generator], tuple[str, str]]
+    """`(label, draws) -> (question, answer)`."""
+
+
+def _larger(label: int, rng: np.random.Generator) -> tuple[str, str]:
+    than = int(rng.integers(0, 9))  # so that half of the answers or so are yes
+    return f"Is it larger than {NUMBERS[than]}?", "yes" if label > than else "no"
+
+
+_TASKS = {
+    "digit": _Task("digits", lambda y, rng: ("What digit is this?", NUMBERS[y])),
+    "larger": _Task("digits", _larger),
+    "parity": _Task("digits", lambda y, rng: ("Is it even or odd?", ("even", "odd")[y % 2])),
+    "garment": _Task("garments", lambda y, rng: ("What garment is this?", GARMENTS[y])),
+    "worn": _Task("garments", lambda y, rng: ("Where is it worn?", _WORN[y])),
+    "shoe": _Task(
+        "garments", lambda y, rng: ("Is it a shoe?", "yes" if _WORN[y] == "feet" else "no")
+    ),
+    "caption digit": _Task("digits", lambda y, rng: ("Describe it.", f"the digit {NUMBERS[y]}")),
+    "caption garment": _Task("garments", lambda y, rng: ("Describe it.", f"a {GARMENTS[y]}")),
+}
+TASKS = tuple(_TASKS)
+"""What `worded` can ask, of digits and of garments."""
+
+
+class Worded(NamedTuple):
+    """Images uint8 [n, 28, 28, 1], and of each one turn and its label int32 [n]."""
+
+    image: np.ndarray
+    turns: list[Turns]
+    y: np.ndarray
+
+
+def worded(
+    task: str,
+    split: Literal["train", "test"] = "train",
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    fashion: Path | None = None,
+) -> Worded:
+    """A question about each image of a real data set, with its answer in words.
+
+    Args:
+      task: one of `TASKS`, such as `digit` (What digit is this? seven), `larger` (Is it larger than
+        five? yes) or `garment` (What garment is this? sandal).
+      split: training or test images, which no two tasks mix.
+      limit: at most so many, drawn by `seed`.
+      seed: of the draw and of what is asked.
+      fashion: folder of Fashion-MNIST; see `fashion_mnist`.
+
+    Raises:
+      ValueError: if the task is unknown.
+    """
+    check(task in _TASKS, "task", task, f"one of {list(TASKS)}")
+    kind, ask = _TASKS[task]
+    given = digits(split) if kind == "digits" else fashion_mnist(split, fashion)
+    rng = np.random.default_rng((7, seed))
+    rows = rng.permutation(len(given["y"]))[:limit]
+    turns: list[Turns] = [(ask(int(label), rng),) for label in given["y"][rows]]
+    return Worded(given["image"][rows], turns, given["y"][rows])

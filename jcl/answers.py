@@ -1,7 +1,7 @@
 """Scoring what a model answers: whether its greedy answer is the right one, and written texts.
 
-`exact_match` does so inside `jit` with one forward pass. `written` generates, outside, and scores
-the texts.
+`exact_match` does so inside `jit` with one forward pass; `written` generates, outside, and scores
+the texts that `continued` gives.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import scoring
-from jcl.data.chats import pair
+from jcl.data.encode import Passage, encode
 from jcl.data.instructions import Asked
 from jcl.evaluation import Score
 from jcl.losses import token_weight
@@ -46,6 +46,58 @@ def exact_match() -> Score:
     return score
 
 
+def continued(
+    call: Call,
+    tree: Any,
+    config: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    steps: int = 16,
+    batch: int = 16,
+    soft: int = 0,
+    key: jax.Array | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+) -> list[str]:
+    """Texts that a model writes after prompts, each up to its end-of-document token.
+
+    Args:
+      call: `model.apply`, or `program.predict` where methods have a say; each is compiled, so hand
+        in the same one again.
+      tree: the parameters, or the state.
+      config: of the model.
+      tokenizer: a fast tokenizer of transformers; None for bytes.
+      prompts: not empty.
+      steps: tokens to write at most.
+      batch: prompts at once.
+      soft: length of the soft prefix that `call` puts before a prompt.
+      key: of the draws; needed with a temperature.
+      temperature: divides the logits; None takes the likeliest token.
+      top_p: draw among the fewest that have so much probability together; None among all.
+
+    Raises:
+      ValueError: as `generate`, or if `batch` is out of range.
+    """
+    check(batch >= 1, "batch", batch, "at least 1")
+    end = None if tokenizer is None else tokenizer.eos_token_id
+    ids = []
+    for passage in encode(tokenizer, [Passage(prompt, ()) for prompt in prompts]):
+        tokens = passage.tokens.tolist()  # begun as training's are, and not ended
+        ids.append(tokens[:-1] if tokens and tokens[-1] == end else tokens)
+    texts: list[str] = []
+    for start in range(0, len(ids), batch):
+        part = ids[start : start + batch]
+        part += part[:1] * (batch - len(part))  # no shape of its own for the last
+        found = generate(
+            call, tree, config, part,
+            steps=steps, soft=soft, stop=() if end is None else (end,), temperature=temperature,
+            top_p=top_p, key=None if key is None else jax.random.fold_in(key, start),
+        )  # fmt: skip
+        texts += [_decoded(tokenizer, row) for row in found]
+    return texts[: len(ids)]
+
+
 def written(
     call: Call,
     tree: Any,
@@ -57,46 +109,29 @@ def written(
     batch: int = 16,
     soft: int = 0,
 ) -> tuple[scoring.Summary, list[str]]:
-    """Generates greedy answers, and scores their texts: exact match, F1 and ROUGE-L.
+    """Writes greedy answers, and scores their texts: exact match, F1 and ROUGE-L.
 
     Args:
-      call: `model.apply`, or `lambda state, batch: program.predict(state, {**batch, "task": ...})`
-        where methods have a say; each call is compiled, so hand in the same one again.
-      tree: the parameters, or the state.
+      call: see `continued`. For rows of task t, whose methods go by it,
+        `lambda state, batch: program.predict(state, {**batch, "task": jnp.full(n, t)})`.
+      tree: see `continued`.
       config: of the model.
-      tokenizer: a fast tokenizer of transformers; None for bytes.
+      tokenizer: see `continued`.
       rows: prompts, and the answers of which any will do.
       steps: tokens to write at most.
       batch: prompts at once.
-      soft: length of the soft prefix that `call` puts before a prompt.
+      soft: see `continued`.
 
     Returns:
       The mean scores, and the texts.
 
     Raises:
-      ValueError: as `generate`.
+      ValueError: as `continued`, or if there are no rows.
     """
     check(len(rows) >= 1, "number of rows", len(rows), "at least 1")
-    check(batch >= 1, "batch", batch, "at least 1")
-    prompts = [_prompt(tokenizer, row) for row in rows]
-    end = None if tokenizer is None else tokenizer.eos_token_id
-    texts: list[str] = []
-    for start in range(0, len(prompts), batch):
-        part = prompts[start : start + batch]
-        part += part[:1] * (batch - len(part))  # no shape of its own for the last
-        found = generate(
-            call, tree, config, part,
-            steps=steps, soft=soft, stop=() if end is None else (end,),
-        )  # fmt: skip
-        texts += [_decoded(tokenizer, ids) for ids in found]
-    texts = texts[: len(rows)]
+    prompts = [row.prompt for row in rows]
+    texts = continued(call, tree, config, tokenizer, prompts, steps=steps, batch=batch, soft=soft)
     return scoring.summary(texts, [row.answers for row in rows]), texts
-
-
-def _prompt(tokenizer: Any, row: Asked) -> list[int]:
-    """The tokens before the first that is learned, as training has them."""
-    tokens, learned = pair(tokenizer, row.prompt, row.answers[0])
-    return tokens[: 1 + int(learned.argmax())].tolist()
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jcl
-from jcl import adapters, growth, losses, methods, trees
+from jcl import adapters, growth, losses, methods, models, trees
 from jcl.models import decoder
 from jcl.models.quantize import quantize
 from jcl.models.rope import Rope
@@ -172,3 +172,22 @@ def test_what_cannot_grow_is_refused() -> None:
         growth.expand_blocks(adapted, SMALL, every=1)
     with pytest.raises(ValueError, match="for int8 doesn't grow"):
         growth.widen(key, quantize(params), SMALL, hidden=30)
+
+
+@pytest.mark.slow
+def test_transformers_says_of_the_larger_model_what_it_says_of_the_smaller(tmp_path: Any) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    params = random_params(SMALL)
+    wide = growth.widen(jax.random.key(3), params, SMALL, width=32, hidden=30, kv_heads=4)
+    deep = growth.expand_blocks(wide.params, wide.config, every=1)
+    tokens = torch.as_tensor(np.array(BATCH["tokens"]))
+    said = []
+    for name, (weights, config) in {"small": (params, SMALL), "large": deep[:2]}.items():
+        models.save(models.of(config, weights), weights, tmp_path / name)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        with torch.no_grad():
+            said.append(model(tokens).logits.numpy())
+    np.testing.assert_allclose(said[0], said[1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(said[0], outputs(params, SMALL), rtol=1e-4, atol=1e-4)

@@ -20,6 +20,7 @@ from jcl.data.scenarios import (
     split,
 )
 from jcl.data.sources import digits, mnist, mnist5k, python_domains
+from jcl.data.stages import with_replay
 from jcl.data.stream import Stream, from_leaves, members, pack, stack
 from jcl.data.text import from_bytes, windows
 from jcl.data.tokens import Tokens, tokenise
@@ -68,4 +69,5 @@ __all__ = [
     "stack",
     "tokenise",
     "windows",
+    "with_replay",
 ]

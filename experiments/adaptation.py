@@ -1,0 +1,227 @@
+"""A general model is adapted to a domain, then to a task's own text: gained there, lost elsewhere.
+
+    jcl run adaptation --seeds 3
+    python experiments/adaptation.py --seeds 3 --out runs/adaptation
+
+The domain is Django's documentation, the task its release notes (DAPT, then TAPT); what the model
+knew is scored on the presidents' addresses and on probes. The first stage is one step of no size:
+there methods read general text, and the model stays as it is. The second command runs all methods,
+general text mixed in and LLaMA Pro's added blocks among them, and draws the figure. Each cell is a
+run of `jcl run adaptation`, whose folder stays; one that is there isn't run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optax
+from eras import pretrained
+
+from jcl import cli, data, figures, growth, losses, models, probes, report
+from jcl.data.corpora import django_docs, held_out, state_of_the_union
+from jcl.evaluation import evaluator, token_nll
+from jcl.experiment import Experiment
+
+METHODS = ("naive()", "soft_mask()", "lora(rank=8)", 'wise_ft(alpha=0.5, anchor="first")')
+STAGES = ("general", "django", "releases")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes that train all methods with three seeds within ten minutes on two cores."""
+
+    scenario: Literal["vertical"] = "vertical"
+    """From the general to a domain to a task."""
+    model: str = "glassllm"
+    """What `jcl fetch` gets, a folder, or a Hugging Face id."""
+    preset: Literal["small", "full"] = "small"
+    """`full` takes 50 times the steps, on rows of 1024 tokens (or the model's context), and all
+    items of the probes."""
+    mix: float = 0.0
+    """Share of the rows of domain and task stages that are general text."""
+    expand: int = 0
+    """LLaMA Pro: a new block after every so many, for `llama_pro(layers=...)`; 0 is none."""
+    steps: int = 60
+    """Optimizer steps on the domain."""
+    task_steps: int = 20
+    """Optimizer steps on the task's text."""
+    batch: int = 8
+    """Rows a step."""
+    length: int = 64
+    """Tokens in a row."""
+    lr: float = 1e-3
+    """AdamW's learning rate, after a warm-up of ten steps from 0."""
+    test_rows: int = 48
+    """Test rows of each."""
+    probe: tuple[str, ...] = ("boolq", "piqa", "commonsenseqa", "mmlu")
+    """Probes of general ability; none with `probe=`."""
+    items: int = 32
+    """Items of each probe."""
+
+
+@cache
+def _texts() -> dict[str, tuple[list[str], list[str]]]:
+    pages = django_docs("4.2")
+    rows: dict[str, tuple[Any, Any]] = {
+        "general": held_out(state_of_the_union()),
+        "django": held_out([p for p in pages if not p.path.startswith("releases/")]),
+        "releases": held_out([p for p in pages if p.path.startswith("releases/")]),
+    }
+    return {k: ([r.text for r in a], [r.text for r in b]) for k, (a, b) in rows.items()}
+
+
+def grown(config: Config) -> tuple[models.Model, tuple[int, ...]]:
+    """The model that is trained, and which of its blocks are new."""
+    model = pretrained(config.model)
+    if not config.expand:
+        return model, ()
+    made = growth.expand_blocks(model.params, model.config, config.expand)
+    return models.of(made.config, made.params, model.tokenizer), made.layers
+
+
+def build(config: Config) -> Experiment:
+    full = config.preset == "full"
+    model, _ = grown(config)
+    length = min(1024 if full else config.length, model.config.context)
+    texts = _texts()
+
+    def stream(seed: int) -> data.Stream:
+        stages = data.with_replay(STAGES, config.mix, general="general")
+        longer = 50 if full else 1
+        steps = [1, longer * config.steps, longer * config.task_steps]
+        return data.from_text(
+            texts, model.tokenizer, length=length, batch=config.batch, steps=steps, stages=stages,
+            seed=seed, boundary_batches=8, test_rows=None if full else config.test_rows,
+            test_batch=16, vocabulary=model.config.vocabulary,
+        )  # fmt: skip
+
+    probe = None
+    if config.probe:
+        limit = None if full else config.items
+        asked = [probes.read(name, limit=limit) for name in config.probe]
+        encoded = probes.encode(asked, model.tokenizer, min(512, model.config.context), rows=4)
+        probe = probes.evaluator(encoded)
+    return Experiment(
+        name="adaptation",
+        scenario=config.scenario,
+        stream=stream,
+        init=lambda key: model.params,
+        apply=model.apply,
+        loss=losses.fused_next_token(),
+        optimizer=lambda lr: optax.adamw(optax.warmup_constant_schedule(0.0, lr, 10)),
+        evaluate=evaluator(stream(0).test, token_nll(), losses.shifted),
+        measure="log perplexity",
+        higher_is_better=False,
+        learning_rate=config.lr,
+        chunk=10,
+        tokens_per_row=length,
+        model=model,
+        probe_names=config.probe,
+        probe=probe,
+    )
+
+
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DAPT": ("naive()", {}),
+    **{f"general text {f:.0%}": ("naive()", {"mix": f}) for f in (0.1, 0.25, 0.5)},
+    "soft mask": ("soft_mask()", {}),
+    "LLaMA Pro": ("llama_pro(layers=(2, 5))", {"expand": 2}),
+    "LoRA": ("lora(rank=8)", {}),
+    **{f"WiSE-FT {a}": (f'wise_ft(alpha={a}, anchor="first")', {}) for a in (0.25, 0.5, 0.75)},
+}
+"""By name the method and the settings of a run."""
+
+
+def cell(name: str, given: argparse.Namespace) -> report.Run:
+    """A cell's run, which is made if need be."""
+    method, settings = CELLS[name]
+    folder = Path(given.out) / name.replace(" ", "-").replace("%", "")
+    if not (folder / "summary.json").exists():
+        arguments = ["run", "adaptation", "--method", method, "--seeds", str(given.seeds)]
+        arguments += [x for k, v in settings.items() for x in ("--set", f"{k}={v}")]
+        if cli.main([*arguments, "--out", str(folder)]):
+            raise SystemExit(f"{name} failed")
+    return report.load(folder)[0]
+
+
+def draw(runs: Mapping[str, report.Run], path: Path) -> None:
+    """Domain gain against general loss; the task's text along the chain; probes before and after.
+
+    Scores [seeds, rows, texts]: rows 1 to 3 are the model as it came, after domain and after task.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(figures.STYLE):
+        figure = Figure(figsize=(14, 4.6), layout="constrained")
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+        y = np.arange(len(runs))[::-1]
+        for m, (name, run) in enumerate(runs.items()):
+            R, color = run.scores[0], figures.HUES[m % len(figures.HUES)]
+            lost, gained = R[:, 2, 0] - R[:, 1, 0], R[:, 1, 1] - R[:, 2, 1]
+            halves = [float(figures.interval(x[:, None])[0]) for x in (lost, gained)]
+            left.errorbar(
+                lost.mean(), gained.mean(), xerr=halves[0], yerr=halves[1], fmt="o", color=color,
+                ms=6, elinewidth=1,
+            )  # fmt: skip
+            left.annotate(
+                name, (lost.mean(), gained.mean()), (7, -3), textcoords="offset points",
+                fontsize=8.5, color=color,
+            )  # fmt: skip
+            chain = R[:, 1:, 2].mean(0)
+            middle.plot(chain[1:], [y[m]] * 2, "-", color=figures.GRID, lw=2)
+            middle.plot(chain[1], y[m], "o", color=figures.HUES[0], ms=5)
+            middle.plot(chain[2], y[m], "o", color=figures.HUES[1], ms=5)
+            if run.probed:
+                P = 100 * np.asarray(run.probed["matrix"]).mean(-1)
+                right.plot(P[[1, 2]], [y[m]] * 2, "-", color=figures.GRID, lw=2)
+                right.plot(P[1], y[m], "o", color=figures.MUTED, ms=5)
+                right.plot(P[2], y[m], "o", color=figures.HUES[0], ms=5)
+        left.axvline(0, color=figures.MUTED, lw=0.8)
+        left.set_xlabel("lost on general text, nats a token")
+        left.set_ylabel("gained on the domain, nats a token")
+        left.set_title("Gained against lost after the domain")
+        left.margins(x=0.2)
+        middle.set_yticks(y, list(runs))
+        middle.set_xlabel("nats a token after domain (blue) and task (orange)")
+        middle.set_title("The task's text: DAPT, then TAPT")
+        right.set_yticks(y, [""] * len(runs))
+        right.set_xlabel("right answers in %, before (grey), after the domain (blue)")
+        right.set_title("General probes")
+        for axes in (middle, right):
+            axes.grid(True, axis="x")
+            axes.grid(False, axis="y")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", default="runs/adaptation")
+    parser.add_argument("--figure", default="experiments/figures/adaptation.png")
+    given = parser.parse_args()
+    runs = {name: cell(name, given) for name in CELLS}
+    print(
+        f"{'':<18} general lost, domain gained, task gained by DAPT, by TAPT; probes before, after"
+    )
+    for name, run in runs.items():
+        R = run.scores[0]
+        parts = (R[:, 2, 0] - R[:, 1, 0], R[:, 1, 1] - R[:, 2, 1], R[:, 1, 2] - R[:, 2, 2],
+                 R[:, 2, 2] - R[:, 3, 2])  # fmt: skip
+        shown = [f"{x.mean():.3f} ± {float(figures.interval(x[:, None])[0]):.3f}" for x in parts]
+        if run.probed:
+            P = 100 * np.asarray(run.probed["matrix"]).mean(-1)
+            shown += [f"{P[1]:.1f}", f"{P[2]:.1f}"]
+        print(f"{name:<18}", "  ".join(shown))
+    draw(runs, Path(given.figure))
+
+
+if __name__ == "__main__":
+    main()

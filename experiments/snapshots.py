@@ -1,0 +1,249 @@
+"""A language model follows one project's documentation: on what each version changed, or on all.
+
+    jcl run snapshots --seeds 3
+    python experiments/snapshots.py --seeds 3 --out runs/snapshots
+
+It begins as a model of Django's documentation of 2017 and is trained on that of 2019, 2021 and
+2023, and probed for what stayed, what was updated and what is new, apart. The second command runs
+both ways to train, beside methods that hold on to what was, and draws the figure. Each cell is a
+run of `jcl run snapshots`, whose folder stays; one that is there isn't run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+from eras import pretrained
+
+import jcl
+from jcl import cli, data, figures, losses, methods, metrics, report
+from jcl.data.corpora import Page, django_docs
+from jcl.data.snapshots import KINDS, Series, dated, series
+from jcl.evaluation import evaluator, token_nll
+from jcl.experiment import Experiment
+
+METHODS = ("naive()", "l2sp(strength=0.01)", "lora(rank=8)")
+YEARS = {"1.11": 2017, "2.2": 2019, "3.2": 2021, "4.2": 2023}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes that train all methods with three seeds within ten minutes on two cores."""
+
+    scenario: Literal["temporal"] = "temporal"
+    """One version after another; what a text is of isn't told, but for `dates`."""
+    model: str = "glassllm"
+    """What `jcl fetch` gets, a folder, or a Hugging Face id."""
+    preset: Literal["small", "full"] = "small"
+    """`full` takes an epoch of every stage, on rows of 1024 tokens (or the model's context)."""
+    train: Literal["changed", "whole"] = "changed"
+    """What of a version is trained on: what was updated or is new in it, or all of it."""
+    replay: float = 0.0
+    """Share of the rows that are of the first version."""
+    dates: bool = False
+    """Whether every paragraph has its year before it, which isn't learned."""
+    probe: Literal["held_out", "seen"] = "held_out"
+    """Whether probes are of paragraphs that are never trained on, or may be."""
+    folder: str = "topics"
+    """Which part of the documentation; all of it with `folder=`."""
+    base: int = 300
+    """Optimizer steps on the first version, which all methods start from."""
+    steps: int = 40
+    """Optimizer steps on each later version."""
+    batch: int = 8
+    """Rows a step."""
+    length: int = 64
+    """Tokens in a row."""
+    lr: float = 1e-3
+    """AdamW's learning rate."""
+    test_rows: int = 32
+    """Test rows of each kind and version."""
+
+
+@cache
+def _versions(folder: str, probe: Any, dates: bool) -> Series:
+    read: dict[str, list[Page]] = {
+        v: [p for p in django_docs(v) if p.path.startswith(folder)] for v in YEARS
+    }
+    made = series(read, probe=probe)
+    if not dates:
+        return made
+    year = {name: YEARS[name.partition(" ")[0]] for name in made.domains}
+    domains: Any = {
+        name: tuple(dated(side, year[name]) for side in sides)
+        for name, sides in made.domains.items()
+    }
+    return made._replace(domains=domains)
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    model = pretrained(config.model)
+    full = config.preset == "full"
+    return {
+        "tokenizer": model.tokenizer,
+        "length": min(1024 if full else config.length, model.config.context),
+        "batch": config.batch,
+        "boundary_batches": 8,
+        "test_rows": None if full else config.test_rows,
+        "test_batch": 16,
+        "vocabulary": model.config.vocabulary,
+    }
+
+
+@cache
+def _first(
+    model: str, folder: str, probe: str, dates: bool, steps: int, batch: int, length: int, lr: float
+) -> Any:
+    """Parameters after training on the first version, the same for all methods and seeds."""
+    config = Config(model=model, batch=batch, length=length)
+    made = _versions(folder, probe, dates)
+    stream = data.from_text(
+        made.domains, steps=steps, stages=[next(iter(YEARS))], seed=1, **_sizes(config)
+    )
+    loaded = pretrained(model)
+    rate = optax.warmup_cosine_decay_schedule(0.0, lr, steps // 10, steps, lr / 10)
+    program = jcl.make(methods.naive(), loaded.apply, losses.fused_next_token(), optax.adamw(rate))
+    return jcl.fit(program, loaded.params, jax.random.key(1), stream).state.params
+
+
+def build(config: Config) -> Experiment:
+    full = config.preset == "full"
+    model = pretrained(config.model)
+    made = _versions(config.folder, config.probe, config.dates)
+    first = next(iter(YEARS))
+    stages: list[dict[str, float]] = []
+    for stage in (made.whole if config.train == "whole" else made.changed)[1:]:
+        assert isinstance(stage, Mapping)
+        total = sum(stage.values())
+        shares = {k: (1 - config.replay) * v / total for k, v in stage.items()}
+        stages.append(shares | ({first: config.replay} if config.replay else {}))
+    sizes = _sizes(config)
+    start = _first(
+        config.model, config.folder, config.probe, config.dates, config.base, config.batch,
+        config.length, config.lr,
+    )  # fmt: skip
+
+    def stream(seed: int) -> data.Stream:
+        amount: Any = {"epochs": 1} if full else {"steps": config.steps}
+        return data.from_text(made.domains, stages=stages, seed=seed, **amount, **sizes)
+
+    return Experiment(
+        name="snapshots",
+        scenario=config.scenario,
+        stream=stream,
+        init=lambda key: start,
+        apply=model.apply,
+        loss=losses.fused_next_token(),
+        optimizer=lambda lr: optax.adamw(lr),
+        evaluate=evaluator(stream(0).test, token_nll(), losses.shifted),
+        measure="log perplexity",
+        higher_is_better=False,
+        learning_rate=config.lr,
+        chunk=10,
+        tokens_per_row=sizes["length"],
+        model=model._replace(params=start),
+    )
+
+
+CELLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "changed": ("naive()", {}),
+    "whole": ("naive()", {"train": "whole"}),
+    "changed, 25 % of 2017": ("naive()", {"replay": 0.25}),
+    "changed, l2sp": ("l2sp(strength=0.01)", {}),
+    "changed, lora": ("lora(rank=8)", {}),
+    "changed, dated": ("naive()", {"dates": "true"}),
+}
+"""By name the method and the settings of a run."""
+
+
+def cell(name: str, given: argparse.Namespace) -> report.Run:
+    """A cell's run, which is made if need be."""
+    method, settings = CELLS[name]
+    folder = Path(given.out) / name.replace(" ", "-").replace(",", "").replace("%", "percent")
+    if not (folder / "summary.json").exists():
+        arguments = ["run", "snapshots", "--method", method, "--seeds", str(given.seeds)]
+        arguments += [x for k, v in settings.items() for x in ("--set", f"{k}={v}")]
+        if cli.main([*arguments, "--out", str(folder)]):
+            raise SystemExit(f"{name} failed")
+    return report.load(folder)[0]
+
+
+def changes(run: report.Run) -> dict[str, np.ndarray]:
+    """Nats a token [seeds, versions] that each update took off its own probes, kind by kind."""
+    R, tasks = run.scores[0], list(run.summary["tasks"])
+    later = list(YEARS)[1:]
+    return {
+        kind: np.stack(
+            [R[:, k, t] - R[:, k + 1, t] for k, v in enumerate(later)
+             for t in [tasks.index(f"{v} {kind}")]], axis=-1,
+        )
+        for kind in KINDS
+    }  # fmt: skip
+
+
+def ratio(gained: Mapping[str, np.ndarray]) -> np.ndarray:
+    """FUAR of each seed, over all updates."""
+    parts = zip(*(gained[kind] for kind in KINDS), strict=True)
+    return np.array([metrics.fuar(-kept, updated, new) for kept, updated, new in parts])
+
+
+def draw(runs: Mapping[str, report.Run], path: Path) -> None:
+    """What an update took off each kind of probe, over methods, and FUAR."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    gains = {name: changes(run) for name, run in runs.items()}
+    y = np.arange(len(runs))[::-1]
+    with rc_context(figures.STYLE):
+        figure = Figure(figsize=(11, 1.6 + 0.55 * len(runs)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+        for i, kind in enumerate(KINDS):
+            per_seed = np.stack([g[kind].mean(1) for g in gains.values()], axis=1)
+            left.barh(
+                y + 0.26 * (1 - i), per_seed.mean(0), 0.24, color=figures.HUES[i], label=kind,
+                xerr=figures.interval(per_seed), error_kw={"ecolor": figures.MUTED, "capsize": 2},
+            )  # fmt: skip
+        left.axvline(0, color=figures.MUTED, lw=0.8)
+        left.set_yticks(y, list(runs))
+        left.set_xlabel("nats a token that an update takes off (mean of three); below 0 is lost")
+        left.set_title("What stayed, was updated, is new")
+        left.legend()
+        fuar = np.stack([ratio(g) for g in gains.values()], axis=1)
+        right.barh(
+            y, fuar.mean(0), 0.5, color=figures.HUES[6], xerr=figures.interval(fuar),
+            error_kw={"ecolor": figures.MUTED, "capsize": 2},
+        )  # fmt: skip
+        right.set_xlabel("lost on what stayed for each nat gained")
+        right.set_title("FUAR (lower is better)")
+        for axes in (left, right):
+            axes.grid(True, axis="x")
+            axes.grid(False, axis="y")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", default="runs/snapshots")
+    parser.add_argument("--figure", default="experiments/figures/snapshots.png")
+    given = parser.parse_args()
+    runs = {name: cell(name, given) for name in CELLS}
+    for name, run in runs.items():
+        gained = changes(run)
+        shown = [gained[kind].mean(1) for kind in KINDS] + [ratio(gained)]
+        pairs = [(x.mean(), float(figures.interval(x[:, None])[0])) for x in shown]
+        print(f"{name:<24}", "  ".join(f"{m:.3f} ± {h:.3f}" for m, h in pairs))
+    draw(runs, Path(given.figure))
+
+
+if __name__ == "__main__":
+    main()

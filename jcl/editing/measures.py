@@ -58,6 +58,7 @@ def examine(
     rows: int = 32,
     width: int | None = None,
     longest: int | None = None,
+    pieces: int | None = None,
     vocabulary: int | None = None,
 ) -> Exam:
     """The questions of some edits: of each its prompt, paraphrases, neighbours and hops.
@@ -71,6 +72,7 @@ def examine(
       rows: questions asked at once.
       width: W; None is that of the longest prompt. Given, one compiled shape serves many exams.
       longest: A, likewise; of a longer answer the first A tokens count.
+      pieces: how many there are at least, the last ones empty if need be.
       vocabulary: number of ids that the model knows; None trusts the tokenizer.
 
     Raises:
@@ -106,7 +108,7 @@ def examine(
     check(wide <= width, "width", width, f"at least {wide}, the tokens of the longest prompt")
     longest = max(map(len, answers)) if longest is None else longest
     check(longest >= 1, "longest", longest, "at least 1")
-    pieces = -(-len(asked) // rows)
+    pieces = max(pieces or 1, -(-len(asked) // rows))
 
     def piled(values: np.ndarray, fill: int) -> np.ndarray:
         full = np.full((pieces * rows, *values.shape[1:]), fill, np.int32)

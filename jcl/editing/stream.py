@@ -34,6 +34,44 @@ class Base(NamedTuple):
     perplexity: float
 
 
+class Compiled(NamedTuple):
+    """What a stream calls, over and over; see `compiled`."""
+
+    editor: Editor
+    write: Callable[..., Any]
+    score: Callable[..., Any]
+    traces: dict[str, int]
+    """How often `write` and `score` were traced."""
+
+
+def compiled(editor: Editor, apply: Apply, config: decoder.Config) -> Compiled:
+    """One write and one scoring, which streams of the same shapes share.
+
+    Args:
+      editor: see `Editor`.
+      apply: the model.
+      config: the decoder's, of which a cache is made.
+    """
+    traces = {"write": 0, "score": 0}
+    record = recorded(editor)
+
+    def call(tree: Any, rows: Batch) -> Any:
+        return editor.forward(tree[1], apply)(tree[0], rows)
+
+    def write(params: Params, state: Any, facts: Any) -> Any:
+        traces["write"] += 1
+        new, state, past = record(params, state, facts)
+        # only what it changes comes back, for the rest would be copied
+        changed = jax.tree.map(lambda old, new: None if new is old else new, params, new)
+        return changed, state, past
+
+    def score(tree: Any, exam: Exam, pieces: jax.Array, text: Batch) -> Any:
+        traces["score"] += 1
+        return answers(call, tree, config, exam, pieces), perplexity(call, tree, text)
+
+    return Compiled(editor, jax.jit(write), jax.jit(score), traces)
+
+
 class Result(NamedTuple):
     """What a stream leaves behind."""
 
@@ -42,16 +80,12 @@ class Result(NamedTuple):
     lines: list[Line]
     """A line before the first edit, one for each scoring, the last after the last edit."""
     past: list[Past]
-    """What `undo` takes the latest writes back with, the last one last."""
+    """What `undo` takes the latest writes back with, the last one last; of this call alone."""
     base: Base
-    traces: dict[str, int]
-    """How often `write` and `score` were traced."""
 
 
 def run(
-    editor: Editor,
-    apply: Apply,
-    config: decoder.Config,
+    steps: Compiled,
     params: Params,
     facts: Arrays,
     exam: Exam,
@@ -73,16 +107,12 @@ def run(
     before, and `score_seconds`. What no edit has is None. The first line, at 0 edits, is of the
     unedited model and of all edits.
 
-    A write is one compiled function, and so is a scoring, however long the stream is.
-
     With a folder the lines are in `stream.jsonl`, and at each one a checkpoint is made of the
     leaves that the editor changes and of its state. Called again with the same arguments, it goes
     on from there, with the same numbers as if it had never stopped.
 
     Args:
-      editor: see `Editor`.
-      apply: the model.
-      config: the decoder's.
+      steps: from `compiled`.
       params: unedited.
       facts: E edits, from `encode`.
       exam: of the same edits, from `measures.examine`.
@@ -98,45 +128,24 @@ def run(
       ValueError: if an argument is out of range, facts and exam are of different edits, or the
         folder holds another stream.
     """
-    count = len(facts["weight"])
+    count, asked = len(facts["weight"]), int(np.max(exam.edit)) + 1
     check(batch >= 1, "batch", batch, "at least 1")
     check(every >= 1 and every % batch == 0, "every", every, f"a multiple of {batch}, the batch")
     check(keep >= 0, "keep", keep, "at least 0")
-    check(
-        int(exam.edit.max()) + 1 == count, "edits of the exam", int(exam.edit.max()) + 1, f"{count}"
-    )
-    first = _facts(facts, 0, batch)
-    state = editor.init(params, first)
-    owned = _changed(editor, params, state, first)
-    traces = {"write": 0, "score": 0}
-    write_one = recorded(editor)
+    check(asked == count, "edits of the exam", asked, f"{count}")
+    first, text = _facts(facts, 0, batch), jax.tree.map(jnp.asarray, upstream)
+    state = steps.editor.init(params, first)
 
-    def written(params: Params, state: Any, facts: Any) -> Any:
-        traces["write"] += 1
-        new, state, past = write_one(params, state, facts)
-        return _some(new, owned), state, past
-
-    def scored(tree: Any, pieces: jax.Array, text: Batch) -> tuple[Answers, jax.Array]:
-        traces["score"] += 1
-
-        def call(tree: Any, rows: Batch) -> Any:
-            return editor.forward(tree[1], apply)(tree[0], rows)
-
-        said = answers(call, tree, config, exam, pieces)
-        return said, perplexity(call, tree, text)
-
-    write, score = jax.jit(written), jax.jit(scored)
-    text = jax.tree.map(jnp.asarray, upstream)
-
-    def asked(tree: Any, edits: int) -> tuple[Answers, float]:
-        rows = exam.edit.shape[1]
+    def scored(edits: int) -> tuple[Answers, float]:
         questions = int(np.sum((exam.edit >= 0) & (exam.edit < edits)))
-        said, lost = score(tree, jnp.int32(-(-questions // rows)), text)
+        pieces = jnp.int32(-(-questions // exam.edit.shape[1]))
+        said, lost = steps.score((params, state), exam, pieces, text)
         return jax.tree.map(np.asarray, said), float(lost)
 
     if base is None:
-        base = Base(*asked((params, state), count))
-    log = _Log(None if folder is None else Path(folder), editor, facts, exam, batch, every)
+        base = Base(*scored(count))
+    owned = jax.tree.map(lambda x: True, jax.eval_shape(steps.write, params, state, first)[0])
+    log = _Log(None if folder is None else Path(folder), steps.editor, facts, exam, batch, every)
     found = log.restore((_some(params, owned), state))
     done = 0
     if found is not None:
@@ -149,22 +158,22 @@ def run(
     spent = 0.0
     for at in range(done, count, batch):
         clock = time.perf_counter()
-        new, state, before = write(params, state, _facts(facts, at, batch))
+        new, state, before = steps.write(params, state, _facts(facts, at, batch))
         params = trees.merge(new, params)
-        jax.block_until_ready(state)
+        jax.block_until_ready((params, state))
         past.append(before)
-        del before  # or what the write changed would be held even where none is kept
+        del new, before  # or what a write changed would be held where none is kept
         spent += time.perf_counter() - clock
         now = min(at + batch, count)
         if now % every == 0 or now == count:
             clock = time.perf_counter()
-            said, lost = asked((params, state), now)
+            said, lost = scored(now)
             line = _line(exam, said, base, now, log.lines[-1]["edits"], lost)
             line |= {"write_seconds": spent, "score_seconds": time.perf_counter() - clock}
             spent = 0.0
             log.write(line, on_line)
             log.save(now, (_some(params, owned), state))
-    return Result(params, state, log.lines, list(past), base, traces)
+    return Result(params, state, log.lines, list(past), base)
 
 
 def _facts(facts: Arrays, start: int, batch: int) -> Any:
@@ -173,25 +182,11 @@ def _facts(facts: Arrays, start: int, batch: int) -> Any:
     return jax.tree.map(jnp.asarray, pad(some, batch))
 
 
-def _changed(editor: Editor, params: Params, state: Any, facts: Any) -> set[str]:
-    """Paths of the leaves that a write doesn't just hand on."""
-    found: set[str] = set()
-
-    def write(params: Params, state: Any, facts: Any) -> int:
-        new, _ = editor.write(params, state, facts)
-        for (path, a), b in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(new), strict=True
-        ):
-            if a is not b:
-                found.add(trees.path_name(path))
-        return 0
-
-    jax.eval_shape(write, params, state, facts)
-    return found
-
-
-def _some(params: Params, owned: set[str]) -> Params:
-    return trees.partition(params, lambda path: path in owned)[0]
+def _some(params: Params, owned: Any) -> Params:
+    """The leaves that a write changes, None in the place of the others."""
+    return jax.tree.map(
+        lambda own, x: x if own else None, owned, params, is_leaf=lambda x: x is None
+    )
 
 
 def _line(exam: Exam, said: Answers, base: Base, edits: int, before: int, lost: float) -> Line:

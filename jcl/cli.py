@@ -1,4 +1,4 @@
-"""The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export` and `fetch`.
+"""The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, `fetch`.
 
 Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 130 after Ctrl-C.
 """
@@ -36,12 +36,13 @@ USAGE = """usage: jcl COMMAND ...
   jcl compare DIR...           a table and a figure over runs
   jcl report DIR               draws a run's figures and report.html again
   jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card
+  jcl edit MODEL PROMPT ANSWER --to DIR      writes a fact into a model
   jcl fetch NAME               gets a model or a data set; without a name, lists them
 
   jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
   jcl COMMAND --help           what a command takes
 """
-COMMANDS = ("run", "list", "explain", "compare", "report", "export", "fetch")
+COMMANDS = ("run", "list", "explain", "compare", "report", "export", "edit", "fetch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,6 +80,7 @@ def _dispatch(args: list[str]) -> int:
         "compare": lambda a: _call(_compare, "compare", a),
         "report": lambda a: _call(_report, "report", a),
         "export": lambda a: _call(_export, "export", a),
+        "edit": lambda a: _call(_edit, "edit", a),
         "fetch": lambda a: _call(_fetch, "fetch", a),
     }[command](rest)
 
@@ -401,6 +403,33 @@ def _export(
     from jcl import export
 
     print(export.write(run, to))
+
+
+def _edit(
+    model: Annotated[str, tyro.conf.Positional, arg(metavar="MODEL")],
+    prompt: Annotated[str, tyro.conf.Positional, arg(metavar="PROMPT")],
+    answer: Annotated[str, tyro.conf.Positional, arg(metavar="ANSWER")],
+    to: Annotated[Path, arg(metavar="DIR")],
+    subject: str = "",
+    method: Annotated[str, arg(metavar="EXPR")] = "rome",
+    text: Annotated[Path | None, arg(metavar="FILE")] = None,
+) -> None:
+    """Writes a fact into a model, and the model as a folder that transformers loads.
+
+    Args:
+      model: what jcl fetch gets, such as smollm2, a folder, or a Hugging Face id.
+      prompt: such as "The capital of France is".
+      answer: how the model is to go on, such as Lyon.
+      to: the folder to write, new or empty.
+      subject: what the fact is about; by default the last words of the prompt with a capital.
+      method: rome, memit, alphaedit or ft_l, maybe with arguments: "rome(layer=4, steps=40)".
+      text: what the model knows is to be judged by; by default speeches in English.
+    """
+    from jcl import edit  # transformers, which other commands shouldn't wait for
+
+    _cache()
+    done = edit.write(model, prompt, answer, to, subject, method, text)
+    print(f"before: {done.before}\nafter:  {done.after}\nmodel:  {done.folder}")
 
 
 def _fetch(

@@ -59,8 +59,11 @@ def factories() -> dict[str, Callable[..., Method]]:
     return {name: f for name, f in sorted(found.items()) if inspect.isfunction(f)}
 
 
-def _factory(name: str) -> Callable[..., Method]:
-    known = factories()
+Known = Mapping[str, Callable[..., Any]]
+
+
+def _factory(name: str, known: Known | None = None) -> Callable[..., Any]:
+    known = factories() if known is None else known
     if name not in known:
         raise ValueError(f"no method is called {name!r}{near(name, known)}")
     return known[name]
@@ -96,16 +99,16 @@ def wanted(hint: Any) -> str:
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _check(name: str, argument: str, value: Any) -> None:
-    hints = typing.get_type_hints(_factory(name))
+def _check(name: str, argument: str, value: Any, known: Known | None = None) -> None:
+    hints = typing.get_type_hints(_factory(name, known))
     if argument not in hints:
-        takes = inspect.signature(_factory(name)).parameters
+        takes = inspect.signature(_factory(name, known)).parameters
         raise ValueError(f"{name} has no argument {argument!r}; it takes {listed(takes, 'and')}")
     if not accepts(hints[argument], value):
         raise ValueError(f"{name}'s {argument} is {value!r}, but must be {wanted(hints[argument])}")
 
 
-def _call(node: ast.expr, text: str) -> Call:
+def _call(node: ast.expr, text: str, known: Known | None) -> Call:
     if isinstance(node, ast.Name):  # `ewc` is `ewc()`
         node = ast.Call(func=node, args=[], keywords=[])
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
@@ -113,7 +116,7 @@ def _call(node: ast.expr, text: str) -> Call:
             f"{ast.unparse(node)!r} in the method {text!r} is no call such as ewc(strength=100.0)"
         )
     name = node.func.id
-    takes = list(inspect.signature(_factory(name)).parameters)
+    takes = list(inspect.signature(_factory(name, known)).parameters)
     if len(node.args) > len(takes):
         raise ValueError(f"{name} takes at most {len(takes)} arguments, but got {len(node.args)}")
     given = [*zip(takes, node.args, strict=False), *((k.arg, k.value) for k in node.keywords)]
@@ -127,12 +130,16 @@ def _call(node: ast.expr, text: str) -> Call:
             raise ValueError(
                 f"{name}'s {key} is {ast.unparse(value)}, but must be a literal such as 100.0"
             ) from None
-        _check(name, key, arguments[key])
+        _check(name, key, arguments[key], known)
     return Call(name, arguments)
 
 
-def parse(text: str) -> list[Call]:
+def parse(text: str, known: Known | None = None) -> list[Call]:
     """The calls of a method expression, in the order in which they are chained.
+
+    Args:
+      text: the expression.
+      known: factories by name; None is those of `jcl.methods`.
 
     Raises:
       ValueError: if it is no such expression, or a method or an argument isn't known.
@@ -151,7 +158,7 @@ def parse(text: str) -> list[Call]:
     while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         terms.append(node.right)
         node = node.left
-    return [_call(term, text) for term in [node, *reversed(terms)]]
+    return [_call(term, text, known) for term in [node, *reversed(terms)]]
 
 
 def show(calls: Iterable[Call]) -> str:

@@ -22,7 +22,7 @@ def memit(
     apply: Apply,
     moment: jax.Array,
     layers: tuple[int, ...] = (4, 5, 6, 7, 8),
-    strength: float | jax.Array = 15000.0,
+    strength: float | jax.Array | None = None,
     steps: int = 25,
     rate: float | jax.Array = 0.5,
     decay: float | jax.Array = 1e-3,
@@ -39,13 +39,15 @@ def memit(
     the layers, divided by the layers that are left (see `values.spread`).
 
     Source: Meng et al., arXiv 2210.07229, equations 14 and 20 and algorithm 1, and the authors'
-    code (kmeng01/memit: `memit_main.py`). The defaults are EasyEdit's for Llama.
+    code (kmeng01/memit: `memit_main.py`). The defaults of the search are EasyEdit's for Llama.
 
     Args:
       apply: the model, giving logits.
       moment: C, float32 [layers, in, in] (see `second_moment`), over many more tokens than `in`.
       layers: which of the stacked layers are written, in order.
-      strength: λ, how much the old memories count; may be traced.
+      strength: λ, how much the old memories count; may be traced. None is the number of inputs,
+        which kᵀC⁻¹k is on the average; the authors' 15,000 is that of models of 6 to 8 billion
+        parameters.
       steps: as in `rome`, and so are the following.
       rate: see there.
       decay: see there.
@@ -59,7 +61,7 @@ def memit(
       ValueError: if an argument is out of range, or the model has no such kernel.
     """
     search = values.Search(steps, rate, decay, kl, clamp, enough).checked()
-    check(strength > 0, "strength", strength, "above 0")
+    check(strength is None or strength > 0, "strength", strength, "above 0, or None")
     check(together >= 1, "together", together, "at least 1")
 
     def init(params: Params, facts: Facts) -> MemitState:
@@ -67,7 +69,8 @@ def memit(
         return MemitState(solve.factor(moment))
 
     def solver(root: jax.Array, keys: jax.Array, missing: jax.Array) -> jax.Array:
-        return solve.least_change(root, keys, missing, strength)
+        slack = keys.shape[1] if strength is None else strength
+        return solve.least_change(root, keys, missing, slack)
 
     def write(params: Params, state: MemitState, facts: Facts) -> tuple[Params, MemitState]:
         aims = values.aims(apply, params, facts, layers[-1], search, together)

@@ -74,7 +74,7 @@ def test_layers_that_are_not_named_stay():
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    ({"strength": 0.0}, "strength is 0.0, but must be above 0"),
+    ({"strength": 0.0}, "strength is 0.0, but must be above 0, or None"),
     ({"kl": -1.0}, "kl is -1.0, but must be at least 0"),
 ])  # fmt: skip
 def test_what_is_refused(options, said):

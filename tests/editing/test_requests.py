@@ -2,11 +2,7 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+import tiny_model as tiny
 
 from jcl.data.edits import Edit
 from jcl.editing.requests import CONTEXTS, encode, pad
@@ -16,22 +12,7 @@ FRANCE = Edit("The capital of France is", "France", "Lyon")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Byte-level BPE as GPT-2's, which begins a document with <s> and ends it with </s>."""
-    made = Tokenizer(BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    texts = ["The capital of France is Lyon", "France is a country", "Therefore, it is so."] * 9
-    made.train_from_iterator(
-        texts,
-        BpeTrainer(
-            vocab_size=330, special_tokens=["<s>", "</s>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )  # fmt: skip
-    made.post_processor = TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+    return tiny.tokenizer(whole=True)
 
 
 def words(tokenizer, ids):

@@ -7,6 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from jcl.data.edits import Edit
 from jcl.editing import encode
@@ -52,3 +57,21 @@ def some(*places: int) -> dict[str, jax.Array]:
 def kernel(params: Any) -> np.ndarray:
     """Of all layers, [layers, in, out]."""
     return np.asarray(params["blocks"]["down"]["kernel"])
+
+
+def tokenizer(whole: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE as GPT-2's; a `whole` document begins with <s> and ends with </s>."""
+    made = Tokenizer(BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    texts = ["The capital of France is Lyon", "France is a country", "Therefore, it is so."] * 9
+    trainer = BpeTrainer(
+        vocab_size=330, special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    made.train_from_iterator(texts, trainer)
+    if whole:
+        made.post_processor = TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")

@@ -50,6 +50,8 @@ class Experiment(NamedTuple):
     learning_rate: float = 1e-3
     boundary: Boundary = "keep"
     microbatches: int = 1
+    trainable: Trainable | None = None
+    """Which leaves learn; None is all of them, or adapters alone where a method brings any."""
     chunk: int = 100
     """Steps a compiled call, and so between lines of the log."""
     tokens_per_row: int | None = None
@@ -198,9 +200,11 @@ def setup(
 
     params, key = start(0)
     stream = experiment.stream(0)
-    # where a method brings adapters, they alone learn
-    adapted = _adapted(member(points[0]), params, stream)
-    member = partial(member, trainable=adapters.only if adapted else trees.everything)
+    trainable = experiment.trainable
+    if trainable is None:  # where a method brings adapters, they alone learn
+        adapted = _adapted(member(points[0]), params, stream)
+        trainable = adapters.only if adapted else trees.everything
+    member = partial(member, trainable=trainable)
     if seeds * len(points) == 1:
         return Setup(member(points[0]), params if given is None else given, key, stream)
     # one after another, so that a seed's draws are those that it has alone

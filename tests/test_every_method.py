@@ -45,6 +45,24 @@ def decoder() -> Problem:
     return Problem(lambda p, b, tap: whole(p, b, tap)[:, -1], params, adapters.only)
 
 
+def viewer() -> Problem:
+    """Classes [B, C] after an image and a few tokens; only the projector and adapters learn."""
+    config = models.multimodal.Config(
+        models.vision.Config(image=4, patch=2, layers=1, width=16, heads=2, hidden=24),
+        models.decoder.Config(
+            vocabulary=CLASSES, layers=2, width=16, heads=2, kv_heads=1, hidden=24
+        ),
+    )
+    whole = models.multimodal.apply_fn(config)
+    params = models.multimodal.init(jax.random.key(1), config)
+    params = {**params, "embed": {"table": 20 * params["embed"]["table"]}}
+
+    def apply(params: Any, batch: Any, tap: Any) -> Any:
+        return whole(params, {**batch, "image": batch["x"].reshape(-1, 4, 4, 1)}, tap)[:, -1]
+
+    return Problem(apply, params, models.multimodal.projector_and_adapters)
+
+
 def ranker() -> Problem:
     """The decoder whole, ranking the tokens of a row over those of another."""
     config = models.decoder.Config(
@@ -58,6 +76,7 @@ MLP = Problem(
 )
 DECODER = decoder()
 RANKER = ranker()
+VIEWER = viewer()
 DENSE = r"dense_\d"
 FROZEN = "plain fine-tuning trains the base, which stands still here"
 
@@ -505,6 +524,15 @@ TABLE = [
         bad=({"experts": 0}, {"rank": 3}),
         disturb="it has no state",
         problem=DECODER,
+    ),
+    Row(
+        "eproj",
+        methods.eproj,
+        {"slots": TASKS},
+        neutral="a stage's first step only looks",
+        bad=({"slots": 0}, {"threshold": 1.5}, {"predict": "mine"}),
+        disturb=partial(jax.tree.map, jnp.zeros_like),  # every projector is forgotten
+        problem=VIEWER,
     ),
     Row(
         "progressive_prompts",

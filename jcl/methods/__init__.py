@@ -7,6 +7,7 @@ from jcl.methods.der import der, derpp
 from jcl.methods.distil import distil
 from jcl.methods.dpo import dpo
 from jcl.methods.ema import ema
+from jcl.methods.eproj import eproj
 from jcl.methods.er import er
 from jcl.methods.ewc import ewc, online_ewc
 from jcl.methods.gem import gem
@@ -55,6 +56,7 @@ __all__ = [
     "distil",
     "dpo",
     "ema",
+    "eproj",
     "er",
     "ewc",
     "from_scratch",

@@ -88,11 +88,24 @@ def all_but_vision(path: str) -> bool:
 
 
 def project(params: Params, features: jax.Array, tap: Tap = taps.identity) -> jax.Array:
-    """Features [B, N, d of the tower] at the width of the decoder; `second` makes it an MLP."""
-    h = dense(params["first"], features, "projector/first", tap)
+    """Features [B, N, d of the tower] at the width of the decoder; `second` makes it an MLP.
+
+    Kernels [B, in, out] and biases [B, out] are each row's own.
+    """
+    h = _layer(params["first"], features, "projector/first", tap)
     if "second" not in params:
         return h
-    return dense(params["second"], jax.nn.gelu(h, approximate=False), "projector/second", tap)
+    return _layer(params["second"], jax.nn.gelu(h, approximate=False), "projector/second", tap)
+
+
+def _layer(params: Params, x: jax.Array, site: str, tap: Tap) -> jax.Array:
+    if adapters.shape(params["kernel"])[:-2] == ():
+        return dense(params, x, site, tap)
+    more = sorted(set(params) - {"kernel", "bias"})
+    check(not more, f"{site} of each row's own", more, "a kernel and a bias alone")
+    x = tap(f"{site}:in", 0, x)
+    y = jnp.einsum("bni,bio->bno", x, params["kernel"].astype(x.dtype))
+    return tap(f"{site}:out", 0, y + params["bias"].astype(x.dtype)[:, None])
 
 
 def apply_fn(config: Config, **options: Any) -> Apply:

@@ -2,18 +2,29 @@
 
 Four tasks from real sets come in turn, each with its wording and its way to answer: solutions and
 common sense by letter, sentiment and topic by word.
+
+Self-synthesised rehearsal writes each stage's data with the model of the stage before, so it isn't
+one compiled run: `python experiments/instructions.py rehearse --out DIR` trains stage by stage.
+`python experiments/instructions.py draw RUN [DIR]` draws what `jcl run instructions` left in RUN.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
+import jax
+import numpy as np
 import optax
 from eras import pretrained
 
-from jcl import answers, data, losses, models, probes
+import jcl
+from jcl import adapters, answers, data, losses, methods, models, probes, rehearsal, report
 from jcl.data import corpora, questions
 from jcl.data.instructions import (
     Task,
@@ -32,9 +43,9 @@ METHODS = (
     "inclora(tasks=4, predict='task') + infer_task(tasks=4)",
     "olora(tasks=4)",
     "olora(tasks=4, form='square')",
+    "moelora()",
     "progressive_prompts(tasks=4, length=5)",
     "progressive_prompts(tasks=4, length=5) + infer_task(tasks=4)",
-    "moelora()",
 )
 SETS = ("piqa", "tweets", "commonsenseqa", "r8")
 
@@ -52,7 +63,7 @@ class Config:
     `mmlu`), sentiment (`tweets`, `reviews`, `films`, `news`) and topics (`r8`)."""
     score: Literal["exact", "loss"] = "exact"
     """Share of greedy answers that are exactly right, or the log perplexity of the right ones."""
-    steps: int = 50
+    steps: int = 40
     """Optimizer steps on each task."""
     batch: int = 8
     """Instructions a step."""
@@ -60,9 +71,9 @@ class Config:
     """Tokens of an instruction with its answer; longer ones are left out."""
     lr: float = 1e-3
     """AdamW's learning rate."""
-    test_rows: int = 64
+    test_rows: int = 48
     """Test instructions of each task."""
-    items: int = 32
+    items: int = 16
     """Items of each probe of general ability."""
 
 
@@ -87,33 +98,45 @@ def tasks(model: str, order: tuple[str, ...], length: int) -> tuple[Task, ...]:
     return tuple(fitting(task(name), tokenizer, length) for name in order)
 
 
-def build(config: Config) -> Experiment:
+def stream_of(
+    config: Config,
+    texts: Mapping[str, Any],
+    seed: int,
+    stages: Any = None,
+    batch: int | None = None,
+) -> data.Stream:
+    """A stream of documents, one a row: soft prompts, and tasks that are inferred, are a row's."""
     full = config.preset == "full"
     model = pretrained(config.model)
-    length = min(512 if full else config.length, model.config.context)
+    amount: Any = {"epochs": 3} if full else {"steps": config.steps}
+    return data.from_text(
+        texts, model.tokenizer, length=_length(config), batch=batch or config.batch, seed=seed,
+        stages=stages, packing="alone", overlong="cut", boundary_batches=8,
+        test_rows=None if full else config.test_rows, test_batch=16,
+        vocabulary=model.config.vocabulary, **amount,
+    )  # fmt: skip
+
+
+def _length(config: Config) -> int:
+    wanted = 512 if config.preset == "full" else config.length
+    return min(wanted, pretrained(config.model).config.context)
+
+
+def build(config: Config) -> Experiment:
+    model = pretrained(config.model)
     texts = {
         t.name: (documents(t.train), documents(t.test))
-        for t in tasks(config.model, config.order, length)
+        for t in tasks(config.model, config.order, _length(config))
     }
-
-    def stream(seed: int) -> data.Stream:
-        amount: Any = {"epochs": 3} if full else {"steps": config.steps}
-        # one a row: soft prompts, and tasks that are inferred, are a row's
-        return data.from_text(
-            texts, model.tokenizer, length=length, batch=config.batch, seed=seed,
-            packing="alone", overlong="cut", boundary_batches=8,
-            test_rows=None if full else config.test_rows, test_batch=16,
-            vocabulary=model.config.vocabulary, **amount,
-        )  # fmt: skip
-
     exact = config.score == "exact"
-    test = stream(0).test
-    asked = [probes.read(name, limit=None if full else config.items) for name in ("mmlu", "boolq")]
+    test = stream_of(config, texts, 0).test
+    limit = None if config.preset == "full" else config.items
+    asked = [probes.read(name, limit=limit) for name in ("mmlu", "boolq")]
     encoded = probes.encode(asked, model.tokenizer, min(512, model.config.context), rows=4)
     return Experiment(
         name="instructions",
         scenario="task-incremental",
-        stream=stream,
+        stream=partial(stream_of, config, texts),
         init=lambda key: model.params,
         apply=models.decoder.apply_fn(model.config),
         loss=losses.fused_next_token(),
@@ -126,8 +149,120 @@ def build(config: Config) -> Experiment:
         learning_rate=config.lr,
         boundary="reset",
         chunk=10,
-        tokens_per_row=length,
+        tokens_per_row=_length(config),
         model=model,
         probe_names=("mmlu", "boolq"),
         probe=probes.evaluator(encoded),
     )
+
+
+def rehearsed(
+    config: Config, seed: int, writer: str = "smollm2", number: int = 24, kept: int = 8
+) -> np.ndarray:
+    """Scores [stages + 1, tasks] of `lora()` with self-synthesised rehearsal in a fifth of rows.
+
+    Args:
+      config: of the run.
+      seed: of all draws.
+      writer: the base model, which continues demonstrations; the paper's is that which is trained.
+      number: rehearsed instructions of each task.
+      kept: demonstrations of each task, of its training rows.
+    """
+    experiment, base = build(config), pretrained(writer)
+    sets = tasks(config.model, config.order, _length(config))
+    write = partial(
+        answers.continued, base.apply, base.params, base.config, base.tokenizer,
+        steps=80, temperature=0.9, top_p=0.6, key=jax.random.key(seed),
+    )  # fmt: skip
+    program = jcl.make(
+        methods.lora(), experiment.apply, experiment.loss, experiment.optimizer(config.lr),
+        trainable=adapters.only, boundary="reset",
+    )  # fmt: skip
+    table = np.asarray(pretrained(config.model).params["embed"]["table"], np.float32)
+    tokenizer = pretrained(config.model).tokenizer
+
+    def features(texts: Any) -> np.ndarray:
+        return np.stack([table[tokenizer(text)["input_ids"]].mean(0) for text in texts])
+
+    def scores(state: jcl.State) -> np.ndarray:
+        return np.asarray(jax.jit(partial(experiment.evaluate, program))(state))
+
+    pool: list[tuple[str, str]] = []
+    params, carried = experiment.init(jax.random.key(seed)), None
+    rows: list[np.ndarray] = []
+    for stage, task in enumerate(sets):
+        texts = {task.name: (documents(task.train), documents(task.test))}
+        mixed = None
+        if pool:
+            texts["rehearsed"] = (pool, pool)
+            mixed = [{task.name: 0.8, "rehearsed": 0.2}]
+        # as many fresh rows as the other methods have, and a quarter as many rehearsed
+        batch = config.batch + (config.batch // 4 if pool else 0)
+        stream = stream_of(config, texts, seed, mixed, batch)
+        key = jax.random.fold_in(jax.random.key(seed), stage)
+        if not rows:
+            example = jcl.experiment.example(stream)
+            rows.append(scores(jax.jit(program.init)(params, example, key)))
+        state = jcl.fit(program, params, key, stream, chunk=10, carried=carried).state
+        params, carried = state.params, state
+        rows.append(scores(state))
+        print(f"seed {seed} after {task.name}: {rows[-1].round(3)}", flush=True)
+        if stage + 1 == len(sets):
+            break
+        shown = np.random.default_rng((seed, stage)).permutation(len(task.train))[:kept]
+        demonstrations = [documents(task.train)[i] for i in shown]
+        prompt = demonstrations[0][0]
+        written = rehearsal.synthesise(
+            write,
+            partial(answers.continued, program.predict, state, experiment.model.config, tokenizer),
+            demonstrations,
+            features,
+            number=number,
+            start=prompt[: prompt.index("\n") + 1],
+            cue=prompt[prompt.rindex("\n") :],
+            tries=2 * number,
+            clusters=8,
+            seed=seed,
+        )
+        print(f"  wrote {written.usable} of {written.tried}: {written.documents[:2]}", flush=True)
+        fits = [d for d in written.documents if len(tokenizer("".join(d))["input_ids"]) < 94]
+        pool += fits
+    return np.stack(rows)
+
+
+def draw(run: Path, rehearsal_run: Path | None, to: Path) -> None:
+    """The figure: average in the end and forgetting of each method, with 95 % intervals."""
+    from jcl import figures
+
+    runs = report.load(run)
+    shown = report.labelled(runs)
+    if rehearsal_run is not None:
+        R = np.asarray(json.loads((rehearsal_run / "scores.json").read_text()))
+        stages = runs[0].summary["stage_tasks"]
+        lost = report.forgetting(R, stages, True)
+        shown.insert(2, shown[0]._replace(label="lora() + SSR", scores=R, forgetting=lost))
+    figures.ranking(shown).savefig(to, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    rehearse = commands.add_parser("rehearse")
+    rehearse.add_argument("--seeds", type=int, default=3)
+    rehearse.add_argument("--writer", default="smollm2")
+    rehearse.add_argument("--out", type=Path, required=True)
+    drawing = commands.add_parser("draw")
+    drawing.add_argument("run", type=Path)
+    drawing.add_argument("rehearsed", type=Path, nargs="?")
+    drawing.add_argument("--to", type=Path, default=Path("experiments/figures/instructions.png"))
+    given = parser.parse_args()
+    if given.command == "draw":
+        draw(given.run, given.rehearsed, given.to)
+        return
+    scores = [rehearsed(Config(), seed, given.writer) for seed in range(given.seeds)]
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "scores.json").write_text(json.dumps(np.stack(scores).tolist()))
+
+
+if __name__ == "__main__":
+    main()

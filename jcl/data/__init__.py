@@ -4,6 +4,13 @@ from jcl.data.arrays import Scenario, from_arrays, from_scenario, reorder, scena
 from jcl.data.chats import chat, pair
 from jcl.data.datasets import read_dataset, read_tfds
 from jcl.data.documents import Documents, read_jsonl, read_text
+from jcl.data.instructions import (
+    as_instructions,
+    questions_as_instructions,
+    read_citb,
+    read_superni,
+    read_trace,
+)
 from jcl.data.packed import from_text
 from jcl.data.packing import Rows, gather, pack_rows
 from jcl.data.preferences import from_pairs, read_hh, read_shp, right_over_wrong
@@ -31,6 +38,7 @@ __all__ = [
     "Scenario",
     "Stream",
     "Tokens",
+    "as_instructions",
     "blurry",
     "by_domain",
     "chat",
@@ -53,12 +61,16 @@ __all__ = [
     "pair",
     "permuted",
     "python_domains",
+    "questions_as_instructions",
+    "read_citb",
     "read_dataset",
     "read_hh",
     "read_jsonl",
     "read_shp",
+    "read_superni",
     "read_text",
     "read_tfds",
+    "read_trace",
     "recurring",
     "reorder",
     "right_over_wrong",

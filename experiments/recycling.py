@@ -108,7 +108,7 @@ class Setting:
 
 
 def between(setting: Setting, checkpoints: list[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Losses from one checkpoint to the next [pairs, points], and CKA [checkpoints, checkpoints]."""
+    """Losses from each checkpoint to the next [pairs, points], and CKA, each with each."""
     test = setting.stream(setting.supplier, 1, 0).test
     rows = jax.tree.map(lambda x: jnp.asarray(x[:, 0]).reshape(-1, *x.shape[3:]), test)
 

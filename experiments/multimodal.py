@@ -1,15 +1,21 @@
 """A model of images and text learns one kind of question after another.
 
 A small vision transformer, a projector and a pretrained language model, in LLaVA's manner, are
-first trained to describe handwritten digits and clothes. Then tasks come in turn: What digit is
-this? What garment is this? Is it larger than five? Where is it worn? The score is the share of
-answers that greedy decoding gets right to the letter.
+first trained to describe handwritten digits and clothes, and on questions in words alone. Then
+tasks come in turn: What digit is this? What garment is this? Is it larger than five? Where is it
+worn? The score is the share of answers that greedy decoding gets right to the letter.
+
+`jcl run multimodal --seeds 3 --out runs/multimodal` makes the runs, and `python
+experiments/multimodal.py runs/multimodal` draws figures/multimodal.png of them.
 """
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -19,7 +25,7 @@ import optax
 from eras import pretrained
 
 import jcl
-from jcl import data, losses, methods
+from jcl import data, figures, losses, methods, report
 from jcl.data import images
 from jcl.data.stream import Arrays
 from jcl.evaluation import Score, evaluator
@@ -28,7 +34,7 @@ from jcl.method import Batch, Params
 from jcl.models import multimodal, vision
 
 METHODS = ("naive()", "er(capacity=128, rows=8)", "lora()", "moelora()")
-LENGTH = 16
+LENGTH = 18
 """Tokens of the longest question with its answer."""
 CAPTIONS = ("caption digit", "caption garment")
 
@@ -80,6 +86,23 @@ def rows(task: str, split: Literal["train", "test"], tokenizer: Any, limit: int 
     return {"image": asked.image, **images.tokenised(asked.turns, tokenizer, LENGTH, ("{}", " {}"))}
 
 
+def told(tokenizer: Any, number: int) -> Arrays:
+    """Questions in words alone, of which the language model learns what the answers sound like."""
+    rng = np.random.default_rng(1)
+    turns = []
+    for _ in range(number):
+        a, b = (int(i) for i in rng.integers(0, 10, 2))
+        first, second, garment = images.NUMBERS[a], images.NUMBERS[b], images.GARMENTS[a]
+        asked = [
+            (f"Is {first} larger than {second}?", "yes" if a > b else "no"),
+            (f"Is {first} even or odd?", ("even", "odd")[a % 2]),
+            (f"Where is a {garment} worn?", images.WORN[a]),
+        ]
+        turns.append((asked[rng.integers(0, len(asked))],))
+    blank = np.zeros((number, images.SIDE, images.SIDE, 1), np.uint8)
+    return {"image": blank, **images.tokenised(turns, tokenizer, LENGTH, ("{}", " {}"))}
+
+
 @cache
 def described(name: str, steps: int) -> tuple[multimodal.Config, Params]:
     """The model after it has learned to describe, the same for all methods and seeds."""
@@ -91,8 +114,11 @@ def described(name: str, steps: int) -> tuple[multimodal.Config, Params]:
         "projector": multimodal.projector(keys[1], config),
         **language.params,
     }
-    train = [rows(task, "train", language.tokenizer, 1400) for task in CAPTIONS]
-    mixed = {k: np.concatenate([part[k] for part in train]) for k in train[0]}
+    parts = [rows(task, "train", language.tokenizer, 1400) for task in CAPTIONS]
+    parts.append(told(language.tokenizer, 1400))
+    for part in parts:
+        part["has_image"] = np.asarray(part["image"].any(axis=(1, 2, 3)), np.int32)
+    mixed = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
     stream = data.from_arrays([mixed], [mixed], 32, steps=steps, boundary_batches=1)
     rate = optax.warmup_cosine_decay_schedule(0.0, 1e-3, steps // 10, steps)
     program = jcl.make(
@@ -138,3 +164,60 @@ def build(config: Config) -> Experiment:
         chunk=20,
         tokens_per_row=LENGTH,
     )
+
+
+def draw(runs: Sequence[report.Scores], path: Path) -> None:
+    """What is asked of which image; answers right of the tasks so far; what each task has lost."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    tasks = list(runs[0].tasks)
+    with rc_context(figures.STYLE):
+        figure = Figure(figsize=(12.5, 6.6), layout="constrained")
+        halves: Any = figure.subfigures(2, 1, height_ratios=(1, 2))
+        top, bottom = halves
+        for axes, task in zip(top.subplots(1, len(tasks)), tasks, strict=True):
+            shown = images.worded(task, "test", limit=1, seed=3)
+            axes.imshow(shown.image[0, ..., 0], cmap="gray_r")
+            axes.set_axis_off()
+            ((question, answer),) = shown.turns[0]
+            axes.set_title(f"{question}\n{answer}", loc="center", fontsize=9.5)
+        left, right = bottom.subplots(1, 2, width_ratios=(1, 1.2))
+        width = 0.8 / len(runs)
+        for m, run in enumerate(runs):
+            hue = figures.HUES[m % len(figures.HUES)]
+            seen = np.stack(
+                [run.scores[:, k, :k].mean(axis=1) for k in range(1, len(tasks) + 1)], axis=1
+            )
+            x = np.arange(len(tasks)) + 0.03 * (m - len(runs) / 2)
+            left.errorbar(
+                x, 100 * seen.mean(axis=0), 100 * figures.interval(seen), fmt="o-", color=hue,
+                ms=4, lw=1.6, elinewidth=1, label=run.label,
+            )  # fmt: skip
+            lost = run.forgetting[:, :-1]
+            right.bar(
+                np.arange(len(tasks) - 1) + (m - (len(runs) - 1) / 2) * width,
+                100 * lost.mean(axis=0), width, yerr=100 * figures.interval(lost), color=hue,
+                error_kw={"elinewidth": 1},
+            )  # fmt: skip
+        left.set_xticks(range(len(tasks)), [f"after {task}" for task in tasks])
+        left.set_ylabel("answers right to the letter in %")
+        left.set_title("Mean over the tasks so far")
+        right.set_xticks(range(len(tasks) - 1), tasks[:-1])
+        right.set_title("Lost of each task's best, in points")
+        figure.legend(loc="outside lower center", ncols=3)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Draws the figure of finished runs.")
+    parser.add_argument("folder", help="what `jcl run multimodal --out` was given")
+    parser.add_argument("--figure", default="experiments/figures/multimodal.png")
+    given = parser.parse_args()
+    found = report.load(Path(given.folder))
+    draw(report.labelled(found), Path(given.figure))
+
+
+if __name__ == "__main__":
+    main()

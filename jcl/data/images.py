@@ -247,7 +247,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 GARMENTS = (
     "t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
 )  # fmt: skip
-_WORN = ("chest", "legs", "chest", "chest", "chest", "feet", "chest", "feet", "hand", "feet")
+WORN = ("chest", "legs", "chest", "chest", "chest", "feet", "chest", "feet", "hand", "feet")
 
 
 class _Task(NamedTuple):
@@ -268,9 +268,9 @@ _TASKS = {
     "larger": _Task("digits", _larger),
     "parity": _Task("digits", lambda y, rng: ("Is it even or odd?", ("even", "odd")[y % 2])),
     "garment": _Task("garments", lambda y, rng: ("What garment is this?", GARMENTS[y])),
-    "worn": _Task("garments", lambda y, rng: ("Where is it worn?", _WORN[y])),
+    "worn": _Task("garments", lambda y, rng: ("Where is it worn?", WORN[y])),
     "shoe": _Task(
-        "garments", lambda y, rng: ("Is it a shoe?", "yes" if _WORN[y] == "feet" else "no")
+        "garments", lambda y, rng: ("Is it a shoe?", "yes" if WORN[y] == "feet" else "no")
     ),
     "caption digit": _Task("digits", lambda y, rng: ("Describe it.", f"the digit {NUMBERS[y]}")),
     "caption garment": _Task("garments", lambda y, rng: ("Describe it.", f"a {GARMENTS[y]}")),

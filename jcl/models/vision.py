@@ -215,7 +215,8 @@ def apply_fn(
         h = embed(params, batch["image"], tap)
 
         def scanned(h: jax.Array, xs: Any) -> tuple[jax.Array, None]:
-            return block(h, *xs, tap), None
+            p, layer = xs
+            return block(h, p, layer, tap), None
 
         blocks = jax.tree.map(lambda x: x[:depth], params["blocks"])
         h, _ = lax.scan(rematerialised(scanned), h, (blocks, jnp.arange(depth)))

@@ -33,7 +33,7 @@ def stream() -> dict[str, jax.Array]:
     image = 3 * pattern[kind] + 0.1 * draw.normal(size=(*shape, 4, 4, 1))
     tokens = draw.integers(0, 16, (*shape, 5))
     tokens[..., :3] = np.where(kind[..., None] == 0, [1, 2, 3], [9, 8, 7])
-    mask = np.broadcast_to(np.float32([0, 0, 1, 1]), (*shape, 4))
+    mask = np.broadcast_to(np.array([0, 0, 1, 1], np.float32), (*shape, 4))
     task = np.broadcast_to(np.arange(TASKS)[:, None, None], shape)
     made = {"image": image.astype(np.float32), "tokens": tokens, "mask": mask, "task": task}
     return {

@@ -33,9 +33,15 @@ from jcl.experiment import Experiment
 from jcl.method import Batch, Params
 from jcl.models import multimodal, vision
 
-METHODS = ("naive()", "er(capacity=128, rows=8)", "lora()", "moelora()")
+METHODS = (
+    "naive()",  # the projector alone
+    "lora()",  # and pairs in the decoder
+    "lora() + er(capacity=128, rows=8)",
+    "moelora()",
+    "eproj(slots=4)",
+)
 LENGTH = 18
-"""Tokens of the longest question with its answer."""
+"""Tokens of a row, which the longest question and its answer fit in."""
 CAPTIONS = ("caption digit", "caption garment")
 
 
@@ -60,7 +66,7 @@ class Config:
     """Rows a step."""
     lr: float = 2e-3
     """Adam's learning rate."""
-    describe: int = 400
+    describe: int = 500
     """Steps of 32 rows in which the whole model first learns to describe."""
     test_rows: int = 128
     """Test rows a task."""
@@ -176,8 +182,8 @@ def draw(runs: Sequence[report.Scores], path: Path) -> None:
         figure = Figure(figsize=(12.5, 6.6), layout="constrained")
         halves: Any = figure.subfigures(2, 1, height_ratios=(1, 2))
         top, bottom = halves
-        for axes, task in zip(top.subplots(1, len(tasks)), tasks, strict=True):
-            shown = images.worded(task, "test", limit=1, seed=3)
+        for i, (axes, task) in enumerate(zip(top.subplots(1, len(tasks)), tasks, strict=True)):
+            shown = images.worded(task, "test", limit=1, seed=i)
             axes.imshow(shown.image[0, ..., 0], cmap="gray_r")
             axes.set_axis_off()
             ((question, answer),) = shown.turns[0]

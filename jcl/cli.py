@@ -335,8 +335,8 @@ def _fit(
 
 
 def _list() -> None:
-    """Lists experiments, methods with their arguments, streams and models."""
-    from jcl import data, models
+    """Lists experiments, methods and editors with their arguments, streams and models."""
+    from jcl import data, edit, models
 
     console = screen.console()
 
@@ -349,6 +349,7 @@ def _list() -> None:
     streams = [getattr(data, name) for name in data.__all__]
     section("experiments (jcl run NAME)", known)
     section("methods (--method)", [_described(f) for f in expression.factories().values()])
+    section("editors (jcl edit --method)", [_described(f) for f in edit.EDITORS.values()])
     section("streams (jcl.data)", [_described(f) for f in streams if inspect.isfunction(f)])
     kinds = {name: m for name, m in vars(models).items() if inspect.ismodule(m)}
     section("models (jcl.models)", [(n, _headline(m)) for n, m in kinds.items() if n != "layers"])

@@ -35,7 +35,7 @@ def alphaedit(
     threshold: float | jax.Array = 0.02,
     ridge: float | jax.Array = 10.0,
     steps: int = 25,
-    rate: float | jax.Array = 0.1,
+    rate: float | jax.Array = 0.5,
     decay: float | jax.Array = 0.5,
     kl: float | jax.Array = 0.0625,
     clamp: float | jax.Array = 0.75,
@@ -49,10 +49,10 @@ def alphaedit(
     nothing of, so text's keys keep their values; K_p are the keys of the edits so far, whose values
     are kept too. K, R and the way through the layers are `memit`'s.
 
-    Source: Fang et al., arXiv 2410.02355, equations 8 and 14, and the authors' code
+    Source: Fang et al., arXiv 2410.02355, section 3, and the authors' code
     (jianghoucheng/AlphaEdit: `AlphaEdit_main.py`, and `get_project` of `experiments/evaluate.py`),
     which adds to K_p what the keys are after all layers were written. With P = Pᵀ = P² its system
-    is the one above, which is symmetric. The defaults are the authors' for Llama 3.
+    is the one above, which is symmetric. The defaults are the authors' for GPT-J.
 
     Args:
       apply: the model, giving logits.

@@ -38,7 +38,7 @@ def memit(
     of the other contexts), C their second moment over much text, R what is missing at the last of
     the layers, divided by the layers that are left (see `values.spread`).
 
-    Source: Meng et al., arXiv 2210.07229, equations 14 and 20 and algorithm 1, and the authors'
+    Source: Meng et al., arXiv 2210.07229, sections 4.2 and 4.3 and algorithm 1, and the authors'
     code (kmeng01/memit: `memit_main.py`). The defaults of the search are EasyEdit's for Llama.
 
     Args:

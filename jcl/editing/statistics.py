@@ -24,8 +24,8 @@ def second_moment(
     The mean is over tokens: of the documents in `segments`, where 0 is padding and counts for
     nothing, in rows of `weight` above 0. All is one scan, to be called in `jax.jit`.
 
-    Source: Meng et al., arXiv 2202.05262, section 3.1 and appendix B; there 100,000 pages of
-    Wikipedia.
+    Source: Meng et al., arXiv 2202.05262, section 3.1, and the authors' code
+    (kmeng01/rome: `layer_stats.py`), where it is over 100,000 pages of Wikipedia.
 
     Args:
       apply: the model.

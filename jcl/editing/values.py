@@ -77,9 +77,9 @@ def find(
     token. The KL is of what the model expects after the subject of `{subject} is a`, from what it
     expected.
 
-    Source: Meng et al., arXiv 2202.05262, equation 4, and 2210.07229, equation 16, with the
-    details of the authors' code (`compute_v.py`, `compute_z.py`): the decay's form, the clamp, the
-    early end, the KL's place (the papers take the token after `is a`) and its direction.
+    Source: Meng et al., arXiv 2202.05262, equation 4, and 2210.07229, section 4.3, with the details
+    of the authors' code (`compute_v.py`, `compute_z.py`): the decay's form, the clamp, the early
+    end, the KL's direction and its place (the papers read it after the whole essence prompt).
 
     Args:
       apply: the model, giving logits [B, L, V].
@@ -202,7 +202,7 @@ def spread(
 
     What the last layer's `blocks:out` lacks of what is wanted, after what the layers before have
     written, is divided by the number of layers that are left, and written at the layer's keys. An
-    edit of weight 0 has key 0 and value 0.
+    edit of weight 0 has key 0, at which nothing can be written.
 
     Source: Meng et al., arXiv 2210.07229, section 4.3 and algorithm 1, and the authors' code
     (kmeng01/memit: `memit_main.py`, `compute_ks.py`).
@@ -225,7 +225,7 @@ def spread(
         layer, left, need = xs
         now = solve.put(params, path, kernel)
         seen = at_subjects(apply, now, facts, {inside: layer, site: layers[-1]}, together)
-        missing = weight * (wanted - seen[site][:, 0]) / left
+        missing = (wanted - seen[site][:, 0]) / left
         change = solver(need, weight * mean_key(seen[inside]), missing)
         return solve.add(kernel, layer, change), None
 

@@ -15,7 +15,7 @@ from jcl import models
 from jcl.editing.memit import memit
 from jcl.editing.rome import rome
 
-STEPS, RATE, DECAY, KL = 5, 0.2, 0.5, 0.0625
+STEPS, RATE, DECAY, KL = 6, 0.5, 0.5, 3.0
 
 
 @pytest.fixture

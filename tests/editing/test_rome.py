@@ -61,3 +61,13 @@ def test_what_is_refused():
         rome(tiny.APPLY, tiny.MOMENTS[:1], layer=3).init(tiny.PARAMS, tiny.FACTS)
     with pytest.raises(ValueError, match=r"shape of moment is \(2, 24, 24\), .* \(1, 24, 24\)"):
         rome(tiny.APPLY, tiny.MOMENTS[:2], layer=1).init(tiny.PARAMS, tiny.FACTS)
+
+
+def test_a_kernel_of_half_precision_keeps_its_dtype():
+    start = tiny.base(jnp.bfloat16)
+    fact = tiny.some(0)
+    params, _ = WRITE(start, EDITOR.init(start, fact), fact)
+    kernel = params["blocks"]["down"]["kernel"]
+    assert kernel.dtype == jnp.bfloat16
+    change = kernel.astype(jnp.float32) - start["blocks"]["down"]["kernel"].astype(jnp.float32)
+    assert jnp.isfinite(change).all() and jnp.abs(change[LAYER]).max() > 1e-2

@@ -12,6 +12,7 @@ from jcl import losses, memory, preference, trees
 from jcl.method import Batch, Ctx, Info, LossFn, Method, Params, check
 
 _ODDS, _NEW, _STAGE = "copr/odds", "copr/new", "copr/stage"  # columns of a batch
+_MOST = 7.0  # of ln λ, whose ascent has no other end where a bound can't be kept
 
 
 class CoprState(NamedTuple):
@@ -42,7 +43,7 @@ def copr(
     sft: float = 1.0,
     capacity: int = 64,
     rows: int = 4,
-    rate: float = 0.01,
+    rate: float = 1e-4,
 ) -> Method:
     """COPR: L = Λ⁻¹ [J_fit + γ J_sft + Σ_{i<t} λ_i (J_i - d_i)], Λ = 1 + Σ λ_i.
 
@@ -69,7 +70,7 @@ def copr(
       sft: γ; may be traced.
       capacity: slots in the memory.
       rows: how many rows are drawn for each step.
-      rate: ρ, of the multipliers' ascent; may be traced. 0 keeps them at 1.
+      rate: ρ, of the multipliers' ascent, which ends at e⁷; may be traced. 0 keeps them at 1.
 
     Raises:
       ValueError: if an argument is out of range, or another method's loss comes before.
@@ -137,7 +138,8 @@ def copr(
         error, count = errors(cost, old)
         excess = jnp.where(count > 0, error - state.bound, 0)
         ascent = rate * jnp.exp(state.log_multiplier) * excess
-        return state._replace(log_multiplier=state.log_multiplier + ascent)
+        log_multiplier = jnp.minimum(state.log_multiplier + ascent, _MOST)
+        return state._replace(log_multiplier=log_multiplier)
 
     def consolidate(
         state: CoprState, ctx: Ctx, params: Params, batches: Batch

@@ -5,6 +5,9 @@ first trained to describe handwritten digits and clothes, and on questions in wo
 tasks come in turn: What digit is this? What garment is this? Is it larger than five? Where is it
 worn? The score is the share of answers that greedy decoding gets right to the letter.
 
+On three seeds training in sequence loses 55 to 61 points of what was learned, replay of 128 rows
+11, and EProj none. MoELoRA loses as much as LoRA here, unlike in CoIN.
+
 `jcl run multimodal --seeds 3 --out runs/multimodal` makes the runs, and `python
 experiments/multimodal.py runs/multimodal` draws figures/multimodal.png of them.
 """

@@ -249,27 +249,18 @@ def measures(config: Config, built: Experiment) -> Evaluate:
     return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
 
 
-def compare(config: Config, seeds: int, names: Sequence[str], say: Callable[[str], None]) -> Any:
-    """Trains all methods at all strengths: `{name: {"values", measure: [values][seeds][rows]}}`."""
-    built = build(config)
-    evaluate = measures(config, built)
-    stages = len(_shape(config).order)
-    found: dict[str, Any] = {}
-    for name in names:
-        text, varied, values = COMPARED[name]
-        begun = time.perf_counter()
-        points = [{varied: value} for value in values]
-        setup = experiment.setup(built, expression.parse(text), seeds, points)
-        result = jcl.fit(*setup, evaluate=evaluate, chunk=built.chunk)
-        assert result.scores is not None
-        scores = result.scores.reshape(len(values), seeds, stages + 1, -1)
-        each = np.split(scores, [stages, 2 * stages, 2 * stages + 1], axis=-1)
-        found[name] = {"varied": varied, "values": list(values)}
-        found[name] |= {m: x.round(5).tolist() for m, x in zip(MEASURES, each, strict=True)}
-        end = [np.round(x[:, :, -1].mean(axis=(1, 2)), 3).tolist() for x in each]
-        seconds = time.perf_counter() - begun
-        say(f"{name}: {dict(zip(MEASURES, end, strict=True))} ({seconds:.0f} s)")
-    return found
+def trained(name: str, built: Experiment, evaluate: Evaluate, seeds: int) -> dict[str, Any]:
+    """One of `COMPARED` at all its values: each measure [values][seeds][stages + 1][columns]."""
+    text, varied, values = COMPARED[name]
+    points = [{varied: value} for value in values]
+    setup = experiment.setup(built, expression.parse(text), seeds, points)
+    result = jcl.fit(*setup, evaluate=evaluate, chunk=built.chunk)
+    assert result.scores is not None
+    rows, stages = len(setup.stream.names) + 1, len(setup.stream.tests)
+    scores = result.scores.astype(float).reshape(len(values), seeds, rows, -1).round(4)
+    each = np.split(scores, [stages, 2 * stages, 2 * stages + 1], axis=-1)
+    measured = {m: x.tolist() for m, x in zip(MEASURES, each, strict=True)}
+    return {"method": text, "varied": varied, "values": list(values), **measured}
 
 
 def figure(found: Any, path: Path) -> None:
@@ -314,18 +305,26 @@ def figure(found: Any, path: Path) -> None:
 
 
 def main() -> None:
-    """Trains, writes the measures beside the figure, and draws it."""
+    """Trains, keeps the measures beside the figure, and draws it; what is there isn't run again."""
     here = Path(__file__).parent / "figures" / "alignment.png"
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--only", nargs="+", choices=COMPARED, default=list(COMPARED))
     parser.add_argument("--out", type=Path, default=here, help="the figure, a .png")
     args = parser.parse_args()
     cores = f"--xla_force_host_platform_device_count={os.cpu_count()}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {cores}".strip()
-    found = compare(Config(), args.seeds, args.only, lambda line: print(line, flush=True))
-    args.out.with_suffix(".json").write_text(json.dumps(found) + "\n")
-    figure(found, args.out)
+    path = args.out.with_suffix(".json")
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if missing := [name for name in COMPARED if name not in found]:
+        config = Config()
+        built = build(config)
+        evaluate = measures(config, built)
+        for name in missing:
+            begun = time.perf_counter()
+            found[name] = trained(name, built, evaluate, args.seeds)
+            path.write_text(json.dumps(found) + "\n")
+            print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    figure({name: found[name] for name in COMPARED}, args.out)
     print(args.out)
 
 

@@ -50,13 +50,14 @@ class Config:
     """Share of the rows that are of the first version."""
     dates: bool = False
     """Whether every paragraph has its year before it, which isn't learned."""
-    probe: Literal["held_out", "seen"] = "held_out"
-    """Whether probes are of paragraphs that are never trained on, or may be."""
+    probe: Literal["held_out", "seen"] = "seen"
+    """Whether probes are of paragraphs that are never trained on, or may be, as facts are that a
+    model is to recall."""
     folder: str = "topics"
     """Which part of the documentation; all of it with `folder=`."""
     base: int = 300
     """Optimizer steps on the first version, which all methods start from."""
-    steps: int = 40
+    steps: int = 80
     """Optimizer steps on each later version."""
     batch: int = 8
     """Rows a step."""

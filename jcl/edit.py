@@ -20,7 +20,7 @@ from jcl.data.edits import Edit
 from jcl.data.encode import Passage
 from jcl.data.encode import encode as tokenised
 from jcl.data.fetch import fetch
-from jcl.editing import Editor
+from jcl.editing import Editor, solve
 from jcl.method import check
 from jcl.models import decoder
 
@@ -65,8 +65,8 @@ def write(
       target: how it is to go on.
       to: the folder to write, new or empty.
       subject: what the fact is about; empty is `guessed`.
-      method: an expression of one of `EDITORS`. Layers that it doesn't name are chosen by the
-        model's depth: a fifth of the way up, where mid-layer MLPs recall facts of subjects.
+      method: an expression of one of `EDITORS`. Where it names no layers, those a fifth of the way
+        up are taken, but for ft_l.
       text: a file of text over which the second moment is taken; None is State of the Union
         addresses, which are fetched.
 
@@ -146,6 +146,8 @@ def _editor(
 ) -> Editor:
     factory, arguments = EDITORS[call.name], dict(call.arguments)
     takes = inspect.signature(factory).parameters
+    if "moment" not in takes:
+        return factory(model.apply, **arguments)
     depth = model.config.layers
     middle = max(round(depth / 5), min(1, depth - 1))
     if "layers" in takes:
@@ -153,32 +155,30 @@ def _editor(
         arguments.setdefault("layers", tuple(some))
     else:
         arguments.setdefault("layer", middle)
-    if "moment" not in takes:
-        return factory(model.apply, **arguments)
     layers = arguments["layers"] if "layers" in takes else (arguments["layer"],)
+    path = arguments.get("path", "blocks/down")
+    width = solve.kernel(model.params, path, layers).shape[1]
 
     def made(moment: jax.Array) -> Editor:
         return factory(model.apply, moment=moment, **arguments)
 
-    hidden = model.config.hidden
-    shape = jax.ShapeDtypeStruct((len(layers), hidden, hidden), jnp.float32)
+    shape = jax.ShapeDtypeStruct((len(layers), width, width), jnp.float32)
     jax.eval_shape(lambda x: made(x).init(model.params, facts), shape)  # objects before the work
-    batches = {"tokens": jnp.asarray(_tokens(model, text))}
-    return made(
-        jax.jit(lambda p: editing.second_moment(model.apply, p, batches, layers))(model.params)
-    )
+    batches = {"tokens": jnp.asarray(_tokens(model, text, width))}
+    moment = jax.jit(lambda p: editing.second_moment(model.apply, p, batches, layers, path))
+    return made(moment(model.params))
 
 
-def _tokens(model: models.Model, text: Path | None) -> np.ndarray:
-    """Text as int32 [n, ROWS, LENGTH]."""
+def _tokens(model: models.Model, text: Path | None, width: int) -> np.ndarray:
+    """Text as int32 [n, ROWS, LENGTH], more tokens than a kernel has inputs."""
     if text is None:
         words = "\n\n".join(address.text for address in state_of_the_union()[-8:])
     else:
         words = text.read_text(encoding="utf-8")
     length = min(LENGTH, model.config.context)
     tokens = tokenised(model.tokenizer, [Passage(words)])[0].tokens
-    hidden, batch = model.config.hidden, ROWS * length
-    count = min(len(tokens), max(8192, 4 * hidden)) // batch
-    wanted = f"above {hidden + batch}, or some of what the MLP's units do won't be seen"
-    check(count * batch > hidden, "number of tokens of the text", len(tokens), wanted)
+    batch = ROWS * length
+    count = min(len(tokens), max(8192, 4 * width)) // batch
+    wanted = f"at least {batch * (1 + width // batch)}, for the kernel has {width} inputs"
+    check(count * batch > width, "number of tokens of the text", len(tokens), wanted)
     return tokens[: count * batch].reshape(count, ROWS, length)

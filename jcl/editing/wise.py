@@ -94,8 +94,7 @@ def wise(
       site: path of its dense layer.
       steps: of gradient descent at most; it ends when the loss is at most 0.02 and moves by less
         than 1e-4.
-      rate: its learning rate; may be traced, and so may the others without a default of their kind
-        in shapes.
+      rate: its learning rate; this, `ratio` and `bound` may be traced.
       margins: α, β, γ, in units of the layer's outputs.
       ratio: see above.
       bound: entries of Δ are kept in ± this.

@@ -59,9 +59,10 @@ def copr(
     It takes the objective's place, and so comes before other methods that add to the loss; its
     memory is its own.
 
-    Source: Zhang et al., COPR, Findings of ACL 2025 (arXiv 2402.14228), equations 5 to 20, for
-    |Y_x| = 2 answers; read in two published summaries, for the authors' code can't be had. The
-    weight of J_sft is not given there.
+    Source: Zhang et al., COPR, Findings of ACL 2025 (arXiv 2402.14228), for |Y_x| = 2 answers, the
+    multipliers as its equations 18 to 20. Read in two published summaries that agree, for neither
+    the paper's text nor the authors' code could be had; the paper draws r_x once for each prompt,
+    and its weight of J_sft isn't known.
 
     Args:
       stages: how many the stream has at most; later ones share the last's multiplier.

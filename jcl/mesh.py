@@ -1,73 +1,274 @@
-"""Meshes, and shardings for everything that a run carries.
+"""Meshes of devices, and where everything that a run carries lies on them.
 
-A method's state and an optimizer's moments are sharded like the parameter that they shadow: a leaf
-belongs to the parameter whose path its own path ends with and whose shape its own shape ends with.
+A run's arrays are laid out by four rules. Parameters by `RULES`, from their paths to the mesh's
+axes. A method's state and an optimizer's moments like the parameter that they shadow: the one whose
+path their own path ends with, and whose shape their own shape ends with. A memory's rows over the
+axes that share out a batch, like the batch itself. The rest, counters and keys, everywhere.
+
+What is computed follows from that: the compiler inserts the communication, as between the blocks
+of a model, where `constrain` pins activations down.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jcl import trees
-from jcl.method import Batch, Params
-from jcl.program import Program
+from jcl import taps, trees
+from jcl.memory.buffer import Buffer
+from jcl.method import Apply, Batch, Params, Tap, check
+
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
+"""What a mesh may have: `data` copies parameters, `fsdp` cuts them and gathers each layer's where
+it is needed, `expert` cuts a mixture by expert, `sequence` cuts rows along their length, `tensor`
+cuts products along their features. The last are neighbours on the machine."""
+ROWS = ("data", "fsdp", "expert")
+"""The axes that share out a batch's rows, and a memory's."""
+
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+"""Regular expressions for whole paths of parameters, and the axes of their last dimensions."""
+RULES: Rules = (
+    (r"(.*/)?experts/(gate|up)/kernel", ("expert", "fsdp", "tensor")),
+    (r"(.*/)?experts/down/kernel", ("expert", "tensor", "fsdp")),
+    (r"(.*/)?(cross_)?(query|key|value)/kernel", ("fsdp", "tensor")),
+    (r"(.*/)?(gate|up)/kernel", ("fsdp", "tensor")),
+    (r"(.*/)?((cross_)?output|down)/kernel", ("tensor", "fsdp")),
+    (r"(.*/)?embed/table", ("tensor", "fsdp")),
+    (r"head/kernel", ("fsdp", "tensor")),
+    (r"(.*/)?((cross_)?(query|key|value)|gate|up)/bias", ("tensor",)),
+    (r"(.*/)?blocks/.*/(bias|scale|gain|input_gain|magnitude)", (None,)),
+    (r"(.*/)?(bias|scale)", (None,)),
+    (r"(.*/)?lora/(a|router)", ("fsdp", None)),
+    (r"(.*/)?lora/b", (None, "fsdp")),
+    (r"(.*/)?kernel", ("fsdp", "tensor")),
+    (r"(.*/)?table", (None, "fsdp")),
+)
+"""For every backbone here; the first that matches counts. Of a product that reads the stream the
+outputs are cut by `tensor`, of one that adds to it the inputs, so that the two need one sum. Norms
+and biases of the stream are whole everywhere: they are a few parts in ten thousand."""
 
 
-def make(**axes: int) -> Mesh:
-    """A mesh with the named axes over the first devices there are, such as `make(data=2, fsdp=4)`.
+class Layout(NamedTuple):
+    """A mesh, and the rules by which parameters lie on it."""
+
+    mesh: Mesh
+    rules: Rules = RULES
+
+
+def make(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
+    """A mesh with all of `AXES`, such as `make(data=2, fsdp=4)`; those not named have size 1.
+
+    Args:
+      devices: what it is made of; None takes as many as are needed of all there are, in the order
+        that suits how they are connected.
+      axes: their sizes; one may be -1, which is as many as are left.
 
     Raises:
-      ValueError: if the axes need more devices than there are.
+      ValueError: if an axis is unknown, or the sizes don't make up the devices.
     """
-    needed = int(np.prod(list(axes.values())))
-    devices = jax.devices()
-    if needed > len(devices) or needed < 1:
+    sizes = dict.fromkeys(AXES, 1)
+    for name, size in axes.items():
+        if name not in sizes:
+            raise ValueError(f"mesh axis is {name!r}, but must be one of {list(AXES)}")
+        check(size >= 1 or size == -1, name, size, "at least 1, or -1 for what is left")
+        sizes[name] = size
+    there = list(jax.devices() if devices is None else devices)
+    known = math.prod(n for n in sizes.values() if n != -1)
+    open_axes = [name for name, n in sizes.items() if n == -1]
+    check(len(open_axes) <= 1, "axes of size -1", open_axes, "one at most")
+    if open_axes:
+        check(len(there) % known == 0, "mesh", axes, f"a divisor of {len(there)} devices")
+        sizes[open_axes[0]] = len(there) // known
+    needed = math.prod(sizes.values())
+    if needed > len(there):
         raise ValueError(
-            f"axes are {axes!r}, {needed} devices in all, but must be 1 to {len(devices)} here"
+            f"the mesh {axes!r} has {needed} devices, but must have at most {len(there)}, which is "
+            "how many there are"
         )
-    # Mesh's axes are Auto, where jax.make_mesh's are Explicit
-    return Mesh(np.asarray(devices[:needed]).reshape(*axes.values()), tuple(axes))
+    # Auto, where the default is Explicit: the compiler decides what isn't said
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=there[:needed])
 
 
-def fsdp(params: Params, mesh: Mesh, axis: str = "fsdp") -> Params:
-    """Shards each leaf over `axis` along its first dimension that divides, else replicates it."""
-    size = mesh.shape[axis]
+def parse(text: str) -> dict[str, int]:
+    """The axes of `fsdp=16,tensor=4`.
+
+    Raises:
+      ValueError: if it is written otherwise.
+
+    >>> parse("fsdp=16, tensor=4")
+    {'fsdp': 16, 'tensor': 4}
+    """
+    found = {}
+    for part in text.split(","):
+        name, _, size = (x.strip() for x in part.partition("="))
+        ok = name in AXES and re.fullmatch(r"-?\d+", size) is not None and name not in found
+        check(ok, "mesh", text, f"like 'fsdp=16,tensor=4', with axes of {list(AXES)}")
+        found[name] = int(size)
+    return found
+
+
+def _fitting(mesh: Mesh | AbstractMesh, axes: Sequence[str], size: int) -> tuple[str, ...]:
+    """Those of the axes, from the first on, over which `size` can be cut evenly."""
+    taken: list[str] = []
+    for axis in axes:
+        count = math.prod(mesh.shape.get(a, 1) for a in (*taken, axis))
+        if mesh.shape.get(axis, 1) > 1 and size % count == 0:
+            taken.append(axis)
+    return tuple(taken)
+
+
+def spec(path: str, shape: Sequence[int], layout: Layout) -> PartitionSpec:
+    """Where a parameter lies. A dimension that an axis doesn't divide isn't cut by it.
+
+    Args:
+      path: such as `blocks/query/kernel`.
+      shape: its shape; dimensions before those that a rule speaks of, layers say, aren't cut.
+      layout: the mesh and its rules.
+    """
+    mesh = layout.mesh
+    for pattern, axes in layout.rules:
+        if re.fullmatch(pattern, path):
+            named = axes[-len(shape) :] if shape else ()
+            axes = (None,) * (len(shape) - len(named)) + tuple(named)
+            break
+    else:  # a parameter that no rule knows: along its longest dimension
+        longest = max(range(len(shape)), key=lambda i: shape[i], default=0)
+        axes = tuple("fsdp" if i == longest else None for i in range(len(shape)))
+    cut = [
+        axis if axis and _fitting(mesh, (axis,), size) else None
+        for axis, size in zip(axes, shape, strict=True)
+    ]
+    return PartitionSpec(*cut)
+
+
+def of_params(params: Params, layout: Layout) -> Params:
+    """The shardings of a tree of parameters, from their paths and shapes."""
+    return jax.tree_util.tree_map_with_path(
+        lambda p, x: NamedSharding(layout.mesh, spec(trees.path_name(p), x.shape, layout)), params
+    )
+
+
+def of_batch(batch: Any, layout: Layout, leading: int = 0) -> Any:
+    """The shardings of a batch: rows over `ROWS`, and what rows consist of over `sequence`.
+
+    Args:
+      batch: leaves [B, ...], read for their shapes.
+      layout: the mesh.
+      leading: how many dimensions come before, such as steps.
+    """
 
     def place(x: Any) -> NamedSharding:
-        for i, d in enumerate(x.shape):
-            if d % size == 0 and d > 0:
-                return NamedSharding(mesh, PartitionSpec(*[None] * i, axis))
-        return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(layout.mesh, row_spec(layout.mesh, x.shape, leading))
 
-    return jax.tree.map(place, params)
+    return jax.tree.map(place, batch)
 
 
-def of_state(program: Program, params: Params, batch: Batch, shardings: Params) -> Any:
-    """Shardings for `program.init(params, batch, key)`, leaf by leaf, given those of `params`.
+def row_spec(mesh: Mesh | AbstractMesh, shape: Sequence[int], leading: int = 0) -> PartitionSpec:
+    """Where [B, L, ...] lies; axes that don't divide B cut L, so that one long row is shared."""
+    own = shape[leading:]
+    if not own:
+        return PartitionSpec()
+    rows = _fitting(mesh, ROWS, own[0])
+    if len(own) == 1:
+        return PartitionSpec(*[None] * leading, rows or None)
+    length = _fitting(mesh, (*(a for a in ROWS if a not in rows), "sequence"), own[1])
+    return PartitionSpec(*[None] * leading, rows or None, length or None)
 
-    Give them to `jax.jit(program.init, out_shardings=...)`, and with `(…, None)` to `step`.
-    Leaves that shadow no parameter are replicated on the same mesh.
+
+def of_state(state: Any, layout: Layout) -> Any:
+    """The shardings of a run's state, leaf by leaf.
+
+    Args:
+      state: a `jcl.State`, or its shapes from `jax.eval_shape`; what isn't under `params` is laid
+        out like the parameter that it shadows, like a batch if it is a memory's, else everywhere.
+      layout: the mesh and its rules.
     """
-    mesh = jax.tree.leaves(shardings)[0].mesh
+    mesh = layout.mesh
     known = {
-        trees.path_name(path): (leaf.shape, sharding.spec)
-        for (path, leaf), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
-        )
+        trees.path_name(path): (leaf.shape, spec(trees.path_name(path), leaf.shape, layout))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
     }
-    state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
 
-    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def shadow(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = trees.path_name(path).split("/")
         for start in range(len(name)):  # the longest suffix first
-            shape, spec = known.get("/".join(name[start:]), (None, None))
+            shape, found = known.get("/".join(name[start:]), (None, PartitionSpec()))
             if shape is not None and leaf.shape[len(leaf.shape) - len(shape) :] == shape:
                 lead = [None] * (len(leaf.shape) - len(shape))
-                return NamedSharding(mesh, PartitionSpec(*lead, *spec))
+                return NamedSharding(mesh, PartitionSpec(*lead, *found))
         return NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    def place(path: tuple[Any, ...], node: Any) -> Any:
+        if not isinstance(node, Buffer):
+            return shadow(path, node)
+        everywhere = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), node)
+        return everywhere._replace(rows=of_batch(node.rows, layout))
+
+    return jax.tree_util.tree_map_with_path(
+        place, state, is_leaf=lambda node: isinstance(node, Buffer)
+    )
+
+
+def spread(batch: Batch, layout: Layout | None, leading: int = 0) -> Batch:
+    """A batch inside a compiled function, told to lie as `of_batch` says; without layout as is."""
+    if layout is None:
+        return batch
+    return jax.lax.with_sharding_constraint(batch, of_batch(batch, layout, leading))
+
+
+_CUT = ("query:out", "gate:out", "up:out", "output:in", "down:in", "cross_query:out")
+"""Sites inside a block, whose features `tensor` cuts, and with them attention heads."""
+_SEEN = ("key:out", "value:out", "cross_key:out", "cross_value:out")
+"""Those that attention needs along the whole length."""
+
+
+def constrain(apply: Apply, layout: Layout | None) -> Apply:
+    """The same model, its activations [B, L, d] held where the batch and the parameters suggest.
+
+    Left alone, the compiler may as well gather activations where weights are smaller.
+    """
+    if layout is None:
+        return apply
+    mesh = layout.mesh
+
+    def pin(site: str, h: jax.Array) -> jax.Array:
+        rows: list[Any] = [*row_spec(mesh, h.shape), *[None] * h.ndim][: h.ndim]
+        end = site.rpartition("/")[2]
+        if h.ndim == 3 and end in _CUT + _SEEN:
+            rows[-1] = _fitting(mesh, ("tensor",), h.shape[-1]) or None
+            rows[1] = None if end in _SEEN else rows[1]
+        return jax.lax.with_sharding_constraint(h, NamedSharding(mesh, PartitionSpec(*rows)))
+
+    def pinned(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        # models read from the context which axes there are: see `layers.dense`, `moe.mix`
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return apply(params, batch, lambda s, layer, h: pin(s, tap(s, layer, h)))
+
+    return pinned
+
+
+class Placed(NamedTuple):
+    """A row of the table that `jcl shardings` shows."""
+
+    path: str
+    shape: tuple[int, ...]
+    spec: PartitionSpec
+    bytes_per_device: int
+
+
+def table(params: Params, layout: Layout) -> list[Placed]:
+    """Where each parameter lies, and how many bytes of it a device holds."""
+
+    def row(path: tuple[Any, ...], x: Any) -> Placed:
+        name = trees.path_name(path)
+        where = NamedSharding(layout.mesh, spec(name, x.shape, layout))
+        held = math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+        return Placed(name, tuple(x.shape), where.spec, held)
+
+    return [row(path, x) for path, x in jax.tree_util.tree_leaves_with_path(params)]

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
+from jcl import mesh as meshes
 from jcl import taps, trees
 from jcl.chain import chain
 from jcl.losses import total_weight
@@ -59,6 +61,8 @@ class Program(NamedTuple):
     method: Method
     members: int | None
     """How many members `replicate` made, None for a single program."""
+    layout: meshes.Layout | None = None
+    """How the state lies on a mesh; see `mesh.of_state`."""
 
 
 def complete(batch: Batch) -> Batch:
@@ -94,30 +98,55 @@ def _split(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(reshape, batch)
 
 
-def _value_and_grad(loss_fn: LossFn, microbatches: int) -> Callable[..., Any]:
-    """`(params, batch) -> ((loss, outputs), grads)`, accumulated so as to equal one big batch."""
-    whole = jax.value_and_grad(loss_fn, has_aux=True)
-    if microbatches == 1:
-        return whole
+class _Shares(NamedTuple):
+    """How the rows of a step are shared out: to replicas, to microbatches one after another."""
 
-    def accumulated(params: Params, batch: Batch) -> Any:
-        total = total_weight(batch)
-        total = jnp.where(total == 0, 1.0, total)
+    microbatches: int
+    axis_name: str | None
+    layout: meshes.Layout | None
 
-        def add(carry: Any, part: Batch) -> Any:
-            (value, outputs), grads = whole(params, part)
-            share = total_weight(part) / total  # a mean of means, weighted by what each is over
-            sum_value, sum_grads = carry
-            sum_grads = jax.tree.map(lambda s, g: s + share * g, sum_grads, grads)
-            return (sum_value + share * value, sum_grads), outputs
+    def gather(self, batch: Batch, axis: int = 0) -> Batch:
+        """All replicas' rows, so that each method sees the whole batch."""
+        if self.axis_name is None:
+            return batch
+        name = self.axis_name
+        return jax.tree.map(lambda x: lax.all_gather(x, name, axis=axis, tiled=True), batch)
 
-        start = (jnp.float32(0), trees.zeros(params))
-        (value, grads), outputs = lax.scan(add, start, _split(batch, microbatches))
-        rows = batch["weight"].shape[0]
-        outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:])[:rows], outputs)
-        return (value, outputs), trees.like(grads, params)
+    def value_and_grad(self, loss_fn: LossFn) -> Callable[..., Any]:
+        """`(params, batch) -> ((loss, outputs), grads)`, equal to that of one big batch."""
+        whole = jax.value_and_grad(loss_fn, has_aux=True)
+        name, count = self.axis_name, self.microbatches
+        if count == 1 and name is None:
+            return lambda params, batch: whole(params, meshes.spread(batch, self.layout))
 
-    return accumulated
+        def accumulated(params: Params, batch: Batch) -> Any:
+            total = total_weight(batch)
+            total = jnp.where(total == 0, 1.0, total)
+            if name is None:
+                parts = _split(batch, count)
+            else:
+                parts = _split(batch, count * lax.axis_size(name))
+                first = count * lax.axis_index(name)
+                parts = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, count), parts)
+
+            def add(carry: Any, part: Batch) -> Any:
+                (value, outputs), grads = whole(params, part)
+                share = total_weight(part) / total  # a mean of means, weighted by what each is over
+                sum_value, sum_grads = carry
+                sum_grads = jax.tree.map(lambda s, g: s + share * g, sum_grads, grads)
+                return (sum_value + share * value, sum_grads), outputs
+
+            start = (jnp.float32(0), trees.zeros(params))
+            parts = meshes.spread(parts, self.layout, leading=1)
+            (value, grads), outputs = lax.scan(add, start, parts)
+            rows = batch["weight"].shape[0]
+            outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), outputs)
+            if name is not None:
+                value, grads = lax.psum((value, grads), name)
+            outputs = jax.tree.map(lambda o: o[:rows], self.gather(outputs))
+            return (value, outputs), trees.like(grads, params)
+
+        return accumulated
 
 
 def make(
@@ -129,6 +158,9 @@ def make(
     trainable: trees.Trainable = trees.everything,
     microbatches: int = 1,
     boundary: Boundary = "keep",
+    mesh: Mesh | None = None,
+    rules: meshes.Rules = meshes.RULES,
+    axis_name: str | None = None,
 ) -> Program:
     """The pure program that trains `apply` on `loss` with optimizer `tx` under `method`.
 
@@ -142,6 +174,13 @@ def make(
       microbatches: the batch is split in so many and gradients are accumulated.
       boundary: what happens to the optimizer's state at a task boundary: `keep` it, `reset` it,
         or `reset_moments` and keep the counts that schedules read.
+      mesh: what the program is spread over, by the compiler: the same program and numbers as on one
+        device; see `jcl.mesh`.
+      rules: where parameters lie on the mesh.
+      axis_name: for scripts in the manner of `jax.pmap` or `jax.shard_map(..., check_vma=False)`:
+        `step` and `consolidate` then run on every replica of the named axis, each given its part
+        of the rows and the whole state, and average over it. Methods see all replicas' rows, so
+        that a strength or a buffer means what it means on one device.
 
     Raises:
       ValueError: if an argument is not what it must be.
@@ -164,8 +203,14 @@ def make(
         raise ValueError(f"microbatches is {microbatches!r}, but must be at least 1")
     if not isinstance(method, Method):
         raise ValueError(f"method is {method!r}, but must be a jcl.Method such as methods.ewc(...)")
+    if mesh is not None and axis_name is not None:
+        raise ValueError(
+            f"axis_name is {axis_name!r}, but must be None with a mesh, which needs no such name"
+        )
     method = chain(method)
-    model = _tapped(apply)
+    layout = None if mesh is None else meshes.Layout(mesh, rules)
+    shares = _Shares(microbatches, axis_name, layout)
+    model = meshes.constrain(_tapped(apply), layout)
 
     def split(params: Params) -> tuple[Params, Params]:
         return trees.partition(params, trainable)
@@ -205,7 +250,7 @@ def make(
     may_idle = defines(method, "idle")
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        fresh = complete(batch)
+        fresh = shares.gather(complete(batch))
         rows = fresh["weight"].shape[0]
         learning, frozen = split(state.params)
         ctx = context(state, learning, frozen, fresh, 1, True)
@@ -213,15 +258,15 @@ def make(
         def work(_: None) -> Any:
             mixed = method.batch(state.method, ctx, fresh)
             loss_fn = method.loss(state.method, ctx, ctx.loss)
-            (value, outputs), grads = _value_and_grad(loss_fn, microbatches)(learning, mixed)
+            (value, outputs), grads = shares.value_and_grad(loss_fn)(learning, mixed)
             task_grads = grads
             if penalised:  # compiled away unless a method reads it
-                task_grads = _value_and_grad(ctx.loss, microbatches)(learning, mixed)[1]
+                task_grads = shares.value_and_grad(ctx.loss)(learning, mixed)[1]
             outputs = jax.tree.map(lambda o: o[:rows], outputs)
             return value, outputs, task_grads, method.grads(state.method, ctx, grads)
 
         def rest(_: None) -> Any:
-            (value, outputs), grads = _value_and_grad(ctx.loss, microbatches)(learning, fresh)
+            (value, outputs), grads = shares.value_and_grad(ctx.loss)(learning, fresh)
             return value, outputs, grads, grads
 
         if may_idle:
@@ -244,7 +289,8 @@ def make(
         return after, aux
 
     def consolidate(state: State, batches: Batch) -> State:
-        batches = jax.vmap(complete)(batches)
+        batches = shares.gather(jax.vmap(complete)(batches), axis=1)
+        batches = meshes.spread(batches, layout, leading=1)
         learning, frozen = split(state.params)
         ctx = context(state, learning, frozen, jax.tree.map(lambda x: x[0], batches), 2, False)
         learned, states = method.consolidate(state.method, ctx, learning, batches)
@@ -275,7 +321,7 @@ def make(
     def each(fn: Callable[..., Any], *args: Any) -> Any:
         return fn(program, *args)
 
-    program = Program(init, step, consolidate, predict, weights, each, method, None)
+    program = Program(init, step, consolidate, predict, weights, each, method, None, layout)
     return program
 
 

@@ -741,16 +741,18 @@ def test_at_neutral_strength_it_is_plain_fine_tuning(bench: Bench, plain: jcl.St
 
 
 def test_sharded_over_eight_devices(bench: Bench) -> None:
-    devices = mesh.make(fsdp=8)
+    devices = mesh.make(fsdp=4, tensor=2)
     params = bench.row.problem.params
-    spread = mesh.fsdp(params, devices)
-    shardings = mesh.of_state(bench.program, params, EXAMPLE, spread)
-    states, _ = Loop(bench.program, params, shardings).stages()
+    program = program_of(bench.row.make(), bench.row.problem, mesh=devices)
+    state = jax.eval_shape(program.init, params, EXAMPLE, KEY)
+    states, _ = Loop(program, params, mesh.of_state(state, program.layout)).stages()
     assert_close(states[-1].params, bench.states[-1].params, 10 * bench.row.tolerance)
     wanted = {
         jcl.trees.path_name(p): (x.shape, s)
         for (p, x), s in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(spread), strict=True
+            jax.tree_util.tree_leaves_with_path(params),
+            jax.tree.leaves(mesh.of_params(params, program.layout)),
+            strict=True,
         )
     }
     for path, leaf in jax.tree_util.tree_leaves_with_path(states[-1]):

@@ -32,6 +32,7 @@ from jcl.models.layers import (
     Remat,
     bottleneck,
     dense,
+    flattened,
     layer_norm,
     rematerialise,
     rms_norm,
@@ -341,9 +342,7 @@ def apply_fn(
     def feed(p: Params, x: jax.Array, layer: jax.Array, tap: Tap) -> jax.Array:
         if c.experts:
             scores = dense(p["router"], x, "blocks/router", tap, layer)
-            rows, scores = x.reshape(-1, c.width), scores.reshape(-1, c.experts)
-            mixed = mix(p["experts"], rows, scores, c.chosen_experts, c.renormalise, activation)
-            return mixed.reshape(x.shape)
+            return mix(p["experts"], x, scores, c.chosen_experts, c.renormalise, activation)
         up = dense(p["up"], x, "blocks/up", tap, layer)
         if c.gated:
             inner = activation(dense(p["gate"], x, "blocks/gate", tap, layer)) * up
@@ -427,7 +426,7 @@ def apply_fn(
             return project(h[:, -1]), after
         if "targets" in batch:
             return token_scores(project, h, batch["targets"], logits_limit)
-        return project(h.reshape(-1, c.width)).reshape(*h.shape[:-1], c.vocabulary)
+        return project(flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
     return apply
 

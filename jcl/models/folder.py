@@ -60,7 +60,7 @@ def load(
       source: a folder with `config.json` and safetensors, sharded or not; or an id such as
         `HuggingFaceTB/SmolLM2-135M`, which needs the internet once.
       dtype: of the parameters; None keeps each tensor's own, float32 for quantised ones.
-      mesh: parameters are sharded over its `fsdp` axis; None puts them on the default device.
+      mesh: parameters are laid out over it by `mesh.RULES`; None puts them on the default device.
 
     Raises:
       ValueError: if the architecture is unknown, a tensor is missing or has another shape than
@@ -217,7 +217,9 @@ def _read(
 
     if mesh is None:
         return jax.tree_util.tree_map_with_path(leaf, shapes)
-    return jax.tree_util.tree_map_with_path(leaf, shapes, meshes.fsdp(shapes, mesh))
+    return jax.tree_util.tree_map_with_path(
+        leaf, shapes, meshes.of_params(shapes, meshes.Layout(mesh))
+    )
 
 
 def save(

@@ -8,6 +8,7 @@ low-rank residual `{"a" [in, r], "b" [r, out]}`, with DoRA's `magnitude` [out], 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -61,8 +62,7 @@ def dense(
       layer: index in a stack of scanned layers, else the Python int 0.
     """
     x = tap(f"{site}:in", layer, x)
-    # tokens flattened around the product: [B, L, d] has slow transposed fusions backward
-    flat = x.reshape(-1, x.shape[-1])
+    flat = flattened(x)
     if "input_gain" in params:
         flat = flat * params["input_gain"].astype(x.dtype)
     y = product(flat, params["kernel"])
@@ -82,10 +82,23 @@ def dense(
     return tap(f"{site}:out", layer, y.reshape(*x.shape[:-1], -1))
 
 
-def routed(inner: jax.Array, scores: jax.Array) -> jax.Array:
-    """`inner` [n, r], an equal part of r an expert's, times the softmax of its score [n, experts].
+def length_cuts() -> int:
+    """Into how many parts rows are cut along their length by the mesh of the context."""
+    return jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
 
-    What each expert adds is then summed by the product with b.
+
+def flattened(x: jax.Array) -> jax.Array:
+    """[..., d] as [n, d] around a product: [B, L, d] has slow transposed fusions backward.
+
+    Rows that a mesh cuts along their length stay, since n couldn't be cut so.
+    """
+    return x if length_cuts() > 1 else x.reshape(-1, x.shape[-1])
+
+
+def routed(inner: jax.Array, scores: jax.Array) -> jax.Array:
+    """`inner` [..., r], an equal part of r an expert's, times the softmax of its `scores`.
+
+    Scores are [..., experts]. What each expert adds is then summed by the product with b.
     """
     shares = jax.nn.softmax(scores.astype(jnp.float32)).astype(inner.dtype)
     return inner * jnp.repeat(shares, inner.shape[-1] // shares.shape[-1], axis=-1)
@@ -155,34 +168,43 @@ def token_scores(
 ) -> TokenScores:
     """What a loss needs of each token's logits, without holding [B, L, V] of them.
 
-    Tokens go through `project` in pieces of at most `limit` logits, which the backward pass
-    computes again; where one piece holds them all, nothing is computed twice.
+    Rows go through `project` in pieces of their length, of at most `limit` logits if a position of
+    all rows has no more, which the backward pass computes again; where one piece holds them all,
+    nothing is computed twice. On a mesh each device has its part of every piece.
 
     Args:
       project: features [n, d] -> logits float32 [n, V].
       h: features [B, L, d].
       targets: int32 [B, L].
-      limit: logits a piece.
+      limit: logits a piece, on each device.
 
     Returns:
       float32 [B, L] each.
     """
-    shape, count = targets.shape, targets.size
+    rows, length = targets.shape
     vocabulary = jax.eval_shape(project, jax.ShapeDtypeStruct((1, h.shape[-1]), h.dtype)).shape[-1]
 
-    def piece(rows: jax.Array, wanted: jax.Array) -> TokenScores:
-        logits = project(rows)
-        chosen = jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
-        return TokenScores(chosen, jax.nn.logsumexp(logits, axis=-1), jnp.mean(logits, axis=-1))
+    def piece(h: jax.Array, wanted: jax.Array) -> TokenScores:
+        logits = project(flattened(h))
+        chosen = jnp.take_along_axis(logits, wanted.reshape(*logits.shape[:-1], 1), axis=-1)[..., 0]
+        scores = TokenScores(chosen, jax.nn.logsumexp(logits, axis=-1), jnp.mean(logits, axis=-1))
+        return jax.tree.map(lambda x: x.reshape(wanted.shape), scores)
 
-    flat, wanted = h.reshape(count, -1), targets.reshape(count)
-    pieces = -(-count * vocabulary // limit)
+    devices = math.prod(jax.sharding.get_abstract_mesh().shape.values())
+    pieces = min(-(-rows * length * vocabulary // (limit * devices)), length)
     if pieces <= 1:
-        scores = piece(flat, wanted)
-    else:
-        size = -(-count // pieces)
-        pad = pieces * size - count
-        flat = jnp.pad(flat, ((0, pad), (0, 0))).reshape(pieces, size, -1)
-        wanted = jnp.pad(wanted, (0, pad)).reshape(pieces, size)
-        scores = lax.map(lambda xs: jax.checkpoint(piece)(*xs), (flat, wanted))
-    return jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(shape), scores)
+        return piece(h, targets)
+    parts = length_cuts()  # so that a piece has some of each device's part of the length
+    pad = -length % (pieces * parts)
+
+    def cut(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [pieces, B, parts · l, ...]
+        x = jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2)))
+        x = jnp.moveaxis(x.reshape(rows, parts, pieces, -1, *x.shape[2:]), 2, 0)
+        return x.reshape(pieces, rows, -1, *x.shape[4:])
+
+    def join(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x.reshape(pieces, rows, parts, -1), 0, 2)
+        return x.reshape(rows, -1)[:, :length]
+
+    scores = lax.map(lambda xs: jax.checkpoint(piece)(*xs), (cut(h), cut(targets)))
+    return jax.tree.map(join, scores)

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from jcl import mesh as meshes
 from jcl.method import Params
 from jcl.models.layers import product
 
@@ -28,30 +31,67 @@ def mix(
     renormalise: bool,
     activation: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Σ over a token's k experts e of p_e · down_e(act(gate_e x) · up_e x), [n, d].
+    """Σ over a token's k experts e of p_e · down_e(act(gate_e x) · up_e x), [B, L, d].
+
+    On a mesh with an `expert` axis each device has some experts: it gathers the tokens of the axis,
+    takes those that chose them, and what experts add to a token is summed where the token is.
 
     Args:
       params: `gate` and `up` kernels [E, d, f], `down` [E, f, d].
-      x: tokens [n, d].
-      scores: the router's logits [n, E].
+      x: tokens [B, L, d].
+      scores: the router's logits [B, L, E].
       chosen: k.
       renormalise: whether the k probabilities are made to sum to 1.
       activation: of the gate.
     """
-    count, experts = scores.shape
-    chances, picked = lax.top_k(jax.nn.softmax(scores.astype(jnp.float32), axis=-1), chosen)
-    if renormalise:
-        chances = chances / jnp.sum(chances, axis=-1, keepdims=True)
-    owner = picked.reshape(-1)  # the expert of each (token, choice)
-    order = jnp.argsort(owner)
-    rows = x[order // chosen]
-    sizes = jnp.sum(owner[:, None] == jnp.arange(experts), axis=0, dtype=jnp.int32)
+    experts = scores.shape[-1]
+    kernels = {name: params[name]["kernel"] for name in ("gate", "up", "down")}
 
-    def project(name: str, rows: jax.Array) -> jax.Array:
-        grouped = partial(lax.ragged_dot, group_sizes=sizes)
-        return product(rows, params[name]["kernel"], grouped)
+    def work(kernels: Params, x: jax.Array, scores: jax.Array, first: Any = 0) -> jax.Array:
+        """What `kernels`, of the experts from `first` on, add to tokens [n, d]."""
+        held = jax.tree.leaves(kernels)[0].shape[0]
+        chances, picked = lax.top_k(jax.nn.softmax(scores.astype(jnp.float32), axis=-1), chosen)
+        if renormalise:
+            chances = chances / jnp.sum(chances, axis=-1, keepdims=True)
+        owner = picked.reshape(-1) - first  # the expert of each (token, choice)
+        mine = (owner >= 0) & (owner < held)
+        order = jnp.argsort(jnp.where(mine, owner, held))
+        rows = x[order // chosen]
+        sizes = jnp.sum(owner[:, None] == jnp.arange(held), axis=0, dtype=jnp.int32)
 
-    out = project("down", activation(project("gate", rows)) * project("up", rows))
-    back = jnp.zeros_like(out).at[order].set(out, unique_indices=True)
-    back = back.reshape(count, chosen, -1)
-    return jnp.sum(back * chances[..., None].astype(back.dtype), axis=1)
+        def project(name: str, rows: jax.Array) -> jax.Array:
+            return product(rows, kernels[name], partial(lax.ragged_dot, group_sizes=sizes))
+
+        out = project("down", activation(project("gate", rows)) * project("up", rows))
+        back = jnp.zeros_like(out).at[order].set(out, unique_indices=True)
+        if held < experts:
+            back = jnp.where(mine[:, None], back, 0)
+        back = back.reshape(len(x), chosen, -1)
+        return jnp.sum(back * chances[..., None].astype(back.dtype), axis=1)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    where = meshes.row_spec(mesh, x.shape)
+    cut = [axis for part in where for axis in part or ()]
+    if "expert" not in cut or experts % mesh.shape["expert"]:
+        flat = work(kernels, x.reshape(-1, x.shape[-1]), scores.reshape(-1, experts))
+        return flat.reshape(x.shape)
+
+    def shared(kernels: Params, x: jax.Array, scores: jax.Array) -> jax.Array:
+        """The same on each device, for its tokens and experts."""
+        shape = x.shape
+        x, scores = (
+            lax.all_gather(a.reshape(-1, a.shape[-1]), "expert", tiled=True) for a in (x, scores)
+        )
+        first = lax.axis_index("expert") * jax.tree.leaves(kernels)[0].shape[0]
+        out = work(kernels, x, scores, first)
+        return lax.psum_scatter(out, "expert", tiled=True).reshape(shape)
+
+    spread = jax.shard_map(
+        shared,
+        mesh=mesh,
+        in_specs=(PartitionSpec("expert"), where, where),
+        out_specs=where,
+        axis_names={*meshes.ROWS, "sequence"},
+        check_vma=False,
+    )
+    return spread(kernels, x, scores)

@@ -22,8 +22,8 @@
 # 60 s before the time limit this script (B:) is told. If a save takes longer: sbatch --signal=B:TERM@300
 #SBATCH --signal=B:TERM@60
 
-VENV=${VENV:-}        # virtual environment with jcl-kit[text] and jax[cuda13], on storage that all nodes see
-RETRIES=${RETRIES:-5} # restarts of the job after which a lost process (exit code 76) isn't tried again
+VENV=${VENV:-}         # virtual environment with jcl-kit[text] and jax[cuda13], on storage that all nodes see
+RETRIES=${RETRIES:-20} # restarts of any kind after which a lost process (exit code 76) ends the job
 
 set -uo pipefail
 

@@ -339,7 +339,7 @@ def test_sigterm_reaches_both_processes_and_requeues(slurm: dict[str, str], tmp_
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [(0, 0, 0), (2, 0, 0), (3, 0, 0), (75, 9, 1), (76, 0, 1), (76, 5, 0), (137, 0, 0)],
+    [(0, 0, 0), (2, 0, 0), (3, 0, 0), (75, 9, 1), (76, 19, 1), (76, 20, 0), (137, 0, 0)],
 )
 def test_exit_codes_decide_about_the_queue(
     code: int, restarts: int, requeued: int, slurm: dict[str, str], tmp_path: Path
@@ -471,3 +471,34 @@ def test_the_container_is_built_from_what_there_is() -> None:
     assert set(kinds.split("|")) <= set(metadata.metadata("jax").get_all("Provides-Extra") or [])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "text" in project["optional-dependencies"]
+
+
+# The way there
+
+
+def test_the_readme_can_be_copied(tmp_path: Path) -> None:
+    """Its blocks are one script: every variable is set above its use, every file is there."""
+    text = (FOLDER / "README.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    script = tmp_path / "readme.sh"
+    script.write_text("#!/bin/bash\n" + "\n".join(blocks))
+    # SC2034: what is set for one command is read by our scripts
+    checker = [Path(sys.executable).parent / "shellcheck", "--exclude=SC2034", script]
+    shown = subprocess.run(checker, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stdout
+    for found in re.finditer(r"\$\{?(\w+)", text):
+        name = found.group(1)
+        assert re.search(rf"\b{name}=|for {name} in", text[: found.start()]), name
+    named = set(re.findall(r"(?: |^)tpu/(\w+\.\w+|Dockerfile)\b", text, re.MULTILINE))
+    [table] = re.findall(r"^\| step .*?\n\n", text, re.MULTILINE | re.DOTALL)
+    named |= set(re.findall(r"`(\w+\.\w+|Dockerfile)`", table))
+    assert {path.name for path in FOLDER.iterdir() if path.is_file()} >= named - {"plan.py"}
+    assert {"jobset.yaml", "profiled.py", *(path.name for path in SCRIPTS)} <= named
+
+
+def test_the_readme_gives_each_script_what_it_needs() -> None:
+    text = (FOLDER / "README.md").read_text()
+    first = text.partition("```bash\n")[2].partition("```")[0]
+    for script, needed in NEEDED.items():
+        for name in set(needed) - {"SLURM_JOB_ID"}:
+            assert re.search(rf"\b{name}=\S", first), (script, name)

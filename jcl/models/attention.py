@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from jcl import mesh as meshes
 from jcl.method import check
 
 Backend = Literal["auto", "xla", "cudnn", "splash"]
 """`auto` takes cuDNN on GPUs for half precision, splash attention on TPUs, XLA elsewhere, and
-wherever there is a bias."""
+wherever there is a bias, or a mesh cuts rows along their length."""
 BACKENDS = ("auto", "xla", "cudnn", "splash")
 
 
@@ -75,7 +78,19 @@ def attend(
     """
     kernel = _chosen(backend, q, mask is None, bias is not None)
     if kernel == "splash":
-        return _splash(q, k, v, scale, segments, window, cap, causal)
+        if segments is None:
+            segments = jnp.ones(q.shape[:2], jnp.int32)
+        splash = partial(_splash, scale=scale, window=window, cap=cap, causal=causal)
+        cuts = _cuts(q, k)
+        if any(cuts):  # the compiler can't cut a kernel: each device runs it on its rows and heads
+            splash = jax.shard_map(
+                splash,
+                mesh=jax.sharding.get_abstract_mesh(),
+                in_specs=(cuts, cuts, cuts, PartitionSpec(*cuts[:2])),
+                out_specs=cuts,
+                check_vma=False,
+            )
+        return splash(q, k, v, segments)
     if kernel == "cudnn" and mask is None and segments is None and cap is None:
         reach = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
@@ -112,16 +127,34 @@ def _chosen(
     backend: Backend, q: jax.Array, own: bool, biased: bool
 ) -> Literal["xla", "cudnn", "splash"]:
     check(backend in BACKENDS, "attention backend", backend, f"one of {list(BACKENDS)}")
+    whole = _cuts(q, q)[1] is None  # of the length, which a kernel of one device must see
     if backend == "splash":  # makes its own mask
-        return "splash" if own and not biased else "xla"
+        return "splash" if own and whole and not biased else "xla"
     if backend != "auto":
         return backend
     if biased:
         return "xla"
-    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
+    if platform() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
     tiled = q.shape[1] % 128 == 0 and q.shape[-1] % 64 == 0
-    return "splash" if jax.default_backend() == "tpu" and own and tiled else "xla"
+    return "splash" if platform() == "tpu" and own and whole and tiled else "xla"
+
+
+def platform() -> str:
+    """What is compiled for: the devices of the context's mesh, wherever they are, or else ours."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _cuts(q: jax.Array, k: jax.Array) -> PartitionSpec:
+    """How the mesh of the context cuts [B, T, H, D]: rows, their length, heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes:  # the caller has done so
+        return PartitionSpec(None, None, None, None)
+    rows = (*meshes.row_spec(mesh, q.shape), None)[:2]
+    tensor = mesh.shape.get("tensor", 1)
+    heads = "tensor" if tensor > 1 and q.shape[2] % tensor == k.shape[2] % tensor == 0 else None
+    return PartitionSpec(*rows, heads, None)
 
 
 def _capped(
@@ -140,8 +173,9 @@ def _splash(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    segments: jax.Array,
+    *,
     scale: float,
-    segments: jax.Array | None,
     window: int | None,
     cap: float | None,
     causal: bool,
@@ -160,10 +194,8 @@ def _splash(
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=cap,
-        interpret=jax.default_backend() == "cpu",
+        interpret=platform() == "cpu",
     )
-    if segments is None:
-        segments = jnp.ones(q.shape[:2], jnp.int32)
     heads_first = (jnp.swapaxes(x, 1, 2) for x in (scale * q, k, v))
     ids = kernels.SegmentIds(q=segments, kv=segments)
     return jnp.swapaxes(jax.vmap(kernel)(*heads_first, ids), 1, 2).astype(q.dtype)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcl import losses
+from jcl import losses, mesh
 from jcl.models import attention, decoder
 
 SMALL = decoder.Config(vocabulary=61, layers=2, width=32, heads=4, kv_heads=2, hidden=48)
@@ -128,6 +128,25 @@ def test_splash_attention_gives_xla_s_numbers(window: Any, cap: Any) -> None:
 
     for ids in (None, segments):
         close(mix("splash", ids), mix("xla", ids), 2e-5)
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 2}, {"data": 2, "sequence": 2}])
+def test_on_a_mesh_each_device_runs_splash_attention_on_its_part(axes: dict[str, int]) -> None:
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (4, 128, heads, 64))
+        for i, heads in enumerate((4, 2, 2))
+    )
+    there = mesh.make(**axes)
+    everywhere = jax.NamedSharding(there, jax.P())
+
+    def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        with jax.sharding.use_abstract_mesh(there.abstract_mesh):
+            return attention.attend(q, k, v, scale=0.1, backend="splash")
+
+    cut = "shard_map" in str(jax.make_jaxpr(mix)(q, k, v))
+    assert cut == ("tensor" in axes)  # XLA's own attention takes a length that is cut
+    wanted = attention.attend(q, k, v, scale=0.1, backend="xla")
+    close(jax.jit(mix, in_shardings=everywhere)(q, k, v), wanted, 2e-5)
 
 
 def test_positions_begin_anew_in_each_segment() -> None:

@@ -393,6 +393,7 @@ def test_a_slice_is_made_used_and_deleted(tmp_path: Path) -> None:
     assert calls == ["create", "scp", "ssh", "ssh", "exec jcl", "delete"]
     said = (tmp_path / "gcloud.log").read_text()
     assert "--worker=all" in said and "--spot" not in said
+    assert "queued-resources delete n --project=p --zone=z --force --quiet" in said  # asks nothing
     assert r"exec jcl run eras --method ewc\(strength=1.\)\ +\ er\(rows=2\) --out /out/a" in said
     assert not (tmp_path / "state").exists()
 

@@ -14,7 +14,7 @@ BUCKET=${BUCKET:-}                             # Cloud Storage bucket for --out,
 ACCELERATOR=${ACCELERATOR:-v5litepod-16}       # gcloud compute tpus accelerator-types list --zone=$ZONE
 RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}        # v5p: v2-alpha-tpuv5, v6e: v2-alpha-tpuv6e
 SPOT=${SPOT:-}                                 # anything: a spot slice, cheaper, may be taken away at any time
-RETRIES=${RETRIES:-5}                          # restarts on the same slice after a lost process (exit code 76)
+RETRIES=${RETRIES:-5}                          # restarts on a slice after a lost process
 PAUSE=${PAUSE:-30}                             # seconds between two looks at the queue
 
 set -uo pipefail
@@ -128,7 +128,8 @@ while :; do
     say "$NAME was taken away; asking for another"
   elif [[ $code -eq 75 ]]; then
     say "the run saved and stopped; going on"
-  elif [[ $code -eq 76 && $lost -lt $RETRIES ]]; then
+  elif [[ $code -eq 76 || ($code -gt 128 && $code -ne 130 && $code -ne 255) ]] && [[ $lost -lt $RETRIES ]]; then
+    # 76 by those who noticed, 137 and its like by the one that a signal killed; 255 is ssh's own
     lost=$((lost + 1))
     say "a process was lost; going on ($lost of $RETRIES)"
   else

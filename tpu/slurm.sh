@@ -23,7 +23,7 @@
 #SBATCH --signal=B:TERM@60
 
 VENV=${VENV:-}         # virtual environment with jcl-kit[text] and jax[cuda13], on storage that all nodes see
-RETRIES=${RETRIES:-20} # restarts of any kind after which a lost process (exit code 76) ends the job
+RETRIES=${RETRIES:-20} # restarts of any kind after which a lost process ends the job
 
 set -uo pipefail
 
@@ -63,7 +63,8 @@ do :; done
 again=""
 if [[ $code -eq 75 ]]; then
   again="the run saved and stopped"
-elif [[ $code -eq 76 && ${SLURM_RESTART_COUNT:-0} -lt $RETRIES ]]; then
+elif [[ $code -eq 76 || ($code -gt 128 && $code -ne 130) ]] && # itself by a signal: 137 is above their 76
+  [[ ${SLURM_RESTART_COUNT:-0} -lt $RETRIES ]]; then
   again="a process was lost"
 fi
 if [[ -n $again ]]; then

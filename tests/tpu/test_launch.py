@@ -339,7 +339,17 @@ def test_sigterm_reaches_both_processes_and_requeues(slurm: dict[str, str], tmp_
 
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"),
-    [(0, 0, 0), (2, 0, 0), (3, 0, 0), (75, 9, 1), (76, 19, 1), (76, 20, 0), (137, 0, 0)],
+    [
+        (0, 0, 0),
+        (2, 0, 0),
+        (3, 0, 0),
+        (75, 9, 1),
+        (76, 19, 1),
+        (76, 20, 0),
+        (130, 0, 0),
+        (137, 0, 1),
+        (137, 20, 0),
+    ],
 )
 def test_exit_codes_decide_about_the_queue(
     code: int, restarts: int, requeued: int, slurm: dict[str, str], tmp_path: Path
@@ -399,7 +409,7 @@ def test_a_slice_is_made_used_and_deleted(tmp_path: Path) -> None:
 
 
 def test_it_goes_on_after_75_after_preemption_and_after_a_lost_process(tmp_path: Path) -> None:
-    runs = ("75 ACTIVE", "255 SUSPENDED", "76 ACTIVE", "0 ACTIVE")
+    runs = ("75 ACTIVE", "255 SUSPENDED", "137 ACTIVE", "0 ACTIVE")
     shown, calls = on_tpus(tmp_path, *runs, SPOT="yes")
     assert shown.returncode == 0, shown.stderr
     made = ["create", "scp", "ssh"]
@@ -408,7 +418,7 @@ def test_it_goes_on_after_75_after_preemption_and_after_a_lost_process(tmp_path:
     assert "--spot" in (tmp_path / "gcloud.log").read_text()
 
 
-@pytest.mark.parametrize("code", [1, 2, 3, 130])
+@pytest.mark.parametrize("code", [1, 2, 3, 130, 255])
 def test_another_exit_code_ends_it_and_the_slice_is_deleted(code: int, tmp_path: Path) -> None:
     shown, calls = on_tpus(tmp_path, f"{code} ACTIVE")
     assert shown.returncode == code and calls[-1] == "delete"

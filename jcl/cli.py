@@ -1,4 +1,4 @@
-"""The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, `fetch`.
+"""The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, and so on.
 
 Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 130 after Ctrl-C.
 """
@@ -27,6 +27,7 @@ from tyro.conf import arg
 
 import jcl
 from jcl import experiment, expression, flags, plan, report, screen
+from jcl import mesh as meshes
 
 USAGE = """usage: jcl COMMAND ...
 
@@ -37,12 +38,13 @@ USAGE = """usage: jcl COMMAND ...
   jcl report DIR               draws a run's figures and report.html again
   jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card
   jcl edit MODEL PROMPT ANSWER --to DIR      writes a fact into a model
+  jcl shardings --model NAME --mesh fsdp=8   where a model's parameters lie on a mesh
   jcl fetch NAME               gets a model or a data set; without a name, lists them
 
   jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
   jcl COMMAND --help           what a command takes
 """
-COMMANDS = ("run", "list", "explain", "compare", "report", "export", "edit", "fetch")
+COMMANDS = ("run", "list", "explain", "compare", "report", "export", "edit", "shardings", "fetch")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +83,7 @@ def _dispatch(args: list[str]) -> int:
         "report": lambda a: _call(_report, "report", a),
         "export": lambda a: _call(_export, "export", a),
         "edit": lambda a: _call(_edit, "edit", a),
+        "shardings": lambda a: _call(_shardings, "shardings", a),
         "fetch": lambda a: _call(_fetch, "fetch", a),
     }[command](rest)
 
@@ -431,6 +434,30 @@ def _edit(
     _cache()
     done = edit.write(model, prompt, answer, to, subject, method, text)
     print(f"before: {done.before}\nafter:  {done.after}\nmodel:  {done.folder}")
+
+
+def _shardings(
+    model: Annotated[str, arg(metavar="NAME")],
+    mesh: Annotated[str, arg(metavar="AXES")],
+    method: Annotated[str, arg(metavar="EXPR")] = "",
+    json: Annotated[Path | None, arg(metavar="FILE")] = None,
+) -> None:
+    """Prints where a model lies on a mesh, which needs neither its weights nor devices.
+
+    Args:
+      model: tiny, llama-1b, llama-8b or llama-70b; what jcl fetch gets, a folder with a
+        config.json, or a Hugging Face id.
+      mesh: sizes of data, fsdp, expert, sequence and tensor, such as "fsdp=16,tensor=4".
+      method: for a decoder, what this method and AdamW keep beside the parameters.
+      json: where to write the same.
+    """
+    from jcl import shardings
+
+    given = expression.build(expression.parse(method)) if method else None
+    found = shardings.plan(model, meshes.parse(mesh), given)
+    if json is not None:
+        report.save_json(json, shardings.facts(found))
+    screen.shardings(f"{found.model} over {found.axes}", found.rows, found.totals)
 
 
 def _fetch(

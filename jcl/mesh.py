@@ -56,7 +56,7 @@ and biases of the stream are whole everywhere: they are a few parts in ten thous
 class Layout(NamedTuple):
     """A mesh, and the rules by which parameters lie on it."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     rules: Rules = RULES
 
 
@@ -71,28 +71,44 @@ def make(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     Raises:
       ValueError: if an axis is unknown, or the sizes don't make up the devices.
     """
-    sizes = dict.fromkeys(AXES, 1)
-    for name, size in axes.items():
-        if name not in sizes:
-            raise ValueError(f"mesh axis is {name!r}, but must be one of {list(AXES)}")
-        check(size >= 1 or size == -1, name, size, "at least 1, or -1 for what is left")
-        sizes[name] = size
     there = list(jax.devices() if devices is None else devices)
-    known = math.prod(n for n in sizes.values() if n != -1)
-    open_axes = [name for name, n in sizes.items() if n == -1]
-    check(len(open_axes) <= 1, "axes of size -1", open_axes, "one at most")
-    if open_axes:
-        check(len(there) % known == 0, "mesh", axes, f"a divisor of {len(there)} devices")
-        sizes[open_axes[0]] = len(there) // known
-    needed = math.prod(sizes.values())
-    if needed > len(there):
-        raise ValueError(
-            f"the mesh {axes!r} has {needed} devices, but must have at most {len(there)}, which is "
-            "how many there are"
-        )
+    sizes = _sizes(axes, len(there))
     # Auto, where the default is Explicit: the compiler decides what isn't said
     kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=there[:needed])
+    used = there[: math.prod(sizes)]
+    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=used)
+
+
+def abstract(**axes: int) -> AbstractMesh:
+    """The same of devices that aren't here: for tables and shapes, not for computing.
+
+    Raises:
+      ValueError: if an axis is unknown or has no size of its own.
+    """
+    sizes = _sizes(axes, None)
+    return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(axes: dict[str, int], there: int | None) -> tuple[int, ...]:
+    """Of all `AXES`; `there` is how many devices there are, None for any number."""
+    sizes = dict.fromkeys(AXES, 1)
+    for name, size in axes.items():
+        check(name in sizes, "mesh axis", name, f"one of {list(AXES)}")
+        ok = size >= 1 or (size == -1 and there is not None)
+        check(ok, name, size, "at least 1" + ("" if there is None else ", or -1 for what is left"))
+        sizes[name] = size
+    unsaid = [name for name, n in sizes.items() if n == -1]
+    check(len(unsaid) <= 1, "axes of size -1", unsaid, "one at most")
+    known = math.prod(n for n in sizes.values() if n != -1)
+    if there is not None:
+        if unsaid:
+            ok = there % known == 0
+            check(ok, "product of the mesh's other axes", known, f"a divisor of {there} devices")
+            sizes[unsaid[0]] = there // known
+        needed = math.prod(sizes.values())
+        wanted = f"at most {there}, which is how many there are"
+        check(needed <= there, "number of devices in the mesh", needed, wanted)
+    return tuple(sizes.values())
 
 
 def parse(text: str) -> dict[str, int]:
@@ -262,13 +278,21 @@ class Placed(NamedTuple):
     bytes_per_device: int
 
 
+def held(tree: Any, shardings: Any) -> int:
+    """Bytes of a tree on one device."""
+
+    def here(x: Any, where: NamedSharding) -> int:
+        return math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(here, tree, shardings)))
+
+
 def table(params: Params, layout: Layout) -> list[Placed]:
     """Where each parameter lies, and how many bytes of it a device holds."""
 
     def row(path: tuple[Any, ...], x: Any) -> Placed:
         name = trees.path_name(path)
         where = NamedSharding(layout.mesh, spec(name, x.shape, layout))
-        held = math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize
-        return Placed(name, tuple(x.shape), where.spec, held)
+        return Placed(name, tuple(x.shape), where.spec, held(x, where))
 
     return [row(path, x) for path, x in jax.tree_util.tree_leaves_with_path(params)]

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from jcl import report
+from jcl.mesh import Placed
 from jcl.report import Run
 
 WIDE = 12
@@ -163,6 +164,23 @@ def ability(run: Run) -> None:
     console().print(table)
     lost = report.measured(run.probed["vertical_forgetting"], 100)
     console().print(f"  vertical forgetting: {lost} points")
+
+
+def shardings(title: str, rows: Sequence[Placed], totals: Sequence[tuple[str, int, int]]) -> None:
+    """Prints where parameters lie on a mesh, and bytes of all that is kept: in all, on a device."""
+    out = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    out.title = title
+    out.add_column("parameter", overflow="fold")
+    for name in ("shape", "cut by", "MB a device"):
+        out.add_column(name, justify="right")
+    for row in rows:
+        cuts = ", ".join("-" if axis is None else str(axis) for axis in row.spec)
+        shape = " × ".join(map(str, row.shape))
+        out.add_row(escape(row.path), shape, cuts, f"{row.bytes_per_device / 1e6:,.2f}")
+    console().print(out)
+    for name, whole, held in totals:
+        sizes = f"{whole / 1e9:>9.3f} GB in all {held / 1e9:>9.3f} GB a device"
+        console().print(f"  {name:<24} {sizes}, 1 / {whole / max(held, 1):.1f}")
 
 
 def table(runs: Sequence[Run]) -> None:

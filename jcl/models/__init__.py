@@ -1,7 +1,7 @@
 """Models as `apply(params, batch, tap) -> outputs` over nested dicts of arrays."""
 
 from jcl.models import decoder, encoder, mlp, multimodal, t5, vision
-from jcl.models.folder import Model, classifier, load, of, save
+from jcl.models.folder import Model, classifier, load, of, save, shapes
 from jcl.models.generation import generate, write
 from jcl.models.layers import dense, init_dense
 from jcl.models.peft import Adapter, load_adapter, save_adapter
@@ -24,6 +24,7 @@ __all__ = [
     "quantize",
     "save",
     "save_adapter",
+    "shapes",
     "t5",
     "vision",
     "write",

@@ -81,6 +81,23 @@ def load(
     return Model(config, params, _tokenizer(folder, quantised), family.apply_fn(config), given)
 
 
+def shapes(source: str | Path) -> tuple[Any, Params]:
+    """The configuration of what `load` would read, and the shapes of its parameters; no weights.
+
+    Args:
+      source: as for `load`; of a folder `config.json` is enough.
+
+    Raises:
+      ValueError: if the architecture is unknown.
+    """
+    folder = _found(source)
+    quantised = gguf.find(folder)
+    given = _tower(_read_config(folder)) if quantised is None else gguf.open_file(quantised)[0]
+    family = _family(given, folder)
+    config = family.config(_configuration(given))
+    return config, jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
+
+
 def _found(source: str | Path) -> Path:
     path = Path(source)
     if path.exists():
@@ -183,7 +200,7 @@ def _read(
     dtype: Any,
     mesh: jax.sharding.Mesh | None,
 ) -> Params:
-    shapes = jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
+    wanted = jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
     layout = family.layout(config)
 
     def stored(source: Source, index: tuple[int, ...]) -> np.ndarray:
@@ -216,9 +233,9 @@ def _read(
         return jax.make_array_from_callback(shape.shape, sharding, part)
 
     if mesh is None:
-        return jax.tree_util.tree_map_with_path(leaf, shapes)
+        return jax.tree_util.tree_map_with_path(leaf, wanted)
     return jax.tree_util.tree_map_with_path(
-        leaf, shapes, meshes.of_params(shapes, meshes.Layout(mesh))
+        leaf, wanted, meshes.of_params(wanted, meshes.Layout(mesh))
     )
 
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jcl import checkpoint, trees
+from jcl import checkpoint, mesh, trees
 from jcl.data.stream import Stream, from_leaves
+from jcl.feed import Feed, everywhere, put
 from jcl.method import Params
 from jcl.program import Evaluate, Program, State, advance, complete
 
@@ -94,21 +95,6 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _slices(stream: Stream, stage: int, start: int, stop: int, size: int) -> Any:
-    """Steps start to stop, filled up to `size` by repeating the last, which is never run."""
-    chunk = stream.chunk(stage, start, stop)
-    axis = 0 if stream.members is None else 1
-    short = size - (stop - start)
-    if short == 0:
-        return chunk
-
-    def fill(x: np.ndarray) -> np.ndarray:
-        last = np.take(x, [-1], axis=axis)
-        return np.concatenate([x, np.repeat(last, short, axis=axis)], axis=axis)
-
-    return jax.tree.map(fill, chunk)
-
-
 class _Compiled(NamedTuple):
     """What the loop calls, compiled before the clock of training starts."""
 
@@ -119,28 +105,39 @@ class _Compiled(NamedTuple):
     traces: list[int]
 
 
-def _compile(
-    program: Program, state: State, stream: Stream, source: Any, size: int, evaluate: Any
-) -> _Compiled:
+def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | None) -> _Compiled:
     traces: list[int] = []
+    fetch = feed.stream.fetch
+    where, whole = _where(program, state)
 
     def move(state: State, source: Any, chunk: Any, count: jax.Array) -> Any:
         traces.append(1)
-        fetch = partial(stream.fetch, source)
-        return program.each(lambda p, s, c: advance(p, s, c, fetch, count), state, chunk)
+        read = partial(fetch, source)
+        return program.each(lambda p, s, c: advance(p, s, c, read, count), state, chunk)
 
     def close(state: State, source: Any, slices: Any) -> State:
-        fetch = jax.vmap(partial(stream.fetch, source))
-        return program.each(lambda p, s, b: p.consolidate(s, fetch(b)), state, slices)
+        read = jax.vmap(partial(fetch, source))
+        return program.each(lambda p, s, b: p.consolidate(s, read(b)), state, slices)
 
     start = time.perf_counter()
-    chunk = _slices(stream, 0, 0, min(size, stream.steps[0]), size)
-    moved = jax.jit(move, donate_argnums=0).lower(state, source, chunk, jnp.int32(0)).compile()
-    closed = jax.jit(close, donate_argnums=0).lower(state, source, stream.boundary(0)).compile()
+    count, last = np.int32(0), min(feed.size, feed.stream.steps[0])
+    mover = jax.jit(move, donate_argnums=0, out_shardings=(where, whole))
+    moved = mover.lower(state, feed.source, feed.chunk(0, 0, last), count).compile()
+    closer = jax.jit(close, donate_argnums=0, out_shardings=where)
+    closed = closer.lower(state, feed.source, feed.boundary(0)).compile()
     scored = None
     if evaluate is not None:
-        scored = jax.jit(partial(program.each, evaluate)).lower(state).compile()
+        scorer = jax.jit(partial(program.each, evaluate), out_shardings=whole)
+        scored = scorer.lower(state).compile()
     return _Compiled(moved, closed, scored, time.perf_counter() - start, traces)
+
+
+def _where(program: Program, state: State) -> tuple[Any, Any]:
+    """Shardings of a state, and of what the host reads; None and None without a mesh."""
+    layout = program.layout
+    if layout is None:
+        return None, None
+    return mesh.of_state(state, layout), NamedSharding(layout.mesh, PartitionSpec())
 
 
 class _Log:
@@ -201,31 +198,46 @@ def _count(x: jax.Array) -> int:
     return int(np.asarray(x).reshape(-1)[0])
 
 
+class _Beginning(NamedTuple):
+    """How a run starts, before anything is computed."""
+
+    make: Callable[[], State]
+    """The first state."""
+    like: State
+    """Its shapes and shardings, for a checkpoint to take its place; and the key itself."""
+    scores: np.ndarray
+    """As yet empty."""
+    width: int
+    """Rows of a step, all members together."""
+
+
 def _begin(
-    program: Program,
-    params: Params,
-    key: jax.Array,
-    stream: Stream,
-    source: Any,
-    evaluate: Evaluate | None,
-    carried: State | None,
-) -> tuple[State, np.ndarray, int]:
-    """The first state, empty scores, and the rows of a step, all members together."""
+    program: Program, params: Params, key: jax.Array, feed: Feed, evaluate: Evaluate | None
+) -> _Beginning:
+    def start(params: Params, key: jax.Array, source: Any, slices: Any) -> Any:
+        def member(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
+            rows = jax.tree.map(lambda x: x[0], slices)
+            batch = complete(feed.stream.fetch(source, rows))
+            return p.init(params, batch, key), batch["weight"]
 
-    def start(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
-        rows = jax.tree.map(lambda x: x[0], slices)
-        batch = complete(stream.fetch(source, rows))
-        return p.init(params, batch, key), batch["weight"]
+        return program.each(member, params, key, slices)
 
-    first = stream.chunk(0, 0, 1)
-    state, weight = jax.jit(partial(program.each, start))(params, key, first)
-    if carried is not None:
-        state = _carry(state, carried)
+    if program.layout is not None:
+        params = put(params, mesh.of_params(params, program.layout))
+        key = put(key, everywhere(key, program.layout))
+    given = (params, key, feed.source, feed.chunk(0, 0, 1))
+    like, weight = jax.eval_shape(start, *given)
+    where, _ = _where(program, like)
+    init = jax.jit(lambda *a: start(*a)[0], out_shardings=where).lower(*given).compile()
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, init.output_shardings
+    )
     columns = (1,)  # not 0: Orbax saves no empty array
     if evaluate is not None:
-        columns = jax.eval_shape(partial(program.each, evaluate), state).shape
-    shape = (*columns[:-1], len(stream.steps) + 1, columns[-1])
-    return state, np.full(shape, np.nan, np.float32), weight.size
+        columns = jax.eval_shape(partial(program.each, evaluate), like).shape
+    shape = (*columns[:-1], len(feed.stream.steps) + 1, columns[-1])
+    empty = np.full(shape, np.nan, np.float32)
+    return _Beginning(lambda: init(*given), like._replace(key=key), empty, weight.size)
 
 
 def _carry(state: State, carried: State) -> State:
@@ -243,13 +255,16 @@ def _carry(state: State, carried: State) -> State:
                 f"run has {mine.get(path)}; both must have the same methods, parameters and batches"
             )
     # copies, for a step is given its state's buffers to write into
-    method, task, step = trees.copy((carried.method, carried.task, carried.step))
+    theirs = trees.copy((carried.method, carried.task, carried.step))
+    where = jax.tree.map(lambda x: x.sharding, (state.method, state.task, state.step))
+    method, task, step = jax.tree.map(jax.device_put, theirs, where)
     return state._replace(method=method, task=task, step=step)
 
 
 def _tree(state: State, scores: np.ndarray) -> dict[str, Any]:
     """What is checkpointed."""
-    return {"state": state, "scores": jnp.asarray(scores)}
+    where = state.step.sharding  # everywhere, on a mesh
+    return {"state": state, "scores": put(scores, where)}
 
 
 def last_state(
@@ -265,9 +280,8 @@ def last_state(
     Raises:
       ValueError: if there is no checkpoint, or it is of another program.
     """
-    source = jax.tree.map(jnp.asarray, stream.source)
-    state, scores, _ = _begin(program, params, key, stream, source, evaluate, None)
-    found = checkpoint.restore(Path(out) / "checkpoints", _tree(state, scores))
+    begun = _begin(program, params, key, Feed(stream, program.layout, 1), evaluate)
+    found = checkpoint.restore(Path(out) / "checkpoints", _tree(begun.like, begun.scores))
     if found is None:
         raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
     return found[0]["state"]
@@ -290,22 +304,26 @@ class _Run:
         carried: State | None,
     ) -> None:
         self.stream, self.emit = stream, emit
-        self.size = chunk_size(stream.steps, chunk)
-        self.source = jax.tree.map(jnp.asarray, stream.source)
-        begun = _begin(program, params, key, stream, self.source, evaluate, carried)
-        self.state, self.scores, self.width = begun
-        self.first_task, self.first_step = _count(self.state.task), _count(self.state.step)
+        self.feed = Feed(stream, program.layout, chunk_size(stream.steps, chunk))
+        begun = _begin(program, params, key, self.feed, evaluate)
+        self.scores, self.width = begun.scores, begun.width
         self.folder = None if out is None else out / "checkpoints"
         self.saved: int | None = None
+        found = None
         if resume and self.folder is not None:
-            found = checkpoint.restore(self.folder, _tree(self.state, self.scores))
-            if found is not None:
-                tree, self.saved = found
-                self.state, self.scores = tree["state"], np.array(tree["scores"])
+            found = checkpoint.restore(self.folder, _tree(begun.like, self.scores))
+        if found is not None:
+            tree, self.saved = found
+            self.state, self.scores = tree["state"], np.array(tree["scores"])
+        else:
+            self.state = begun.make() if carried is None else _carry(begun.make(), carried)
+        self.first_task, self.first_step = (0, 0)
+        if carried is not None:
+            self.first_task, self.first_step = _count(carried.task), _count(carried.step)
         self.done = self.resumed_at = _count(self.state.step) - self.first_step
         self.total = sum(stream.steps)
         self.log = _Log(out, self.done)
-        self.compiled = _compile(program, self.state, stream, self.source, self.size, evaluate)
+        self.compiled = _compile(program, self.state, self.feed, evaluate)
         self.training = 0.0
         self.began = time.perf_counter()
 
@@ -330,8 +348,10 @@ class _Run:
           Diverged: if a loss among them is not finite.
         """
         tick = time.perf_counter()
-        slices = _slices(self.stream, stage, start, start + count, self.size)
-        self.state, aux = self.compiled.advance(self.state, self.source, slices, jnp.int32(count))
+        chunk = self.feed.chunk(stage, start, start + count)
+        self.state, aux = self.compiled.advance(
+            self.state, self.feed.source, chunk, np.int32(count)
+        )
         reports = {k: np.asarray(v)[..., :count] for k, v in aux.items()}
         self.training += time.perf_counter() - tick
         finite = np.isfinite(reports["loss"]).reshape(-1, count).all(axis=0)
@@ -355,8 +375,8 @@ class _Run:
 
     def consolidate(self, stage: int) -> None:
         tick = time.perf_counter()
-        slices = self.stream.boundary(stage)
-        self.state = self.compiled.consolidate(self.state, self.source, slices)
+        slices = self.feed.boundary(stage)
+        self.state = self.compiled.consolidate(self.state, self.feed.source, slices)
         jax.block_until_ready(self.state)
         self.training += time.perf_counter() - tick
 
@@ -426,7 +446,7 @@ def fit(
         for stage in range(_count(run.state.task) - run.first_task, len(stream.steps)):
             at = _count(run.state.task_step)
             while at < stream.steps[stage]:
-                count = min(run.size, stream.steps[stage] - at)
+                count = min(run.feed.size, stream.steps[stage] - at)
                 run.advance(stage, at, count)
                 at += count
                 due = run.done // checkpoint_every > (run.done - count) // checkpoint_every

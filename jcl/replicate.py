@@ -30,8 +30,17 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
       how: `vmap`; `map`, one after another in one call; `devices`, spread over the local devices
         and one after another on each; `auto` picks `vmap` on accelerators and the others on CPU,
         where vectorising small matrix products over members is slower than running them in turn.
+
+    Raises:
+      ValueError: if the members' programs have a mesh.
     """
     members = jax.tree.leaves(values)[0].shape[0]
+    first = build(jax.tree.map(lambda v: v[0], values))
+    if first.layout is not None:
+        raise ValueError(
+            f"mesh is {dict(first.layout.mesh.shape)}, but must be None for programs with members, "
+            "which are trained side by side on one device or one on each"
+        )
     devices = jax.local_devices()
     if how == "auto":
         spread = len(devices) > 1 and members > 1
@@ -69,6 +78,6 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
         lambda state, batch: shared(lambda p, s, b: p.predict(s, b), state, batch),
         lambda state, batch: shared(lambda p, s, b: p.weights(s, b), state, batch),
         each,
-        build(jax.tree.map(lambda v: v[0], values)).method,
+        first.method,
         members,
     )

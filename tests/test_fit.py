@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import optax
 import pytest
 
 import jcl
-from jcl import data, losses, methods, models
+from jcl import data, losses, mesh, methods, models
 from jcl.evaluation import accuracy, evaluator
 from jcl.fit import chunk_size
 
@@ -39,9 +40,10 @@ def stream(rows: tuple[int, ...] = (40, 40, 40), **options: Any) -> data.Stream:
     return data.from_arrays(tasks(rows), tasks(rows), 8, **options)
 
 
-def program(tx: Any = None) -> jcl.Program:
+def program(tx: Any = None, **options: Any) -> jcl.Program:
     method = jcl.chain(methods.er(capacity=20, rows=4), methods.ewc(strength=1.0))
-    return jcl.make(method, models.mlp.apply, losses.cross_entropy(), tx or optax.adam(1e-2))
+    tx = tx or optax.adam(1e-2)
+    return jcl.make(method, models.mlp.apply, losses.cross_entropy(), tx, **options)
 
 
 PARAMS = models.mlp.init(jax.random.key(0), SIZES)
@@ -90,6 +92,37 @@ def test_chunks_do_not_change_the_result(whole: jcl.Result) -> None:
         jax.tree.leaves(single.state.params), jax.tree.leaves(whole.state.params), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def close(a: Any, b: Any) -> None:
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+
+
+def test_over_a_mesh_it_is_the_same(whole: jcl.Result, tmp_path: Path) -> None:
+    given = stream()
+    options = {"stream": given, "evaluate": evaluator(given.test, accuracy()), "chunk": 4}
+    spread = program(mesh=mesh.make(data=2, fsdp=2, tensor=2))
+    with pytest.raises(Stop):
+        fit(spread, out=tmp_path / "cut", on_event=stop_after(6), **options)
+    result = fit(spread, **options)
+    close(result.state.params, whole.state.params)
+    close(result.state.method, whole.state.method)
+    np.testing.assert_allclose(result.scores, whole.scores, atol=0.03)
+    assert result.step_traces == 1
+    kernel = result.state.params["dense_0"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+    # begun on eight devices it goes on on one, and on four
+    for name, other in (("one", program()), ("four", program(mesh=mesh.make(fsdp=4)))):
+        shutil.copytree(tmp_path / "cut", tmp_path / name)
+        again = fit(other, out=tmp_path / name, resume=True, **options)
+        close(again.state.params, whole.state.params)
+        assert [line["step"] for line in again.history][-1] == 45
+
+
+def test_members_over_a_mesh_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mesh is .*'fsdp': 4.* but must be None"):
+        jcl.replicate(lambda seed: program(mesh=mesh.make(fsdp=4)), jnp.arange(2))
 
 
 def test_tasks_of_different_length_need_one_trace() -> None:

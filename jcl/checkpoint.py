@@ -1,24 +1,30 @@
 """Checkpoints: atomic, checked against their own sha256 sums, and restored bit for bit.
 
 A checkpoint is an Orbax folder `step_N` and, written last, `step_N.json` with the sum of every
-file in it. One without sums, or whose sums don't match, doesn't count: a run killed in mid-save, a
-truncated file or a flipped bit all fall back to the checkpoint before.
+file in it; both while training goes on. One without sums, or whose sums don't match, doesn't count:
+a run killed in mid-save, a truncated file or a flipped bit all fall back to the checkpoint before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import time
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jcl import trees
+from jcl import processes, trees
 
 KEEP = 2
 """How many checkpoints are kept: the last, and one to fall back to."""
@@ -37,13 +43,116 @@ def _flat(state: Any) -> dict[str, jax.Array]:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _steps(folder: Path) -> list[int]:
     """Steps that have a finished checkpoint, oldest first."""
     return sorted(int(p.stem.removeprefix("step_")) for p in folder.glob("step_*.json"))
+
+
+def shared(folder: Path) -> bool:
+    """Whether all processes see one folder, rather than each one of its own."""
+    if not processes.several():
+        return True
+    token = secrets.token_hex(8)
+    name = f".seen-by-all-{processes.of_leader(lambda: token)}"
+
+    def mark() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+    processes.of_leader(mark)
+    for _ in range(20):  # a network's file system may take its time
+        lacking = processes.agreed(not (folder.is_dir() and name in os.listdir(folder)))
+        if not lacking:
+            break
+        time.sleep(0.1)
+    processes.of_leader((folder / name).unlink)
+    return not lacking
+
+
+class Saver:
+    """Saves checkpoints in the background, one after another.
+
+    With several processes each writes its own part of the arrays. Where they have no folder in
+    common process 0 writes all, and tells the others what it reads.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is made if need be."""
+        self.folder = folder.absolute()
+        self.shared = shared(self.folder)
+        self.thread: ThreadPoolExecutor | None = None
+        self.pending: Future[None] | None = None
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves a pytree of arrays as checkpoint `step`; returns once it is copied to the host.
+
+        Raises:
+          OSError: if this or the one before can't be written; what was there before is untouched.
+        """
+        from orbax.checkpoint import v1 as ocp  # 0.25 s that only those who save pay for
+
+        self.finish()
+        path = self.folder / f"step_{step:09d}"
+        if processes.of_leader(path.with_suffix(".json").exists):
+            return  # determinism makes the same step the same state
+
+        def clear() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(path, ignore_errors=True)  # left by a run that was killed before its sums
+
+        writing: Any = None
+        with self._one_sentence():
+            processes.of_leader(clear)
+            flat = _flat(state)
+            if not self.shared:
+                flat = _gathered(flat)
+            if self.shared or processes.leader():
+                with _alone(self.shared):
+                    writing = ocp.save_async(path, flat)
+        if self.thread is None:
+            self.thread = ThreadPoolExecutor(1, "jcl-checkpoint")
+        self.pending = self.thread.submit(self._complete, path, writing)
+
+    def _complete(self, path: Path, writing: Any) -> None:
+        if writing is not None:
+            writing.result()
+        if not processes.leader():
+            return
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(_sums(path), indent=1))
+        os.replace(partial, path.with_suffix(".json"))
+        for old in _steps(self.folder)[:-KEEP]:
+            stale = path.with_name(f"step_{old:09d}")
+            stale.with_suffix(".json").unlink()
+            shutil.rmtree(stale, ignore_errors=True)
+
+    def finish(self) -> None:
+        """Waits until what was saved last is whole.
+
+        Raises:
+          OSError: if it can't be written; what was there before is untouched.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            with self._one_sentence():
+                pending.result()
+
+    @contextlib.contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            done = _steps(self.folder)
+            last = f"the last good one is step {done[-1]}" if done else "there is none yet"
+            reason = str(error).splitlines()[0]
+            raise OSError(f"can't save a checkpoint in {self.folder}: {reason}; {last}") from error
 
 
 def save(folder: Path, step: int, state: Any) -> None:
@@ -52,28 +161,33 @@ def save(folder: Path, step: int, state: Any) -> None:
     Raises:
       OSError: if it can't be written; what was there before is untouched.
     """
-    from orbax.checkpoint import v1 as ocp  # 0.25 s that only those who save pay for
+    saver = Saver(folder)
+    saver.save(step, state)
+    saver.finish()
 
-    path = folder.absolute() / f"step_{step:09d}"
-    manifest = path.with_suffix(".json")
-    if manifest.exists():
-        return  # determinism makes the same step the same state
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(path, ignore_errors=True)  # left by a run that was killed before its sums
-        ocp.save(path, _flat(state))
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(_sums(path), indent=1))
-        os.replace(partial, manifest)
-    except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
-        done = _steps(folder)
-        last = f"the last good one is step {done[-1]}" if done else "there is none yet"
-        reason = str(error).splitlines()[0]
-        raise OSError(f"can't save a checkpoint in {folder}: {reason}; {last}") from error
-    for old in _steps(folder)[:-KEEP]:
-        stale = path.with_name(f"step_{old:09d}")
-        stale.with_suffix(".json").unlink()
-        shutil.rmtree(stale, ignore_errors=True)
+
+def _alone(everyone: bool) -> Any:
+    """Orbax's context in which process 0 doesn't wait for the others; none if all take part."""
+    from orbax.checkpoint import v1 as ocp
+
+    if everyone:
+        return contextlib.nullcontext()
+    only = ocp.options.MultiprocessingOptions(
+        primary_host=0, active_processes={0}, barrier_sync_key_prefix="jcl-alone"
+    )
+    return ocp.Context(multiprocessing_options=only)
+
+
+def _gathered(flat: dict[str, Any]) -> dict[str, Any]:
+    """All of each array, on the host of process 0 alone."""
+    from jax.experimental import multihost_utils
+
+    found = {}
+    for name, x in flat.items():
+        whole = multihost_utils.process_allgather(x, tiled=True)
+        if processes.leader():
+            found[name] = np.asarray(whole)
+    return found
 
 
 def _broken(path: Path) -> str:
@@ -90,9 +204,11 @@ def _broken(path: Path) -> str:
 def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
     """The newest checkpoint that is whole, with the structure and shardings of `like`.
 
+    It may have been saved from other shardings, and by another number of processes.
+
     Args:
-      folder: what `save` wrote to.
-      like: a pytree of arrays or of `jax.ShapeDtypeStruct`.
+      folder: what was saved to.
+      like: a pytree of arrays or of `jax.ShapeDtypeStruct` with shardings; typed keys as arrays.
 
     Returns:
       The tree and its step, or None if there is no checkpoint. Broken ones are passed over with
@@ -103,33 +219,67 @@ def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
     """
     from orbax.checkpoint import v1 as ocp
 
-    for step in reversed(_steps(folder)):
-        path = folder.absolute() / f"step_{step:09d}"
-        if why := _broken(path):
-            warnings.warn(f"checkpoint {path} is broken, falling back: {why}", stacklevel=2)
-            continue
-        leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(like)}
-        abstract = {name: _abstract(x) for name, x in leaves.items()}
-        _check_same(path, abstract)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a key's sharding, which we put back ourselves
-            flat = ocp.load(path, abstract)
-        restored = [_wrap(flat[name], x) for name, x in leaves.items()]
-        return jax.tree.unflatten(jax.tree.structure(like), restored), step
-    return None
+    leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(like)}
+    abstract = {name: _abstract(x) for name, x in leaves.items()}
+    everyone = shared(folder)
+
+    def newest() -> int | None:
+        for step in reversed(_steps(folder)):
+            path = folder.absolute() / f"step_{step:09d}"
+            if why := _broken(path):
+                warnings.warn(f"checkpoint {path} is broken, falling back: {why}", stacklevel=4)
+                continue
+            with _alone(not processes.several()):
+                _check_same(path, abstract)
+            return step
+        return None
+
+    step = processes.of_leader(newest)
+    if step is None:
+        return None
+    path = folder.absolute() / f"step_{step:09d}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a key's sharding, which we put back ourselves
+        flat = ocp.load(path, abstract) if everyone else _told(path, abstract)
+    restored = [_wrap(flat[name], x) for name, x in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), restored), step
+
+
+def _told(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """A checkpoint that process 0 alone can read, leaf by leaf on all."""
+    from orbax.checkpoint import v1 as ocp
+
+    read: dict[str, Any] = {}
+    if processes.leader():
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        local = {
+            k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for k, x in abstract.items()
+        }
+        with _alone(False):
+            read = ocp.load(path, local)
+    found: dict[str, jax.Array] = {}
+    for name, x in abstract.items():
+        mine = np.zeros(0, np.uint8)
+        if processes.leader():
+            mine = np.asarray(read[name]).reshape(-1).view(np.uint8)
+        host = processes.broadcast(mine).view(x.dtype).reshape(x.shape)
+        found[name] = jax.make_array_from_callback(x.shape, x.sharding, host.__getitem__)
+    return found
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
     if not _is_key(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-    return jax.eval_shape(jax.random.key_data, x)
+    data = jax.eval_shape(jax.random.key_data, x)
+    everywhere = x.sharding if x.sharding.is_fully_replicated else None
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=everywhere)
 
 
 def _wrap(x: jax.Array, like: Any) -> jax.Array:
     if not _is_key(like):
         return x
     key = jax.random.wrap_key_data(x, impl=jax.random.key_impl(like))
-    return key if like.sharding is None else jax.device_put(key, like.sharding)
+    return key if key.sharding == like.sharding else jax.device_put(key, like.sharding)
 
 
 def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:

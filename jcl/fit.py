@@ -1,19 +1,19 @@
 """The host loop: streams data to a program, evaluates, logs, checkpoints and resumes.
 
 It runs what `run` runs, a chunk of steps a call. Where it stands is `State.task` and
-`State.task_step`, so a checkpoint needs nothing beside the state but the scores so far.
+`State.task_step`, so a checkpoint needs nothing beside the state but the scores so far. With
+several processes all run this loop, on parts of the same arrays; process 0 alone writes the log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import resource
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jcl import checkpoint, mesh, trees
+from jcl import checkpoint, mesh, processes, trees
 from jcl.data.stream import Stream, from_leaves
 from jcl.feed import Feed, everywhere, put
-from jcl.method import Params
+from jcl.method import Params, check
 from jcl.program import Evaluate, Program, State, advance, complete
 
 Event = dict[str, Any]
@@ -64,27 +64,6 @@ def chunk_size(steps: tuple[int, ...], limit: int) -> int:
     common, largest = math.gcd(*steps), min(limit, max(steps))
     best = max(n for n in range(1, largest + 1) if common % n == 0)
     return best if 2 * best > largest else largest
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Notes a first Ctrl-C, for the loop to save before it stops; a second one stops at once."""
-    noted: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread, which alone may handle signals
-        yield noted
-        return
-    try:
-        yield noted
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _peak_memory() -> int:
@@ -307,11 +286,11 @@ class _Run:
         self.feed = Feed(stream, program.layout, chunk_size(stream.steps, chunk))
         begun = _begin(program, params, key, self.feed, evaluate)
         self.scores, self.width = begun.scores, begun.width
-        self.folder = None if out is None else out / "checkpoints"
+        self.saver = None if out is None else checkpoint.Saver(out / "checkpoints")
         self.saved: int | None = None
         found = None
-        if resume and self.folder is not None:
-            found = checkpoint.restore(self.folder, _tree(begun.like, self.scores))
+        if resume and self.saver is not None:
+            found = checkpoint.restore(self.saver.folder, _tree(begun.like, self.scores))
         if found is not None:
             tree, self.saved = found
             self.state, self.scores = tree["state"], np.array(tree["scores"])
@@ -322,15 +301,19 @@ class _Run:
             self.first_task, self.first_step = _count(carried.task), _count(carried.step)
         self.done = self.resumed_at = _count(self.state.step) - self.first_step
         self.total = sum(stream.steps)
-        self.log = _Log(out, self.done)
+        self.log = _Log(out if processes.leader() else None, self.done)
         self.compiled = _compile(program, self.state, self.feed, evaluate)
         self.training = 0.0
         self.began = time.perf_counter()
 
     def save(self) -> None:
-        if self.folder is not None:
-            checkpoint.save(self.folder, self.done, _tree(self.state, self.scores))
+        if self.saver is not None:
+            self.saver.save(self.done, _tree(self.state, self.scores))
             self.saved = self.done
+
+    def close(self) -> None:
+        if self.saver is not None:
+            self.saver.finish()
 
     def score(self, stage: int) -> None:
         """Fills row `stage` of the scores: how many stages are finished."""
@@ -423,6 +406,7 @@ def fit(
       OSError: when the log or a checkpoint can't be written; the checkpoint before is untouched.
       Diverged: when the loss is no longer finite; nothing non-finite is ever checkpointed.
       KeyboardInterrupt: after a Ctrl-C, once the state is saved.
+      Preempted: after SIGTERM, once the state is saved.
     """
     began = time.perf_counter()
     if chunk < 1:
@@ -436,11 +420,15 @@ def fit(
             f"the stream has {stream.members} members, but must have the program's "
             f"{program.members}; see jcl.data.members"
         )
+    if processes.several():
+        spread = None if program.layout is None else program.layout.mesh.size
+        check(spread == jax.device_count(), "the mesh's number of devices", spread,
+              f"{jax.device_count()}, those of all {jax.process_count()} processes")  # fmt: skip
     folder = None if out is None else Path(out)
-    _prepare(folder, resume)
-    emit = on_event or (lambda event: None)
+    processes.of_leader(lambda: _prepare(folder, resume))
+    emit = on_event if on_event is not None and processes.leader() else lambda event: None
     run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit, carried)
-    with _interruptible() as interrupted:
+    with processes.noted() as signals, contextlib.closing(run):
         if run.done == 0:
             run.score(0)
         for stage in range(_count(run.state.task) - run.first_task, len(stream.steps)):
@@ -450,10 +438,9 @@ def fit(
                 run.advance(stage, at, count)
                 at += count
                 due = run.done // checkpoint_every > (run.done - count) // checkpoint_every
-                if interrupted or (due and at < stream.steps[stage]):
+                if due and at < stream.steps[stage]:
                     run.save()
-                if interrupted:
-                    raise KeyboardInterrupt
+                processes.stop(signals, run.save)
             run.consolidate(stage)
             run.score(stage + 1)
             run.save()

@@ -210,15 +210,18 @@ def test_divergence_names_task_step_and_checkpoint(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path: Path) -> None:
     def fill(event: dict[str, Any]) -> None:
         if event["kind"] == "progress" and event["step"] > 20:
+            while not whole.exists():  # it is written while training goes on
+                time.sleep(0.01)
             resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
 
+    whole = tmp_path / "checkpoints" / "step_000000015.json"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         with pytest.raises(OSError, match="can't"):
             fit(program(), stream=stream(), out=tmp_path, chunk=4, on_event=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert (tmp_path / "checkpoints" / "step_000000015.json").exists()
+    assert whole.exists()
 
 
 def test_bad_input_is_refused_in_a_sentence(tmp_path: Path) -> None:

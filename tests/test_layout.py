@@ -21,6 +21,7 @@ SHELL = {
     "edit",
     "export",
     "checkpoint",
+    "processes",
     "report",
     "cli",
     "data",

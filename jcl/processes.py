@@ -1,0 +1,367 @@
+"""Several processes that run one program: how they start, agree, and notice that one is gone.
+
+JAX's own answer to a process that is lost is to wait for it, or to abort with a trace of C++. Here
+process 0 keeps a connection to every other. The system closes a killed process's connections at
+once; a machine that is gone is silent. Either ends the rest with one sentence and exit code 76.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import re
+import secrets
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jcl.method import check
+
+PREEMPTED, LOST = 75, 76
+"""Exit codes: of a run that was told to stop and has saved, and of one whose peer is gone."""
+BEAT, SILENCE = 5.0, 40.0
+"""Seconds between signs of life, and without any until a process counts as lost."""
+GRACE = 5.0
+"""Seconds that a process may take to end by itself after another has ended with an error."""
+
+
+class Preempted(RuntimeError):
+    """SIGTERM came; where there was something to save it is saved."""
+
+
+def several() -> bool:
+    """Whether there is more than this process."""
+    return jax.process_count() > 1
+
+
+def leader() -> bool:
+    """Whether this is process 0, which alone writes logs and reports."""
+    return jax.process_index() == 0
+
+
+def start(text: str, patience: float = 300.0) -> None:
+    """Makes this process one of several; to be called before anything is computed.
+
+    Args:
+      text: `auto`, where a TPU pod, Slurm, Kubernetes or Open MPI says who there is; or
+        `HOST:PORT,PROCESSES,INDEX`, where process 0 listens at HOST:PORT.
+      patience: seconds to wait for the others.
+
+    Raises:
+      ValueError: if it is written otherwise, or nothing around says who there is.
+      OSError: if the others can't be reached.
+    """
+    # SIGTERM is ours, see `noted`
+    jax.config.update("jax_enable_preemption_service", False)
+    wait = max(1, round(patience))
+    if text == "auto":
+        try:
+            jax.distributed.initialize(initialization_timeout=wait)
+        except ValueError as error:
+            raise ValueError(
+                "distributed is 'auto', but there is no TPU pod, Slurm, Kubernetes or Open MPI job "
+                f"around ({str(error).strip()}); give it as HOST:PORT,PROCESSES,INDEX"
+            ) from error
+        except RuntimeError as error:
+            raise OSError(_unreached("the others", patience, error)) from error
+    else:
+        host, port, count, index = _parsed(text)
+        _reach(host, port, index, patience)
+        try:
+            jax.distributed.initialize(
+                f"{host}:{port}", count, index, cluster_detection_method="deactivate",
+                initialization_timeout=wait,
+            )  # fmt: skip
+        except RuntimeError as error:
+            raise OSError(_unreached(f"all {count} processes", patience, error)) from error
+    if several():
+        _watch.begin(patience)
+
+
+def _unreached(whom: str, patience: float, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0].partition(". ")[0]
+    return f"{whom} didn't come together within {patience:.0f} s: {reason}"
+
+
+def _parsed(text: str) -> tuple[str, int, int, int]:
+    found = re.fullmatch(r"(.+):(\d+),(\d+),(\d+)", text)
+    wanted = "auto, or HOST:PORT,PROCESSES,INDEX such as 10.0.0.1:8476,4,0"
+    if found is None:
+        raise ValueError(f"distributed is {text!r}, but must be {wanted}")
+    port, count, index = (int(x) for x in found.groups()[1:])
+    check(0 < port < 65536, "distributed's port", port, "from 1 to 65535")
+    check(count >= 1, "distributed's number of processes", count, "at least 1")
+    check(index < count, "distributed's index", index, f"from 0 to {count - 1}")
+    return found[1], port, count, index
+
+
+def _reach(host: str, port: int, index: int, patience: float) -> None:
+    """Waits until process 0 listens, or makes sure that it can: JAX would only say so in C++."""
+    if index == 0:
+        try:
+            socket.create_server(("", port)).close()
+        except OSError as error:
+            raise OSError(f"process 0 can't listen at port {port}: {error.strerror}") from error
+        return
+    until = time.monotonic() + patience
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > until:
+                raise OSError(
+                    f"process {index} can't reach process 0 at {host}:{port} within "
+                    f"{patience:.0f} s ({error.strerror or error}); is it started, and is that its "
+                    "address?"
+                ) from error
+            time.sleep(0.2)
+
+
+def agreed(number: int) -> int:
+    """The largest of what the processes say."""
+    if not several():
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def of_leader(read: Callable[[], Any]) -> Any:
+    """What `read` gives on process 0, as JSON has it, on all.
+
+    Raises:
+      ValueError: if it raises that on process 0; on all, then.
+    """
+    if not several():
+        return read()
+    told: dict[str, Any] = {}
+    if leader():
+        try:
+            told = {"value": read()}
+        except (ValueError, OSError) as error:
+            told = {"error": str(error)}
+    told = json.loads(broadcast(np.frombuffer(json.dumps(told).encode(), np.uint8)).tobytes())
+    if "error" in told:
+        raise ValueError(told["error"])
+    return told["value"]
+
+
+def broadcast(mine: np.ndarray) -> np.ndarray:
+    """The bytes [n] that process 0 has, on all."""
+    from jax.experimental import multihost_utils
+
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(mine))))
+    padded = np.zeros(size, np.uint8)
+    padded[: len(mine[:size])] = mine[:size]
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded))
+
+
+def same(what: str, mine: Any) -> None:
+    """Makes sure that all processes were given the same.
+
+    Raises:
+      ValueError: on all of them, if not.
+    """
+    if several():
+        theirs = of_leader(lambda: mine)
+        mine = json.loads(json.dumps(mine))
+        differ = sorted(k for k in mine if mine[k] != theirs.get(k))
+        who = agreed(jax.process_index() if differ else 0)
+        if who:
+            named = f" ({', '.join(differ)})" if differ else ""
+            raise ValueError(f"process {who} has another {what} than process 0{named}")
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[int]]:
+    """Notes SIGINT and SIGTERM, for a loop to save before it stops; a second SIGINT stops at once.
+
+    Yields:
+      The signals' numbers so far.
+    """
+    found: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in found:
+            raise KeyboardInterrupt
+        found.append(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread, which alone may handle signals
+        yield found
+        return
+    try:
+        yield found
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def stop(found: list[int], before: Callable[[], None]) -> None:
+    """Ends a loop, on all processes alike, if a signal was noted on any.
+
+    Args:
+      found: of `noted`.
+      before: what is to be done first, on all.
+
+    Raises:
+      KeyboardInterrupt: after SIGINT.
+      Preempted: after SIGTERM.
+    """
+    number = agreed(2 if signal.SIGINT in found else 1 if found else 0)
+    if number:
+        before()
+        raise KeyboardInterrupt if number == 2 else Preempted
+
+
+class _Watch:
+    """The connections by which processes see that the others live; none with a single process.
+
+    What is said: `.` lives, `!` is done, `E` ends with an error, `L3;` process 3 is lost.
+    """
+
+    def __init__(self) -> None:
+        self.peers: dict[socket.socket, int] = {}
+        self.done: set[int] = set()
+        self.failed: dict[int, float] = {}
+        self.heard: dict[int, float] = {}
+        self.ending = False
+
+    def begin(self, patience: float) -> None:
+        """Connects everyone with process 0, and begins to listen."""
+        from jax._src.distributed import global_state  # which alone knows what `auto` has found
+
+        assert global_state.coordinator_address is not None
+        host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+        if leader():
+            server = socket.create_server(("", 0), backlog=jax.process_count())
+            token = secrets.token_hex(8)
+            of_leader(lambda: [server.getsockname()[1], token])
+            server.settimeout(patience)
+            with server:
+                while len(self.peers) < jax.process_count() - 1:
+                    other, _ = server.accept()
+                    other.settimeout(5)
+                    with contextlib.suppress(OSError, ValueError):  # a stranger
+                        said, index = other.recv(64).decode().split(";")
+                        if said == token:
+                            self.peers[other] = int(index)
+        else:
+            port, token = of_leader(lambda: None)
+            first = socket.create_connection((host, port), timeout=patience)
+            first.sendall(f"{token};{jax.process_index()}".encode())
+            self.peers[first] = 0
+        self.heard = dict.fromkeys(self.peers.values(), time.monotonic())
+        _hold_aborts()
+        threading.Thread(target=self._listen, daemon=True, name="jcl-watch").start()
+
+    def say(self, text: str) -> None:
+        """Tells all that this process is connected with; what can't be told needn't be."""
+        for peer in list(self.peers):
+            with contextlib.suppress(OSError):
+                peer.sendall(text.encode())
+
+    def _listen(self) -> None:
+        selector = selectors.DefaultSelector()
+        for other in self.peers:
+            other.settimeout(5)
+            selector.register(other, selectors.EVENT_READ)
+        beaten = time.monotonic()
+        while True:
+            for key, _ in selector.select(timeout=1.0):
+                peer: Any = key.fileobj
+                index = self.peers[peer]
+                try:
+                    said = peer.recv(4096).decode()
+                except OSError:
+                    said = ""
+                self.heard[index] = time.monotonic()
+                if "!" in said:
+                    self.done.add(index)
+                if "E" in said:
+                    self.failed.setdefault(index, time.monotonic())
+                if lost := re.search(r"L(\d+);", said):
+                    self._end(int(lost[1]))
+                if not said:
+                    selector.unregister(peer)
+                    del self.peers[peer]
+                    if index not in self.done and index not in self.failed:
+                        self._end(index)
+            now = time.monotonic()
+            for index, when in self.failed.items():
+                if now - when > GRACE:
+                    self._end(index)
+            for index in self.peers.values():
+                if now - self.heard[index] > SILENCE:
+                    self._end(index)
+            if now - beaten > BEAT:
+                self.say(".")
+                beaten = now
+
+    def _end(self, lost: int) -> None:
+        if self.ending:  # with an error of its own
+            return
+        how = "ended with an error" if lost in self.failed else "is lost"
+        text = (
+            f"jcl: process {lost} of {jax.process_count()} {how}, so process "
+            f"{jax.process_index()} ends too; start all of them again with --resume, to go on from "
+            "the last checkpoint\n"
+        )
+        os.write(2, text.encode())
+        if leader():
+            self.say(f"L{lost};")
+            time.sleep(1.0)  # for the others to hear it before JAX's own connection is closed
+        os._exit(LOST)
+
+
+_watch = _Watch()
+
+
+def _hold_aborts() -> None:
+    """Lets an abort wait for six seconds, the number of its signal, in which `_Watch` ends us.
+
+    JAX's connection to process 0 aborts as soon as that is killed. The handler is C's `sleep`
+    itself: Python has no say in a thread of C++ that aborts.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library than that of Unix
+        libc = ctypes.CDLL(None)
+        libc.signal.restype = ctypes.c_void_p
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal(int(signal.SIGABRT), ctypes.cast(libc.sleep, ctypes.c_void_p))
+
+
+def finish() -> None:
+    """Says to the others that this process, like them, has come to its end."""
+    _watch.say("!")
+
+
+def leave(code: int) -> None:
+    """Ends this process with an exit code, where the others may not know that it has to.
+
+    An error may be that another process is lost, which then is what ends this one.
+    """
+    if not _watch.peers and not _watch.done:
+        return
+    time.sleep(2.0)
+    _watch.ending = True
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _watch.say("E")
+    until = time.monotonic() + 2 * GRACE
+    while leader() and _watch.peers and time.monotonic() < until:
+        time.sleep(0.1)  # with process 0 JAX's connections go, and the others would abort
+    os._exit(code)

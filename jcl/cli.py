@@ -1,6 +1,7 @@
 """The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, and so on.
 
-Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 130 after Ctrl-C.
+Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 75 after SIGTERM and 76
+if another process was lost, both to be started again with `--resume`; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import inspect
 import os
 import platform
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +24,12 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import tyro
+from jax.sharding import Mesh
 from rich.markup import escape
 from tyro.conf import arg
 
 import jcl
-from jcl import experiment, expression, flags, plan, report, screen
+from jcl import experiment, expression, flags, plan, processes, report, screen
 from jcl import mesh as meshes
 
 USAGE = """usage: jcl COMMAND ...
@@ -51,10 +54,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, _preempted)
     try:
-        return _dispatch(args)
+        code = _dispatch(args)
+    except BaseException as error:
+        code = _code(error)
+        processes.leave(code)  # of the others, which wait for this one
+        return code
+    processes.finish()
+    return code
+
+
+def _preempted(number: int, frame: Any) -> None:
+    """Where there is nothing to be saved as yet; `jcl.fit` takes SIGTERM over while it trains."""
+    raise processes.Preempted
+
+
+def _code(error: BaseException) -> int:
+    """The exit code of what was raised, which it prints as a sentence."""
+    try:
+        raise error
     except KeyboardInterrupt:
         return 130
+    except processes.Preempted:
+        return processes.PREEMPTED
     except (ValueError, OSError, ImportError) as error:
         if isinstance(error, BrokenPipeError):  # the reader, `head` say, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -111,13 +135,18 @@ def _run(args: list[str]) -> int:
         return 0 if args else 2
     name, rest = args[0], args[1:]
     path = experiment.find(name)
-    if any(a.startswith(("--seeds", "--sweep")) for a in rest):
+    distributed = any(a.startswith("--distributed") for a in rest)
+    if not distributed and any(a.startswith(("--seeds", "--sweep", "--mesh")) for a in rest):
         _spread()
     _cache()
     module = experiment.load(path)
     options, config = flags.read(path.stem, module, rest)
     if options.seeds < 1:
         raise ValueError(f"seeds is {options.seeds}, but must be at least 1")
+    if options.distributed is not None:
+        processes.start(options.distributed)
+        if not processes.leader():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
     request: dict[str, Any] = {
         "experiment": path.stem,
         "file": str(path.resolve()),
@@ -125,18 +154,24 @@ def _run(args: list[str]) -> int:
         "methods": list(options.method or getattr(module, "METHODS", ())),
         "seeds": options.seeds,
         "sweep": list(options.sweep),
+        "mesh": options.mesh,
     }
+    processes.same("command", request)
     if options.resume:
-        request, config = flags.resumed(options, module, request, rest)
+        request = processes.of_leader(lambda: flags.resumed(options, module, request, rest)[0])
+        config = flags.restored(module, request)
+    if request["mesh"] is None and processes.several():
+        request["mesh"] = "data=-1"
+    mesh = meshes.make(None, **meshes.parse(request["mesh"])) if request["mesh"] else None
     if hasattr(module, "nodes"):
-        return _pipeline(module, config, name, rest, options, request)
+        return _pipeline(module, config, name, rest, options, request, mesh)
     found = plan.plans(request["methods"], request["sweep"], config)
     # built once for equal configs, and before there is a folder: it may object
     built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
     out = _folder(options, path.stem, plan.folders(found))
     _begun(out, name, rest, request)
     with _stoppable(name, out) as code:
-        _train(built, found, request["seeds"], out, options.resume)
+        _train(built, found, request["seeds"], out, options.resume, mesh)
     return code[0]
 
 
@@ -147,10 +182,15 @@ def _pipeline(
     args: list[str],
     options: flags.Options,
     request: dict[str, Any],
+    mesh: Mesh | None,
 ) -> int:
     """Trains the nodes of a pipeline, one after another."""
     from jcl import nodes, pipeline
 
+    if processes.several():
+        raise ValueError(
+            f"{name} is a pipeline, which runs in one process; leave out --distributed"
+        )
     if options.method or options.sweep:
         raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
     listed = module.nodes(config)
@@ -168,7 +208,7 @@ def _pipeline(
     with _stoppable(name, out) as code:
         seeds = request["seeds"]
         result = pipeline.run(
-            listed, out, seeds=seeds, resume=options.resume, costs=costs, watch=watch
+            listed, out, seeds=seeds, resume=options.resume, costs=costs, watch=watch, mesh=mesh
         )
         summary = nodes.write(out, request["experiment"], listed, result)
         html = nodes.draw(out, listed, result, summary)
@@ -179,7 +219,7 @@ def _pipeline(
 
 def _begun(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -> None:
     """Notes what a folder was begun with, unless it was before."""
-    if not (out / "config.json").exists():
+    if processes.leader() and not (out / "config.json").exists():
         command = shlex.join(["jcl", "run", name, *args])
         report.save_json(out / "config.json", {"command": command, **request, **_versions()})
 
@@ -188,14 +228,22 @@ def _begun(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -
 def _stoppable(name: str, out: Path) -> Iterator[list[int]]:
     """Gives the exit code of what may be interrupted, or may diverge."""
     code = [0]
+    again = shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
+
+    def say(text: str) -> None:
+        if processes.leader():  # the others end alike
+            print(f"jcl: {text}", file=sys.stderr)
+
     try:
         yield code
     except KeyboardInterrupt:
-        again = shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
-        print(f"jcl: stopped, what was trained is saved; go on with: {again}", file=sys.stderr)
+        say(f"stopped, what was trained is saved; go on with: {again}")
         code[0] = 130
+    except processes.Preempted:
+        say(f"told to stop by SIGTERM, what was trained is saved; go on with: {again}")
+        code[0] = processes.PREEMPTED
     except jcl.Diverged as error:
-        print(f"jcl: {error}", file=sys.stderr)
+        say(str(error))
         code[0] = 3
 
 
@@ -243,11 +291,15 @@ def _versions() -> dict[str, Any]:
 
 
 def _folder(options: flags.Options, name: str, names: Sequence[str]) -> Path:
-    """The run's folder, made if need be.
+    """The run's folder, made if need be, by process 0 if there are several.
 
     Raises:
       ValueError: if it holds something already and isn't to be resumed.
     """
+    return Path(processes.of_leader(lambda: str(_made(options, name, names))))
+
+
+def _made(options: flags.Options, name: str, names: Sequence[str]) -> Path:
     out = options.out
     if out is None:
         method = "-".join(names) if len("-".join(names)) < 60 else f"{len(names)}-runs"
@@ -274,6 +326,7 @@ def _train(
     seeds: int,
     out: Path,
     resume: bool,
+    mesh: Mesh | None,
 ) -> None:
     """Trains what is planned, each run in a folder of its own where there are several."""
     from jcl import page  # matplotlib, which other commands shouldn't wait for
@@ -281,11 +334,13 @@ def _train(
     runs: list[report.Run] = []
     for one, name in zip(found, plan.folders(found), strict=True):
         folder = out if len(found) == 1 else out / name
-        folder.mkdir(exist_ok=True)
-        if (folder / "summary.json").is_file():  # finished before the interruption
+        if not processes.of_leader((folder / "summary.json").is_file):
+            run = _fit(built[repr(one.config)], one, seeds, folder, resume, mesh)
+            runs += [run] if run else []
+        elif processes.leader():  # finished before the interruption
             runs += report.load(folder)
-            continue
-        runs.append(_fit(built[repr(one.config)], one, seeds, folder, resume))
+    if not processes.leader():
+        return
     if len(runs) > 1:
         report.group(out, runs)
     html = page.draw(out)
@@ -297,21 +352,29 @@ def _train(
 
 
 def _fit(
-    built: experiment.Experiment, one: plan.Plan, seeds: int, folder: Path, resume: bool
-) -> report.Run:
-    setup = experiment.setup(built, one.calls, seeds, one.points)
+    built: experiment.Experiment,
+    one: plan.Plan,
+    seeds: int,
+    folder: Path,
+    resume: bool,
+    mesh: Mesh | None,
+) -> report.Run | None:
+    """One run, and its report if this is process 0."""
+    setup = experiment.setup(built, one.calls, seeds, one.points, mesh=mesh)
     stream = setup.stream
     unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
     members = seeds * len(one.points)
     title = one.name if members == 1 else f"{one.name} × {members}"
     columns = (*stream.tests, *built.probe_names)
     watch = screen.Watch(title, len(stream.names), columns, unit)
-    with watch.events(folder / "tensorboard"):
+    with watch.events(folder / "tensorboard") if processes.leader() else watch:
         result = jcl.fit(
             *setup, evaluate=experiment.scored(built), out=folder, resume=resume, chunk=built.chunk,
             on_event=watch,
         )  # fmt: skip
     assert result.scores is not None
+    if not processes.leader():
+        return None
     facts = {
         "method": one.name,
         "experiment": built.name,

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 import jcl
 from jcl import adapters, data, expression, trees
@@ -163,6 +164,7 @@ def setup(
     seeds: int = 1,
     points: Sequence[Mapping[str, float]] = ({},),
     params: Params = None,
+    mesh: Mesh | None = None,
 ) -> Setup:
     """One compiled run of an experiment, with a member for each seed of each point of a sweep.
 
@@ -174,11 +176,14 @@ def setup(
         more than one member.
       params: where training starts, with an axis of members where there are several; None is where
         the experiment does.
+      mesh: what it is spread over, if it has one member.
 
     Raises:
       ValueError: if a value is out of range, or the methods don't compose.
     """
     calls, given = list(calls), params
+    alone = mesh is None or seeds * len(points) == 1
+    check(alone, "seeds times points of a sweep", seeds * len(points), "1 with a mesh")
 
     def member(value: Mapping[str, Any], trainable: Trainable = trees.everything) -> Program:
         return jcl.make(
@@ -189,6 +194,7 @@ def setup(
             trainable=trainable,
             microbatches=experiment.microbatches,
             boundary=experiment.boundary,
+            mesh=mesh,
         )
 
     for point in points:  # while they are numbers, each says for itself whether it is in range

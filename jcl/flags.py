@@ -34,7 +34,13 @@ class Options:
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder for the results; by default a new one under runs/."""
     resume: FlagCreatePairsOff[bool] = False
-    """Go on with the run in --out, from its last checkpoint."""
+    """Go on with the run in --out, from its last checkpoint; begins if there is none."""
+    mesh: Annotated[str | None, arg(metavar="AXIS=N,...")] = None
+    """Train over many devices: fsdp=16,tensor=4 for example; axes are data, fsdp, tensor, expert
+    and sequence, and -1 is what is left. A run may be resumed on another mesh."""
+    distributed: Annotated[str | None, arg(metavar="WHO")] = None
+    """Be one of several processes: auto on a TPU pod, Slurm, Kubernetes or Open MPI, else
+    HOST:PORT,PROCESSES,INDEX, where HOST is process 0's. Without --mesh it is data=-1."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Another way to give a setting of the experiment."""
 
@@ -134,7 +140,7 @@ def resumed(
     """The request that a folder was made for; what is given again must be the same.
 
     Raises:
-      ValueError: if there is no folder, or something differs.
+      ValueError: if there is no folder, or something differs other than the mesh.
     """
     if options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to go on with")
@@ -154,7 +160,8 @@ def resumed(
             raise ValueError(
                 f"{options.out} was begun with {key} {old!r}, so it can't go on with {new!r}"
             )
-    return {k: saved[k] for k in request}, restored(module, saved)
+    mesh = request["mesh"] or saved.get("mesh")  # which may be another
+    return {**{k: saved[k] for k in request if k != "mesh"}, "mesh": mesh}, restored(module, saved)
 
 
 def restored(module: ModuleType, saved: dict[str, Any]) -> Any:

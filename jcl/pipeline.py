@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jcl import budget as budgets
 from jcl import expression, metrics, trees
@@ -213,6 +214,7 @@ def run(
     resume: bool = False,
     costs: Sequence[Costs] | None = None,
     watch: Watch = lambda node: nullcontext(lambda event: None),
+    mesh: Mesh | None = None,
 ) -> Result:
     """Trains node after node, in the order in which they are listed.
 
@@ -225,6 +227,7 @@ def run(
         its last checkpoint.
       costs: from `examine`, if that was done before.
       watch: gives a context that takes a node's events, such as `jcl.screen.Watch`.
+      mesh: what every node is spread over, see `jcl.mesh`; seeds must be 1.
 
     Raises:
       ValueError: before anything is trained, as `examine`; and if a node's methods leave more than
@@ -242,7 +245,7 @@ def run(
         """A finished node's program and last state, read again if this run didn't make them."""
         if name not in ends:
             node = next(n for n in nodes if n.name == name)
-            made = setup(node.experiment, expression.parse(node.method), seeds)
+            made = setup(node.experiment, expression.parse(node.method), seeds, mesh=mesh)
             ends[name] = made, last_state(*made, evaluate, Path(out) / name)
         return ends[name]
 
@@ -262,7 +265,9 @@ def run(
             before = next(n for n in nodes if n.name == above)
             params = folded(before.experiment, made, state)
             carried = state if node.carry else None
-        made = setup(node.experiment, expression.parse(node.method), seeds, params=params)
+        made = setup(
+            node.experiment, expression.parse(node.method), seeds, params=params, mesh=mesh
+        )
         with watch(node) as emit:
             done = fit(
                 *made, evaluate=evaluate, out=folder, resume=resume, chunk=node.experiment.chunk,

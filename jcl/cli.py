@@ -14,8 +14,8 @@ import inspect
 import os
 import platform
 import shlex
-import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -54,39 +54,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, _preempted)
-    try:
-        code = _dispatch(args)
-    except BaseException as error:
-        code = _code(error)
-        processes.leave(code)  # of the others, which wait for this one
-        return code
-    processes.finish()
+    with processes.preemptible():
+        try:
+            code = _dispatch(args)
+        except BaseException as error:
+            processes.verdict()
+            code = _code(error)
+        processes.finish(code)
     return code
 
 
-def _preempted(number: int, frame: Any) -> None:
-    """Where there is nothing to be saved as yet; `jcl.fit` takes SIGTERM over while it trains."""
-    raise processes.Preempted
-
-
 def _code(error: BaseException) -> int:
-    """The exit code of what was raised, which it prints as a sentence."""
-    try:
-        raise error
-    except KeyboardInterrupt:
+    """The exit code of what was raised, which is printed as a sentence."""
+    if isinstance(error, KeyboardInterrupt):
         return 130
-    except processes.Preempted:
+    if isinstance(error, processes.Preempted):
         return processes.PREEMPTED
-    except (ValueError, OSError, ImportError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader, `head` say, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        if os.environ.get("JCL_TRACEBACK"):
-            raise
-        print(f"jcl: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if isinstance(error, BrokenPipeError):  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    known = isinstance(error, (ValueError, OSError, ImportError))
+    if not known or os.environ.get("JCL_TRACEBACK"):
+        if not processes.watched():
+            raise error
+        traceback.print_exception(error)  # at once, where JAX would first wait for the others
+        return 1
+    print(f"jcl: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def _dispatch(args: list[str]) -> int:

@@ -32,7 +32,7 @@ PREEMPTED, LOST = 75, 76
 BEAT, SILENCE = 5.0, 40.0
 """Seconds between signs of life, and without any until a process counts as lost."""
 GRACE = 5.0
-"""Seconds that a process may take to end by itself after another has ended with an error."""
+"""Seconds that a process may take to end by itself after another has ended early."""
 
 
 class Preempted(RuntimeError):
@@ -184,6 +184,24 @@ def same(what: str, mine: Any) -> None:
 
 
 @contextlib.contextmanager
+def preemptible() -> Iterator[None]:
+    """Raises `Preempted` when SIGTERM comes, where `noted` doesn't take it over."""
+
+    def end(number: int, frame: Any) -> None:
+        raise Preempted
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread, which alone may handle signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
     """Notes SIGINT and SIGTERM, for a loop to save before it stops; a second SIGINT stops at once.
 
@@ -231,7 +249,7 @@ def stop(found: list[int], before: Callable[[], None]) -> None:
 class _Watch:
     """The connections by which processes see that the others live; none with a single process.
 
-    What is said: `.` lives, `!` is done, `E` ends with an error, `L3;` process 3 is lost.
+    What is said: `.` lives, `!` is done, `E` ends early, `L3;` process 3 is lost.
     """
 
     def __init__(self) -> None:
@@ -239,7 +257,7 @@ class _Watch:
         self.done: set[int] = set()
         self.failed: dict[int, float] = {}
         self.heard: dict[int, float] = {}
-        self.ending = False
+        self.watching = self.ending = False
 
     def begin(self, patience: float) -> None:
         """Connects everyone with process 0, and begins to listen."""
@@ -266,6 +284,7 @@ class _Watch:
             first.sendall(f"{token};{jax.process_index()}".encode())
             self.peers[first] = 0
         self.heard = dict.fromkeys(self.peers.values(), time.monotonic())
+        self.watching = True
         _hold_aborts()
         threading.Thread(target=self._listen, daemon=True, name="jcl-watch").start()
 
@@ -315,7 +334,7 @@ class _Watch:
     def _end(self, lost: int) -> None:
         if self.ending:  # with an error of its own
             return
-        how = "ended with an error" if lost in self.failed else "is lost"
+        how = "ended early" if lost in self.failed else "is lost"
         text = (
             f"jcl: process {lost} of {jax.process_count()} {how}, so process "
             f"{jax.process_index()} ends too; start all of them again with --resume, to go on from "
@@ -344,19 +363,29 @@ def _hold_aborts() -> None:
         libc.signal(int(signal.SIGABRT), ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
-def finish() -> None:
-    """Says to the others that this process, like them, has come to its end."""
-    _watch.say("!")
+def watched() -> bool:
+    """Whether this is one of several processes that `start` has begun."""
+    return _watch.watching
 
 
-def leave(code: int) -> None:
-    """Ends this process with an exit code, where the others may not know that it has to.
+def verdict() -> None:
+    """After an error: ends this process as `_Watch` does, if it came of another's being lost."""
+    if _watch.watching:
+        time.sleep(3.0)
 
-    An error may be that another process is lost, which then is what ends this one.
+
+def finish(code: int = 0) -> None:
+    """Says to the others that this process has come to its end.
+
+    Args:
+      code: 0, where all have; else this ends the process with it, and those that don't end by
+        themselves follow.
     """
-    if not _watch.peers and not _watch.done:
+    if not _watch.watching:
         return
-    time.sleep(2.0)
+    if code == 0:
+        _watch.say("!")
+        return
     _watch.ending = True
     sys.stdout.flush()
     sys.stderr.flush()

@@ -134,8 +134,9 @@ def from_text(
     kept = int(offsets[-1]) * width <= on_device
     source = _concatenate([gather(r, np.arange(r.number)) for r in train]) if kept else ()
 
-    def slices(rows: np.ndarray, weight: np.ndarray) -> Arrays:
-        """What is handed out for row numbers [n, batch]."""
+    def slices(rows: np.ndarray, weight: np.ndarray, part: slice) -> Arrays:
+        """What is handed out for row numbers [n, batch], those in `part` of each batch."""
+        rows, weight = rows[:, part], weight[:, part]
         task = np.searchsorted(offsets, rows, side="right") - 1
         own = {"weight": weight.astype(np.float32), "task": task.astype(np.int32)}
         if kept:
@@ -153,27 +154,27 @@ def from_text(
         for i, (p, s) in enumerate(zip(pools, shares, strict=True))
     ]
 
-    def chunk(stage: int, start: int, stop: int) -> Arrays:
+    def chunk(stage: int, start: int, stop: int, rows: slice = slice(None)) -> Arrays:
         if not 0 <= start < stop <= taken[stage]:
             raise ValueError(
                 f"steps {start} to {stop} are asked for, but stage {stage} has {taken[stage]}"
             )
         place = np.arange(start * batch, stop * batch).reshape(-1, batch)
-        rows = np.stack([draws[stage](step) for step in range(start, stop)])
-        return slices(rows, place < drawn[stage])
+        drawn_rows = np.stack([draws[stage](step) for step in range(start, stop)])
+        return slices(drawn_rows, place < drawn[stage], rows)
 
     count = math.ceil(max(counts[p].sum() for p in pools) / batch)
     most = boundary_batches if boundary_batches is not None or kept else 64
     count = count if most is None else min(count, most)
     check(count >= 1, "boundary_batches", boundary_batches, "at least 1")
 
-    def boundary(stage: int) -> Arrays:
+    def boundary(stage: int, rows: slice = slice(None)) -> Arrays:
         rng = np.random.default_rng((_BOUNDARY, seed, stage))
-        rows = rng.permutation(
+        pool = rng.permutation(
             np.concatenate([np.arange(offsets[t], offsets[t + 1]) for t in pools[stage]])
         )
         index = np.arange(count * batch).reshape(count, batch)
-        return slices(rows[np.minimum(index, len(rows) - 1)], index < len(rows))
+        return slices(pool[np.minimum(index, len(pool) - 1)], index < len(pool), rows)
 
     def fetch(source: Any, rows: Any) -> Batch:
         got = rows

@@ -27,9 +27,10 @@ class Stream(NamedTuple):
       names: one a stage.
       tasks: which task each stage trains on; recurring streams repeat, -1 is all of them at once.
       steps: steps of each stage.
-      chunk: `(stage, start, stop)` -> numpy leaves [stop - start, ...], a slice a step.
+      chunk: `(stage, start, stop)` -> numpy leaves [stop - start, ...], a slice a step. It may take
+        `rows` too, a slice of every step's rows: with several processes each reads its own alone.
       boundary: `(stage)` -> numpy leaves [n, ...]: what `consolidate` gets, one pass over the
-        stage's data, with the same n for all stages (padding has weight 0).
+        stage's data, with the same n for all stages (padding has weight 0). It may take `rows` too.
       source: pytree of arrays that stay on the device, the datasets; or ().
       fetch: `(source, slice) -> batch`, inside the trace: gathers `{"x", "y", ..., "weight",
         "task"}`.

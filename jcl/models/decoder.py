@@ -414,19 +414,21 @@ def apply_fn(
             read = jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
             return dense(params["classifier"], read, "classifier", tap).astype(jnp.float32)
 
-        def project(rows: jax.Array) -> jax.Array:
-            kernel = table.T if c.tied else params["head"]["kernel"]
-            logits = jnp.matmul(rows, weight(kernel, dtype), preferred_element_type=jnp.float32)
-            if not c.tied and "bias" in params["head"]:
-                logits = logits + params["head"]["bias"]
+        head: Params = {"kernel": table.T} if c.tied else params["head"]
+
+        def project(head: Params, rows: jax.Array) -> jax.Array:
+            kernel = weight(head["kernel"], dtype)
+            logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
+            if "bias" in head:
+                logits = logits + head["bias"]
             return logits if c.logit_cap is None else c.logit_cap * jnp.tanh(logits / c.logit_cap)
 
         if cache is not None:
             after = Cache(kept[0], kept[1], filled, scene.slot + length)
-            return project(h[:, -1]), after
+            return project(head, h[:, -1]), after
         if "targets" in batch:
-            return token_scores(project, h, batch["targets"], logits_limit)
-        return project(flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
+            return token_scores(project, head, h, batch["targets"], logits_limit)
+        return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
     return apply
 

@@ -273,16 +273,17 @@ def apply_fn(
             return classify(params, h, segments, tap)
         if "masked" not in params:
             return h
-        head = params["masked"]
-        h = activation(dense(head["transform"], h, "masked/transform", tap))
-        h = normed(head["norm"], h)
+        masked = params["masked"]
+        h = activation(dense(masked["transform"], h, "masked/transform", tap))
+        h = normed(masked["norm"], h)
+        head = {"kernel": params["embed"]["table"].T, "bias": masked["bias"]}
 
-        def project(rows: jax.Array) -> jax.Array:
-            kernel = weight(params["embed"]["table"].T, h.dtype)
+        def project(head: Params, rows: jax.Array) -> jax.Array:
+            kernel = weight(head["kernel"], rows.dtype)
             return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + head["bias"]
 
         if "targets" in batch:
-            return token_scores(project, h, batch["targets"], logits_limit)
-        return project(h.reshape(-1, c.width)).reshape(*h.shape[:-1], c.vocabulary)
+            return token_scores(project, head, h, batch["targets"], logits_limit)
+        return project(head, h.reshape(-1, c.width)).reshape(*h.shape[:-1], c.vocabulary)
 
     return apply

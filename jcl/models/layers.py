@@ -16,8 +16,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from jcl import taps
+from jcl import adapters, taps
+from jcl import mesh as meshes
 from jcl.adapters import column_norm, weight
 from jcl.losses import TokenScores
 from jcl.method import Params, Tap, check
@@ -161,7 +163,8 @@ def bottleneck(params: Params, x: jax.Array) -> jax.Array:
 
 
 def token_scores(
-    project: Callable[[jax.Array], jax.Array],
+    project: Callable[[Params, jax.Array], jax.Array],
+    head: Params,
     h: jax.Array,
     targets: jax.Array,
     limit: int,
@@ -170,10 +173,12 @@ def token_scores(
 
     Rows go through `project` in pieces of their length, of at most `limit` logits if a position of
     all rows has no more, which the backward pass computes again; where one piece holds them all,
-    nothing is computed twice. On a mesh each device has its part of every piece.
+    nothing is computed twice. On a mesh each device has its own rows' pieces, and the head is
+    gathered once for all of them: the compiler would gather it, and sum its gradient, for each.
 
     Args:
-      project: features [n, d] -> logits float32 [n, V].
+      project: `(head, features [n, d]) -> logits float32 [n, V]`.
+      head: `kernel` [d, V], however it is stored, and what else `project` reads, such as `bias`.
       h: features [B, L, d].
       targets: int32 [B, L].
       limit: logits a piece, on each device.
@@ -181,30 +186,59 @@ def token_scores(
     Returns:
       float32 [B, L] each.
     """
-    rows, length = targets.shape
-    vocabulary = jax.eval_shape(project, jax.ShapeDtypeStruct((1, h.shape[-1]), h.dtype)).shape[-1]
+    mesh = jax.sharding.get_abstract_mesh()
+    vocabulary = adapters.shape(head["kernel"])[-1]
 
-    def piece(h: jax.Array, wanted: jax.Array) -> TokenScores:
-        logits = project(flattened(h))
+    def piece(head: Params, h: jax.Array, wanted: jax.Array) -> TokenScores:
+        logits = project(head, flattened(h))
         chosen = jnp.take_along_axis(logits, wanted.reshape(*logits.shape[:-1], 1), axis=-1)[..., 0]
         scores = TokenScores(chosen, jax.nn.logsumexp(logits, axis=-1), jnp.mean(logits, axis=-1))
         return jax.tree.map(lambda x: x.reshape(wanted.shape), scores)
 
-    devices = math.prod(jax.sharding.get_abstract_mesh().shape.values())
-    pieces = min(-(-rows * length * vocabulary // (limit * devices)), length)
-    if pieces <= 1:
-        return piece(h, targets)
-    parts = length_cuts()  # so that a piece has some of each device's part of the length
-    pad = -length % (pieces * parts)
+    def pieces(rows: int, length: int, devices: int) -> int:
+        return max(1, min(-(-rows * length * vocabulary // (limit * devices)), length))
 
-    def cut(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [pieces, B, parts · l, ...]
-        x = jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2)))
-        x = jnp.moveaxis(x.reshape(rows, parts, pieces, -1, *x.shape[2:]), 2, 0)
-        return x.reshape(pieces, rows, -1, *x.shape[4:])
+    def cut_up(head: Params, h: jax.Array, targets: jax.Array) -> TokenScores:
+        rows, length = targets.shape
+        count = pieces(rows, length, mesh.shape.get("tensor", 1))
+        pad = -length % count
 
-    def join(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x.reshape(pieces, rows, parts, -1), 0, 2)
-        return x.reshape(rows, -1)[:, :length]
+        def cut(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [count, B, l, ...]
+            x = jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2)))
+            return jnp.moveaxis(x.reshape(rows, count, -1, *x.shape[2:]), 1, 0)
 
-    scores = lax.map(lambda xs: jax.checkpoint(piece)(*xs), (cut(h), cut(targets)))
-    return jax.tree.map(join, scores)
+        def join(x: jax.Array) -> jax.Array:
+            return jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length]
+
+        if count == 1:
+            return piece(head, h, targets)
+        again = jax.checkpoint(lambda part, wanted: piece(head, part, wanted))
+        scores = lax.map(lambda xs: again(*xs), (cut(h), cut(targets)))
+        return jax.tree.map(join, scores)
+
+    where = meshes.row_spec(mesh, h.shape)
+    if mesh.manual_axes or not any(where):
+        return cut_up(head, h, targets)
+    rows, length = targets.shape
+    if pieces(rows, length, math.prod(mesh.shape.values())) == 1:
+        return piece(head, h, targets)
+    split = mesh.shape["fsdp"] > 1 and h.shape[-1] % mesh.shape["fsdp"] == 0
+
+    def shared(head: Params, h: jax.Array, targets: jax.Array) -> TokenScores:
+        kernel = head["kernel"]
+        if split:
+            kernel = lax.all_gather(kernel, "fsdp", tiled=True)
+        # wide, so that the gradients of pieces are added up wide
+        return cut_up({**head, "kernel": kernel.astype(jnp.float32)}, h, targets)
+
+    narrow = {**head, "kernel": weight(head["kernel"], h.dtype)}
+    parts = {name: PartitionSpec() for name in head}
+    spread = jax.shard_map(
+        shared,
+        mesh=mesh,
+        in_specs=({**parts, "kernel": PartitionSpec("fsdp" if split else None)}, where, where),
+        out_specs=where,
+        axis_names={*meshes.ROWS, "sequence"},
+        check_vma=False,
+    )
+    return spread(narrow, h, targets)

@@ -317,14 +317,16 @@ def apply_fn(
         if c.scaled:
             h = h * jnp.asarray(c.width**-0.5, h.dtype)
 
-        def project(rows: jax.Array) -> jax.Array:
-            kernel = table.T if c.tied else params["head"]["kernel"]
-            return jnp.matmul(rows, weight(kernel, dtype), preferred_element_type=jnp.float32)
+        head: Params = {"kernel": table.T} if c.tied else params["head"]
+
+        def project(head: Params, rows: jax.Array) -> jax.Array:
+            kernel = weight(head["kernel"], dtype)
+            return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
 
         if after is not None:
-            return project(h[:, -1]), after
+            return project(head, h[:, -1]), after
         if "targets" in batch:
-            return token_scores(project, h, batch["targets"], logits_limit)
-        return project(h.reshape(-1, c.width)).reshape(*h.shape[:-1], c.vocabulary)
+            return token_scores(project, head, h, batch["targets"], logits_limit)
+        return project(head, h.reshape(-1, c.width)).reshape(*h.shape[:-1], c.vocabulary)
 
     return apply

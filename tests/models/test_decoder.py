@@ -130,6 +130,24 @@ def test_splash_attention_gives_xla_s_numbers(window: Any, cap: Any) -> None:
         close(mix("splash", ids), mix("xla", ids), 2e-5)
 
 
+@pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "sequence": 2}])
+def test_on_a_mesh_token_scores_are_those_of_one_device(axes: dict[str, int]) -> None:
+    """In pieces too, for which the head is gathered once."""
+    config = replace(SMALL, tied=False)
+    params = decoder.init(jax.random.key(0), config)
+    tokens = jax.random.randint(jax.random.key(1), (8, 16), 1, 32)
+    batch = {"tokens": tokens, "weight": jnp.arange(8.0)}
+    layout = mesh.Layout(mesh.make(**axes))
+    alone = decoder.apply_fn(config, logits_limit=64)
+    spread = mesh.constrain(alone, layout)
+    value, grads = value_and_grad(losses.fused_next_token(), alone)(params, batch)
+    there = jax.device_put(batch, mesh.of_batch(batch, layout))
+    placed = jax.device_put(params, mesh.of_params(params, layout))
+    found = value_and_grad(losses.fused_next_token(), spread)(placed, there)
+    np.testing.assert_allclose(found[0], value, rtol=1e-5)
+    close(found[1], grads, 2e-5)
+
+
 @pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 2}, {"data": 2, "sequence": 2}])
 def test_on_a_mesh_each_device_runs_splash_attention_on_its_part(axes: dict[str, int]) -> None:
     q, k, v = (

@@ -34,6 +34,7 @@ from jcl.models.layers import (
     dense,
     flattened,
     layer_norm,
+    lookup,
     rematerialise,
     rms_norm,
     token_scores,
@@ -374,7 +375,7 @@ def apply_fn(
     def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
         table = params["embed"]["table"]
         dtype = compute or table.dtype
-        h = table[batch["tokens"]].astype(dtype) * jnp.asarray(c.embed_scale, dtype)
+        h: Any = lookup(table, batch["tokens"], dtype) * jnp.asarray(c.embed_scale, dtype)
         segments, soft = batch.get("segments"), batch.get("embeddings")
         if soft is not None:
             h = jnp.concatenate([soft.astype(dtype), h], axis=1)

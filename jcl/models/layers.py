@@ -162,6 +162,34 @@ def bottleneck(params: Params, x: jax.Array) -> jax.Array:
     return x + dense(params["up"], jax.nn.relu(dense(params["down"], x, "")), "")
 
 
+def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of a table [V, d] for tokens [B, L], as [B, L, d] in a dtype.
+
+    Where a mesh cuts d like the rows of a batch, a device looks up its part of d for all of the
+    axis and hands each its own: activations travel, where the compiler may gather the table.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    where = meshes.row_spec(mesh, tokens.shape)
+    along = [i for i, axes in enumerate(where) if "fsdp" in (axes or ())]
+    if mesh.manual_axes or not along or table.shape[-1] % mesh.shape["fsdp"]:
+        return table[tokens].astype(dtype)
+    axis = along[0]
+
+    def shared(part: jax.Array, tokens: jax.Array) -> jax.Array:
+        rows = part[lax.all_gather(tokens, "fsdp", axis=axis, tiled=True)].astype(dtype)
+        return lax.all_to_all(rows, "fsdp", axis, rows.ndim - 1, tiled=True)
+
+    spread = jax.shard_map(
+        shared,
+        mesh=mesh,
+        in_specs=(PartitionSpec(None, "fsdp"), where),
+        out_specs=where,
+        axis_names={*meshes.ROWS, "sequence"},
+        check_vma=False,
+    )
+    return spread(table, tokens)
+
+
 def token_scores(
     project: Callable[[Params, jax.Array], jax.Array],
     head: Params,

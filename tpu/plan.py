@@ -1,0 +1,645 @@
+"""Will it fit, and how fast could it be: a pod's training step, compiled with no pod.
+
+python tpu/plan.py --topology v5e:4x4 --model llama-1b --mesh fsdp=16 --method "ewc(strength=1.)"
+
+The real step, consolidate and predict go through the real compiler of the chips that are named,
+over shapes that have no contents. What comes out is read: bytes on each chip, what collectives
+send, and from these and the FLOPs a roofline, which is the best that this program could do.
+With --draft the compiler is stopped before it writes machine code, which takes it minutes where all
+the rest takes seconds: bytes are the same, but nothing proves that the code can be written.
+
+TPU topologies need `pip install libtpu`; h100:8 needs `pip install --no-deps jax-cuda13-plugin
+jax-cuda13-pjrt`, both in jax's own version. Neither needs the chips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# read when jax and libtpu are loaded: work on this host, ask no metadata server for a pod, tolerate
+# another process that has libtpu open, and time no kernels on a GPU that isn't there
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # or libtpu looks for the host's
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+if "xla_gpu_autotune_level" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
+
+import hlo
+import jax
+import jax.numpy as jnp
+import optax
+
+import jcl
+from jcl import adapters, expression, flops, losses, mesh, trees
+from jcl.method import check
+from jcl.models import decoder
+from jcl.models.presets import PRESETS
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """What a chip can do at best, by its maker's word."""
+
+    flops: float
+    """bf16, a second."""
+    memory: float
+    """Bytes; of a TPU's the compiler keeps some."""
+    bandwidth: float
+    """Of memory, bytes a second."""
+    wires: float
+    """Bytes a second that it sends over all its links within a slice or a node."""
+    devices: int = 1
+    """That JAX sees."""
+
+
+CHIPS = {
+    # cloud.google.com/tpu/docs/v4: 275 TFLOPs, 32 GiB at 1228 GB/s, 2400 Gbps of links
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9),
+    # .../v5e: 197 TFLOPs, 16 GB at 819 GB/s, 400 GB/s of links counted both ways
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9),
+    # .../v5p: 459 TFLOPs, 95 GB at 2765 GB/s, 4800 Gbps of links
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9),
+    # .../v6e: 918 TFLOPs, 32 GB at 1638 GB/s, 800 GB/s of links counted both ways
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9),
+    # .../tpu7x: 2307 TFLOPs, 192 GiB at 7380 GB/s, 1200 GB/s of links counted both ways
+    "tpu7x": Chip(2307e12, 192 * GIB, 7380e9, 600e9, devices=2),
+    # NVIDIA H100 SXM data sheet: 989 TFLOPs dense, 80 GB at 3.35 TB/s, NVLink 900 GB/s both ways
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9),
+}
+
+H100 = """gpu_device_info {
+  name: "NVIDIA H100 80GB HBM3" device_vendor: "NVIDIA Corporation"
+  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 device_address_bits: 64
+  device_memory_size: 84942979072 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_core: 233472 shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""What XLA asks of a GPU that it compiles for, after the data sheet and the CUDA guide's limits."""
+
+
+FUNCTIONS = ("step", "consolidate", "predict")
+ROWS_EACH = 4
+"""Rows of a step for each device that shares them, where no batch is given."""
+LADDER = (
+    (1, "none"), (1, "dots"), (1, "block"), (2, "block"), (4, "block"),
+)  # fmt: skip
+"""Microbatches and remat, from what computes and sends least to what holds least."""
+OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "adamw": optax.adamw,
+    "adafactor": optax.adafactor,
+    "lion": optax.lion,
+    "sgd": optax.sgd,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be planned; `main` says what each means."""
+
+    topology: str
+    model: str
+    method: str = ""
+    axes: dict[str, int] = dataclasses.field(default_factory=lambda: {"fsdp": -1})
+    batch: int | None = None
+    length: int = 2048
+    microbatches: int = 1
+    remat: Any = "block"
+    params: str = "float32"
+    compute: str = "bfloat16"
+    optimizer: str = "adamw"
+
+
+class TooLarge(Exception):
+    """The compiler found that a function doesn't fit."""
+
+    def __init__(self, used: float, capacity: float) -> None:
+        super().__init__(used, capacity)
+        self.used, self.capacity = used, capacity
+
+
+class Memory(NamedTuple):
+    """Bytes on each chip."""
+
+    arguments: int
+    outputs: int
+    aliased: int
+    """Of the outputs, those that take an argument's place."""
+    temporaries: int
+    code: int
+
+    @property
+    def peak(self) -> int:
+        """All at once."""
+        return sum(self) - 2 * self.aliased
+
+
+class Function(NamedTuple):
+    """What a compiled function takes, on each chip."""
+
+    memory: Memory
+    moved: hlo.Moved
+    flops: float
+    """Multiplications and additions of products, what is computed twice counted twice."""
+    seconds: float
+    """It took to compile."""
+
+    def times(self, chip: Chip) -> dict[str, float]:
+        """Seconds that its parts would take alone; together, at best, as long as the longest."""
+        return {
+            "compute": self.flops / chip.flops,
+            "memory": self.moved.memory / chip.bandwidth,
+            "wires": sum(self.moved.wires.values()) / chip.wires,
+        }
+
+
+class Plan(NamedTuple):
+    """What was asked for, and what it takes."""
+
+    request: Request
+    chip: Chip
+    chips: int
+    parameters: int
+    functions: dict[str, Function]
+    tokens: int
+    """That a step learns from, replayed ones not counted."""
+    useful: float
+    """FLOPs of a step on each chip, nothing computed twice."""
+
+    @property
+    def seconds(self) -> float:
+        """A step, at best."""
+        return max(self.functions["step"].times(self.chip).values())
+
+
+def devices(topology: str) -> tuple[Chip, list[Any]]:
+    """What a topology's chips can do, and its devices, none of which need be here.
+
+    Args:
+      topology: such as `v5e:4x4`, `v5p:4x4x4`, or `h100:8`.
+
+    Raises:
+      ValueError: if the compiler knows none of that name, or isn't installed.
+    """
+    from jax.experimental import topologies
+
+    kind, _, shape = topology.partition(":")
+    ok = kind in CHIPS and re.fullmatch(r"\d+(x\d+)*", shape) is not None
+    check(ok, "topology", topology, f"like v5e:4x4 or h100:8, with one of {list(CHIPS)}")
+    try:
+        if kind == "h100":
+            there = topologies.get_topology_desc(
+                "h100", "cuda", target_config=H100, topology=f"1x1x{shape}"
+            ).devices
+        else:
+            # v4's two cores work as one, which is how Cloud lends them; others do by themselves
+            more = {"chip_config_name": "megacore"} if kind == "v4" else {}
+            there = topologies.get_topology_desc(
+                platform="tpu", topology_name=topology, **more
+            ).devices
+    except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
+        said = " ".join(str(error).split())
+        packages = "jax-cuda13-plugin jax-cuda13-pjrt" if kind == "h100" else "libtpu"
+        if re.search(r"libtpu|not found|no .*plugin|nknown (platform|backend)", said, re.I):
+            raise ValueError(
+                f"topology {topology} needs its compiler, and no chips: pip install --no-deps "
+                f"{packages} ({said})"
+            ) from error
+        raise ValueError(f"topology is {topology!r}, which the compiler refuses: {said}") from error
+    return CHIPS[kind], list(there)
+
+
+class Built(NamedTuple):
+    """A program, and the shapes of what it is called with."""
+
+    program: jcl.Program
+    state: Any
+    batch: Any
+
+
+def build(request: Request, on: jax.sharding.Mesh | None, **options: Any) -> Built:
+    """The program of a request, on a mesh or on one device; `options` are the model's."""
+    method = expression.build(expression.parse(request.method)) if request.method else jcl.chain()
+    config = PRESETS[request.model]
+    apply = decoder.apply_fn(config, compute=jnp.dtype(request.compute), **options)
+    dtype = jnp.dtype(request.params)
+    params = jax.eval_shape(lambda: decoder.init(jax.random.key(0), config, dtype))
+    rows = request.batch
+    shapes = {
+        "tokens": ((rows, request.length), jnp.int32),
+        "segments": ((rows, request.length), jnp.int32),
+        "mask": ((rows, request.length - 1), jnp.float32),
+        "weight": ((rows,), jnp.float32),
+        "task": ((rows,), jnp.int32),
+    }
+    batch = {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items()}
+
+    def made(loss: Any, trainable: trees.Trainable = trees.everything) -> Built:
+        program = jcl.make(
+            method, apply, loss, OPTIMIZERS[request.optimizer](1e-4),
+            trainable=trainable, microbatches=request.microbatches, mesh=on,
+        )  # fmt: skip
+        state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
+        leaves = jax.tree_util.tree_leaves_with_path(state.params)
+        adapted = any(adapters.only(trees.path_name(path)) for path, _ in leaves)
+        if adapted and trainable is trees.everything:  # as in experiments, they alone learn
+            return made(loss, adapters.only)
+        if program.layout is not None:
+            state = _placed(state, mesh.of_state(state, program.layout))
+        jax.eval_shape(program.step, state, batch)
+        return Built(program, state, batch)
+
+    try:
+        built = made(losses.fused_next_token())
+    except ValueError:  # a method that reads all logits
+        built = made(losses.next_token)
+    if built.program.layout is not None:
+        batch = _placed(batch, mesh.of_batch(batch, built.program.layout))
+    return built._replace(batch=batch)
+
+
+def _placed(tree: Any, where: Any) -> Any:
+    def place(x: Any, to: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
+
+    return jax.tree.map(place, tree, where)
+
+
+def call(built: Built, name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """One of the program's functions, and what it is called with."""
+    if name == "step":
+        return built.program.step, (built.state, built.batch)
+    if name == "predict":  # a loss's forward pass: [B, L, V] logits would be held by nobody
+        return built.program.predict, (
+            built.state,
+            {**built.batch, "targets": built.batch["tokens"]},
+        )
+
+    def stacked(x: Any) -> Any:  # a boundary's batches [n, B, ...], of which one will do
+        where = x.sharding and jax.NamedSharding(x.sharding.mesh, jax.P(None, *x.sharding.spec))
+        return jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=where)
+
+    return built.program.consolidate, (built.state, jax.tree.map(stacked, built.batch))
+
+
+def lower(built: Built, name: str) -> jax.stages.Lowered:
+    """One function as the compiler gets it; what changes the state gives its memory away."""
+    fn, args = call(built, name)
+    return jax.jit(fn, donate_argnums=() if name == "predict" else (0,)).lower(*args)
+
+
+def measure(built: Built, name: str) -> tuple[str, Memory]:
+    """Compiles one function: the module's text, and what it holds on each chip.
+
+    Raises:
+      TooLarge: if it doesn't fit.
+    """
+    try:
+        compiled = lower(built, name).compile()
+    except jax.errors.JaxRuntimeError as error:
+        _too_large(str(error))
+        raise
+    found = compiled.memory_analysis()
+    sizes = (getattr(found, f"{part}_size_in_bytes") for part in ("argument", "output", "alias"))
+    memory = Memory(*sizes, found.temp_size_in_bytes, found.generated_code_size_in_bytes)
+    return compiled.as_text(), memory
+
+
+def draft(request: Request, built: Built, name: str) -> tuple[str, Memory]:
+    """The same by a child process, which is ended when the compiler has begun to write code.
+
+    Raises:
+      TooLarge: if it doesn't fit.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_{name}"
+        env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {dump}"}
+        code = "import sys, json, plan; plan.compile_alone(json.loads(sys.argv[1]), sys.argv[2])"
+        asked = json.dumps(dataclasses.asdict(request))
+        log = Path(folder, "log")
+        with log.open("w") as errors:
+            child = subprocess.Popen(
+                [sys.executable, "-c", code, asked, name],
+                env={**env, "PYTHONPATH": str(Path(__file__).parent)},
+                stdout=errors,
+                stderr=errors,
+            )
+        try:
+            text, report = _dumped(Path(folder), child)
+        finally:
+            child.kill()
+            child.wait()
+        if not report:
+            said = log.read_text()
+            _too_large(said)
+            raise RuntimeError(said[-2000:])
+    total = re.search(r"Total bytes: (\d+)", report)
+    assert total is not None, report[:200]
+    out = jax.eval_shape(*_flat(call(built, name)))
+    held, given = _held(call(built, name)[1]), 0 if name == "predict" else _held(built.state)
+    # the report has arguments and results among the rest
+    made = given if name != "predict" else sum(_nbytes(x) for x in jax.tree.leaves(out))
+    return text, Memory(held, made, given, max(int(total[1]) - held, 0), 0)
+
+
+def compile_alone(asked: dict[str, Any], name: str) -> None:
+    """What `draft`'s child does."""
+    request = Request(**asked)
+    on = mesh.make(devices=devices(request.topology)[1], **request.axes)
+    lower(build(request, on, remat=request.remat), name).compile()
+
+
+def _dumped(folder: Path, child: subprocess.Popen[Any]) -> tuple[str, str]:
+    """The optimised module and the report of its memory, once they stand there whole."""
+    before: dict[Path, int] = {}
+    while True:
+        running = child.poll() is None
+        files = {f: f.stat().st_size for f in folder.glob("*after_optimizations*")}
+        module = [f for f in files if f.name.endswith("after_optimizations.txt")]
+        report = [f for f in files if f.name.endswith("memory-usage-report.txt")]
+        if module and report and (files == before or not running):
+            return module[0].read_text(), report[0].read_text()
+        if not running:
+            return "", ""
+        before = files
+        time.sleep(0.5)
+
+
+def _too_large(said: str) -> None:
+    """Raises `TooLarge` if that is what the compiler says."""
+    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", said)
+    if used:
+        unit = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
+        raise TooLarge(float(used[1]) * unit[used[2]], float(used[3]) * unit[used[4]])
+
+
+def _nbytes(x: Any) -> int:
+    """Of an array on one chip."""
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return 0
+    shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    return math.prod(shape) * x.dtype.itemsize
+
+
+def _held(tree: Any) -> int:
+    return sum(_nbytes(x) for x in jax.tree.leaves(tree))
+
+
+def plan(request: Request, functions: Sequence[str] = FUNCTIONS, whole: bool = True) -> Plan:
+    """Compiles what is asked for, whole or as drafts.
+
+    Raises:
+      ValueError: if a name isn't known, a size is out of range, or a function doesn't fit.
+    """
+    check(request.model in PRESETS, "model", request.model, f"one of {list(PRESETS)}")
+    known = list(OPTIMIZERS)
+    check(request.optimizer in known, "optimizer", request.optimizer, f"one of {known}")
+    chip, there = devices(request.topology)
+    on = mesh.make(devices=there, **request.axes)
+    check(on.size == len(there), "mesh", request.axes, f"one that makes up {len(there)} devices")
+    if request.batch is None:
+        rows = ROWS_EACH * on.size // (on.shape["tensor"] * on.shape["sequence"])
+        request = dataclasses.replace(request, batch=max(rows, 1))
+    chip = chip._replace(
+        flops=chip.flops / chip.devices,
+        memory=chip.memory / chip.devices,
+        bandwidth=chip.bandwidth / chip.devices,
+        wires=chip.wires / chip.devices,
+    )
+    built = build(request, on, remat=request.remat)
+    # counted as if on one device, cut evenly: see `flops.count`
+    alone = build(request, None, remat=request.remat, logits_limit=on.size * 2**25)
+    once = dataclasses.replace(request, microbatches=1)
+    useful = flops.count(*_flat(call(build(once, None, logits_limit=2**62), "step"))) / on.size
+    measured = {}
+    for name in functions:
+        count = flops.count(*_flat(call(alone, name))) / on.size
+        begin = time.perf_counter()
+        try:
+            text, memory = measure(built, name) if whole else draft(request, built, name)
+            if memory.peak > chip.memory:  # GPUs' compiler only warns
+                raise TooLarge(memory.peak, chip.memory)
+        except TooLarge as error:
+            raise ValueError(_unfit(request, name, _held(built.state), error)) from error
+        seconds = time.perf_counter() - begin
+        measured[name] = Function(memory, hlo.moved(text), count, seconds)
+    tokens = request.batch * request.length if request.batch else 0
+    size = trees.size(built.state.params)
+    return Plan(request, chip, on.size, size, measured, tokens, useful)
+
+
+def _flat(called: tuple[Any, tuple[Any, ...]]) -> tuple[Any, ...]:
+    return called[0], *called[1]
+
+
+def _unfit(request: Request, name: str, held: float, error: TooLarge) -> str:
+    """What a user needs to know of a function that doesn't fit."""
+    cures = []
+    if held > 0.9 * error.capacity:
+        cures.append(f"at least {held / error.capacity:.1f} times the chips along fsdp")
+        if request.params == "float32":
+            cures.append("--params bfloat16")
+    else:
+        if request.remat != "block":
+            cures.append("--remat block")
+        rows = request.batch or 1
+        if request.microbatches < rows:
+            cures.append(f"--microbatches {2 * request.microbatches} or more")
+        cures += ["more chips along fsdp", "fewer --batch rows"]
+    return (
+        f"{request.model} with {request.method or 'no method'} does not fit {request.topology}: "
+        f"{name} needs {error.used / GIB:.2f} GiB a chip of {error.capacity / GIB:.2f}, "
+        f"{(error.used - error.capacity) / GIB:.2f} too much, {held / GIB:.2f} of them for its "
+        f"state; what would help: {', '.join(cures)}; --search finds what fits"
+    )
+
+
+def search(request: Request, compiles: int, say: Callable[[str], None]) -> list[Plan]:
+    """What fits of meshes, microbatches and remat, the fastest by the roofline first.
+
+    Per mesh it goes from what computes least to what holds least, and stops at what fits.
+
+    Args:
+      request: the rest.
+      compiles: at most so many.
+      say: told of each.
+
+    Raises:
+      ValueError: if nothing fits.
+    """
+    _, there = devices(request.topology)
+    count, config = len(there), PRESETS[request.model]
+    if request.batch is None:  # the same work for all
+        request = dataclasses.replace(request, batch=ROWS_EACH * count)
+    found, last = [], ""
+    for tensor in (1, 2, 4, 8, 16):
+        if count % tensor or config.kv_heads % tensor:
+            continue
+        axes = {"fsdp": count // tensor, "tensor": tensor}
+        for microbatches, remat in LADDER:
+            if (request.batch or 1) % (microbatches * axes["fsdp"]):
+                continue
+            if not compiles:
+                break
+            compiles -= 1
+            tried = dataclasses.replace(request, axes=axes, microbatches=microbatches, remat=remat)
+            name = f"fsdp={axes['fsdp']},tensor={tensor} microbatches={microbatches} remat={remat}"
+            try:
+                found.append(plan(tried, ("step",), whole=False))
+            except ValueError as error:
+                last = str(error)
+                say(f"{name}: does not fit")
+                continue
+            say(f"{name}: {found[-1].seconds:.3f} s a step at best")
+            break
+    if not found:
+        raise ValueError(last or f"no mesh of {count} chips shares {request.batch} rows")
+    return sorted(found, key=lambda p: p.seconds)
+
+
+def facts(found: Plan) -> dict[str, Any]:
+    """A plan for a JSON file, with what follows from it."""
+    step = found.functions.get("step")
+    made = {}
+    for name, function in found.functions.items():
+        made[name] = {
+            "memory": {**function.memory._asdict(), "peak": function.memory.peak},
+            "sent": function.moved.wires,
+            "collectives": function.moved.count,
+            "memory_traffic": function.moved.memory,
+            "flops": function.flops,
+            "seconds_at_best": function.times(found.chip),
+            "compile_seconds": round(function.seconds, 1),
+        }
+    out = {
+        "request": dataclasses.asdict(found.request),
+        "chips": found.chips,
+        "parameters": found.parameters,
+        "functions": made,
+    }
+    if step is None:
+        return out
+    days = 86_400 / found.seconds
+    return out | {
+        "step_seconds": found.seconds,
+        "bound_by": max(step.times(found.chip).items(), key=lambda x: x[1])[0],
+        "utilisation": found.useful / (found.seconds * found.chip.flops),
+        "tokens_a_day": days * found.tokens,
+        "chip_hours_a_billion_tokens": found.chips * found.seconds / 3600 / found.tokens * 1e9,
+    }
+
+
+def show(found: Plan) -> str:
+    """A plan as text."""
+    asked, chip = found.request, found.chip
+    axes = ", ".join(f"{axis}={size}" for axis, size in asked.axes.items())
+    lines = [
+        f"{asked.model}, {found.parameters / 1e9:.2f} G parameters in {asked.params}, computing in "
+        f"{asked.compute}; {asked.method or 'no method'}; {asked.optimizer}",
+        f"{found.chips} x {asked.topology.partition(':')[0]}, {axes}; {asked.batch} rows of "
+        f"{asked.length}, microbatches {asked.microbatches}, remat {asked.remat}",
+    ]
+    for name, function in found.functions.items():
+        m, moved = function.memory, function.moved
+        lines += [
+            "",
+            f"{name}, compiled in {function.seconds:.0f} s",
+            f"  a chip holds    {m.peak / GIB:8.2f} GiB of {chip.memory / GIB:.0f}: arguments "
+            f"{m.arguments / GIB:.2f}, outputs {m.outputs / GIB:.2f} ({m.aliased / GIB:.2f} in the "
+            f"arguments' place), temporaries {m.temporaries / GIB:.2f}, code {m.code / GIB:.2f}",
+        ]
+        for kind in sorted(moved.wires, key=lambda k: -moved.wires[k]):
+            lines.append(f"  {kind:<16}{moved.wires[kind] / 1e6:8.1f} MB in {moved.count[kind]}")
+        parts = function.times(chip)
+        lines.append(
+            f"  at best         {max(parts.values()):8.3f} s: compute {parts['compute']:.3f} "
+            f"({function.flops / 1e12:.2f} TFLOPs), memory {parts['memory']:.3f} "
+            f"({moved.memory / 1e9:.1f} GB), wires {parts['wires']:.3f}"
+        )
+    if "step" in found.functions:
+        told = facts(found)
+        lines += [
+            "",
+            f"a step takes {found.seconds:.3f} s at best, bound by {told['bound_by']}; "
+            f"{100 * told['utilisation']:.0f} % of the chips' peak does useful work",
+            f"{told['tokens_a_day'] / 1e9:.1f} G tokens a day, "
+            f"{told['chip_hours_a_billion_tokens']:.1f} chip hours a billion tokens",
+        ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plans what the command line asks for; 2 if that is wrong or doesn't fit."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    default = {f.name: f.default for f in dataclasses.fields(Request)}
+    add = parser.add_argument
+    add("--topology", required=True, help="such as v5e:4x4, v5p:4x4x4 or h100:8")
+    add("--model", required=True, help=f"one of {', '.join(PRESETS)}")
+    add("--method", default="", help='an expression such as "ewc(strength=1.) + er(rows=16)"')
+    add("--mesh", default="fsdp=-1", help="such as fsdp=16,tensor=4")
+    add("--batch", type=int, help=f"rows a step in all; {ROWS_EACH} a device that shares them")
+    add("--length", type=int, default=default["length"], help="tokens a row")
+    add("--microbatches", type=int, default=1, help="parts of a step, one after another")
+    add("--remat", default="block", choices=("none", "dots", "block"), help="computed again")
+    for name in ("params", "compute"):
+        add(f"--{name}", default=default[name], choices=("float32", "bfloat16"), help="dtype")
+    add("--optimizer", default="adamw", choices=OPTIMIZERS, help="with its default settings")
+    add("--functions", default=",".join(FUNCTIONS), help="which of the program's to compile")
+    add("--draft", action="store_true", help="stop before machine code is written")
+    add("--search", action="store_true", help="find mesh, microbatches and remat, from drafts")
+    add("--compiles", type=int, default=12, help="of a search, at most")
+    add("--json", type=Path, help="write what was found there too")
+    given = vars(parser.parse_args(argv))
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    try:
+        axes = mesh.parse(given["mesh"])
+        names = [f.name for f in dataclasses.fields(Request) if f.name in given]
+        request = Request(axes=axes, **{name: given[name] for name in names})
+        functions = given["functions"].split(",")
+        ok = set(functions) <= set(FUNCTIONS)
+        check(ok, "functions", functions, f"of {list(FUNCTIONS)}")
+        if given["search"]:
+            request = search(request, given["compiles"], say)[0].request
+        found = plan(request, functions, whole=not given["draft"])
+    except ValueError as error:
+        say(f"plan: {error}")
+        return 2
+    print(show(found))
+    if given["json"]:
+        given["json"].write_text(json.dumps(facts(found), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,6 +21,7 @@ from jcl import (
     preference,
     probes,
     scoring,
+    storage,
     taps,
     trees,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "replicate",
     "run",
     "scoring",
+    "storage",
     "taps",
     "trees",
 ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jcl import taps, trees
 from jcl.memory.buffer import Buffer
 from jcl.method import Apply, Batch, Params, Tap, check
+from jcl.storage import Int8, OnHost
 
 AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 """What a mesh may have: `data` copies parameters, `fsdp` cuts them and gathers each layer's where
@@ -221,13 +222,25 @@ def of_state(state: Any, layout: Layout) -> Any:
         return NamedSharding(mesh, PartitionSpec())
 
     def place(path: tuple[Any, ...], node: Any) -> Any:
-        if not isinstance(node, Buffer):
-            return shadow(path, node)
-        everywhere = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), node)
-        return everywhere._replace(rows=of_batch(node.rows, layout))
+        if isinstance(node, OnHost):
+            inner = _mapped(lambda p, x: place((*path, *p), x), node.state)
+            return OnHost(jax.tree.map(lambda s: s.with_memory_kind("pinned_host"), inner))
+        if isinstance(node, Int8):
+            values = shadow(path, node.values)
+            rest = PartitionSpec(*[*values.spec, *[None] * node.scale.ndim][: node.scale.ndim - 1])
+            return Int8(values, NamedSharding(mesh, rest))
+        if isinstance(node, Buffer):
+            everywhere = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), node)
+            return everywhere._replace(rows=of_batch(node.rows, layout))
+        return shadow(path, node)
 
+    return _mapped(place, state)
+
+
+def _mapped(place: Callable[[tuple[Any, ...], Any], Any], tree: Any) -> Any:
+    """`place(path, node)` of each leaf, or of each node that lies otherwise than by its leaves."""
     return jax.tree_util.tree_map_with_path(
-        place, state, is_leaf=lambda node: isinstance(node, Buffer)
+        place, tree, is_leaf=lambda node: isinstance(node, Buffer | Int8 | OnHost)
     )
 
 

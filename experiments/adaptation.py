@@ -192,7 +192,7 @@ def draw(runs: Mapping[str, report.Run], path: Path) -> None:
         middle.set_xlabel("nats a token after domain (blue) and task (orange)")
         middle.set_title("The task's text: DAPT, then TAPT")
         right.set_yticks(y, [""] * len(runs))
-        right.set_xlabel("right answers in %, before (grey), after the domain (blue)")
+        right.set_xlabel("right answers (%), before (grey) and after (blue)")
         right.set_title("General probes")
         for axes in (middle, right):
             axes.grid(True, axis="x")

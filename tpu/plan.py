@@ -18,91 +18,26 @@ import argparse
 import dataclasses
 import json
 import math
-import os
-import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# read when jax and libtpu are loaded: work on this host, ask no metadata server for a pod, tolerate
-# another process that has libtpu open, and time no kernels on a GPU that isn't there
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "4")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # or libtpu looks for the host's
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-if "xla_gpu_autotune_level" not in os.environ.get("XLA_FLAGS", ""):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
-
+import chips  # first: it tells JAX that no chip is here
+import compiled
 import hlo
 import jax
 import jax.numpy as jnp
 import optax
+from chips import GIB
+from compiled import Memory, TooLarge
 
 import jcl
 from jcl import adapters, expression, flops, losses, mesh, trees
 from jcl.method import check
 from jcl.models import decoder
 from jcl.models.presets import PRESETS
-
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """What a chip can do at best, by its maker's word."""
-
-    flops: float
-    """bf16, a second."""
-    memory: float
-    """Bytes; of a TPU's the compiler keeps some."""
-    bandwidth: float
-    """Of memory, bytes a second."""
-    wires: float
-    """Bytes a second that it sends over all its links within a slice or a node."""
-    devices: int = 1
-    """That JAX sees."""
-
-
-CHIPS = {
-    # cloud.google.com/tpu/docs/v4: 275 TFLOPs, 32 GiB at 1228 GB/s, 2400 Gbps of links
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9),
-    # .../v5e: 197 TFLOPs, 16 GB at 819 GB/s, 400 GB/s of links counted both ways
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9),
-    # .../v5p: 459 TFLOPs, 95 GB at 2765 GB/s, 4800 Gbps of links
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9),
-    # .../v6e: 918 TFLOPs, 32 GB at 1638 GB/s, 800 GB/s of links counted both ways
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9),
-    # .../tpu7x: 2307 TFLOPs, 192 GiB at 7380 GB/s, 1200 GB/s of links counted both ways
-    "tpu7x": Chip(2307e12, 192 * GIB, 7380e9, 600e9, devices=2),
-    # NVIDIA H100 SXM data sheet: 989 TFLOPs dense, 80 GB at 3.35 TB/s, NVLink 900 GB/s both ways
-    "h100": Chip(989e12, 80e9, 3350e9, 450e9),
-}
-
-H100 = """gpu_device_info {
-  name: "NVIDIA H100 80GB HBM3" device_vendor: "NVIDIA Corporation"
-  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 device_address_bits: 64
-  device_memory_size: 84942979072 memory_bandwidth: 3352320000000 l2_cache_size: 52428800
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_core: 233472 shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-"""What XLA asks of a GPU that it compiles for, after the data sheet and the CUDA guide's limits."""
-
 
 FUNCTIONS = ("step", "consolidate", "predict")
 ROWS_EACH = 4
@@ -136,30 +71,6 @@ class Request:
     optimizer: str = "adamw"
 
 
-class TooLarge(Exception):
-    """The compiler found that a function doesn't fit."""
-
-    def __init__(self, used: float, capacity: float) -> None:
-        super().__init__(used, capacity)
-        self.used, self.capacity = used, capacity
-
-
-class Memory(NamedTuple):
-    """Bytes on each chip."""
-
-    arguments: int
-    outputs: int
-    aliased: int
-    """Of the outputs, those that take an argument's place."""
-    temporaries: int
-    code: int
-
-    @property
-    def peak(self) -> int:
-        """All at once."""
-        return sum(self) - 2 * self.aliased
-
-
 class Function(NamedTuple):
     """What a compiled function takes, on each chip."""
 
@@ -170,7 +81,7 @@ class Function(NamedTuple):
     seconds: float
     """It took to compile."""
 
-    def times(self, chip: Chip) -> dict[str, float]:
+    def times(self, chip: chips.Chip) -> dict[str, float]:
         """Seconds that its parts would take alone; together, at best, as long as the longest."""
         return {
             "compute": self.flops / chip.flops,
@@ -183,7 +94,7 @@ class Plan(NamedTuple):
     """What was asked for, and what it takes."""
 
     request: Request
-    chip: Chip
+    chip: chips.Chip
     chips: int
     parameters: int
     functions: dict[str, Function]
@@ -196,43 +107,6 @@ class Plan(NamedTuple):
     def seconds(self) -> float:
         """A step, at best."""
         return max(self.functions["step"].times(self.chip).values())
-
-
-def devices(topology: str) -> tuple[Chip, list[Any]]:
-    """What a topology's chips can do, and its devices, none of which need be here.
-
-    Args:
-      topology: such as `v5e:4x4`, `v5p:4x4x4`, or `h100:8`.
-
-    Raises:
-      ValueError: if the compiler knows none of that name, or isn't installed.
-    """
-    from jax.experimental import topologies
-
-    kind, _, shape = topology.partition(":")
-    ok = kind in CHIPS and re.fullmatch(r"\d+(x\d+)*", shape) is not None
-    check(ok, "topology", topology, f"like v5e:4x4 or h100:8, with one of {list(CHIPS)}")
-    try:
-        if kind == "h100":
-            there = topologies.get_topology_desc(
-                "h100", "cuda", target_config=H100, topology=f"1x1x{shape}"
-            ).devices
-        else:
-            # v4's two cores work as one, which is how Cloud lends them; others do by themselves
-            more = {"chip_config_name": "megacore"} if kind == "v4" else {}
-            there = topologies.get_topology_desc(
-                platform="tpu", topology_name=topology, **more
-            ).devices
-    except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
-        said = " ".join(str(error).split())
-        packages = "jax-cuda13-plugin jax-cuda13-pjrt" if kind == "h100" else "libtpu"
-        if re.search(r"libtpu|not found|no .*plugin|nknown (platform|backend)", said, re.I):
-            raise ValueError(
-                f"topology {topology} needs its compiler, and no chips: pip install --no-deps "
-                f"{packages} ({said})"
-            ) from error
-        raise ValueError(f"topology is {topology!r}, which the compiler refuses: {said}") from error
-    return CHIPS[kind], list(there)
 
 
 class Built(NamedTuple):
@@ -293,19 +167,17 @@ def _placed(tree: Any, where: Any) -> Any:
 
 def call(built: Built, name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """One of the program's functions, and what it is called with."""
+    program, state, batch = built
     if name == "step":
-        return built.program.step, (built.state, built.batch)
-    if name == "predict":  # a loss's forward pass: [B, L, V] logits would be held by nobody
-        return built.program.predict, (
-            built.state,
-            {**built.batch, "targets": built.batch["tokens"]},
-        )
+        return program.step, (state, batch)
+    if name == "predict":  # as a loss has it, with no [B, L, V] logits
+        return program.predict, (state, {**batch, "targets": batch["tokens"]})
 
     def stacked(x: Any) -> Any:  # a boundary's batches [n, B, ...], of which one will do
         where = x.sharding and jax.NamedSharding(x.sharding.mesh, jax.P(None, *x.sharding.spec))
         return jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=where)
 
-    return built.program.consolidate, (built.state, jax.tree.map(stacked, built.batch))
+    return program.consolidate, (state, jax.tree.map(stacked, batch))
 
 
 def lower(built: Built, name: str) -> jax.stages.Lowered:
@@ -314,105 +186,39 @@ def lower(built: Built, name: str) -> jax.stages.Lowered:
     return jax.jit(fn, donate_argnums=() if name == "predict" else (0,)).lower(*args)
 
 
-def measure(built: Built, name: str) -> tuple[str, Memory]:
-    """Compiles one function: the module's text, and what it holds on each chip.
-
-    Raises:
-      TooLarge: if it doesn't fit.
-    """
-    try:
-        compiled = lower(built, name).compile()
-    except jax.errors.JaxRuntimeError as error:
-        _too_large(str(error))
-        raise
-    found = compiled.memory_analysis()
-    sizes = (getattr(found, f"{part}_size_in_bytes") for part in ("argument", "output", "alias"))
-    memory = Memory(*sizes, found.temp_size_in_bytes, found.generated_code_size_in_bytes)
-    return compiled.as_text(), memory
-
-
 def draft(request: Request, built: Built, name: str) -> tuple[str, Memory]:
-    """The same by a child process, which is ended when the compiler has begun to write code.
-
-    Raises:
-      TooLarge: if it doesn't fit.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        dump = f"--xla_dump_to={folder} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=jit_{name}"
-        env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {dump}"}
-        code = "import sys, json, plan; plan.compile_alone(json.loads(sys.argv[1]), sys.argv[2])"
-        asked = json.dumps(dataclasses.asdict(request))
-        log = Path(folder, "log")
-        with log.open("w") as errors:
-            child = subprocess.Popen(
-                [sys.executable, "-c", code, asked, name],
-                env={**env, "PYTHONPATH": str(Path(__file__).parent)},
-                stdout=errors,
-                stderr=errors,
-            )
-        try:
-            text, report = _dumped(Path(folder), child)
-        finally:
-            child.kill()
-            child.wait()
-        if not report:
-            said = log.read_text()
-            _too_large(said)
-            raise RuntimeError(said[-2000:])
-    total = re.search(r"Total bytes: (\d+)", report)
-    assert total is not None, report[:200]
-    out = jax.eval_shape(*_flat(call(built, name)))
-    held, given = _held(call(built, name)[1]), 0 if name == "predict" else _held(built.state)
-    # the report has arguments and results among the rest
-    made = given if name != "predict" else sum(_nbytes(x) for x in jax.tree.leaves(out))
-    return text, Memory(held, made, given, max(int(total[1]) - held, 0), 0)
+    """The text of one function and what it holds, without machine code; see `compiled.draft`."""
+    here = str(Path(__file__).parent)
+    code = f"import json, sys; sys.path.insert(0, {here!r}); import plan; plan.child(*sys.argv[1:])"
+    asked = json.dumps(dataclasses.asdict(request))
+    text, total = compiled.draft([sys.executable, "-c", code, asked, name], f"jit_{name}")
+    given, kept = _held(call(built, name)[1]), _held(built.state)
+    if name == "predict":  # what comes out counts as a temporary
+        return text, Memory(given, 0, 0, max(total - given, 0), 0)
+    return text, Memory(given, kept, kept, max(total - given, 0), 0)
 
 
-def compile_alone(asked: dict[str, Any], name: str) -> None:
+def child(asked: str, name: str) -> None:
     """What `draft`'s child does."""
-    request = Request(**asked)
-    on = mesh.make(devices=devices(request.topology)[1], **request.axes)
+    request = Request(**json.loads(asked))
+    on = mesh.make(devices=chips.devices(request.topology)[1], **request.axes)
     lower(build(request, on, remat=request.remat), name).compile()
 
 
-def _dumped(folder: Path, child: subprocess.Popen[Any]) -> tuple[str, str]:
-    """The optimised module and the report of its memory, once they stand there whole."""
-    before: dict[Path, int] = {}
-    while True:
-        running = child.poll() is None
-        files = {f: f.stat().st_size for f in folder.glob("*after_optimizations*")}
-        module = [f for f in files if f.name.endswith("after_optimizations.txt")]
-        report = [f for f in files if f.name.endswith("memory-usage-report.txt")]
-        if module and report and (files == before or not running):
-            return module[0].read_text(), report[0].read_text()
-        if not running:
-            return "", ""
-        before = files
-        time.sleep(0.5)
-
-
-def _too_large(said: str) -> None:
-    """Raises `TooLarge` if that is what the compiler says."""
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", said)
-    if used:
-        unit = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
-        raise TooLarge(float(used[1]) * unit[used[2]], float(used[3]) * unit[used[4]])
-
-
-def _nbytes(x: Any) -> int:
-    """Of an array on one chip."""
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return 0
-    shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-    return math.prod(shape) * x.dtype.itemsize
-
-
 def _held(tree: Any) -> int:
-    return sum(_nbytes(x) for x in jax.tree.leaves(tree))
+    """Bytes of a tree on one chip."""
+
+    def nbytes(x: Any) -> int:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return 0
+        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        return math.prod(shape) * x.dtype.itemsize
+
+    return sum(nbytes(x) for x in jax.tree.leaves(tree))
 
 
-def plan(request: Request, functions: Sequence[str] = FUNCTIONS, whole: bool = True) -> Plan:
-    """Compiles what is asked for, whole or as drafts.
+def plan(request: Request, functions: Sequence[str] = FUNCTIONS, drafts: bool = False) -> Plan:
+    """Compiles what is asked for, to the end or as drafts.
 
     Raises:
       ValueError: if a name isn't known, a size is out of range, or a function doesn't fit.
@@ -420,18 +226,12 @@ def plan(request: Request, functions: Sequence[str] = FUNCTIONS, whole: bool = T
     check(request.model in PRESETS, "model", request.model, f"one of {list(PRESETS)}")
     known = list(OPTIMIZERS)
     check(request.optimizer in known, "optimizer", request.optimizer, f"one of {known}")
-    chip, there = devices(request.topology)
+    chip, there = chips.devices(request.topology)
     on = mesh.make(devices=there, **request.axes)
     check(on.size == len(there), "mesh", request.axes, f"one that makes up {len(there)} devices")
     if request.batch is None:
         rows = ROWS_EACH * on.size // (on.shape["tensor"] * on.shape["sequence"])
         request = dataclasses.replace(request, batch=max(rows, 1))
-    chip = chip._replace(
-        flops=chip.flops / chip.devices,
-        memory=chip.memory / chip.devices,
-        bandwidth=chip.bandwidth / chip.devices,
-        wires=chip.wires / chip.devices,
-    )
     built = build(request, on, remat=request.remat)
     # counted as if on one device, cut evenly: see `flops.count`
     alone = build(request, None, remat=request.remat, logits_limit=on.size * 2**25)
@@ -442,7 +242,10 @@ def plan(request: Request, functions: Sequence[str] = FUNCTIONS, whole: bool = T
         count = flops.count(*_flat(call(alone, name))) / on.size
         begin = time.perf_counter()
         try:
-            text, memory = measure(built, name) if whole else draft(request, built, name)
+            if drafts:
+                text, memory = draft(request, built, name)
+            else:
+                text, memory = compiled.whole(lower(built, name))
             if memory.peak > chip.memory:  # GPUs' compiler only warns
                 raise TooLarge(memory.peak, chip.memory)
         except TooLarge as error:
@@ -493,7 +296,7 @@ def search(request: Request, compiles: int, say: Callable[[str], None]) -> list[
     Raises:
       ValueError: if nothing fits.
     """
-    _, there = devices(request.topology)
+    _, there = chips.devices(request.topology)
     count, config = len(there), PRESETS[request.model]
     if request.batch is None:  # the same work for all
         request = dataclasses.replace(request, batch=ROWS_EACH * count)
@@ -511,7 +314,7 @@ def search(request: Request, compiles: int, say: Callable[[str], None]) -> list[
             tried = dataclasses.replace(request, axes=axes, microbatches=microbatches, remat=remat)
             name = f"fsdp={axes['fsdp']},tensor={tensor} microbatches={microbatches} remat={remat}"
             try:
-                found.append(plan(tried, ("step",), whole=False))
+                found.append(plan(tried, ("step",), drafts=True))
             except ValueError as error:
                 last = str(error)
                 say(f"{name}: does not fit")
@@ -570,7 +373,7 @@ def show(found: Plan) -> str:
         lines += [
             "",
             f"{name}, compiled in {function.seconds:.0f} s",
-            f"  a chip holds    {m.peak / GIB:8.2f} GiB of {chip.memory / GIB:.0f}: arguments "
+            f"  a chip holds    {m.peak / GIB:8.2f} GiB of {chip.memory / GIB:.2f}: arguments "
             f"{m.arguments / GIB:.2f}, outputs {m.outputs / GIB:.2f} ({m.aliased / GIB:.2f} in the "
             f"arguments' place), temporaries {m.temporaries / GIB:.2f}, code {m.code / GIB:.2f}",
         ]
@@ -631,7 +434,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check(ok, "functions", functions, f"of {list(FUNCTIONS)}")
         if given["search"]:
             request = search(request, given["compiles"], say)[0].request
-        found = plan(request, functions, whole=not given["draft"])
+        found = plan(request, functions, drafts=given["draft"])
     except ValueError as error:
         say(f"plan: {error}")
         return 2

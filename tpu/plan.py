@@ -121,7 +121,10 @@ def build(request: Request, on: jax.sharding.Mesh | None, **options: Any) -> Bui
     """The program of a request, on a mesh or on one device; `options` are the model's."""
     method = expression.build(expression.parse(request.method)) if request.method else jcl.chain()
     config = PRESETS[request.model]
-    apply = decoder.apply_fn(config, compute=jnp.dtype(request.compute), **options)
+    # cuDNN's attention can't be compiled without a GPU; XLA's own holds each block's scores
+    backend: Any = "xla" if request.topology.startswith("h100") else "auto"
+    compute = jnp.dtype(request.compute)
+    apply = decoder.apply_fn(config, compute=compute, backend=backend, **options)
     dtype = jnp.dtype(request.params)
     params = jax.eval_shape(lambda: decoder.init(jax.random.key(0), config, dtype))
     rows = request.batch

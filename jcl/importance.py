@@ -103,7 +103,13 @@ def _rows(scalar: Scalar, params: Params, batch: Batch, power: int) -> Params:
 
 
 def per_example(
-    scalar: Scalar, apply: Apply, params: Params, batches: Batch, power: int, mass: bool = True
+    scalar: Scalar,
+    apply: Apply,
+    params: Params,
+    batches: Batch,
+    power: int,
+    mass: bool = True,
+    axis_name: str | None = None,
 ) -> Params:
     """Mean over examples of |∂ℓ/∂θ|^power, float32, shaped like `params`.
 
@@ -114,8 +120,10 @@ def per_example(
       batches: leaves [n, B, ...].
       power: 2 for a Fisher, 1 for MAS.
       mass: whether to divide by Σ weight; False gives the sum.
+      axis_name: of replicas that all have `batches` and share their rows.
     """
     paths = _dense_paths(apply, params, jax.tree.map(lambda x: x[0], batches))
+    own = batches if axis_name is None else _own_rows(batches, axis_name)
 
     def add(total: Params, batch: Batch) -> tuple[Params, None]:
         if paths:
@@ -124,8 +132,21 @@ def per_example(
             part = _rows(scalar, params, batch, power)
         return trees.add(total, part), None
 
-    total, _ = lax.scan(add, trees.zeros(params), batches)
+    total, _ = lax.scan(add, trees.zeros(params), own)
+    total = total if axis_name is None else lax.psum(total, axis_name)
     return trees.scale(_per_weight(batches), total) if mass else total
+
+
+def _own_rows(batches: Batch, axis_name: str) -> Batch:
+    """This replica's part of leaves [n, B, ...], with rows of weight 0 at the end of the last."""
+    count = lax.axis_size(axis_name)
+    size = -(-batches["weight"].shape[1] // count)
+
+    def part(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, size * count - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
+        return lax.dynamic_slice_in_dim(x, size * lax.axis_index(axis_name), size, axis=1)
+
+    return jax.tree.map(part, batches)
 
 
 def _per_weight(batches: Batch) -> jax.Array:
@@ -157,7 +178,7 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
         return ctx.loss(p, batch, tap)[0]
 
     if labels == "empirical":
-        return per_example(scalar, ctx.apply, params, batches, 2)
+        return per_example(scalar, ctx.apply, params, batches, 2, axis_name=ctx.axis_name)
     if not hasattr(ctx.objective, "log_probs"):
         raise ValueError(
             f"labels is {labels!r}, but the loss exposes no log_probs, so it must be 'empirical'"
@@ -176,7 +197,8 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
             key, batch = xs
             return objective.relabel(batch, jax.random.categorical(key, log_probs(batch)))
 
-        return per_example(scalar, ctx.apply, params, lax.map(draw, (keys, batches)), 2)
+        drawn = lax.map(draw, (keys, batches))
+        return per_example(scalar, ctx.apply, params, drawn, 2, axis_name=ctx.axis_name)
 
     chances = lax.map(lambda batch: jnp.exp(log_probs(batch)), batches)  # [n, B, C]
 
@@ -185,7 +207,7 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
             lambda b: objective.relabel(b, jnp.full(b["weight"].shape, label, jnp.int32))
         )(batches)
         relabelled["weight"] = batches["weight"] * chances[..., label]
-        part = per_example(scalar, ctx.apply, params, relabelled, 2, mass=False)
+        part = per_example(scalar, ctx.apply, params, relabelled, 2, False, ctx.axis_name)
         return trees.add(total, part), None
 
     total, _ = lax.scan(one, trees.zeros(params), jnp.arange(chances.shape[-1]))
@@ -203,7 +225,7 @@ def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
         squares = jnp.sum(outputs.reshape(outputs.shape[0], -1) ** 2, axis=-1)
         return weighted_mean(squares, batch["weight"])
 
-    return per_example(scalar, ctx.apply, params, batches, 1)
+    return per_example(scalar, ctx.apply, params, batches, 1, axis_name=ctx.axis_name)
 
 
 def quadratic_pull(

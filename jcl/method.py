@@ -65,6 +65,8 @@ class Ctx(NamedTuple):
     """Static: True inside `step`, False in `predict`, `consolidate` and `init`."""
     grads: Params = None
     """What the optimizer received, in the `updates` phase; None in every other."""
+    axis_name: str | None = None
+    """Of the replicas that run the same hook on the same rows, so that they may share its work."""
 
 
 class Info(NamedTuple):

@@ -180,7 +180,8 @@ def make(
       axis_name: for scripts in the manner of `jax.pmap` or `jax.shard_map(..., check_vma=False)`:
         `step` and `consolidate` then run on every replica of the named axis, each given its part
         of the rows and the whole state, and average over it. Methods see all replicas' rows, so
-        that a strength or a buffer means what it means on one device.
+        that a strength or a buffer means what it means on one device; what they measure example by
+        example, such as a Fisher, is shared out too.
 
     Raises:
       ValueError: if an argument is not what it must be.
@@ -225,7 +226,7 @@ def make(
         key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
         ctx = Ctx(
             learning, frozen, state.task, state.task_step, state.step, key, batch, base,
-            lambda *_: (jnp.float32(0), None), loss, state.method, training,
+            lambda *_: (jnp.float32(0), None), loss, state.method, training, axis_name=axis_name,
         )  # fmt: skip
         wrapped = method.forward(state.method, ctx, base) if state.method else base
 

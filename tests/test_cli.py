@@ -321,12 +321,41 @@ def test_folders_that_cannot_be_used_are_refused(run, tmp_path, monkeypatch):
         (["compare", "nowhere"], "no summary.json"),
         (["report", "nowhere"], "no summary.json"),
         (["list", "extra"], "'extra'"),
+        (["shardings", "--model", "tiny", "--mesh", "fsd=2"], "mesh is 'fsd=2'"),
+        (["shardings", "--model", "tinny", "--mesh", "fsdp=2"], "there is no folder 'tinny'"),
+        (
+            ["shardings", "--model", "tiny", "--mesh", "fsdp=2", "--method", "ewk"],
+            "did you mean ewc",
+        ),
     ],
 )
 def test_other_commands_refuse_in_one_sentence_too(args, says, capsys):
     assert cli.main(args) == 2
     said = capsys.readouterr()
     assert says in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_shardings_shows_what_a_device_holds(tmp_path, capsys):
+    args = [
+        "--model",
+        "llama-8b",
+        "--mesh",
+        "fsdp=16,tensor=4",
+        "--method",
+        "ewc + er(capacity=64)",
+    ]
+    assert cli.main(["shardings", *args, "--json", str(tmp_path / "x.json")]) == 0
+    said = capsys.readouterr().out
+    assert "blocks/down/kernel" in said and "-, tensor, fsdp" in said
+    found = json.loads((tmp_path / "x.json").read_text())
+    totals = {part["part"]: part for part in found["totals"]}
+    # 8,030,261,248 parameters: meta-llama/Llama-3.1-8B's model card
+    assert totals["parameters"]["bytes"] == 4 * 8_030_261_248
+    assert totals["ewc"]["bytes"] == 2 * totals["parameters"]["bytes"]
+    share = totals["ewc"]["bytes"] / totals["ewc"]["bytes_per_device"]
+    assert 63 < share <= 64
+    rows = {row["path"]: row for row in found["parameters"]}
+    assert rows["blocks/down/kernel"]["spec"] == [None, "tensor", "fsdp"]
 
 
 def test_a_file_that_is_no_experiment_is_refused(tmp_path, capsys):

@@ -160,3 +160,37 @@ def test_chain_refuses_what_can_not_work() -> None:
 def test_chains_nest() -> None:
     inner = jcl.chain(methods.er(), methods.ewc())
     assert jcl.chain(inner, methods.si(), methods.naive()).name == "er + ewc + si"
+
+
+@pytest.mark.parametrize("name", ["ewc", "er", "agem"])
+def test_under_pmap_it_is_the_program_of_one_device(name: str) -> None:
+    build = {
+        "ewc": lambda: methods.ewc(strength=1.0),
+        "er": lambda: methods.er(capacity=12, rows=4),
+        "agem": lambda: methods.agem(capacity=12, rows=4),
+    }[name]
+    params = models.mlp.init(jax.random.key(0), [6, 8, 3])
+    keys = jax.random.split(jax.random.key(1), 2)
+    batch = {"x": jax.random.normal(keys[0], (8, 6)), "y": jnp.arange(8) % 3}
+    parts = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
+
+    def trained(axis: str | None) -> Any:
+        program = jcl.make(
+            build(), models.mlp.apply, losses.cross_entropy(), optax.sgd(0.1), axis_name=axis
+        )
+        state = program.init(params, batch, keys[1])
+        step, close, rows = jax.jit(program.step), jax.jit(program.consolidate), batch
+        boundary = jax.tree.map(lambda x: x[None], batch)
+        if axis is not None:
+            step, close = (jax.pmap(f, axis_name=axis) for f in (program.step, program.consolidate))
+            state = jax.tree.map(lambda x: jnp.stack([x] * 4), state)
+            rows, boundary = parts, jax.tree.map(lambda x: x[:, None], parts)
+        for _ in range(2):
+            state = close(step(step(state, rows)[0], rows)[0], boundary)
+        return state.params
+
+    alone, replicas = trained(None), trained("replica")
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(replicas), strict=True):
+        assert b.shape == (4, *a.shape)
+        for replica in b:
+            np.testing.assert_allclose(a, replica, rtol=1e-5, atol=1e-6)

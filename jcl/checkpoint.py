@@ -15,8 +15,9 @@ import secrets
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,27 +108,23 @@ class Saver:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(path, ignore_errors=True)  # left by a run that was killed before its sums
 
-        writing: Any = None
         with self._one_sentence():
             processes.of_leader(clear)
-            flat = _flat(state)
-            if not self.shared:
-                flat = _gathered(flat)
-            if self.shared or processes.leader():
-                with _alone(self.shared):
-                    writing = ocp.save_async(path, flat)
+            if self.shared:
+                written = ocp.save_async(path, _flat(state)).result
+            else:
+                written = partial(_save_alone, path, _gathered(_flat(state)))
         if self.thread is None:
             self.thread = ThreadPoolExecutor(1, "jcl-checkpoint")
-        self.pending = self.thread.submit(self._complete, path, writing)
+        self.pending = self.thread.submit(self._complete, path, written)
 
-    def _complete(self, path: Path, writing: Any) -> None:
-        if writing is not None:
-            writing.result()
+    def _complete(self, path: Path, written: Callable[[], None]) -> None:
+        written()
         if not processes.leader():
             return
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(_sums(path), indent=1))
-        os.replace(partial, path.with_suffix(".json"))
+        sums = path.with_suffix(".partial")
+        sums.write_text(json.dumps(_sums(path), indent=1))
+        os.replace(sums, path.with_suffix(".json"))
         for old in _steps(self.folder)[:-KEEP]:
             stale = path.with_name(f"step_{old:09d}")
             stale.with_suffix(".json").unlink()
@@ -172,10 +169,18 @@ def _alone(everyone: bool) -> Any:
 
     if everyone:
         return contextlib.nullcontext()
-    only = ocp.options.MultiprocessingOptions(
-        primary_host=0, active_processes={0}, barrier_sync_key_prefix="jcl-alone"
-    )
-    return ocp.Context(multiprocessing_options=only)
+    context = ocp.Context()
+    context.multiprocessing.active_processes = {0}
+    context.multiprocessing.barrier_sync_key_prefix = "jcl-alone"
+    return context
+
+
+def _save_alone(path: Path, host: dict[str, np.ndarray]) -> None:
+    from orbax.checkpoint import v1 as ocp
+
+    if processes.leader():
+        with _alone(False):
+            ocp.save(path, host)
 
 
 def _gathered(flat: dict[str, Any]) -> dict[str, Any]:

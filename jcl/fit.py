@@ -311,6 +311,10 @@ class _Run:
             self.saver.save(self.done, _tree(self.state, self.scores))
             self.saved = self.done
 
+    def save_at_once(self) -> None:
+        self.save()
+        self.close()
+
     def close(self) -> None:
         if self.saver is not None:
             self.saver.finish()
@@ -440,7 +444,7 @@ def fit(
                 due = run.done // checkpoint_every > (run.done - count) // checkpoint_every
                 if due and at < stream.steps[stage]:
                     run.save()
-                processes.stop(signals, run.save)
+                processes.stop(signals, run.save_at_once)
             run.consolidate(stage)
             run.score(stage + 1)
             run.save()

@@ -31,8 +31,8 @@ PREEMPTED, LOST = 75, 76
 """Exit codes: of a run that was told to stop and has saved, and of one whose peer is gone."""
 BEAT, SILENCE = 5.0, 40.0
 """Seconds between signs of life, and without any until a process counts as lost."""
-GRACE = 5.0
-"""Seconds that a process may take to end by itself after another has ended early."""
+GRACE = 30.0
+"""Seconds that a process may take to end by itself where another ends early."""
 
 
 class Preempted(RuntimeError):
@@ -243,6 +243,7 @@ def stop(found: list[int], before: Callable[[], None]) -> None:
     number = agreed(2 if signal.SIGINT in found else 1 if found else 0)
     if number:
         before()
+        agreed(0)  # none leaves while another needs it
         raise KeyboardInterrupt if number == 2 else Preempted
 
 
@@ -390,7 +391,9 @@ def finish(code: int = 0) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     _watch.say("E")
-    until = time.monotonic() + 2 * GRACE
-    while leader() and _watch.peers and time.monotonic() < until:
-        time.sleep(0.1)  # with process 0 JAX's connections go, and the others would abort
+    # each stays until the others are at their end too, and process 0, with which JAX's connections
+    # go, until they are gone
+    until = time.monotonic() + GRACE + 2 * leader()
+    while _watch.peers and time.monotonic() < until and (leader() or not _watch.failed):
+        time.sleep(0.05)
     os._exit(code)

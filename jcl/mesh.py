@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jcl import taps, trees
@@ -77,7 +78,11 @@ def make(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     # Auto, where the default is Explicit: the compiler decides what isn't said
     kinds = (AxisType.Auto,) * len(AXES)
     used = there[: math.prod(sizes)]
-    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=used)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=used)
+    except NotImplementedError:  # an axis here is part of one of the machine's
+        grid = mesh_utils.create_device_mesh(sizes, used, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=kinds)
 
 
 def abstract(**axes: int) -> AbstractMesh:

@@ -195,13 +195,22 @@ class _Reader:
         if noted := re.search(r'known_trip_count":\{"n":"(\d+)"', it.rest):
             return int(noted[1])
         condition = self.computations.get(_called(it.rest, "condition"), {})
-        bounds = [
-            int(number[1])
-            for x in condition.values()
-            if x.op == "constant" and x.type.startswith(("s32[]", "u32[]", "s64[]"))
-            and (number := re.match(r"\((-?\d+)\)", x.rest))
-        ]  # fmt: skip
-        return max(bounds) if len(bounds) == 1 and bounds[0] > 0 else 1
+        body = self.computations.get(_called(it.rest, "body"), {})
+        test = next((x for x in condition.values() if x.root and x.op == "compare"), None)
+        if test is None or "direction=LT" not in test.rest:
+            return 1
+        counter, last = (condition[name] for name in test.operands)
+        index = re.search(r"index=(\d+)", counter.rest)
+        if index is None:
+            return 1
+        place = int(index[1])
+        start = _constant(here, here[it.operands[0]].operands, place)
+        after = next(x for x in body.values() if x.root).operands
+        grown = body.get(after[place]) if place < len(after) else None
+        added = [_number(body[o]) for o in grown.operands if o in body] if grown else []
+        stride = next((n for n in added if n), 1)  # above 1 where the compiler unrolled
+        limit = _number(last)
+        return 1 if limit is None else max(1, -(-(limit - start) // stride))
 
     def collective(self, here: Computation, it: Instruction, scatter: bool = False) -> Moved | None:
         kind = it.op.removesuffix("-start")
@@ -276,6 +285,20 @@ class _Reader:
             if made.op != "parameter" and not _threaded(made):
                 total += nbytes(kind, main=True)
         return total
+
+
+def _number(it: Instruction) -> int | None:
+    """The value of an integer constant."""
+    found = re.match(r"\((-?\d+)\)", it.rest) if it.op == "constant" else None
+    return int(found[1]) if found else None
+
+
+def _constant(here: Computation, names: Sequence[str], place: int) -> int:
+    """The integer that a tuple of these names has at a place, seen through copies, or 0."""
+    it = here.get(names[place]) if place < len(names) else None
+    while it is not None and it.op in ("copy", "bitcast") and it.operands:
+        it = here.get(it.operands[0])
+    return (_number(it) or 0) if it is not None else 0
 
 
 def _threaded(it: Instruction) -> bool:

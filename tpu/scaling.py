@@ -20,7 +20,7 @@ import plan
 
 SIZES = {
     "v5e": ("2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    "v5p": ("2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+    "v5p": ("2x2x2", "2x4x4", "4x4x8", "8x8x8"),
 }
 MESHES = {"fsdp": {"fsdp": -1}, "fsdp 16, data": {"data": -1, "fsdp": 16}}
 METHODS = {

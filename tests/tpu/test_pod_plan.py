@@ -3,11 +3,12 @@
 Over fsdp alone, on N chips, with B bytes for the kernels of all blocks in the dtype of products, H
 for the head in it, and blocks rematerialised, a step sends from each chip
 
-- all-gathers: (2 B + H) (N - 1) / N: a block's kernels forward and once more backward, the head;
-- reduce-scatters, or all-reduces of twice the bytes where the compiler likes them better:
-  (B + H) (N - 1) / N, the gradients;
-- all-to-alls of looked-up embeddings, and all-reduces of norms' gradients and scalars: as much as
-  activations and vectors have.
+- (2 B + H) (N - 1) / N to gather a block's kernels forward and once more backward, and the head;
+- (B + H) (N - 1) / N to scatter the gradients' sums.
+
+The compiler gathers and scatters by collectives of that name, by permutations around a ring beside
+the products that they are for, or by all-reduces, which take twice the bytes of a scatter. What is
+left are all-to-alls of embeddings and all-reduces of norms' gradients and scalars, which are small.
 
 (Rajbhandari et al., arXiv 1910.02054, section 7.2.2: parameters twice, gradients once.)
 """
@@ -33,6 +34,12 @@ MODEL = PRESETS["llama-1b"]
 HEAD = 2 * MODEL.vocabulary * MODEL.width
 KERNELS = 2 * MODEL.layers * MODEL.width * (2 * MODEL.width + 2 * 512 + 3 * MODEL.hidden)
 SHARE = (CHIPS - 1) / CHIPS
+RING = ("all-gather", "reduce-scatter", "collective-permute")
+
+
+def needed(sent: dict[str, float]) -> float:
+    """Bytes, as if what goes by all-reduce had been scattered."""
+    return sum(sent.get(kind, 0) for kind in RING) + sent["all-reduce"] / 2
 
 
 def module(name: str) -> Any:
@@ -69,11 +76,9 @@ one_compiler = pytest.mark.xdist_group("pod-plan")
 @one_compiler
 def test_fsdp_sends_what_theory_says(step: Callable[[str], Any]) -> None:
     sent = step("").moved.wires
-    gradients = sent.get("reduce-scatter", 0) + sent["all-reduce"] / 2
-    assert sent["all-gather"] == pytest.approx((2 * KERNELS + HEAD) * SHARE, rel=0.1)
-    assert gradients == pytest.approx((KERNELS + HEAD) * SHARE, rel=0.1)
-    assert sent.get("all-to-all", 0) < 0.02 * sent["all-gather"]
-    assert set(sent) <= {"all-gather", "reduce-scatter", "all-reduce", "all-to-all"}
+    assert set(sent) <= {*RING, "all-reduce", "all-to-all"}
+    assert needed(sent) == pytest.approx((3 * KERNELS + 2 * HEAD) * SHARE, rel=0.1)
+    assert sent["all-to-all"] < 0.02 * needed(sent)
 
 
 @slow
@@ -97,11 +102,9 @@ def test_ewc_and_replay_send_nothing_more(step: Callable[[str], Any]) -> None:
 def test_agem_sends_one_more_gradient_and_a_scalar(step: Callable[[str], Any]) -> None:
     """That of the memory; and of two dots the partial sums, which are scalars."""
     plain, agem = step("").moved, step("agem(capacity=256, rows=64)").moved
-    assert agem.wires["all-gather"] == pytest.approx(2 * plain.wires["all-gather"], rel=0.05)
-    gradients = [
-        m.wires.get("reduce-scatter", 0) + m.wires["all-reduce"] / 2 for m in (plain, agem)
-    ]
-    assert gradients[1] == pytest.approx(2 * gradients[0], rel=0.05)
+    assert needed(agem.wires) == pytest.approx(2 * needed(plain.wires), rel=0.05)
+    # beside the gradients' all-reduces, twice as many for vectors, and those of scalars
+    assert agem.count["all-reduce"] - 2 * plain.count["all-reduce"] in (0, 1, 2)
 
 
 @slow

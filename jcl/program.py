@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -249,6 +250,8 @@ def make(
 
     penalised = defines(method, "loss")
     may_idle = defines(method, "idle")
+    # where only `grads` may idle, the passes through the model are no part of what is left out
+    passes_idle = may_idle and (penalised or defines(method, "batch"))
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         fresh = shares.gather(complete(batch))
@@ -264,13 +267,19 @@ def make(
             if penalised:  # compiled away unless a method reads it
                 task_grads = shares.value_and_grad(ctx.loss)(learning, mixed)[1]
             outputs = jax.tree.map(lambda o: o[:rows], outputs)
+            if may_idle and not passes_idle:
+                idle, hook = (
+                    method.idle(state.method, ctx),
+                    partial(method.grads, state.method, ctx),
+                )
+                return value, outputs, task_grads, lax.cond(idle, lambda g: g, hook, grads)
             return value, outputs, task_grads, method.grads(state.method, ctx, grads)
 
         def rest(_: None) -> Any:
             (value, outputs), grads = shares.value_and_grad(ctx.loss)(learning, fresh)
             return value, outputs, grads, grads
 
-        if may_idle:
+        if passes_idle:
             value, outputs, task_grads, grads = lax.cond(
                 method.idle(state.method, ctx), rest, work, None
             )

@@ -111,8 +111,8 @@ def devices(topology: str) -> tuple[Chip, list[Any]]:
             ) from error
         raise ValueError(f"topology is {topology!r}, which the compiler refuses: {said}") from error
     chip = CHIPS[kind]
-    each = (x / chip.devices for x in chip[:4])
-    return Chip(*each), list(there.devices)
+    flops, memory, bandwidth, wires = (x / chip.devices for x in chip[:4])
+    return Chip(flops, memory, bandwidth, wires), list(there.devices)
 
 
 def _jax_version() -> str:

@@ -51,7 +51,7 @@ def whole(lowered: jax.stages.Lowered) -> tuple[str, Memory]:
         raise
     found = compiled.memory_analysis()
     parts = ("argument", "output", "alias", "temp", "generated_code")
-    return compiled.as_text(), Memory(*(getattr(found, f"{p}_size_in_bytes") for p in parts))
+    return compiled.as_text() or "", Memory(*(getattr(found, f"{p}_size_in_bytes") for p in parts))
 
 
 def draft(command: Sequence[str], module: str) -> tuple[str, int]:

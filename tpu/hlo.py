@@ -36,7 +36,7 @@ class Moved(NamedTuple):
 
     wires: dict[str, float]
     """Bytes that it sends to others, by kind of collective."""
-    count: dict[str, int]
+    calls: dict[str, int]
     """Collectives carried out, by kind."""
     memory: float
     """Bytes read from and written to its main memory; fusions read no more of an operand than they
@@ -47,7 +47,7 @@ class Moved(NamedTuple):
         kinds = {*self.wires, *other.wires}
         return Moved(
             {k: self.wires.get(k, 0) + times * other.wires.get(k, 0) for k in kinds},
-            {k: self.count.get(k, 0) + times * other.count.get(k, 0) for k in kinds},
+            {k: self.calls.get(k, 0) + times * other.calls.get(k, 0) for k in kinds},
             self.memory + times * other.memory,
         )
 

@@ -337,7 +337,7 @@ def facts(found: Plan) -> dict[str, Any]:
         made[name] = {
             "memory": {**function.memory._asdict(), "peak": function.memory.peak},
             "sent": function.moved.wires,
-            "collectives": function.moved.count,
+            "collectives": function.moved.calls,
             "memory_traffic": function.moved.memory,
             "flops": function.flops,
             "seconds_at_best": function.times(found.chip),
@@ -381,7 +381,7 @@ def show(found: Plan) -> str:
             f"arguments' place), temporaries {m.temporaries / GIB:.2f}, code {m.code / GIB:.2f}",
         ]
         for kind in sorted(moved.wires, key=lambda k: -moved.wires[k]):
-            lines.append(f"  {kind:<16}{moved.wires[kind] / 1e6:8.1f} MB in {moved.count[kind]}")
+            lines.append(f"  {kind:<16}{moved.wires[kind] / 1e6:8.1f} MB in {moved.calls[kind]}")
         parts = function.times(chip)
         lines.append(
             f"  at best         {max(parts.values()):8.3f} s: compute {parts['compute']:.3f} "

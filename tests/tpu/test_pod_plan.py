@@ -88,7 +88,7 @@ def test_ewc_and_replay_send_nothing_more(step: Callable[[str], Any]) -> None:
     plain, ewc = step("").moved, step("ewc(strength=1.)").moved
     for kind, size in plain.wires.items():
         assert ewc.wires[kind] == pytest.approx(size, abs=1000)
-        assert ewc.count[kind] - plain.count[kind] in (0, 1)
+        assert ewc.calls[kind] - plain.calls[kind] in (0, 1)
     er = step("er(capacity=256, rows=16)").moved
     rows = 16 * 1024 * 12  # bytes of 16 rows' tokens, segments and mask
     more = {k: er.wires[k] - plain.wires.get(k, 0) for k in er.wires}
@@ -104,7 +104,7 @@ def test_agem_sends_one_more_gradient_and_a_scalar(step: Callable[[str], Any]) -
     plain, agem = step("").moved, step("agem(capacity=256, rows=64)").moved
     assert needed(agem.wires) == pytest.approx(2 * needed(plain.wires), rel=0.05)
     # beside the gradients' all-reduces, twice as many for vectors, and those of scalars
-    assert agem.count["all-reduce"] - 2 * plain.count["all-reduce"] in (0, 1, 2)
+    assert agem.calls["all-reduce"] - 2 * plain.calls["all-reduce"] in (0, 1, 2)
 
 
 @slow
@@ -228,7 +228,7 @@ ENTRY %main (a: f32[8,16], b: bf16[1,64]) -> f32[8,16] {
 
 def test_a_module_s_text_is_read_by_hand_counted_bytes() -> None:
     found = module("hlo").moved(TEXT)
-    assert found.count == {
+    assert found.calls == {
         "all-gather": 5, "reduce-scatter": 5, "collective-permute": 1, "all-reduce": 1
     }  # fmt: skip
     assert found.wires == {

@@ -3,6 +3,7 @@
 A checkpoint is an Orbax folder `step_N` and, written last, `step_N.json` with the sum of every
 file in it; both while training goes on. One without sums, or whose sums don't match, doesn't count:
 a run killed in mid-save, a truncated file or a flipped bit all fall back to the checkpoint before.
+Of processes that have no storage in common process 0 writes all, a numpy file a leaf.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 
 from jcl import processes, trees
 
+_INDEX = "leaves.json"
 KEEP = 2
 """How many checkpoints are kept: the last, and one to fall back to."""
 
@@ -113,7 +115,7 @@ class Saver:
             if self.shared:
                 written = ocp.save_async(path, _flat(state)).result
             else:
-                written = partial(_save_alone, path, _gathered(_flat(state)))
+                written = partial(_write_whole, path, _gathered(_flat(state)))
         if self.thread is None:
             self.thread = ThreadPoolExecutor(1, "jcl-checkpoint")
         self.pending = self.thread.submit(self._complete, path, written)
@@ -175,12 +177,17 @@ def _alone(everyone: bool) -> Any:
     return context
 
 
-def _save_alone(path: Path, host: dict[str, np.ndarray]) -> None:
-    from orbax.checkpoint import v1 as ocp
-
-    if processes.leader():
-        with _alone(False):
-            ocp.save(path, host)
+def _write_whole(path: Path, host: dict[str, np.ndarray]) -> None:
+    """What process 0 writes alone, a file a leaf, for Orbax would wait for the other processes."""
+    if not processes.leader():
+        return
+    path.mkdir()
+    index = {}
+    for number, (name, x) in enumerate(host.items()):
+        index[name] = {"file": f"{number:05d}.npy", "shape": x.shape}
+        flat = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+        np.save(path / f"{number:05d}.npy", flat, allow_pickle=False)
+    (path / _INDEX).write_text(json.dumps(index))
 
 
 def _gathered(flat: dict[str, Any]) -> dict[str, Any]:
@@ -228,7 +235,7 @@ def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
     abstract = {name: _abstract(x) for name, x in leaves.items()}
     everyone = shared(folder)
 
-    def newest() -> int | None:
+    def newest() -> tuple[int, bool] | None:
         for step in reversed(_steps(folder)):
             path = folder.absolute() / f"step_{step:09d}"
             if why := _broken(path):
@@ -236,40 +243,44 @@ def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
                 continue
             with _alone(not processes.several()):
                 _check_same(path, abstract)
-            return step
+            return step, (path / _INDEX).exists()
         return None
 
-    step = processes.of_leader(newest)
-    if step is None:
+    found = processes.of_leader(newest)
+    if found is None:
         return None
+    step, whole = found
     path = folder.absolute() / f"step_{step:09d}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a key's sharding, which we put back ourselves
-        flat = ocp.load(path, abstract) if everyone else _told(path, abstract)
+        flat = ocp.load(path, abstract) if everyone and not whole else _told(path, abstract)
     restored = [_wrap(flat[name], x) for name, x in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored), step
 
 
 def _told(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """A checkpoint that process 0 alone can read, leaf by leaf on all."""
-    from orbax.checkpoint import v1 as ocp
-
-    read: dict[str, Any] = {}
-    if processes.leader():
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        local = {
-            k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for k, x in abstract.items()
-        }
-        with _alone(False):
-            read = ocp.load(path, local)
+    """A checkpoint that process 0 reads, leaf by leaf on all."""
+    read = _reader(path, abstract) if processes.leader() else lambda name: np.zeros(0, np.uint8)
     found: dict[str, jax.Array] = {}
     for name, x in abstract.items():
-        mine = np.zeros(0, np.uint8)
-        if processes.leader():
-            mine = np.asarray(read[name]).reshape(-1).view(np.uint8)
-        host = processes.broadcast(mine).view(x.dtype).reshape(x.shape)
-        found[name] = jax.make_array_from_callback(x.shape, x.sharding, host.__getitem__)
+        host = processes.broadcast(read(name)).view(x.dtype).reshape(x.shape)
+        where = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        found[name] = jax.make_array_from_callback(x.shape, where, host.__getitem__)
     return found
+
+
+def _reader(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> Callable[[str], np.ndarray]:
+    """`name -> bytes [n]` of a leaf, without the other processes."""
+    from orbax.checkpoint import v1 as ocp
+
+    if (path / _INDEX).exists():
+        index = json.loads((path / _INDEX).read_text())
+        return lambda name: np.load(path / index[name]["file"], allow_pickle=False)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    local = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for k, x in abstract.items()}
+    with _alone(False):
+        leaves = ocp.load(path, local)
+    return lambda name: np.asarray(leaves[name]).reshape(-1).view(np.uint8)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
@@ -290,7 +301,11 @@ def _wrap(x: jax.Array, like: Any) -> jax.Array:
 def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
     from orbax.checkpoint import v1 as ocp
 
-    found = ocp.metadata(path).metadata
+    if (path / _INDEX).exists():
+        index = json.loads((path / _INDEX).read_text())
+        found = {name: tuple(entry["shape"]) for name, entry in index.items()}
+    else:
+        found = {name: tuple(x.shape) for name, x in ocp.metadata(path).metadata.items()}
     for name in sorted(set(wanted) ^ set(found)):
         where = "lacks" if name in wanted else "has"
         raise ValueError(
@@ -298,8 +313,8 @@ def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
             "the settings it was made with"
         )
     for name, x in wanted.items():
-        if tuple(found[name].shape) != tuple(x.shape):
+        if found[name] != tuple(x.shape):
             raise ValueError(
-                f"{name} in checkpoint {path} is {tuple(found[name].shape)}, but must be "
+                f"{name} in checkpoint {path} is {found[name]}, but must be "
                 f"{tuple(x.shape)}; resume with the settings it was made with"
             )

@@ -102,10 +102,13 @@ def whole(toy: Path) -> Path:
 class Group:
     """Local processes of one run."""
 
-    def __init__(self, toy: Path, out: Path, count: int, *args: str, **env: str) -> None:
+    def __init__(
+        self, toy: Path, out: Path, count: int, *args: str, devices: int = 1, **env: str
+    ) -> None:
+        """`devices` of each."""
         with socket.create_server(("", 0)) as server:
             port = server.getsockname()[1]
-        flags = f"--xla_force_host_platform_device_count={8 // count}"
+        flags = f"--xla_force_host_platform_device_count={devices}"
         env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **env}
         self.out = out
         self.all = [
@@ -169,8 +172,8 @@ def test_preempted_it_goes_on_with_one_process_and_with_four(
     toy: Path, whole: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    # of four devices each
-    two = Group(toy, out, 2, "--mesh", "data=2,fsdp=4")
+    # of four devices each, without a folder in common
+    two = Group(toy, out, 2, "--mesh", "data=2,fsdp=4", devices=4, UNSHARED="1")
     two.wait_for(12)
     two.all[1].send_signal(signal.SIGTERM)
     ends = two.ends()
@@ -179,12 +182,12 @@ def test_preempted_it_goes_on_with_one_process_and_with_four(
     assert "Traceback" not in ends[0][1] + ends[1][1]
     reached = two.logged()[-1]["step"]
     assert reached < 60
-    one = Group(toy, out, 1, "--mesh", "fsdp=2")
+    one = Group(toy, out, 1, "--mesh", "fsdp=2", devices=2)
     one.wait_for(reached + 12)
     one.all[0].send_signal(signal.SIGTERM)
     assert [code for code, _ in one.ends()] == [75]
     assert reached < one.logged()[-1]["step"] < 110
-    four = Group(toy, out, 4, "--mesh", "fsdp=4,tensor=2")
+    four = Group(toy, out, 4, "--mesh", "fsdp=-1", UNSHARED="1")
     ends = four.ends()
     assert [code for code, _ in ends] == [0] * 4, ends
     assert_same(toy, whole, out)

@@ -103,8 +103,10 @@ def test_agem_sends_one_more_gradient_and_a_scalar(step: Callable[[str], Any]) -
     """That of the memory; and of two dots the partial sums, which are scalars."""
     plain, agem = step("").moved, step("agem(capacity=256, rows=64)").moved
     assert needed(agem.wires) == pytest.approx(2 * needed(plain.wires), rel=0.05)
-    # beside the gradients' all-reduces, twice as many for vectors, and those of scalars
-    assert agem.calls["all-reduce"] - 2 * plain.calls["all-reduce"] in (0, 1, 2)
+    rows = 64 * 1024 * 12  # bytes of the memory's tokens, segments and mask, which come as a sum
+    more = agem.wires["all-reduce"] - 2 * plain.wires["all-reduce"]
+    assert more < 2 * rows  # and scalars
+    assert agem.calls["all-reduce"] - 2 * plain.calls["all-reduce"] in (1, 2, 3)
 
 
 @slow

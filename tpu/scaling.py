@@ -73,7 +73,7 @@ def draw(found: dict[str, Any], to: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from jcl.figures import HUES, MUTED, STYLE
+    from jcl.figures import HUES, STYLE
 
     with rc_context(STYLE):
         figure = Figure((13.0, 4.2), layout="constrained")
@@ -91,13 +91,10 @@ def draw(found: dict[str, Any], to: Path) -> None:
             axes.set_xticks(ticks, [str(n) for n in ticks])
             axes.set_xlabel("chips")
             axes.set_ylim(0)
-        bytes_.set_title(f"{found['model']}: a chip sends in a step, GB")
-        cross.set_title("tokens a chip where sending takes as long as computing")
-        cross.axhline(some["tokens"], color=MUTED, linestyle=":", linewidth=1)
-        cross.annotate(
-            f"as planned: {some['tokens']:.0f} tokens, {some['flops'] / 1e12:.0f} TFLOPs",
-            (ticks[0], some["tokens"]), color=MUTED, fontsize=9, va="bottom",
-        )  # fmt: skip
+        bytes_.set_title(f"{found['model']}: sent by a chip in a step, GB")
+        cross.set_title("Below so many tokens a chip, sending dominates")
+        tera = some["flops"] / 1e12
+        cross.set_xlabel(f"chips, planned with {some['tokens']:.0f} tokens each: {tera:.0f} TFLOPs")
         bytes_.legend()
         kinds = sorted({k for p in found["methods"].values() for k in p["sent"]})
         base = [0.0] * len(found["methods"])
@@ -105,7 +102,7 @@ def draw(found: dict[str, Any], to: Path) -> None:
             sent = [p["sent"].get(kind, 0) / 1e9 for p in found["methods"].values()]
             methods.bar(list(found["methods"]), sent, bottom=base, color=hue, label=kind, width=0.6)
             base = [a + b for a, b in zip(base, sent, strict=True)]
-        methods.set_title(f"by method on {AT}, GB")
+        methods.set_title(f"By method on {AT}, GB")
         methods.legend()
         to.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(to)

@@ -124,7 +124,8 @@ def test_a_draft_is_what_the_whole_compiler_gives(plan: Any) -> None:
     whole = plan.plan(request, ("step",)).functions["step"]
     drafted = plan.plan(request, ("step",), drafts=True).functions["step"]
     assert drafted.moved == whole.moved
-    assert drafted.memory.arguments == pytest.approx(whole.memory.arguments, rel=0.01)
+    # the compiler pads small arrays to a chip's tiles, which the shapes don't tell
+    assert 0 <= whole.memory.arguments - drafted.memory.arguments < 2**18
     assert drafted.memory.temporaries == pytest.approx(whole.memory.temporaries, abs=2**20)
 
 

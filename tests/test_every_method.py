@@ -7,7 +7,7 @@ compilation of each function it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -647,8 +647,9 @@ class Bench:
     scope="module",
     params=[pytest.param(r, id=r.name, marks=pytest.mark.xdist_group(r.name)) for r in TABLE],
 )
-def bench(request: pytest.FixtureRequest) -> Bench:
-    return Bench(request.param)
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    yield Bench(request.param)
+    jax.clear_caches()
 
 
 def raw(tree: Any) -> Any:

@@ -31,6 +31,7 @@ from tyro.conf import arg
 import jcl
 from jcl import experiment, expression, flags, plan, processes, report, screen
 from jcl import mesh as meshes
+from jcl.method import check
 
 USAGE = """usage: jcl COMMAND ...
 
@@ -135,8 +136,8 @@ def _run(args: list[str]) -> int:
     _cache()
     module = experiment.load(path)
     options, config = flags.read(path.stem, module, rest)
-    if options.seeds < 1:
-        raise ValueError(f"seeds is {options.seeds}, but must be at least 1")
+    check(options.seeds >= 1, "seeds", options.seeds, "at least 1")
+    check(options.checkpoint_every >= 1, "checkpoint-every", options.checkpoint_every, "at least 1")
     if options.distributed is not None:
         processes.start(options.distributed)
         if not processes.leader():
@@ -165,7 +166,7 @@ def _run(args: list[str]) -> int:
     out = _folder(options, path.stem, plan.folders(found))
     _begun(out, name, rest, request)
     with _stoppable(name, out) as code:
-        _train(built, found, request["seeds"], out, options.resume, mesh)
+        _train(built, found, request["seeds"], out, options, mesh)
     return code[0]
 
 
@@ -202,8 +203,9 @@ def _pipeline(
     with _stoppable(name, out) as code:
         seeds = request["seeds"]
         result = pipeline.run(
-            listed, out, seeds=seeds, resume=options.resume, costs=costs, watch=watch, mesh=mesh
-        )
+            listed, out, seeds=seeds, resume=options.resume, costs=costs, watch=watch, mesh=mesh,
+            checkpoint_every=options.checkpoint_every,
+        )  # fmt: skip
         summary = nodes.write(out, request["experiment"], listed, result)
         html = nodes.draw(out, listed, result, summary)
         nodes.show(summary)
@@ -319,7 +321,7 @@ def _train(
     found: Sequence[plan.Plan],
     seeds: int,
     out: Path,
-    resume: bool,
+    options: flags.Options,
     mesh: Mesh | None,
 ) -> None:
     """Trains what is planned, each run in a folder of its own where there are several."""
@@ -329,7 +331,7 @@ def _train(
     for one, name in zip(found, plan.folders(found), strict=True):
         folder = out if len(found) == 1 else out / name
         if not processes.of_leader((folder / "summary.json").is_file):
-            run = _fit(built[repr(one.config)], one, seeds, folder, resume, mesh)
+            run = _fit(built[repr(one.config)], one, seeds, folder, options, mesh)
             runs += [run] if run else []
         elif processes.leader():  # finished before the interruption
             runs += report.load(folder)
@@ -350,7 +352,7 @@ def _fit(
     one: plan.Plan,
     seeds: int,
     folder: Path,
-    resume: bool,
+    options: flags.Options,
     mesh: Mesh | None,
 ) -> report.Run | None:
     """One run, and its report if this is process 0."""
@@ -363,8 +365,8 @@ def _fit(
     watch = screen.Watch(title, len(stream.names), columns, unit)
     with watch.events(folder / "tensorboard") if processes.leader() else watch:
         result = jcl.fit(
-            *setup, evaluate=experiment.scored(built), out=folder, resume=resume, chunk=built.chunk,
-            on_event=watch,
+            *setup, evaluate=experiment.scored(built), out=folder, resume=options.resume,
+            chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=watch,
         )  # fmt: skip
     assert result.scores is not None
     if not processes.leader():

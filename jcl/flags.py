@@ -35,6 +35,8 @@ class Options:
     """Folder for the results; by default a new one under runs/."""
     resume: FlagCreatePairsOff[bool] = False
     """Go on with the run in --out, from its last checkpoint; begins if there is none."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; after each stage there is one besides."""
     mesh: Annotated[str | None, arg(metavar="AXIS=N,...")] = None
     """Train over many devices: fsdp=16,tensor=4 for example; axes are data, fsdp, tensor, expert
     and sequence, and -1 is what is left. A run may be resumed on another mesh."""

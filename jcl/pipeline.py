@@ -215,6 +215,7 @@ def run(
     costs: Sequence[Costs] | None = None,
     watch: Watch = lambda node: nullcontext(lambda event: None),
     mesh: Mesh | None = None,
+    checkpoint_every: int = 1000,
 ) -> Result:
     """Trains node after node, in the order in which they are listed.
 
@@ -228,6 +229,7 @@ def run(
       costs: from `examine`, if that was done before.
       watch: gives a context that takes a node's events, such as `jcl.screen.Watch`.
       mesh: what every node is spread over, see `jcl.mesh`; seeds must be 1.
+      checkpoint_every: steps between checkpoints, as for `jcl.fit`.
 
     Raises:
       ValueError: before anything is trained, as `examine`; and if a node's methods leave more than
@@ -271,7 +273,7 @@ def run(
         with watch(node) as emit:
             done = fit(
                 *made, evaluate=evaluate, out=folder, resume=resume, chunk=node.experiment.chunk,
-                on_event=emit, carried=carried,
+                checkpoint_every=checkpoint_every, on_event=emit, carried=carried,
             )  # fmt: skip
         assert done.scores is not None
         scores = done.scores.reshape(seeds, *done.scores.shape[-2:])

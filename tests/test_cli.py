@@ -256,6 +256,13 @@ def test_resume_refuses_other_settings_and_begins_where_nothing_was(run):
     assert run("--resume", "--steps", "6")[0] == 0  # said again, but the same
 
 
+def test_checkpoints_are_as_far_apart_as_is_asked(run):
+    code, _, out = run("--method", "naive()", "--steps", "250", "--checkpoint-every", "100")
+    assert code == 0
+    kept = sorted(int(p.stem.partition("_")[2]) for p in (out / "checkpoints").glob("step_*.json"))
+    assert kept[-2:] == [700, 750]  # in mid-stage, and at its end
+
+
 def test_a_diverged_run_exits_with_3(run):
     code, said, _ = run("--method", "naive()", "--lr", "1e30")
     assert code == 3
@@ -278,6 +285,7 @@ def test_a_diverged_run_exits_with_3(run):
         (["--set", "steps"], "key=value"),
         (["--set", "flip=maybe"], "true or false"),
         (["--seeds", "0"], "at least 1"),
+        (["--checkpoint-every", "0"], "checkpoint-every is 0"),
         (["--batch", "50"], "at most 40"),
         (["--steps", "0"], "steps is 0"),
         (["--sweep", "er.rows=1.5,2"], "whole number"),

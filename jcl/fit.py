@@ -296,9 +296,8 @@ class _Run:
             self.state, self.scores = tree["state"], np.array(tree["scores"])
         else:
             self.state = begun.make() if carried is None else _carry(begun.make(), carried)
-        self.first_task, self.first_step = (0, 0)
-        if carried is not None:
-            self.first_task, self.first_step = _count(carried.task), _count(carried.step)
+        self.first_task = 0 if carried is None else _count(carried.task)
+        self.first_step = 0 if carried is None else _count(carried.step)
         self.done = self.resumed_at = _count(self.state.step) - self.first_step
         self.total = sum(stream.steps)
         self.log = _Log(out if processes.leader() else None, self.done)

@@ -32,6 +32,7 @@ from jcl.models.layers import (
     Remat,
     bottleneck,
     dense,
+    flattened,
     layer_norm,
     rematerialise,
     token_scores,
@@ -284,6 +285,6 @@ def apply_fn(
 
         if "targets" in batch:
             return token_scores(project, head, h, batch["targets"], logits_limit)
-        return project(head, h.reshape(-1, c.width)).reshape(*h.shape[:-1], c.vocabulary)
+        return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
     return apply

@@ -28,7 +28,15 @@ from jcl import taps
 from jcl.adapters import weight
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention
-from jcl.models.layers import ACTIVATIONS, Remat, dense, rematerialise, rms_norm, token_scores
+from jcl.models.layers import (
+    ACTIVATIONS,
+    Remat,
+    dense,
+    flattened,
+    rematerialise,
+    rms_norm,
+    token_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -327,6 +335,6 @@ def apply_fn(
             return project(head, h[:, -1]), after
         if "targets" in batch:
             return token_scores(project, head, h, batch["targets"], logits_limit)
-        return project(head, h.reshape(-1, c.width)).reshape(*h.shape[:-1], c.vocabulary)
+        return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
     return apply

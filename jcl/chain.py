@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jcl import trees
 from jcl.method import PHASES, READS, Apply, Batch, Ctx, Info, LossFn, Method, Params, defines
 
-_STEP = ("batch", "loss", "grads")  # what `idle` leaves out
+_PASSES = ("batch", "loss")  # what `idle` leaves out
 
 
 def _own(ctx: Ctx, method: Method, phase: str) -> Ctx:
@@ -116,7 +116,7 @@ def chain(*methods: Method) -> Method:
             f"{m.name}/{k}": v for m in parts for k, v in m.report(states[m.name], info).items()
         }
 
-    workers = [m for m in parts if any(defines(m, phase) for phase in _STEP)]
+    workers = [m for m in parts if any(defines(m, phase) for phase in _PASSES)]
 
     def idle(states: Any, ctx: Ctx) -> jax.Array:
         return jnp.all(jnp.stack([jnp.asarray(m.idle(states[m.name], ctx)) for m in workers]))

@@ -17,6 +17,7 @@ from jax import lax
 from jcl import taps, trees
 from jcl.losses import weighted_mean
 from jcl.method import Apply, Batch, Ctx, Params, Tap
+from jcl.rows import by_slices, own_rows
 
 Labels = Literal["empirical", "sampled", "exact"]
 Scalar = Callable[..., jax.Array]
@@ -103,27 +104,29 @@ def _rows(scalar: Scalar, params: Params, batch: Batch, power: int) -> Params:
 
 
 def per_example(
-    scalar: Scalar,
-    apply: Apply,
-    params: Params,
-    batches: Batch,
-    power: int,
-    mass: bool = True,
-    axis_name: str | None = None,
+    scalar: Scalar, ctx: Ctx, params: Params, batches: Batch, power: int, mass: bool = True
 ) -> Params:
     """Mean over examples of |∂ℓ/∂θ|^power, float32, shaped like `params`.
 
+    Replicas, and the slices of a mesh along `data`, share the examples out.
+
     Args:
       scalar: the weighted mean of ℓ over a batch.
-      apply: the model, asked for its dense layers.
+      ctx: its `apply` is the model, asked for its dense layers.
       params: where the gradient is taken.
       batches: leaves [n, B, ...].
       power: 2 for a Fisher, 1 for MAS.
       mass: whether to divide by Σ weight; False gives the sum.
-      axis_name: of replicas that all have `batches` and share their rows.
     """
-    paths = _dense_paths(apply, params, jax.tree.map(lambda x: x[0], batches))
-    own = batches if axis_name is None else _own_rows(batches, axis_name)
+    if ctx.mesh is not None and ctx.mesh.shape["data"] > 1:
+        slice_ = ctx._replace(axis_name="data", mesh=None)
+        return by_slices(lambda p, b: per_example(scalar, slice_, p, b, power, mass), ctx.mesh)(
+            params, batches
+        )
+    paths = _dense_paths(ctx.apply, params, jax.tree.map(lambda x: x[0], batches))
+    name, own = ctx.axis_name, batches
+    if name is not None:
+        own = jax.tree.map(lambda x: x[:, 0], jax.vmap(lambda b: own_rows(b, name))(batches))
 
     def add(total: Params, batch: Batch) -> tuple[Params, None]:
         if paths:
@@ -133,20 +136,8 @@ def per_example(
         return trees.add(total, part), None
 
     total, _ = lax.scan(add, trees.zeros(params), own)
-    total = total if axis_name is None else lax.psum(total, axis_name)
+    total = total if name is None else lax.psum(total, name)
     return trees.scale(_per_weight(batches), total) if mass else total
-
-
-def _own_rows(batches: Batch, axis_name: str) -> Batch:
-    """This replica's part of leaves [n, B, ...], with rows of weight 0 at the end of the last."""
-    count = lax.axis_size(axis_name)
-    size = -(-batches["weight"].shape[1] // count)
-
-    def part(x: jax.Array) -> jax.Array:
-        x = jnp.pad(x, ((0, 0), (0, size * count - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
-        return lax.dynamic_slice_in_dim(x, size * lax.axis_index(axis_name), size, axis=1)
-
-    return jax.tree.map(part, batches)
 
 
 def _per_weight(batches: Batch) -> jax.Array:
@@ -178,7 +169,7 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
         return ctx.loss(p, batch, tap)[0]
 
     if labels == "empirical":
-        return per_example(scalar, ctx.apply, params, batches, 2, axis_name=ctx.axis_name)
+        return per_example(scalar, ctx, params, batches, 2)
     if not hasattr(ctx.objective, "log_probs"):
         raise ValueError(
             f"labels is {labels!r}, but the loss exposes no log_probs, so it must be 'empirical'"
@@ -198,7 +189,7 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
             return objective.relabel(batch, jax.random.categorical(key, log_probs(batch)))
 
         drawn = lax.map(draw, (keys, batches))
-        return per_example(scalar, ctx.apply, params, drawn, 2, axis_name=ctx.axis_name)
+        return per_example(scalar, ctx, params, drawn, 2)
 
     chances = lax.map(lambda batch: jnp.exp(log_probs(batch)), batches)  # [n, B, C]
 
@@ -207,7 +198,7 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
             lambda b: objective.relabel(b, jnp.full(b["weight"].shape, label, jnp.int32))
         )(batches)
         relabelled["weight"] = batches["weight"] * chances[..., label]
-        part = per_example(scalar, ctx.apply, params, relabelled, 2, False, ctx.axis_name)
+        part = per_example(scalar, ctx, params, relabelled, 2, False)
         return trees.add(total, part), None
 
     total, _ = lax.scan(one, trees.zeros(params), jnp.arange(chances.shape[-1]))
@@ -225,7 +216,7 @@ def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
         squares = jnp.sum(outputs.reshape(outputs.shape[0], -1) ** 2, axis=-1)
         return weighted_mean(squares, batch["weight"])
 
-    return per_example(scalar, ctx.apply, params, batches, 1, axis_name=ctx.axis_name)
+    return per_example(scalar, ctx, params, batches, 1)
 
 
 def quadratic_pull(

@@ -140,7 +140,8 @@ def _fitting(mesh: Mesh | AbstractMesh, axes: Sequence[str], size: int) -> tuple
     taken: list[str] = []
     for axis in axes:
         count = math.prod(mesh.shape.get(a, 1) for a in (*taken, axis))
-        if mesh.shape.get(axis, 1) > 1 and size % count == 0:
+        free = mesh.shape.get(axis, 1) > 1 and axis not in mesh.manual_axes
+        if free and size % count == 0:
             taken.append(axis)
     return tuple(taken)
 
@@ -253,7 +254,14 @@ def spread(batch: Batch, layout: Layout | None, leading: int = 0) -> Batch:
     """A batch inside a compiled function, told to lie as `of_batch` says; without layout as is."""
     if layout is None:
         return batch
-    return jax.lax.with_sharding_constraint(batch, of_batch(batch, layout, leading))
+    here = layout._replace(mesh=_left(layout.mesh))
+    return jax.lax.with_sharding_constraint(batch, of_batch(batch, here, leading))
+
+
+def _left(mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
+    """A program's mesh, or within a `shard_map` over some of its axes what is left of it."""
+    context = jax.sharding.get_abstract_mesh()
+    return context if context.manual_axes else mesh
 
 
 _CUT = ("query:out", "gate:out", "up:out", "output:in", "down:in", "cross_query:out")
@@ -269,9 +277,9 @@ def constrain(apply: Apply, layout: Layout | None) -> Apply:
     """
     if layout is None:
         return apply
-    mesh = layout.mesh
+    whole = layout.mesh
 
-    def pin(site: str, h: jax.Array) -> jax.Array:
+    def pin(mesh: Mesh | AbstractMesh, site: str, h: jax.Array) -> jax.Array:
         rows: list[Any] = [*row_spec(mesh, h.shape), *[None] * h.ndim][: h.ndim]
         end = site.rpartition("/")[2]
         if h.ndim == 3 and end in _CUT + _SEEN:
@@ -280,11 +288,29 @@ def constrain(apply: Apply, layout: Layout | None) -> Apply:
         return jax.lax.with_sharding_constraint(h, NamedSharding(mesh, PartitionSpec(*rows)))
 
     def pinned(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        mesh = _left(whole)
         # models read from the context which axes there are: see `layers.dense`, `moe.mix`
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return apply(params, batch, lambda s, layer, h: pin(s, tap(s, layer, h)))
+            return apply(params, batch, lambda s, layer, h: pin(mesh, s, tap(s, layer, h)))
 
     return pinned
+
+
+def by_rows(fn: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """`fn` on each device's part of the rows, for a model that a mesh is the context of.
+
+    What `fn` is given is cut by `ROWS` and `sequence` as the specs say; `tensor` stays the
+    compiler's. It is for what the compiler would cut badly.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.shard_map(
+        fn,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        axis_names={*ROWS, "sequence"} - {*mesh.manual_axes},
+        check_vma=False,
+    )
 
 
 class Placed(NamedTuple):

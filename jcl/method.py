@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+from jax.sharding import Mesh
 
 Params = Any
 """A nested dict of arrays; `None` stands where a leaf is frozen (see `trees.partition`)."""
@@ -67,6 +68,8 @@ class Ctx(NamedTuple):
     """What the optimizer received, in the `updates` phase; None in every other."""
     axis_name: str | None = None
     """Of the replicas that run the same hook on the same rows, so that they may share its work."""
+    mesh: Mesh | None = None
+    """What the program is spread over, for a hook that knows better than the compiler how."""
 
 
 class Info(NamedTuple):
@@ -142,8 +145,8 @@ class Method(NamedTuple):
       observe: after the step: reservoirs, path integrals, running means.
       consolidate: at a boundary, `batches` [n, B, ...] being the finished stage's own data.
       report: finite scalars to log.
-      idle: bool [], True while `batch`, `loss` and `grads` would change nothing; their work is
-        then left out of the step by a `lax.cond`, without a second trace.
+      idle: bool [], True while `batch` and `loss` would change nothing; their passes through the
+        model are then left out of the step by a `lax.cond`, without a second trace.
       writes: whether `consolidate` changes the parameters; writers precede readers in a chain.
       needs: names of methods in the same chain whose state this one reads.
       reads: what of earlier stages it draws on, some of `READS`; adapters and schedules nothing.

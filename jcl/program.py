@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jcl import taps, trees
 from jcl.chain import chain
 from jcl.losses import total_weight
 from jcl.method import Apply, Batch, Ctx, Info, LossFn, Method, Objective, Params, Tap, defines
+from jcl.rows import own_rows, split_rows
 
 Boundary = Literal["keep", "reset", "reset_moments"]
 Evaluate = Callable[["Program", "State"], Any]
@@ -86,19 +86,6 @@ def _zero_moments(tx: optax.GradientTransformation, opt: optax.OptState) -> opta
     return optax.tree.map_params(tx, jnp.zeros_like, opt)
 
 
-def _split(batch: Batch, parts: int) -> Batch:
-    """[B, ...] -> [parts, ceil(B / parts), ...], with rows of weight 0 at the end."""
-    rows = batch["weight"].shape[0]
-    pad = -rows % parts
-
-    def reshape(x: jax.Array) -> jax.Array:
-        if pad:
-            x = jnp.concatenate([x, jnp.zeros((pad, *x.shape[1:]), x.dtype)])
-        return x.reshape(parts, -1, *x.shape[1:])
-
-    return jax.tree.map(reshape, batch)
-
-
 class _Shares(NamedTuple):
     """How the rows of a step are shared out: to replicas, to microbatches one after another."""
 
@@ -123,12 +110,7 @@ class _Shares(NamedTuple):
         def accumulated(params: Params, batch: Batch) -> Any:
             total = total_weight(batch)
             total = jnp.where(total == 0, 1.0, total)
-            if name is None:
-                parts = _split(batch, count)
-            else:
-                parts = _split(batch, count * lax.axis_size(name))
-                first = count * lax.axis_index(name)
-                parts = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, count), parts)
+            parts = split_rows(batch, count) if name is None else own_rows(batch, name, count)
 
             def add(carry: Any, part: Batch) -> Any:
                 (value, outputs), grads = whole(params, part)
@@ -227,7 +209,8 @@ def make(
         key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
         ctx = Ctx(
             learning, frozen, state.task, state.task_step, state.step, key, batch, base,
-            lambda *_: (jnp.float32(0), None), loss, state.method, training, axis_name=axis_name,
+            lambda *_: (jnp.float32(0), None), loss, state.method, training,
+            axis_name=axis_name, mesh=mesh,
         )  # fmt: skip
         wrapped = method.forward(state.method, ctx, base) if state.method else base
 
@@ -250,8 +233,6 @@ def make(
 
     penalised = defines(method, "loss")
     may_idle = defines(method, "idle")
-    # where only `grads` may idle, the passes through the model are no part of what is left out
-    passes_idle = may_idle and (penalised or defines(method, "batch"))
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         fresh = shares.gather(complete(batch))
@@ -267,24 +248,18 @@ def make(
             if penalised:  # compiled away unless a method reads it
                 task_grads = shares.value_and_grad(ctx.loss)(learning, mixed)[1]
             outputs = jax.tree.map(lambda o: o[:rows], outputs)
-            if may_idle and not passes_idle:
-                idle, hook = (
-                    method.idle(state.method, ctx),
-                    partial(method.grads, state.method, ctx),
-                )
-                return value, outputs, task_grads, lax.cond(idle, lambda g: g, hook, grads)
-            return value, outputs, task_grads, method.grads(state.method, ctx, grads)
+            return value, outputs, task_grads, grads
 
         def rest(_: None) -> Any:
             (value, outputs), grads = shares.value_and_grad(ctx.loss)(learning, fresh)
             return value, outputs, grads, grads
 
-        if passes_idle:
-            value, outputs, task_grads, grads = lax.cond(
-                method.idle(state.method, ctx), rest, work, None
-            )
+        if may_idle:
+            idle = method.idle(state.method, ctx)
+            value, outputs, task_grads, grads = lax.cond(idle, rest, work, None)
         else:
             value, outputs, task_grads, grads = work(None)
+        grads = method.grads(state.method, ctx, grads)
 
         updates, opt = tx.update(grads, state.opt, learning)
         updates = method.updates(state.method, ctx._replace(grads=grads), updates)

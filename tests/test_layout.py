@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "jcl"
 HELPERS = {
     "method", "trees", "taps", "losses", "importance", "memory", "merging", "metrics", "adapters",
     "growth",
-    "flops", "preference",
+    "flops", "preference", "rows",
 }  # fmt: skip
 FOLDERS = {"folder", "gguf", "peft", "tensors"}  # of models: what reads and writes weights
 SHELL = {

@@ -66,7 +66,7 @@ def agem(
         )
 
     def grads(state: AgemState, ctx: Ctx, tree: Params) -> Params:
-        return project(state, ctx, tree, 1.0)
+        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t, 1.0), tree)
 
     def updates(state: AgemState, ctx: Ctx, tree: Params) -> Params:
         return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t, -1.0), tree)
@@ -79,10 +79,7 @@ def agem(
     def report(state: AgemState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.filled(state.buffer)}
 
-    def idle(state: AgemState, ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
-    method = Method("agem", init=init, idle=idle, reads=("samples",))
+    method = Method("agem", init=init, reads=("samples",))
     placed = method._replace(grads=grads) if at == "grads" else method._replace(updates=updates)
     if share:
         return placed._replace(needs=(share,))

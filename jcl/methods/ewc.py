@@ -46,16 +46,12 @@ def _method(name: str, strength: float, decay: float | None, labels: importance.
     def report(state: EwcState, info: Info) -> dict[str, jax.Array]:
         return {"fisher": trees.norm(state.fisher)}
 
-    def idle(state: EwcState, ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
     return Method(
         name,
         init=init,
         grads=grads,
         consolidate=consolidate,
         report=report,
-        idle=idle,
         reads=("parameters", "gradients"),
     )
 

@@ -141,7 +141,7 @@ def gem(
         return jax.tree.map(lambda t, r: (t + jnp.tensordot(v, r, 1)).astype(t.dtype), tree, refs)
 
     def grads(state: GemState, ctx: Ctx, tree: Params) -> Params:
-        return project(state, ctx, tree, 1.0)
+        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t, 1.0), tree)
 
     def updates(state: GemState, ctx: Ctx, tree: Params) -> Params:
         return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t, -1.0), tree)
@@ -154,12 +154,7 @@ def gem(
     def report(state: GemState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.filled(state.buffer)}
 
-    def idle(state: GemState, ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
-    method = Method(
-        "gem", init=init, consolidate=consolidate, report=report, idle=idle, reads=("samples",)
-    )
+    method = Method("gem", init=init, consolidate=consolidate, report=report, reads=("samples",))
     if at == "grads":
         return method._replace(grads=grads)
     return method._replace(updates=updates)

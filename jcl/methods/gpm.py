@@ -137,7 +137,7 @@ def gpm(
 
         return jax.tree_util.tree_map_with_path(one, tree)
 
-    def updates(state: GpmState, ctx: Ctx, tree: Params) -> Params:
+    def projected(state: GpmState, ctx: Ctx, tree: Params) -> Params:
         return lax.cond(ctx.task < 1, lambda t: t, lambda t: outside(state, ctx, t), tree)
 
     def consolidate(
@@ -174,12 +174,7 @@ def gpm(
     def report(state: GpmState, info: Info) -> dict[str, jax.Array]:
         return {"directions": jnp.sum(jnp.stack([jnp.sum(u) for u in state.used.values()]))}
 
-    def idle(state: GpmState, ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
-    method = Method(
-        "gpm", init=init, consolidate=consolidate, report=report, idle=idle, reads=("gradients",)
-    )
+    method = Method("gpm", init=init, consolidate=consolidate, report=report, reads=("gradients",))
     if at == "grads":
-        return method._replace(grads=outside)
-    return method._replace(updates=updates)
+        return method._replace(grads=projected)
+    return method._replace(updates=projected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jcl import trees
@@ -47,9 +46,4 @@ def l2sp(strength: float = 0.1, start: int = 0) -> Method:
     ) -> tuple[Params, L2spState]:
         return params, L2spState(trees.select(ctx.task < start, params, state.anchor))
 
-    def idle(state: L2spState, ctx: Ctx) -> jax.Array:
-        return ctx.task < start
-
-    return Method(
-        "l2sp", init=init, grads=grads, consolidate=consolidate, idle=idle, reads=("parameters",)
-    )
+    return Method("l2sp", init=init, grads=grads, consolidate=consolidate, reads=("parameters",))

@@ -60,15 +60,11 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
     def report(state: MasState, info: Info) -> dict[str, jax.Array]:
         return {"omega": trees.norm(state.omega)}
 
-    def idle(state: MasState, ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
     return Method(
         "mas",
         init=init,
         grads=grads,
         consolidate=consolidate,
         report=report,
-        idle=idle,
         reads=("parameters", "gradients"),
     )

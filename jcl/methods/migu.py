@@ -101,9 +101,6 @@ def migu(
         moved = sum((jnp.sum(g != 0, dtype=jnp.float32) for g in seen), jnp.float32(0))
         return {"moved": moved / max(sum(g.size for g in seen), 1)}
 
-    def idle(state: tuple[()], ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
     if at == "grads":
-        return Method("migu", init=init, grads=masked, report=report, idle=idle)
+        return Method("migu", init=init, grads=masked, report=report)
     return Method("migu", init=init, updates=masked, report=report)

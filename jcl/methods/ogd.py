@@ -70,10 +70,7 @@ def ogd(
 
         return jax.tree.map(less, basis, tree)
 
-    def project(state: OgdState, ctx: Ctx, tree: Params) -> Params:
-        return outside(state.basis, tree)
-
-    def updates(state: OgdState, ctx: Ctx, tree: Params) -> Params:
+    def projected(state: OgdState, ctx: Ctx, tree: Params) -> Params:
         return lax.cond(ctx.task < 1, lambda t: t, lambda t: outside(state.basis, t), tree)
 
     def consolidate(
@@ -110,12 +107,7 @@ def ogd(
     def report(state: OgdState, info: Info) -> dict[str, jax.Array]:
         return {"directions": state.used}
 
-    def idle(state: OgdState, ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
-    method = Method(
-        "ogd", init=init, consolidate=consolidate, report=report, idle=idle, reads=("gradients",)
-    )
+    method = Method("ogd", init=init, consolidate=consolidate, report=report, reads=("gradients",))
     if at == "grads":
-        return method._replace(grads=project)
-    return method._replace(updates=updates)
+        return method._replace(grads=projected)
+    return method._replace(updates=projected)

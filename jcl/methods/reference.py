@@ -53,9 +53,6 @@ def from_scratch() -> Method:
     def report(state: FromScratchState, info: Info) -> dict[str, jax.Array]:
         return {"moved": state.moved}
 
-    def idle(state: FromScratchState, ctx: Ctx) -> jax.Array:
-        return ~merging.restarts(ctx)
-
     return Method(
         "from_scratch",
         init=init,
@@ -63,6 +60,5 @@ def from_scratch() -> Method:
         updates=updates,
         consolidate=consolidate,
         report=report,
-        idle=idle,
         reads=("parameters",),
     )

@@ -140,9 +140,6 @@ def rwalk(
     def report(state: RwalkState, info: Info) -> dict[str, jax.Array]:
         return {"fisher": trees.norm(state.walk.fisher), "scores": trees.norm(state.scores)}
 
-    def idle(state: RwalkState, ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
     return Method(
         "rwalk",
         init=init,
@@ -150,6 +147,5 @@ def rwalk(
         observe=observe,
         consolidate=consolidate,
         report=report,
-        idle=idle,
         reads=("parameters", "gradients"),
     )

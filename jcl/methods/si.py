@@ -68,9 +68,6 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
     def report(state: SiState, info: Info) -> dict[str, jax.Array]:
         return {"omega": trees.norm(state.omega)}
 
-    def idle(state: SiState, ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
     return Method(
         "si",
         init=init,
@@ -78,6 +75,5 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
         observe=observe,
         consolidate=consolidate,
         report=report,
-        idle=idle,
         reads=("parameters", "gradients"),
     )

@@ -128,9 +128,6 @@ def soft_mask(
         total = sum((jnp.sum(i) for i in state.importance.values()), jnp.float32(0))
         return {"importance": total / trees.size(state.importance)}
 
-    def idle(state: SoftMaskState, ctx: Ctx) -> jax.Array:
-        return ctx.task < 1
-
     if at == "grads":
         return Method(
             "soft_mask",
@@ -138,7 +135,6 @@ def soft_mask(
             grads=slowed,
             consolidate=consolidate,
             report=report,
-            idle=idle,
             reads=("gradients",),
         )
     return Method(

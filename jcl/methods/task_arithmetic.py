@@ -77,9 +77,6 @@ def task_arithmetic(
     def report(state: TaskArithmeticState, info: Info) -> dict[str, jax.Array]:
         return {"length": state.length}
 
-    def idle(state: TaskArithmeticState, ctx: Ctx) -> jax.Array:
-        return ~merging.restarts(ctx)
-
     return Method(
         "task_arithmetic",
         init=init,
@@ -87,7 +84,6 @@ def task_arithmetic(
         updates=updates,
         consolidate=consolidate,
         report=report,
-        idle=idle,
         writes=True,
         reads=("parameters",),
     )

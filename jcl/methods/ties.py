@@ -85,9 +85,6 @@ def ties(
     def report(state: TiesState, info: Info) -> dict[str, jax.Array]:
         return {"length": state.length}
 
-    def idle(state: TiesState, ctx: Ctx) -> jax.Array:
-        return ~merging.restarts(ctx)
-
     return Method(
         "ties",
         init=init,
@@ -95,7 +92,6 @@ def ties(
         updates=updates,
         consolidate=consolidate,
         report=report,
-        idle=idle,
         writes=True,
         reads=("parameters",),
     )

@@ -83,11 +83,13 @@ def attend(
         splash = partial(_splash, scale=scale, window=window, cap=cap, causal=causal)
         cuts = _cuts(q, k)
         if any(cuts):  # the compiler can't cut a kernel: each device runs it on its rows and heads
+            mesh = jax.sharding.get_abstract_mesh()
             splash = jax.shard_map(
                 splash,
-                mesh=jax.sharding.get_abstract_mesh(),
+                mesh=mesh,
                 in_specs=(cuts, cuts, cuts, PartitionSpec(*cuts[:2])),
                 out_specs=cuts,
+                axis_names={*mesh.axis_names} - {*mesh.manual_axes},
                 check_vma=False,
             )
         return splash(q, k, v, segments)
@@ -149,10 +151,8 @@ def platform() -> str:
 def _cuts(q: jax.Array, k: jax.Array) -> PartitionSpec:
     """How the mesh of the context cuts [B, T, H, D]: rows, their length, heads."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.manual_axes:  # the caller has done so
-        return PartitionSpec(None, None, None, None)
     rows = (*meshes.row_spec(mesh, q.shape), None)[:2]
-    tensor = mesh.shape.get("tensor", 1)
+    tensor = 1 if "tensor" in mesh.manual_axes else mesh.shape.get("tensor", 1)
     heads = "tensor" if tensor > 1 and q.shape[2] % tensor == k.shape[2] % tensor == 0 else None
     return PartitionSpec(*rows, heads, None)
 

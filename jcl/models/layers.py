@@ -171,7 +171,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     where = meshes.row_spec(mesh, tokens.shape)
     along = [i for i, axes in enumerate(where) if "fsdp" in (axes or ())]
-    if mesh.manual_axes or not along or table.shape[-1] % mesh.shape["fsdp"]:
+    if not along or table.shape[-1] % mesh.shape["fsdp"]:
         return table[tokens].astype(dtype)
     axis = along[0]
 
@@ -179,15 +179,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
         rows = part[lax.all_gather(tokens, "fsdp", axis=axis, tiled=True)].astype(dtype)
         return lax.all_to_all(rows, "fsdp", axis, rows.ndim - 1, tiled=True)
 
-    spread = jax.shard_map(
-        shared,
-        mesh=mesh,
-        in_specs=(PartitionSpec(None, "fsdp"), where),
-        out_specs=where,
-        axis_names={*meshes.ROWS, "sequence"},
-        check_vma=False,
-    )
-    return spread(table, tokens)
+    return meshes.by_rows(shared, (PartitionSpec(None, "fsdp"), where), where)(table, tokens)
 
 
 def token_scores(
@@ -245,7 +237,7 @@ def token_scores(
         return jax.tree.map(join, scores)
 
     where = meshes.row_spec(mesh, h.shape)
-    if mesh.manual_axes or not any(where):
+    if not any(where):
         return cut_up(head, h, targets)
     rows, length = targets.shape
     if pieces(rows, length, math.prod(mesh.shape.values())) == 1:
@@ -261,12 +253,5 @@ def token_scores(
 
     narrow = {**head, "kernel": weight(head["kernel"], h.dtype)}
     parts = {name: PartitionSpec() for name in head}
-    spread = jax.shard_map(
-        shared,
-        mesh=mesh,
-        in_specs=({**parts, "kernel": PartitionSpec("fsdp" if split else None)}, where, where),
-        out_specs=where,
-        axis_names={*meshes.ROWS, "sequence"},
-        check_vma=False,
-    )
-    return spread(narrow, h, targets)
+    parts["kernel"] = PartitionSpec("fsdp" if split else None)
+    return meshes.by_rows(shared, (parts, where, where), where)(narrow, h, targets)

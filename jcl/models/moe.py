@@ -86,12 +86,6 @@ def mix(
         out = work(kernels, x, scores, first)
         return lax.psum_scatter(out, "expert", tiled=True).reshape(shape)
 
-    spread = jax.shard_map(
-        shared,
-        mesh=mesh,
-        in_specs=(PartitionSpec("expert"), where, where),
-        out_specs=where,
-        axis_names={*meshes.ROWS, "sequence"},
-        check_vma=False,
+    return meshes.by_rows(shared, (PartitionSpec("expert"), where, where), where)(
+        kernels, x, scores
     )
-    return spread(kernels, x, scores)

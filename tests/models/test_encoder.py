@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import jcl
-from jcl import adapters, importance, losses, methods, models, taps, trees
+from jcl import adapters, losses, methods, models, taps, trees
 from jcl.evaluation import accuracy, evaluator
 from jcl.models import attention, decoder, encoder
 
@@ -359,18 +359,17 @@ def test_the_fisher_of_a_lone_classifier_has_a_closed_form() -> None:
     given = jax.tree.map(lambda x: x[0, :1, :6], stream()[0])
     given["weight"] = jnp.ones(given["y"].shape)
 
-    def fisher(learning: Any, frozen: Any) -> Any:
-        def model(p: Any, rows: Any, tap: Any = taps.identity) -> Any:
-            return apply(trees.merge(p, frozen), rows, tap)
+    def fisher(trainable: trees.Trainable) -> Any:
+        program = jcl.make(
+            methods.ewc(strength=1.0), apply, losses.cross_entropy(), optax.sgd(0.1),
+            trainable=trainable,
+        )  # fmt: skip
+        state = program.init(params, jax.tree.map(lambda x: x[0], given), jax.random.key(0))
+        return jax.jit(program.consolidate)(state, given).method["ewc"].fisher
 
-        def loss(p: Any, rows: Any, tap: Any = taps.identity) -> Any:
-            return losses.cross_entropy()(lambda p, b: model(p, b, tap), p, rows)[0]
-
-        return importance.per_example(loss, model, learning, given, 2)
-
-    head, body = trees.partition(params, trees.matching(r"(pooler|classifier)/.*"))
-    closed = fisher(head, body)
-    row_by_row = trees.partition(fisher(params, None), trees.matching(r"(pooler|classifier)/.*"))[0]
+    top = trees.matching(r"(pooler|classifier)/.*")
+    closed = trees.partition(fisher(top), top)[0]
+    row_by_row = trees.partition(fisher(trees.everything), top)[0]
     for a, b in zip(jax.tree.leaves(closed), jax.tree.leaves(row_by_row), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-10)
 

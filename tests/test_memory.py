@@ -467,7 +467,8 @@ def test_online_inserts_are_fast() -> None:
 
         return jax.lax.scan(one, buffer, jax.random.split(KEY, 2000))[0]
 
-    run, seconds = jax.jit(steps, donate_argnums=0), []
+    optimised = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    run, seconds = jax.jit(steps, donate_argnums=0, compiler_options=optimised), []
     for _ in range(5):
         buffer = jax.block_until_ready(memory.empty(example, 500))
         begin = time.process_time()

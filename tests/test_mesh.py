@@ -170,6 +170,21 @@ def test_replay_and_reservoir_are_those_of_one_device() -> None:
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("data, steps", [(1, 8), (2, 4)])
+def test_slices_along_data_share_the_rows_of_a_fisher(data: int, steps: int) -> None:
+    """A scan over single rows takes as many steps as a slice has rows."""
+    model = decoder()
+    program = jcl.make(
+        methods.ewc(strength=1.0), model.apply, model.loss, optax.sgd(0.1),
+        mesh=mesh.make(data=data, fsdp=4),
+    )  # fmt: skip
+    state = jax.eval_shape(program.init, model.params, model.batch, KEY)
+    batches = jax.tree.map(lambda x: x[None], model.batch)
+    text = jax.jit(program.consolidate).lower(state, batches).compile().as_text()
+    counts = {int(n) for n in re.findall(r'"known_trip_count":{"n":"(\d+)"', text)}
+    assert steps in counts and (8 in counts) == (steps == 8)
+
+
 def test_rows_that_do_not_divide_are_cut_along_their_length() -> None:
     where = mesh.make(fsdp=4, sequence=2)
     assert mesh.row_spec(where, (8, 16)) == PartitionSpec(("fsdp",), ("sequence",))

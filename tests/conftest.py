@@ -34,3 +34,8 @@ def _forgotten():
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 15_000:
         jax.clear_caches()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no core waits for another in the end."""
+    items.sort(key=lambda item: "tpu" not in item.path.parts)

@@ -412,10 +412,8 @@ def fit(
       Preempted: after SIGTERM, once the state is saved.
     """
     began = time.perf_counter()
-    if chunk < 1:
-        raise ValueError(f"chunk is {chunk!r}, but must be at least 1")
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every is {checkpoint_every!r}, but must be at least 1")
+    check(chunk >= 1, "chunk", chunk, "at least 1")
+    check(checkpoint_every >= 1, "checkpoint_every", checkpoint_every, "at least 1")
     if not isinstance(stream, Stream):
         stream = from_leaves(stream)
     if program.members != stream.members:

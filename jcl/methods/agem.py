@@ -49,12 +49,13 @@ def agem(
     """
     check(rows >= 1, "rows", rows, "at least 1")
     check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
+    downhill = 1.0 if at == "grads" else -1.0
     keep = memory.policy(policy, capacity, groups)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, AgemState]:
         return params, AgemState(() if share else keep.empty(ctx.batch))
 
-    def project(state: AgemState, ctx: Ctx, tree: Params, downhill: float) -> Params:
+    def project(state: AgemState, ctx: Ctx, tree: Params) -> Params:
         """`tree` less its part along r, where `downhill` · tree · r < 0."""
         buffer = memory.shared(ctx, share) if share else state.buffer
         old = memory.sample(buffer, ctx.key, rows)
@@ -65,11 +66,8 @@ def agem(
             jnp.where(hurts, -along / jnp.where(length > 0, length, 1.0), 0.0), ref, tree
         )
 
-    def grads(state: AgemState, ctx: Ctx, tree: Params) -> Params:
-        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t, 1.0), tree)
-
-    def updates(state: AgemState, ctx: Ctx, tree: Params) -> Params:
-        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t, -1.0), tree)
+    def projected(state: AgemState, ctx: Ctx, tree: Params) -> Params:
+        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t), tree)
 
     def consolidate(
         state: AgemState, ctx: Ctx, params: Params, batches: Batch
@@ -80,7 +78,10 @@ def agem(
         return {"stored": memory.filled(state.buffer)}
 
     method = Method("agem", init=init, reads=("samples",))
-    placed = method._replace(grads=grads) if at == "grads" else method._replace(updates=updates)
     if share:
-        return placed._replace(needs=(share,))
-    return placed._replace(consolidate=consolidate, report=report)
+        method = method._replace(needs=(share,))
+    else:
+        method = method._replace(consolidate=consolidate, report=report)
+    if at == "grads":
+        return method._replace(grads=projected)
+    return method._replace(updates=projected)

@@ -110,6 +110,7 @@ def gem(
     check(capacity_per_task >= 1, "capacity_per_task", capacity_per_task, "at least 1")
     check(margin >= 0, "margin", margin, "at least 0")
     check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
+    downhill = 1.0 if at == "grads" else -1.0
     keep = memory.policy("ring", tasks * capacity_per_task, tasks)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, GemState]:
@@ -128,7 +129,7 @@ def gem(
 
         return lax.map(one, jnp.arange(tasks))
 
-    def project(state: GemState, ctx: Ctx, tree: Params, downhill: float) -> Params:
+    def project(state: GemState, ctx: Ctx, tree: Params) -> Params:
         refs = past(state, ctx)
         along = downhill * jax.vmap(lambda ref: trees.dot(tree, ref))(refs)
         gram = jax.tree.reduce(jnp.add, jax.tree.map(_inner, refs))
@@ -140,11 +141,8 @@ def gem(
         v = jnp.where(jnp.any(along < 0), downhill * v * inverse, 0.0)
         return jax.tree.map(lambda t, r: (t + jnp.tensordot(v, r, 1)).astype(t.dtype), tree, refs)
 
-    def grads(state: GemState, ctx: Ctx, tree: Params) -> Params:
-        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t, 1.0), tree)
-
-    def updates(state: GemState, ctx: Ctx, tree: Params) -> Params:
-        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t, -1.0), tree)
+    def projected(state: GemState, ctx: Ctx, tree: Params) -> Params:
+        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t), tree)
 
     def consolidate(
         state: GemState, ctx: Ctx, params: Params, batches: Batch
@@ -156,5 +154,5 @@ def gem(
 
     method = Method("gem", init=init, consolidate=consolidate, report=report, reads=("samples",))
     if at == "grads":
-        return method._replace(grads=grads)
-    return method._replace(updates=updates)
+        return method._replace(grads=projected)
+    return method._replace(updates=projected)

@@ -135,7 +135,7 @@ def parse(text: str) -> dict[str, int]:
     return found
 
 
-def _fitting(mesh: Mesh | AbstractMesh, axes: Sequence[str], size: int) -> tuple[str, ...]:
+def fitting(mesh: Mesh | AbstractMesh, axes: Sequence[str], size: int) -> tuple[str, ...]:
     """Those of the axes, from the first on, over which `size` can be cut evenly."""
     taken: list[str] = []
     for axis in axes:
@@ -164,7 +164,7 @@ def spec(path: str, shape: Sequence[int], layout: Layout) -> PartitionSpec:
         longest = max(range(len(shape)), key=lambda i: shape[i], default=0)
         axes = tuple("fsdp" if i == longest else None for i in range(len(shape)))
     cut = [
-        axis if axis and _fitting(mesh, (axis,), size) else None
+        axis if axis and fitting(mesh, (axis,), size) else None
         for axis, size in zip(axes, shape, strict=True)
     ]
     return PartitionSpec(*cut)
@@ -197,10 +197,10 @@ def row_spec(mesh: Mesh | AbstractMesh, shape: Sequence[int], leading: int = 0) 
     own = shape[leading:]
     if not own:
         return PartitionSpec()
-    rows = _fitting(mesh, ROWS, own[0])
+    rows = fitting(mesh, ROWS, own[0])
     if len(own) == 1:
         return PartitionSpec(*[None] * leading, rows or None)
-    length = _fitting(mesh, (*(a for a in ROWS if a not in rows), "sequence"), own[1])
+    length = fitting(mesh, (*(a for a in ROWS if a not in rows), "sequence"), own[1])
     return PartitionSpec(*[None] * leading, rows or None, length or None)
 
 
@@ -283,7 +283,7 @@ def constrain(apply: Apply, layout: Layout | None) -> Apply:
         rows: list[Any] = [*row_spec(mesh, h.shape), *[None] * h.ndim][: h.ndim]
         end = site.rpartition("/")[2]
         if h.ndim == 3 and end in _CUT + _SEEN:
-            rows[-1] = _fitting(mesh, ("tensor",), h.shape[-1]) or None
+            rows[-1] = fitting(mesh, ("tensor",), h.shape[-1]) or None
             rows[1] = None if end in _SEEN else rows[1]
         return jax.lax.with_sharding_constraint(h, NamedSharding(mesh, PartitionSpec(*rows)))
 
@@ -296,11 +296,16 @@ def constrain(apply: Apply, layout: Layout | None) -> Apply:
     return pinned
 
 
-def by_rows(fn: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """`fn` on each device's part of the rows, for a model that a mesh is the context of.
+def by_parts(
+    fn: Callable[..., Any],
+    in_specs: Any,
+    out_specs: Any,
+    axes: Sequence[str] = (*ROWS, "sequence"),
+) -> Callable[..., Any]:
+    """`fn` on each device's part, for a model that a mesh is the context of.
 
-    What `fn` is given is cut by `ROWS` and `sequence` as the specs say; `tensor` stays the
-    compiler's. It is for what the compiler would cut badly.
+    It is for what the compiler would cut badly. What `fn` is given is cut as the specs say, by
+    `axes`; the mesh's other axes stay the compiler's.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return jax.shard_map(
@@ -308,7 +313,7 @@ def by_rows(fn: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[.
         mesh=mesh,
         in_specs=in_specs,
         out_specs=out_specs,
-        axis_names={*ROWS, "sequence"} - {*mesh.manual_axes},
+        axis_names={*axes} - {*mesh.manual_axes},
         check_vma=False,
     )
 

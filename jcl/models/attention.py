@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
@@ -80,18 +81,11 @@ def attend(
     if kernel == "splash":
         if segments is None:
             segments = jnp.ones(q.shape[:2], jnp.int32)
-        splash = partial(_splash, scale=scale, window=window, cap=cap, causal=causal)
+        splash: Any = partial(_splash, scale=scale, window=window, cap=cap, causal=causal)
         cuts = _cuts(q, k)
         if any(cuts):  # the compiler can't cut a kernel: each device runs it on its rows and heads
-            mesh = jax.sharding.get_abstract_mesh()
-            splash = jax.shard_map(
-                splash,
-                mesh=mesh,
-                in_specs=(cuts, cuts, cuts, PartitionSpec(*cuts[:2])),
-                out_specs=cuts,
-                axis_names={*mesh.axis_names} - {*mesh.manual_axes},
-                check_vma=False,
-            )
+            specs = (cuts, cuts, cuts, PartitionSpec(*cuts[:2]))
+            splash = meshes.by_parts(splash, specs, cuts, meshes.AXES)
         return splash(q, k, v, segments)
     if kernel == "cudnn" and mask is None and segments is None and cap is None:
         reach = None if window is None else (window - 1, 0)
@@ -152,8 +146,7 @@ def _cuts(q: jax.Array, k: jax.Array) -> PartitionSpec:
     """How the mesh of the context cuts [B, T, H, D]: rows, their length, heads."""
     mesh = jax.sharding.get_abstract_mesh()
     rows = (*meshes.row_spec(mesh, q.shape), None)[:2]
-    tensor = 1 if "tensor" in mesh.manual_axes else mesh.shape.get("tensor", 1)
-    heads = "tensor" if tensor > 1 and q.shape[2] % tensor == k.shape[2] % tensor == 0 else None
+    heads = meshes.fitting(mesh, ("tensor",), math.gcd(q.shape[2], k.shape[2])) or None
     return PartitionSpec(*rows, heads, None)
 
 

@@ -179,7 +179,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
         rows = part[lax.all_gather(tokens, "fsdp", axis=axis, tiled=True)].astype(dtype)
         return lax.all_to_all(rows, "fsdp", axis, rows.ndim - 1, tiled=True)
 
-    return meshes.by_rows(shared, (PartitionSpec(None, "fsdp"), where), where)(table, tokens)
+    return meshes.by_parts(shared, (PartitionSpec(None, "fsdp"), where), where)(table, tokens)
 
 
 def token_scores(
@@ -254,4 +254,4 @@ def token_scores(
     narrow = {**head, "kernel": weight(head["kernel"], h.dtype)}
     parts = {name: PartitionSpec() for name in head}
     parts["kernel"] = PartitionSpec("fsdp" if split else None)
-    return meshes.by_rows(shared, (parts, where, where), where)(narrow, h, targets)
+    return meshes.by_parts(shared, (parts, where, where), where)(narrow, h, targets)

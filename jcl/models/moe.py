@@ -86,6 +86,6 @@ def mix(
         out = work(kernels, x, scores, first)
         return lax.psum_scatter(out, "expert", tiled=True).reshape(shape)
 
-    return meshes.by_rows(shared, (PartitionSpec("expert"), where, where), where)(
+    return meshes.by_parts(shared, (PartitionSpec("expert"), where, where), where)(
         kernels, x, scores
     )

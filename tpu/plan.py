@@ -18,58 +18,29 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import chips  # first: it tells JAX that no chip is here
 import compiled
 import hlo
-import jax
-import jax.numpy as jnp
-import optax
 from chips import GIB
 from compiled import Memory, TooLarge
+from program import FUNCTIONS, OPTIMIZERS, Request, build, call, draft, held, lower
 
-import jcl
-from jcl import adapters, expression, flops, losses, mesh, trees
+from jcl import flops, mesh, trees
 from jcl.method import check
-from jcl.models import decoder
 from jcl.models.presets import PRESETS
 
-FUNCTIONS = ("step", "consolidate", "predict")
 ROWS_EACH = 4
 """Rows of a step for each device that shares them, where no batch is given."""
 LADDER = (
-    (1, "none"), (1, "dots"), (1, "block"), (2, "block"), (4, "block"),
+    (1, "none"), (1, "dots"), (1, "block"), (2, "block"), (4, "block"), (8, "block"),
 )  # fmt: skip
 """Microbatches and remat, from what computes and sends least to what holds least."""
-OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
-    "adamw": optax.adamw,
-    "adafactor": optax.adafactor,
-    "lion": optax.lion,
-    "sgd": optax.sgd,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is to be planned; `main` says what each means."""
-
-    topology: str
-    model: str
-    method: str = ""
-    axes: dict[str, int] = dataclasses.field(default_factory=lambda: {"fsdp": -1})
-    batch: int | None = None
-    length: int = 2048
-    microbatches: int = 1
-    remat: Any = "block"
-    params: str = "float32"
-    compute: str = "bfloat16"
-    optimizer: str = "adamw"
 
 
 class Function(NamedTuple):
@@ -110,122 +81,16 @@ class Plan(NamedTuple):
         return max(self.functions["step"].times(self.chip).values())
 
 
-class Built(NamedTuple):
-    """A program, and the shapes of what it is called with."""
-
-    program: jcl.Program
-    state: Any
-    batch: Any
-
-
-def build(request: Request, on: jax.sharding.Mesh | None, **options: Any) -> Built:
-    """The program of a request, on a mesh or on one device; `options` are the model's."""
-    method = expression.build(expression.parse(request.method)) if request.method else jcl.chain()
-    config = PRESETS[request.model]
-    # cuDNN's attention can't be compiled without a GPU; XLA's own holds each block's scores
-    backend: Any = "xla" if request.topology.startswith("h100") else "auto"
-    compute = jnp.dtype(request.compute)
-    apply = decoder.apply_fn(config, compute=compute, backend=backend, **options)
-    dtype = jnp.dtype(request.params)
-    params = jax.eval_shape(lambda: decoder.init(jax.random.key(0), config, dtype))
-    rows = request.batch
-    shapes = {
-        "tokens": ((rows, request.length), jnp.int32),
-        "segments": ((rows, request.length), jnp.int32),
-        "mask": ((rows, request.length - 1), jnp.float32),
-        "weight": ((rows,), jnp.float32),
-        "task": ((rows,), jnp.int32),
-    }
-    batch = {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items()}
-
-    def made(loss: Any, trainable: trees.Trainable = trees.everything) -> Built:
-        program = jcl.make(
-            method, apply, loss, OPTIMIZERS[request.optimizer](1e-4),
-            trainable=trainable, microbatches=request.microbatches, mesh=on,
-        )  # fmt: skip
-        state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
-        leaves = jax.tree_util.tree_leaves_with_path(state.params)
-        adapted = any(adapters.only(trees.path_name(path)) for path, _ in leaves)
-        if adapted and trainable is trees.everything:  # as in experiments, they alone learn
-            return made(loss, adapters.only)
-        if program.layout is not None:
-            state = _placed(state, mesh.of_state(state, program.layout))
-        jax.eval_shape(program.step, state, batch)
-        return Built(program, state, batch)
-
-    try:
-        built = made(losses.fused_next_token())
-    except ValueError:  # a method that reads all logits
-        built = made(losses.next_token)
-    if built.program.layout is not None:
-        batch = _placed(batch, mesh.of_batch(batch, built.program.layout))
-    return built._replace(batch=batch)
-
-
-def _placed(tree: Any, where: Any) -> Any:
-    def place(x: Any, to: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
-
-    return jax.tree.map(place, tree, where)
-
-
-def call(built: Built, name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """One of the program's functions, and what it is called with."""
-    program, state, batch = built
-    if name == "step":
-        return program.step, (state, batch)
-    if name == "predict":  # as a loss has it, with no [B, L, V] logits
-        return program.predict, (state, {**batch, "targets": batch["tokens"]})
-
-    def stacked(x: Any) -> Any:  # a boundary's batches [n, B, ...], of which one will do
-        where = x.sharding and jax.NamedSharding(x.sharding.mesh, jax.P(None, *x.sharding.spec))
-        return jax.ShapeDtypeStruct((1, *x.shape), x.dtype, sharding=where)
-
-    return program.consolidate, (state, jax.tree.map(stacked, batch))
-
-
-def lower(built: Built, name: str) -> jax.stages.Lowered:
-    """One function as the compiler gets it; what changes the state gives its memory away."""
-    fn, args = call(built, name)
-    return jax.jit(fn, donate_argnums=() if name == "predict" else (0,)).lower(*args)
-
-
-def draft(request: Request, built: Built, name: str) -> tuple[str, Memory]:
-    """The text of one function and what it holds, without machine code; see `compiled.draft`."""
-    here = str(Path(__file__).parent)
-    code = f"import json, sys; sys.path.insert(0, {here!r}); import plan; plan.child(*sys.argv[1:])"
-    asked = json.dumps(dataclasses.asdict(request))
-    text, total = compiled.draft([sys.executable, "-c", code, asked, name], f"jit_{name}")
-    given, kept = _held(call(built, name)[1]), _held(built.state)
-    if name == "predict":  # what comes out counts as a temporary
-        return text, Memory(given, 0, 0, max(total - given, 0), 0)
-    return text, Memory(given, kept, kept, max(total - given, 0), 0)
-
-
-def child(asked: str, name: str) -> None:
-    """What `draft`'s child does."""
-    request = Request(**json.loads(asked))
-    on = mesh.make(devices=chips.devices(request.topology)[1], **request.axes)
-    lower(build(request, on, remat=request.remat), name).compile()
-
-
-def _held(tree: Any) -> int:
-    """Bytes of a tree on one chip."""
-
-    def nbytes(x: Any) -> int:
-        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return 0
-        shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-        return math.prod(shape) * x.dtype.itemsize
-
-    return sum(nbytes(x) for x in jax.tree.leaves(tree))
+class Unfit(ValueError):
+    """What was asked for needs more memory than there is, in a sentence."""
 
 
 def plan(request: Request, functions: Sequence[str] = FUNCTIONS, drafts: bool = False) -> Plan:
     """Compiles what is asked for, to the end or as drafts.
 
     Raises:
-      ValueError: if a name isn't known, a size is out of range, or a function doesn't fit.
+      ValueError: if a name isn't known, or a size is out of range.
+      Unfit: if a function doesn't fit.
     """
     check(request.model in PRESETS, "model", request.model, f"one of {list(PRESETS)}")
     known = list(OPTIMIZERS)
@@ -253,7 +118,7 @@ def plan(request: Request, functions: Sequence[str] = FUNCTIONS, drafts: bool = 
             if memory.peak > chip.memory:  # GPUs' compiler only warns
                 raise TooLarge(memory.peak, chip.memory)
         except TooLarge as error:
-            raise ValueError(_unfit(request, name, _held(built.state), error)) from error
+            raise Unfit(_unfit(request, name, held(built.state), error)) from error
         seconds = time.perf_counter() - begin
         measured[name] = Function(memory, hlo.moved(text), count, seconds)
     tokens = request.batch * request.length if request.batch else 0
@@ -287,47 +152,81 @@ def _unfit(request: Request, name: str, held: float, error: TooLarge) -> str:
     )
 
 
-def search(request: Request, compiles: int, say: Callable[[str], None]) -> list[Plan]:
-    """What fits of meshes, microbatches and remat, the fastest by the roofline first.
+def search(
+    request: Request,
+    compiles: int,
+    functions: Sequence[str],
+    drafts: bool,
+    say: Callable[[str], None],
+) -> Plan:
+    """Of meshes, microbatches and remat that fit, the fastest by the roofline, compiled.
 
-    Per mesh it goes from what computes least to what holds least, and stops at what fits.
+    Drafts tell how fast each would be: per mesh from what computes least to what holds least, as
+    far as what fits. Where the fastest doesn't fit once it is compiled to the end, its mesh goes
+    one further, and the search goes on with what is then the fastest.
 
     Args:
       request: the rest.
-      compiles: at most so many.
+      compiles: at most so many drafts.
+      functions: which of the program's to compile in the end.
+      drafts: end with a draft too.
       say: told of each.
 
     Raises:
-      ValueError: if nothing fits.
+      Unfit: if nothing fits.
     """
     _, there = chips.devices(request.topology)
     count, config = len(there), PRESETS[request.model]
     if request.batch is None:  # the same work for all
         request = dataclasses.replace(request, batch=ROWS_EACH * count)
-    found, last = [], ""
-    for tensor in (1, 2, 4, 8, 16):
-        if count % tensor or config.kv_heads % tensor:
-            continue
+    left, last = compiles, Unfit(f"no mesh of {count} chips shares {request.batch} rows")
+
+    def rungs(tensor: int) -> Iterator[Request]:
         axes = {"fsdp": count // tensor, "tensor": tensor}
         for microbatches, remat in LADDER:
-            if (request.batch or 1) % (microbatches * axes["fsdp"]):
-                continue
-            if not compiles:
+            if (request.batch or 1) % (microbatches * axes["fsdp"]) == 0:
+                yield dataclasses.replace(
+                    request, axes=axes, microbatches=microbatches, remat=remat
+                )
+
+    def fitting(one: Request, functions: Sequence[str], drafts: bool) -> Plan | None:
+        nonlocal last
+        try:
+            return plan(one, functions, drafts)
+        except Unfit as error:
+            last = error
+            say(f"{_named(one)}: does not fit{'' if drafts else ' when compiled to the end'}")
+            return None
+
+    def down(ladder: Iterator[Request]) -> Plan | None:
+        """The next of a mesh's ladder that fits as a draft."""
+        nonlocal left
+        for one in ladder:
+            if not left:
                 break
-            compiles -= 1
-            tried = dataclasses.replace(request, axes=axes, microbatches=microbatches, remat=remat)
-            name = f"fsdp={axes['fsdp']},tensor={tensor} microbatches={microbatches} remat={remat}"
-            try:
-                found.append(plan(tried, ("step",), drafts=True))
-            except ValueError as error:
-                last = str(error)
-                say(f"{name}: does not fit")
-                continue
-            say(f"{name}: {found[-1].seconds:.3f} s a step at best")
-            break
-    if not found:
-        raise ValueError(last or f"no mesh of {count} chips shares {request.batch} rows")
-    return sorted(found, key=lambda p: p.seconds)
+            left -= 1
+            if found := fitting(one, ("step",), True):
+                say(f"{_named(one)}: {found.seconds:.3f} s a step at best")
+                return found
+        return None
+
+    sizes = [t for t in (1, 2, 4, 8, 16) if count % t == config.kv_heads % t == 0]
+    ladders = {t: rungs(t) for t in sizes}
+    fits = {t: found for t in sizes if (found := down(ladders[t]))}
+    while fits:
+        tensor, best = min(fits.items(), key=lambda x: x[1].seconds)
+        if found := fitting(best.request, functions, drafts):
+            return found
+        del fits[tensor]
+        if further := down(ladders[tensor]):
+            fits[tensor] = further
+    raise last
+
+
+def _named(request: Request) -> str:
+    """What a search varies."""
+    axes = ", ".join(f"{axis}={size}" for axis, size in request.axes.items())
+    return f"{axes}, microbatches {request.microbatches}, remat {request.remat}"
 
 
 def facts(found: Plan) -> dict[str, Any]:
@@ -365,12 +264,11 @@ def facts(found: Plan) -> dict[str, Any]:
 def show(found: Plan) -> str:
     """A plan as text."""
     asked, chip = found.request, found.chip
-    axes = ", ".join(f"{axis}={size}" for axis, size in asked.axes.items())
     lines = [
         f"{asked.model}, {found.parameters / 1e9:.2f} G parameters in {asked.params}, computing in "
         f"{asked.compute}; {asked.method or 'no method'}; {asked.optimizer}",
-        f"{found.chips} x {asked.topology.partition(':')[0]}, {axes}; {asked.batch} rows of "
-        f"{asked.length}, microbatches {asked.microbatches}, remat {asked.remat}",
+        f"{found.chips} x {asked.topology.partition(':')[0]}, {_named(asked)}; {asked.batch} rows "
+        f"of {asked.length}",
     ]
     for name, function in found.functions.items():
         m, moved = function.memory, function.moved
@@ -421,8 +319,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--optimizer", default="adamw", choices=OPTIMIZERS, help="with its default settings")
     add("--functions", default=",".join(FUNCTIONS), help="which of the program's to compile")
     add("--draft", action="store_true", help="stop before machine code is written")
-    add("--search", action="store_true", help="find mesh, microbatches and remat, from drafts")
-    add("--compiles", type=int, default=12, help="of a search, at most")
+    add("--search", action="store_true", help="find mesh, microbatches and remat")
+    add("--compiles", type=int, default=12, help="drafts of a search, at most")
     add("--json", type=Path, help="write what was found there too")
     given = vars(parser.parse_args(argv))
 
@@ -437,8 +335,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ok = set(functions) <= set(FUNCTIONS)
         check(ok, "functions", functions, f"of {list(FUNCTIONS)}")
         if given["search"]:
-            request = search(request, given["compiles"], say)[0].request
-        found = plan(request, functions, drafts=given["draft"])
+            found = search(request, given["compiles"], functions, given["draft"], say)
+        else:
+            found = plan(request, functions, drafts=given["draft"])
     except ValueError as error:
         say(f"plan: {error}")
         return 2

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import plan
+from program import PRESETS, Request
 
 SIZES = {
     "v5e": ("2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -38,7 +39,7 @@ def measure(model: str) -> dict[str, Any]:
     """Bytes and seconds of every point."""
 
     def point(topology: str, axes: dict[str, int], method: str = "") -> dict[str, Any]:
-        found = plan.plan(plan.Request(topology, model, method, axes), ("step",), drafts=True)
+        found = plan.plan(Request(topology, model, method, axes), ("step",), drafts=True)
         step = found.functions["step"]
         took = step.times(found.chip)
         print(
@@ -111,7 +112,7 @@ def draw(found: dict[str, Any], to: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, unless it is only to be drawn, and draws."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="llama-1b", choices=plan.PRESETS)
+    parser.add_argument("--model", default="llama-1b", choices=PRESETS)
     parser.add_argument("--to", type=Path, required=True, help="the figure")
     parser.add_argument("--draw", action="store_true", help="from the JSON that stands beside it")
     given = parser.parse_args(argv)

@@ -118,10 +118,11 @@ def test_ewc_holds_two_trees_more_and_nothing_for_a_while(
     whole = []
     for method in ("", "ewc(strength=1.)"):
         request = plan.Request("v5e:4x4", "llama-1b", method, batch=64, length=1024)
-        found, draft = plan.plan(request, ("step",)).functions["step"].memory, step(method).memory
-        assert found.arguments == pytest.approx(draft.arguments, rel=0.001)
-        assert 0.7 * found.temporaries < draft.temporaries <= found.temporaries
-        whole.append(found)
+        found, draft = plan.plan(request, ("step",)).functions["step"], step(method)
+        assert found.moved.wires == draft.moved.wires
+        assert found.memory.arguments == pytest.approx(draft.memory.arguments, rel=0.001)
+        assert 0.7 * found.memory.temporaries < draft.memory.temporaries <= found.memory.temporaries
+        whole.append(found.memory)
     plain, ewc = whole
     tree = 4 * (KERNELS + HEAD) / 2 / CHIPS
     assert ewc.arguments - plain.arguments == pytest.approx(2 * tree, rel=0.01)
@@ -154,6 +155,44 @@ def test_wrong_input_is_named(plan: Any, wrong: list[str], said: str, capsys: An
     given = {"--topology": "v5e:2x2", "--model": "tiny", wrong[0]: wrong[1]}
     assert plan.main([x for pair in given.items() for x in pair]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_search_goes_on_where_the_fastest_fits_only_as_a_draft(
+    plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four chips cut in two by `tensor`, one part is the fastest; over fsdp alone, two."""
+    seconds = {(2, 1): 2.0, (2, 2): 5.0, (1, 2): 3.0}  # of what fits, by tensor and microbatches
+    drafts_alone: set[tuple[int, int]] = set()
+    chip = plan.chips.Chip(flops=1.0, memory=1.0, bandwidth=1.0, wires=1.0)
+
+    def pretended(request: Any, functions: Any, drafts: bool) -> Any:
+        asked = request.axes["tensor"], request.microbatches
+        fits = asked in seconds and request.remat == "block"
+        if not fits or (asked in drafts_alone and not drafts):
+            raise plan.Unfit("too much")
+        step = plan.Function(None, plan.hlo.Moved({}, {}, 0.0), seconds[asked], 0.0)
+        return plan.Plan(request, chip, 4, 1, {"step": step}, 1, 1.0)
+
+    def searched(drafts: int = 12) -> tuple[int, int]:
+        said.clear()
+        request = plan.Request("v5e:2x2", "llama-8b", batch=16)
+        found = plan.search(request, drafts, ("step",), False, said.append).request
+        return found.axes["tensor"], found.microbatches
+
+    said: list[str] = []
+    monkeypatch.setattr(plan, "plan", pretended)
+    assert searched() == (2, 1)
+    assert "fsdp=2, tensor=2, microbatches 1, remat block: 2.000 s a step at best" in said
+    drafts_alone.add((2, 1))
+    assert searched(20) == (1, 2)
+    first = "fsdp=2, tensor=2, microbatches 1, remat block: does not fit when compiled to the end"
+    assert said.index(first) < said.index(
+        "fsdp=2, tensor=2, microbatches 2, remat block: 5.000 s a step at best"
+    )
+    seconds.clear()
+    with pytest.raises(plan.Unfit, match="too much"):
+        searched(4)
+    assert len(said) == 4
 
 
 @slow

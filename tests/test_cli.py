@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jcl
-from jcl import cli, experiment, expression, report, screen
+from jcl import cli, experiment, expression, launch, report, screen
 
 TOY = '''
 """A toy, for tests."""
@@ -88,7 +88,7 @@ def toy(tmp_path_factory):
 def run(toy, tmp_path, monkeypatch, capsys):
     """Runs the toy, in a folder of its own; returns the exit code, what was said, and where."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_spread", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "_spread", lambda: None)  # devices are there already
 
     def call(*args, out="out"):
         code = cli.main(["run", toy, *args, *(["--out", out] if out else [])])
@@ -416,12 +416,12 @@ def test_compare_and_report_read_what_run_wrote(run, tmp_path, capsys):
 
 def test_cores_become_devices_unless_the_user_has_said_otherwise(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_foo=1")
-    cli._spread()
+    launch._spread()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     wanted = f"--xla_foo=1 --xla_force_host_platform_device_count={cores}"
     assert os.environ["XLA_FLAGS"] == wanted
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
-    cli._spread()
+    launch._spread()
     assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
 
 

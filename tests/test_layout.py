@@ -24,6 +24,7 @@ SHELL = {
     "processes",
     "report",
     "cli",
+    "launch",
     "data",
     "nodes",
     "pipeline",

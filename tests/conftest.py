@@ -1,5 +1,6 @@
 """Eight host devices for the sharding tests, and what makes compiling, most of the work, cheap."""
 
+import gc
 import os
 from importlib.metadata import version
 
@@ -8,10 +9,11 @@ if "xla_force_host_platform_device_count" not in flags:
     flags += " --xla_force_host_platform_device_count=8"
     if version("jaxlib").startswith("0.10."):  # later ones don't know the flag, and end at once
         # the older emitter of fused loops is a few times as fast, if not what it writes
-        flags += " --xla_cpu_use_fusion_emitters=false"
+        flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = flags.strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+gc.set_threshold(200_000, 20, 100)  # tracing makes objects by the million that all live on
 
 import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -248,50 +247,49 @@ def test_another_methods_checkpoint_is_refused(tmp_path: Path) -> None:
         fit(other, stream=stream(), out=tmp_path, chunk=4, resume=True)
 
 
-LONG = """
-import sys
-import numpy as np, jax, jcl
-sys.path.insert(0, {here!r})
-jax.config.update("jax_compilation_cache_dir", {cache!r})
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-import test_fit
-result = test_fit.fit(
-    test_fit.program(), stream=test_fit.stream(steps=2000), out=sys.argv[1], resume=True, chunk=10,
-    checkpoint_every=20,
-)
-np.savez(sys.argv[2], *jax.tree.leaves(result.state.params))
-"""
+def go_on(folder: Path) -> None:
+    """A long run, from where it stands; in a process of its own."""
+    jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    result = fit(
+        program(), stream=stream(steps=600), out=folder, resume=True, chunk=10, checkpoint_every=20
+    )
+    np.savez(folder / "params.npz", *jax.tree.leaves(result.state.params))
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("kill")
 def test_killed_twenty_times_it_ends_identically(tmp_path: Path) -> None:
-    script = tmp_path / "long.py"
-    script.write_text(
-        LONG.format(here=str(Path(__file__).parent), cache=str(tmp_path / "compiled"))
-    )
+    one, two = tmp_path / "whole", tmp_path / "killed"
+    forks = multiprocessing.get_context("forkserver")  # which has imported the library already
+    forks.set_forkserver_preload(["jcl", "orbax.checkpoint"])
 
-    def start(folder: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, script, tmp_path / folder, tmp_path / f"{folder}.npz"]
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def start(folder: Path) -> Any:
+        process = forks.Process(target=go_on, args=(folder,))
+        process.start()
+        return process
 
-    def steps() -> int:
-        log = tmp_path / "killed" / "metrics.jsonl"
+    def finish(folder: Path) -> list[np.ndarray]:
+        process = start(folder)
+        process.join()
+        assert process.exitcode == 0
+        saved = np.load(folder / "params.npz")
+        return [saved[name] for name in saved.files]
+
+    def logged() -> int:
+        log = two / "metrics.jsonl"
         return log.stat().st_size if log.exists() else 0
 
-    assert start("whole").wait() == 0
     chance = random.Random(0)
     for _ in range(20):
-        process, before = start("killed"), steps()
-        while steps() == before and process.poll() is None:
+        before, process = logged(), start(two)
+        while logged() == before and process.is_alive():
             time.sleep(0.002)  # until it trains, or has cut its log back to the last checkpoint
         time.sleep(chance.uniform(0.0, 0.25))
-        assert process.poll() is None, "the run ended before it had been killed"
+        assert process.is_alive(), "the run ended before it had been killed"
         process.kill()
-        process.wait()
-    assert start("killed").wait() == 0
-    one, two = (np.load(tmp_path / f"{name}.npz") for name in ("whole", "killed"))
-    assert all(np.array_equal(one[k], two[k]) for k in one.files)
+        process.join()
+    assert identical(finish(one), finish(two))
 
 
 def parts(whole: data.Stream, stages: slice) -> data.Stream:

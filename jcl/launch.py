@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 import jcl
@@ -68,7 +69,8 @@ def run(args: list[str]) -> int:
         return _pipeline(module, config, name, rest, options, request, mesh)
     found = plan.plans(request["methods"], request["sweep"], config)
     # built once for equal configs, and before there is a folder: it may object
-    built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
+    with _laid_out(mesh):
+        built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
     out = _folder(options, path.stem, plan.folders(found))
     _begun(out, name, rest, request)
     with _stoppable(name, out) as code:
@@ -78,8 +80,6 @@ def run(args: list[str]) -> int:
 
 def cache() -> None:
     """Keeps what is compiled for the next run, which halves a short one, where jax has no place."""
-    import jax
-
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # code for one processor must not be run on another that shares the home
@@ -89,6 +89,11 @@ def cache() -> None:
         machine = hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:12]
         jax.config.update("jax_compilation_cache_dir", str(home / "jcl" / machine))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _laid_out(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Where models are loaded onto a mesh, so that no device need hold one whole."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def _pipeline(
@@ -109,7 +114,8 @@ def _pipeline(
         )
     if options.method or options.sweep:
         raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
-    listed = module.nodes(config)
+    with _laid_out(mesh):
+        listed = module.nodes(config)
     costs = pipeline.examine(listed)  # before there is a folder: it may object
     names = [test for gauge in pipeline.gauges(listed) for test in gauge.names]
 
@@ -181,8 +187,6 @@ def _versions() -> dict[str, Any]:
     names = ("jcl-kit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
     versions = {name: found[name] for name in names if name in found}
-    import jax
-
     device = jax.devices()[0]
     return {
         "versions": {"python": platform.python_version(), **versions},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jcl
-from jcl import cli, experiment, expression, launch, report, screen
+from jcl import cli, experiment, expression, launch, models, report, screen
 
 TOY = '''
 """A toy, for tests."""
@@ -364,6 +364,64 @@ def test_shardings_shows_what_a_device_holds(tmp_path, capsys):
     assert 63 < share <= 64
     rows = {row["path"]: row for row in found["parameters"]}
     assert rows["blocks/down/kernel"]["spec"] == [None, "tensor", "fsdp"]
+
+
+PRETRAINED = '''
+"""A folder's Llama learns tokens."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import optax
+
+from jcl import data, losses, models
+from jcl.evaluation import evaluator, token_nll
+from jcl.experiment import Experiment
+
+METHODS = ("ewc()",)
+HELD = []
+
+
+@dataclass(frozen=True)
+class Config:
+    """None."""
+
+    folder: str = ""
+    """Of the model."""
+
+
+def build(config):
+    model = models.load(config.folder)
+    HELD.append({x.addressable_shards[0].data.nbytes / x.nbytes
+                 for x in jax.tree.leaves(model.params) if x.ndim == 3})
+    tokens = np.random.default_rng(0).integers(0, 64, (2, 16, 12)).astype(np.int32)
+    tasks = [{"tokens": x} for x in tokens]
+    stream = data.from_arrays(tasks, tasks, 8, steps=3)
+    return Experiment(
+        name="pretrained", scenario="domain", stream=lambda seed: stream,
+        init=lambda key: model.params, apply=model.apply, loss=losses.next_token,
+        optimizer=optax.sgd, evaluate=evaluator(stream.test, token_nll(), losses.shifted),
+    )
+'''
+
+
+def test_a_pretrained_model_is_loaded_onto_the_mesh(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_spread", lambda: None)
+    config = models.decoder.Config(
+        vocabulary=64, layers=2, width=32, heads=4, hidden=64, head_width=8
+    )
+    params = models.decoder.init(jax.random.key(0), config)
+    models.save(models.of(config, params), params, tmp_path / "model")
+    path = tmp_path / "pretrained.py"
+    path.write_text(PRETRAINED)
+    for name, more, part in (("alone", [], 1), ("spread", ["--mesh", "fsdp=4,tensor=2"], 1 / 8)):
+        call = ["run", str(path), "--folder", str(tmp_path / "model"), *more]
+        assert cli.main([*call, "--out", str(tmp_path / name)]) == 0
+        [held] = sys.modules["jcl_experiment_pretrained"].HELD
+        assert held == {part}  # of every kernel, on the first device
+    alone, spread = (_summary(tmp_path / name)["average"]["mean"] for name in ("alone", "spread"))
+    assert spread == pytest.approx(alone, rel=1e-5)
 
 
 def test_a_file_that_is_no_experiment_is_refused(tmp_path, capsys):

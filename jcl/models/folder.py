@@ -60,7 +60,8 @@ def load(
       source: a folder with `config.json` and safetensors, sharded or not; or an id such as
         `HuggingFaceTB/SmolLM2-135M`, which needs the internet once.
       dtype: of the parameters; None keeps each tensor's own, float32 for quantised ones.
-      mesh: parameters are laid out over it by `mesh.RULES`; None puts them on the default device.
+      mesh: parameters are laid out over it by `mesh.RULES`; None takes the mesh that is set, as by
+        `jax.set_mesh`, or puts them on the default device if there is none.
 
     Raises:
       ValueError: if the architecture is unknown, a tensor is missing or has another shape than
@@ -77,7 +78,8 @@ def load(
     family = _family(given, folder)
     theirs = _configuration(given)
     config = family.heads(family.config(theirs), theirs, tensors.names)
-    params = _read(config, family, tensors, dtype, mesh)
+    over = jax.sharding.get_mesh() if mesh is None else mesh
+    params = _read(config, family, tensors, dtype, over)
     return Model(config, params, _tokenizer(folder, quantised), family.apply_fn(config), given)
 
 
@@ -198,7 +200,7 @@ def _read(
     family: Family,
     tensors: Tensors,
     dtype: Any,
-    mesh: jax.sharding.Mesh | None,
+    mesh: jax.sharding.Mesh,
 ) -> Params:
     wanted = jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
     layout = family.layout(config)
@@ -232,7 +234,7 @@ def _read(
             return jax.device_put(part([slice(None)] * len(shape.shape)))
         return jax.make_array_from_callback(shape.shape, sharding, part)
 
-    if mesh is None:
+    if mesh.empty:
         return jax.tree_util.tree_map_with_path(leaf, wanted)
     return jax.tree_util.tree_map_with_path(
         leaf, wanted, meshes.of_params(wanted, meshes.Layout(mesh))

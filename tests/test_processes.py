@@ -57,7 +57,9 @@ def build(config):
 
     def read(stage, index, rows):
         own = index[:, rows]
-        if len(index) > 1:  # a single step is read for its shapes
+        if stage == 1 and os.environ.get("FAILS") == str(jax.process_index()):
+            raise ValueError("the second stage's file is torn")
+        if len(index) > 1 and "WHOLE" not in os.environ:  # one step is read for its shapes
             assert own.shape[1] * jax.process_count() == BATCH, "others' rows are read too"
         return {"x": x[stage][own], "y": y[stage][own], "weight": np.ones(own.shape, np.float32),
                 "task": np.full(own.shape, stage, np.int32)}
@@ -191,6 +193,36 @@ def test_preempted_it_goes_on_with_one_process_and_with_four(
     ends = four.ends()
     assert [code for code, _ in ends] == [0] * 4, ends
     assert_same(toy, whole, out)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_told_to_stop_while_it_compiles_it_goes_on_later(
+    toy: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    one = Group(toy, out, 1)
+    while not (out / "config.json").exists():  # what comes next is compiling
+        assert one.all[0].poll() is None, one.ends()
+        time.sleep(0.01)
+    one.all[0].send_signal(signal.SIGTERM)
+    [(code, said)] = one.ends()
+    assert code == 75 and "told to stop by SIGTERM" in said
+    # two processes, each with a part of all rows
+    two = Group(toy, out, 2, "--mesh", "sequence=2", WHOLE="1")
+    assert [code for code, _ in two.ends()] == [0, 0]
+    assert_same(toy, whole, out)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_what_one_process_alone_meets_ends_them_all(toy: Path, tmp_path: Path) -> None:
+    group = Group(toy, tmp_path / "out", 2, "--mesh", "fsdp=-1", FAILS="1")
+    (first, lost), (second, failed) = group.ends()
+    assert (first, second) == (processes.LOST, 2)
+    assert "jcl: process 1 of 2 ended early, so process 0 ends too" in lost
+    assert "jcl: the second stage's file is torn" in failed
+    assert "Traceback" not in lost + failed
 
 
 @pytest.mark.slow

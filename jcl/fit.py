@@ -88,6 +88,8 @@ def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | No
     traces: list[int] = []
     fetch = feed.stream.fetch
     where, whole = _where(program, state)
+    if where is None:  # nowhere else than where it is, which the compiler may otherwise change
+        where = jax.tree.map(lambda x: x.sharding, state)
 
     def move(state: State, source: Any, chunk: Any, count: jax.Array) -> Any:
         traces.append(1)

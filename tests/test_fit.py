@@ -257,6 +257,14 @@ def go_on(folder: Path) -> None:
     np.savez(folder / "params.npz", *jax.tree.leaves(result.state.params))
 
 
+def test_parameters_that_lie_on_a_mesh_may_stay_there(whole: jcl.Result) -> None:
+    """Also of a program that has none."""
+    layout = mesh.Layout(mesh.make(fsdp=4))
+    spread = jax.device_put(PARAMS, mesh.of_params(PARAMS, layout))
+    found = fit(program(), params=spread, stream=stream(), chunk=4)
+    close(found.state.params, whole.state.params)
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("kill")
 def test_killed_twenty_times_it_ends_identically(tmp_path: Path) -> None:

@@ -121,6 +121,14 @@ def test_a_stream_made_anew_gives_the_same_from_the_middle_of_an_epoch(
     assert not np.array_equal(drawn(whole, 0)["tokens"], other)
 
 
+@pytest.mark.parametrize("on_device", [0, 2**28])
+def test_a_process_reads_its_part_of_each_batch(on_device):
+    s = make(on_device=on_device)
+    part = slice(1, 3)
+    for read, which in ((s.chunk, (1, 2, 5)), (s.boundary, (1,))):
+        same(read(*which, rows=part), {k: v[:, part] for k, v in read(*which).items()})
+
+
 def test_rows_on_the_device_and_on_the_host_are_the_same_draws():
     given = {"stages": [{"a": 1, "b": 1}, "b"], "tokenizer": tiny.byte_level(), "epochs": 2}
     here, there = make(on_device=0, **given), make(**given)

@@ -31,6 +31,9 @@ class Memory(NamedTuple):
     """Of the outputs, those that take an argument's place."""
     temporaries: int
     code: int
+    live: int | None = None
+    """Of all that, what is in use at the moment when most is: the rest are gaps between temporaries
+    as they are packed. None if the compiler didn't say."""
 
     @property
     def peak(self) -> int:
@@ -54,7 +57,17 @@ def whole(lowered: jax.stages.Lowered) -> tuple[str, Memory]:
     return compiled.as_text() or "", Memory(*(getattr(found, f"{p}_size_in_bytes") for p in parts))
 
 
-def draft(command: Sequence[str], module: str) -> tuple[str, int]:
+class Dumped(NamedTuple):
+    """What a compiler leaves in a folder before it writes code."""
+
+    text: str
+    total: int
+    """Bytes of arguments, outputs and temporaries together."""
+    live: int | None
+    """Of which are in use at once; GPUs' compiler doesn't say."""
+
+
+def draft(command: Sequence[str], module: str) -> Dumped:
     """Has a child process compile it, which is ended when the compiler begins to write code.
 
     The text and the bytes are final by then, and writing code is what takes a TPU's compiler long.
@@ -62,9 +75,6 @@ def draft(command: Sequence[str], module: str) -> tuple[str, int]:
     Args:
       command: a child that compiles, and needn't do more.
       module: its name, such as `jit_step`.
-
-    Returns:
-      The text, and bytes of arguments, outputs and temporaries together.
 
     Raises:
       TooLarge: if it doesn't fit.
@@ -87,7 +97,7 @@ def draft(command: Sequence[str], module: str) -> tuple[str, int]:
     return found
 
 
-def _dumped(folder: Path, child: subprocess.Popen[Any]) -> tuple[str, int] | None:
+def _dumped(folder: Path, child: subprocess.Popen[Any]) -> Dumped | None:
     """What the compiler leaves in a folder once it has stopped growing; None if it never came."""
     before: dict[Path, int] = {}
     while True:
@@ -97,7 +107,10 @@ def _dumped(folder: Path, child: subprocess.Popen[Any]) -> tuple[str, int] | Non
         report = [f for f in files if f.name.endswith("memory-usage-report.txt")]
         if module and report and files == before:
             total = re.search(r"Total bytes(?: used)?: (\d+)", report[0].read_text())
-            return (module[0].read_text(), int(total[1])) if total else None
+            ranges = "".join(f.read_text() for f in files if f.name.endswith("live-range.txt"))
+            live = re.search(r"for peak usage: ([\d ]+) bytes", ranges)
+            used = int(live[1].replace(" ", "")) if live else None
+            return Dumped(module[0].read_text(), int(total[1]), used) if total else None
         if not running and files == before:
             return None
         before = files

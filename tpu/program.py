@@ -133,11 +133,11 @@ def draft(request: Request, built: Built, name: str) -> tuple[str, Memory]:
     here = str(Path(__file__).parent)
     code = f"import sys; sys.path.insert(0, {here!r}); import program; program.child(*sys.argv[1:])"
     asked = json.dumps(dataclasses.asdict(request))
-    text, total = compiled.draft([sys.executable, "-c", code, asked, name], f"jit_{name}")
+    found = compiled.draft([sys.executable, "-c", code, asked, name], f"jit_{name}")
     given, kept = held(call(built, name)[1]), held(built.state)
     if name == "predict":  # what comes out counts as a temporary
-        return text, Memory(given, 0, 0, max(total - given, 0), 0)
-    return text, Memory(given, kept, kept, max(total - given, 0), 0)
+        kept = 0
+    return found.text, Memory(given, kept, kept, max(found.total - given, 0), 0, found.live)
 
 
 def child(asked: str, name: str) -> None:

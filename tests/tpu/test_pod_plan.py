@@ -99,6 +99,15 @@ def test_ewc_and_replay_send_nothing_more(step: Callable[[str], Any]) -> None:
 
 @slow
 @one_compiler
+def test_ewc_has_two_trees_more_in_use_at_once(step: Callable[[str], Any]) -> None:
+    plain, ewc = step("").memory, step("ewc(strength=1.)").memory
+    trees = 2 * 4 * (KERNELS + HEAD) / 2 / CHIPS
+    assert plain.live < plain.peak
+    assert ewc.live - plain.live == pytest.approx(trees, rel=0.01)
+
+
+@slow
+@one_compiler
 def test_agem_sends_one_more_gradient_and_a_scalar(step: Callable[[str], Any]) -> None:
     """That of the memory; and of two dots the partial sums, which are scalars."""
     plain, agem = step("").moved, step("agem(capacity=256, rows=64)").moved

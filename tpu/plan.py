@@ -280,9 +280,7 @@ def show(found: Plan) -> str:
             f"arguments' place), temporaries {m.temporaries / GIB:.2f}, code {m.code / GIB:.2f}",
         ]
         if m.live is not None:
-            lines.append(
-                f"  in use at once  {m.live / GIB:8.2f} GiB, the rest is gaps between temporaries"
-            )
+            lines.append(f"  in use at once  {m.live / GIB:8.2f} GiB; the rest are gaps")
         for kind in sorted(moved.wires, key=lambda k: -moved.wires[k]):
             lines.append(f"  {kind:<16}{moved.wires[kind] / 1e6:8.1f} MB in {moved.calls[kind]}")
         parts = function.times(chip)

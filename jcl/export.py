@@ -13,6 +13,8 @@ from jcl.fit import last_state
 def write(run: Path, to: Path) -> Path:
     """Exports the last checkpoint of a run: as its methods have the model predict, in one tree.
 
+    Whatever mesh it was trained on, one device holds all of it here.
+
     Args:
       run: a run's folder, one of several side by side included.
       to: the folder to write, new or empty.

@@ -88,8 +88,8 @@ def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | No
     traces: list[int] = []
     fetch = feed.stream.fetch
     where, whole = _where(program, state)
-    if where is None:  # nowhere else than where it is, which the compiler may otherwise change
-        where = jax.tree.map(lambda x: x.sharding, state)
+    if where is None:  # what was put somewhere stays there; the compiler may otherwise move it
+        where = jax.tree.map(lambda x: x.sharding if x.committed else None, state)
 
     def move(state: State, source: Any, chunk: Any, count: jax.Array) -> Any:
         traces.append(1)
@@ -218,7 +218,8 @@ def _begin(
         columns = jax.eval_shape(partial(program.each, evaluate), like).shape
     shape = (*columns[:-1], len(feed.stream.steps) + 1, columns[-1])
     empty = np.full(shape, np.nan, np.float32)
-    return _Beginning(lambda: init(*given), like._replace(key=key), empty, weight.size)
+    like = like._replace(key=jax.device_put(key, like.key.sharding))
+    return _Beginning(lambda: init(*given), like, empty, weight.size)
 
 
 def _carry(state: State, carried: State) -> State:

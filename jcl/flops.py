@@ -57,9 +57,11 @@ def _one(eqn: Any, live: Sequence[bool]) -> int:
         return 2 * math.prod(shapes[0]) * shapes[-1][-1]
     if kind == "cond":
         return max(_sum(branch.jaxpr, live) for branch in params["branches"])
-    total = 0
+    total, times = 0, params.get("length", 1)
+    if kind == "shard_map":  # what is inside is what each device does
+        times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     for inner in jaxprs_in_params(params):
         # a call's results are its function's: what nobody reads isn't computed inside either
         called = kind not in ("scan", "while") and len(inner.outvars) == len(live)
         total += _sum(inner, live if called else [True] * len(inner.outvars))
-    return params.get("length", 1) * total
+    return times * total

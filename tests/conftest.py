@@ -8,7 +8,8 @@ flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     flags += " --xla_force_host_platform_device_count=8"
     if version("jaxlib").startswith("0.10."):  # later ones don't know the flag, and end at once
-        # the older emitter of fused loops is a few times as fast, if not what it writes
+        # the older emitter of fused loops is a few times as fast, if not what it writes; and for
+        # modules as small as these, cutting each up for several threads is work for nothing
         flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = flags.strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

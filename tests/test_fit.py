@@ -257,12 +257,20 @@ def go_on(folder: Path) -> None:
     np.savez(folder / "params.npz", *jax.tree.leaves(result.state.params))
 
 
-def test_parameters_that_lie_on_a_mesh_may_stay_there(whole: jcl.Result) -> None:
-    """Also of a program that has none."""
+def test_parameters_that_lie_on_a_mesh_stay_there(whole: jcl.Result, tmp_path: Path) -> None:
+    """Also where the program has none."""
     layout = mesh.Layout(mesh.make(fsdp=4))
     spread = jax.device_put(PARAMS, mesh.of_params(PARAMS, layout))
-    found = fit(program(), params=spread, stream=stream(), chunk=4)
-    close(found.state.params, whole.state.params)
+    for resume in (False, True):
+        found = fit(program(), params=spread, stream=stream(), chunk=4, out=tmp_path, resume=resume)
+        close(found.state.params, whole.state.params)
+        for before, after in zip(*map(jax.tree.leaves, (spread, found.state.params)), strict=True):
+            assert after.sharding.is_equivalent_to(before.sharding, before.ndim)
+
+
+def test_what_was_put_nowhere_may_go_anywhere(whole: jcl.Result) -> None:
+    """Such as among the members of other runs, on several devices."""
+    assert not any(leaf.committed for leaf in jax.tree.leaves(whole.state))
 
 
 @pytest.mark.slow

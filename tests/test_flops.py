@@ -28,6 +28,17 @@ def test_what_no_result_depends_on_is_not_counted() -> None:
     assert flops.count(lambda x: jax.jit(lambda y: (y @ W, y @ W @ W))(x)[0], X) == ONCE
 
 
+def test_what_each_device_does_counts_for_all_of_them() -> None:
+    there = jcl.mesh.make(data=2, fsdp=3)
+    rows = jax.P(("data", "fsdp"))
+    x = jnp.zeros((6, 4))
+
+    def spread(x: jax.Array) -> jax.Array:
+        return jax.shard_map(lambda x: x @ W, mesh=there, in_specs=rows, out_specs=rows)(x)
+
+    assert flops.count(spread, x) == 2 * ONCE
+
+
 def test_the_dearest_branch_counts() -> None:
     def either(yes: bool, x: jax.Array) -> jax.Array:
         return lax.cond(yes, lambda: x @ W @ W, lambda: x @ W)

@@ -33,7 +33,7 @@ class Memory(NamedTuple):
     code: int
     live: int | None = None
     """Of all that, what is in use at the moment when most is: the rest are gaps between temporaries
-    as they are packed. None if the compiler didn't say."""
+    as they are packed. Known of drafts for TPUs."""
 
     @property
     def peak(self) -> int:

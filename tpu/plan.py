@@ -7,7 +7,8 @@ over shapes that have no contents. What comes out is read: bytes on each chip, w
 send, and from these and the FLOPs a roofline, which is the best that this program could do.
 With --draft the compiler is stopped before it writes machine code, for seconds instead of a minute.
 What is sent and computed is the same, and so are arguments and outputs; temporaries are a lower
-bound, for what the code itself needs isn't laid out yet (up to half as much again).
+bound, for what the code itself needs isn't laid out yet (up to half as much again). Of TPUs a draft
+also says what of all that is in use at once.
 
 TPU topologies need `pip install libtpu`; h100:8 needs `pip install --no-deps jax-cuda13-plugin
 jax-cuda13-pjrt`, both in jax's own version. Neither needs the chips.
@@ -148,7 +149,7 @@ def _unfit(request: Request, name: str, held: float, error: TooLarge) -> str:
         f"{request.model} with {request.method or 'no method'} does not fit {request.topology}: "
         f"{name} needs {error.used / GIB:.2f} GiB a chip of {error.capacity / GIB:.2f}, "
         f"{(error.used - error.capacity) / GIB:.2f} too much, {held / GIB:.2f} of them for its "
-        f"state; what would help: {', '.join(cures)}; --search finds what fits"
+        f"state; what would help: {', '.join(cures)}"
     )
 
 
@@ -173,13 +174,15 @@ def search(
       say: told of each.
 
     Raises:
+      ValueError: if there is to be no draft.
       Unfit: if nothing fits.
     """
+    check(compiles >= 1, "compiles", compiles, "at least 1")
     _, there = chips.devices(request.topology)
     count, config = len(there), PRESETS[request.model]
     if request.batch is None:  # the same work for all
         request = dataclasses.replace(request, batch=ROWS_EACH * count)
-    left, last = compiles, Unfit(f"no mesh of {count} chips shares {request.batch} rows")
+    left, last = compiles, f"no mesh of {count} chips shares {request.batch} rows"
 
     def rungs(tensor: int) -> Iterator[Request]:
         axes = {"fsdp": count // tensor, "tensor": tensor}
@@ -189,12 +192,12 @@ def search(
                     request, axes=axes, microbatches=microbatches, remat=remat
                 )
 
-    def fitting(one: Request, functions: Sequence[str], drafts: bool) -> Plan | None:
+    def tried(one: Request, functions: Sequence[str], drafts: bool) -> Plan | None:
         nonlocal last
         try:
             return plan(one, functions, drafts)
         except Unfit as error:
-            last = error
+            last = f"nothing that was tried fits, at last {error}"
             say(f"{_named(one)}: does not fit{'' if drafts else ' when compiled to the end'}")
             return None
 
@@ -205,7 +208,7 @@ def search(
             if not left:
                 break
             left -= 1
-            if found := fitting(one, ("step",), True):
+            if found := tried(one, ("step",), True):
                 say(f"{_named(one)}: {found.seconds:.3f} s a step at best")
                 return found
         return None
@@ -215,12 +218,12 @@ def search(
     fits = {t: found for t in sizes if (found := down(ladders[t]))}
     while fits:
         tensor, best = min(fits.items(), key=lambda x: x[1].seconds)
-        if found := fitting(best.request, functions, drafts):
+        if found := tried(best.request, functions, drafts):
             return found
         del fits[tensor]
         if further := down(ladders[tensor]):
             fits[tensor] = further
-    raise last
+    raise Unfit(last if left else f"{last}; --compiles above {compiles} tries more")
 
 
 def _named(request: Request) -> str:
@@ -341,7 +344,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             found = plan(request, functions, drafts=given["draft"])
     except ValueError as error:
-        say(f"plan: {error}")
+        hint = isinstance(error, Unfit) and not given["search"]
+        say(f"plan: {error}{'; --search finds what fits' if hint else ''}")
         return 2
     print(show(found))
     if given["json"]:

@@ -33,7 +33,7 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is to be planned; `main` says what each means."""
+    """What is to be planned; `python tpu/plan.py --help` says what each means."""
 
     topology: str
     model: str

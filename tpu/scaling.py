@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import plan
-from program import PRESETS, Request
+from program import Request
+
+from jcl.models.presets import PRESETS
 
 SIZES = {
     "v5e": ("2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),

@@ -163,7 +163,9 @@ def draw(gaps: dict[str, np.ndarray], ages: np.ndarray, config: Config) -> None:
         shown = x >= -20
         line(left, x[shown], 100 * curves[:, shown], hue, name)
     left.axvline(0, color="#c3c8cf", linewidth=1)
-    left.set(title="Accuracy on the first task (%)", xlabel="steps since the switch")
+    left.set(
+        title="Accuracy on the first task (%)", xlabel="steps since the switch", ylim=(-3, 103)
+    )
     left.legend(frameon=False, fontsize=8)
     line(right, np.arange(ages.shape[1]), ages, HUES[0], "")
     right.set(title="Loss on a document (nats a token)", xlabel="documents read since")

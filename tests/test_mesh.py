@@ -146,6 +146,20 @@ def kinds(text: str) -> set[str]:
     return set(re.findall(rf" ({names})(?:-start)?\(", text))
 
 
+def test_an_axis_may_be_a_part_of_the_machine_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as 8 of the 16 chips along a torus, which JAX's own maker refuses."""
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(jax, "make_mesh", refuse)
+    made = mesh.make(data=2, fsdp=4)
+    assert made.axis_names == mesh.AXES
+    assert made.axis_types == (jax.sharding.AxisType.Auto,) * 5
+    assert (made.shape["data"], made.shape["fsdp"], made.size) == (2, 4, 8)
+    assert set(made.devices.flat) == set(jax.devices())
+
+
 def test_plain_data_parallelism_only_sums() -> None:
     program = jcl.make(
         methods.naive(), decoder().apply, losses.next_token, optax.sgd(0.1), mesh=mesh.make(data=8)

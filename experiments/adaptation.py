@@ -23,10 +23,11 @@ import numpy as np
 import optax
 from eras import pretrained
 
-from jcl import cli, data, figures, growth, losses, models, probes, report
+from jcl import cli, data, growth, losses, models, probes, report
 from jcl.data.corpora import django_docs, held_out, state_of_the_union
-from jcl.evaluation import evaluator, token_nll
-from jcl.experiment import Experiment
+from jcl.measures.evaluation import evaluator, token_nll
+from jcl.report import figures
+from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "soft_mask()", "lora(rank=8)", 'wise_ft(alpha=0.5, anchor="first")')
 STAGES = ("general", "django", "releases")

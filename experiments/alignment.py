@@ -27,13 +27,14 @@ from eras import pretrained
 from jax import lax
 
 import jcl
-from jcl import data, experiment, expression, losses, models, preference
+from jcl import data, losses, models, preference
 from jcl.data import corpora, questions
 from jcl.data.preferences import Pair
-from jcl.evaluation import bits_per_byte, evaluator
-from jcl.experiment import Experiment
+from jcl.measures.evaluation import bits_per_byte, evaluator
 from jcl.models.generation import generate
 from jcl.program import Evaluate, Program, State
+from jcl.runs import experiment, expression
+from jcl.runs.experiment import Experiment
 
 METHODS = (
     "dpo()",
@@ -268,7 +269,7 @@ def figure(found: Any, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from jcl.figures import HUES, MUTED, STYLE, interval
+    from jcl.report.figures import HUES, MUTED, STYLE, interval
 
     ends = {
         name: {m: np.asarray(run[m])[:, :, (0, -1)].mean(axis=-1) for m in MEASURES}

@@ -15,9 +15,9 @@ import optax
 from jcl import data, losses
 from jcl.data.scenarios import split
 from jcl.data.stream import Arrays
-from jcl.evaluation import accuracy, evaluator
-from jcl.experiment import Experiment
+from jcl.measures.evaluation import accuracy, evaluator
 from jcl.models import mlp
+from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "er(capacity=200, rows=32)")
 

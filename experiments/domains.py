@@ -13,9 +13,9 @@ import jax
 import optax
 
 from jcl import data, losses
-from jcl.evaluation import bits_per_byte, evaluator
-from jcl.experiment import Experiment
+from jcl.measures.evaluation import bits_per_byte, evaluator
 from jcl.models import decoder
+from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "er(capacity=512, rows=8)")
 

@@ -23,11 +23,12 @@ from digits import classification
 from eras import pretrained
 from jax import lax
 
-from jcl import data, expression, losses, metrics, models
+from jcl import data, losses, metrics, models
 from jcl.data.corpora import state_of_the_union
 from jcl.data.packing import gather, pack_rows
 from jcl.data.tokens import tokenise
-from jcl.experiment import setup
+from jcl.runs import expression
+from jcl.runs.experiment import setup
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def draw(gaps: dict[str, np.ndarray], ages: np.ndarray, config: Config) -> None:
     """The figure."""
     from matplotlib.figure import Figure
 
-    from jcl.figures import HUES, interval
+    from jcl.report.figures import HUES, interval
 
     figure = Figure(figsize=(9.5, 3.4), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2)

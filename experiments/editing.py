@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 from eras import pretrained
 
-from jcl import editing, expression, metrics
+from jcl import editing, metrics
 from jcl.data import edits as facts_of
 from jcl.data.corpora import natural_questions, state_of_the_union
 from jcl.data.edits import Edit
@@ -31,6 +31,7 @@ from jcl.data.encode import Passage, encode
 from jcl.editing import measures, stream
 from jcl.editing.measures import KINDS
 from jcl.method import Batch, check
+from jcl.runs import expression
 
 EDITORS: dict[str, Callable[..., editing.Editor]] = {
     "ft_l": editing.ft_l,
@@ -251,7 +252,7 @@ def draw(found: dict[str, list[list[stream.Line]]], path: Path) -> None:
     """Each measure along the stream, a line a method, with intervals over seeds."""
     from matplotlib.figure import Figure
 
-    from jcl.figures import HUES, interval
+    from jcl.report.figures import HUES, interval
 
     figure = Figure(figsize=(11, 6.2), layout="constrained", dpi=150)
     panels = figure.subplots(2, 3).ravel()

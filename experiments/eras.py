@@ -14,9 +14,9 @@ import optax
 
 from jcl import data, losses, models, probes
 from jcl.data.corpora import eras, held_out, state_of_the_union
-from jcl.data.fetch import fetch
-from jcl.evaluation import evaluator, token_nll
-from jcl.experiment import Experiment
+from jcl.data.registry.fetch import fetch
+from jcl.measures.evaluation import evaluator, token_nll
+from jcl.runs.experiment import Experiment
 
 METHODS = ("lora()", "lora() + er(capacity=256, rows=2)")
 

@@ -24,8 +24,8 @@ import optax
 from eras import pretrained
 
 import jcl
-from jcl import adapters, answers, data, losses, methods, models, probes, rehearsal, report
-from jcl.data import corpora, questions
+from jcl import adapters, data, losses, methods, models, probes, report
+from jcl.data import corpora, questions, rehearsal
 from jcl.data.instructions import (
     Task,
     as_instructions,
@@ -33,8 +33,9 @@ from jcl.data.instructions import (
     fitting,
     questions_as_instructions,
 )
-from jcl.evaluation import evaluator, token_nll
-from jcl.experiment import Experiment
+from jcl.measures import answers
+from jcl.measures.evaluation import evaluator, token_nll
+from jcl.runs.experiment import Experiment
 
 METHODS = (
     "lora()",
@@ -201,7 +202,7 @@ def rehearsed(
         stream = stream_of(config, texts, seed, mixed, batch)
         key = jax.random.fold_in(jax.random.key(seed), stage)
         if not rows:
-            example = jcl.experiment.example(stream)
+            example = jcl.runs.experiment.example(stream)
             rows.append(scores(jax.jit(program.init)(params, example, key)))
         state = jcl.fit(program, params, key, stream, chunk=10, carried=carried).state
         params, carried = state.params, state
@@ -232,7 +233,7 @@ def rehearsed(
 
 def draw(run: Path, rehearsal_run: Path | None, to: Path) -> None:
     """The figure: average in the end and forgetting of each method, with 95 % intervals."""
-    from jcl import figures
+    from jcl.report import figures
 
     runs = report.load(run)
     shown = report.labelled(runs)

@@ -13,7 +13,7 @@ from typing import Literal
 from digits import classification
 
 from jcl import data
-from jcl.experiment import Experiment
+from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "er(capacity=500, rows=64)")
 

@@ -28,13 +28,14 @@ import optax
 from eras import pretrained
 
 import jcl
-from jcl import data, figures, losses, methods, report
+from jcl import data, losses, methods, report
 from jcl.data import images
 from jcl.data.stream import Arrays
-from jcl.evaluation import Score, evaluator
-from jcl.experiment import Experiment
+from jcl.measures.evaluation import Score, evaluator
 from jcl.method import Batch, Params
 from jcl.models import multimodal, vision
+from jcl.report import figures
+from jcl.runs.experiment import Experiment
 
 METHODS = (
     "naive()",  # the projector alone

@@ -25,12 +25,14 @@ import optax
 from eras import pretrained
 
 import jcl
-from jcl import cli, data, experiment, expression, figures, losses, methods, report
+from jcl import cli, data, losses, methods, report
 from jcl.data.snapshots import translations
-from jcl.evaluation import evaluator, token_nll
-from jcl.experiment import Experiment
-from jcl.fit import last_state
-from jcl.methods.schedule import branch
+from jcl.measures.evaluation import evaluator, token_nll
+from jcl.methods.schedules.schedule import branch
+from jcl.report import figures
+from jcl.runs import experiment, expression
+from jcl.runs.experiment import Experiment
+from jcl.training.fit import last_state
 
 WARMUP, STEPS = 6, 60
 REWARM = f"rewarm(warmup={WARMUP}, steps={STEPS})"

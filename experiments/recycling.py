@@ -26,8 +26,8 @@ from eras import pretrained
 import jcl
 from jcl import data, landscape, losses, metrics, models, taps
 from jcl.data.corpora import django_docs, eras, held_out, state_of_the_union
-from jcl.evaluation import evaluator, token_nll
-from jcl.recycle import recycle, steps_to
+from jcl.measures.evaluation import evaluator, token_nll
+from jcl.runs.recycle import recycle, steps_to
 
 Way = Literal["none", "start", "distil", "both"]
 SHOWN = {"none": "afresh", "start": "from the old change", "distil": "distilled", "both": "both"}
@@ -133,7 +133,7 @@ def draw(curves: dict[str, np.ndarray], walked: np.ndarray, alike: np.ndarray, c
     """The figure."""
     from matplotlib.figure import Figure
 
-    from jcl.figures import HEAT, HUES, interval
+    from jcl.report.figures import HEAT, HUES, interval
 
     figure = Figure(figsize=(11, 3.3), layout="constrained", dpi=150)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 0.9))

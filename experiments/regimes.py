@@ -14,9 +14,9 @@ from digits import Config as Digits
 from digits import classification
 
 from jcl import data
-from jcl.budget import Budget
-from jcl.experiment import Experiment
-from jcl.pipeline import Node, cost
+from jcl.measures.budget import Budget
+from jcl.runs.experiment import Experiment
+from jcl.runs.pipeline import Node, cost
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ import optax
 from eras import pretrained
 
 import jcl
-from jcl import cli, data, figures, losses, methods, metrics, report
+from jcl import cli, data, losses, methods, metrics, report
 from jcl.data.corpora import Page, django_docs
 from jcl.data.snapshots import KINDS, Series, dated, series
-from jcl.evaluation import evaluator, token_nll
-from jcl.experiment import Experiment
+from jcl.measures.evaluation import evaluator, token_nll
+from jcl.report import figures
+from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "l2sp(strength=0.01)", "lora(rank=8)")
 YEARS = {"1.11": 2017, "2.2": 2019, "3.2": 2021, "4.2": 2023}

@@ -19,8 +19,8 @@ from eras import pretrained
 from jcl import data, losses
 from jcl.data import corpora
 from jcl.data.stream import Arrays
-from jcl.evaluation import accuracy, evaluator
-from jcl.experiment import Experiment
+from jcl.measures.evaluation import accuracy, evaluator
+from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "er(capacity=256, rows=8)")
 SETS = ("newsgroups", "r8", "spam", "tweets", "reviews", "films", "news")

@@ -16,9 +16,9 @@ from eras import pretrained
 from jcl import data, losses, models, probes
 from jcl.data.corpora import django_docs, eras, held_out, state_of_the_union
 from jcl.data.questions import Item, read
-from jcl.evaluation import Score, bits_per_byte, evaluator, token_nll
-from jcl.experiment import Experiment
-from jcl.pipeline import Node
+from jcl.measures.evaluation import Score, bits_per_byte, evaluator, token_nll
+from jcl.runs.experiment import Experiment
+from jcl.runs.pipeline import Node
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,16 @@
 """Continual learning of large language models as pure functions, in JAX."""
 
-from jcl import (
-    adapters,
-    budget,
-    checkpoint,
-    data,
-    drift,
-    evaluation,
-    flops,
-    growth,
-    importance,
-    landscape,
-    losses,
-    memory,
-    merging,
-    mesh,
-    methods,
-    metrics,
-    models,
-    preference,
-    probes,
-    scoring,
-    storage,
-    taps,
-    trees,
-)
+from jcl import data, losses, memory, methods, models, moved, taps, trees
 from jcl.chain import chain, explain
-from jcl.evaluation import evaluator
-from jcl.fit import Diverged, Result, fit
+from jcl.measures import budget, evaluation, flops, landscape, metrics, probes, scoring
+from jcl.measures.evaluation import evaluator
+from jcl.mechanisms import adapters, growth, importance, merging, preference
 from jcl.method import Ctx, Info, Method
+from jcl.parallel import mesh, storage
 from jcl.program import Program, State, advance, make, run
 from jcl.replicate import replicate
+from jcl.training import checkpoint, drift
+from jcl.training.fit import Diverged, Result, fit
 
 __version__ = "0.1.0"
 
@@ -74,3 +54,5 @@ __all__ = [
     "taps",
     "trees",
 ]
+
+moved.install()

@@ -20,9 +20,12 @@ import tyro
 from rich.markup import escape
 from tyro.conf import arg
 
-import jcl
-from jcl import experiment, expression, flags, launch, processes, report, screen
-from jcl import mesh as meshes
+from jcl import __version__, report
+from jcl.chain import explain
+from jcl.parallel import mesh as meshes
+from jcl.parallel import processes
+from jcl.report import screen
+from jcl.runs import experiment, expression, flags, launch
 
 USAGE = """usage: jcl COMMAND ...
 
@@ -80,7 +83,7 @@ def _dispatch(args: list[str]) -> int:
         print(USAGE, end="")
         return 0
     if args[0] == "--version":
-        print(jcl.__version__)
+        print(__version__)
         return 0
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
@@ -110,7 +113,8 @@ def _call(function: Any, command: str, args: list[str]) -> int:
 
 def _list() -> None:
     """Lists experiments, methods and editors with their arguments, streams and models."""
-    from jcl import data, edit, models
+    from jcl import data, models
+    from jcl.runs import edit
 
     console = screen.console()
 
@@ -145,7 +149,7 @@ def _described(function: Any) -> tuple[str, str]:
 
 def _explain(method: Annotated[str, arg(metavar="EXPR")]) -> None:
     """Prints what a method does in each phase of a step, in the order in which it will run."""
-    print(jcl.explain(expression.build(expression.parse(method))))
+    print(explain(expression.build(expression.parse(method))))
 
 
 def _compare(
@@ -153,7 +157,7 @@ def _compare(
     out: Annotated[Path, arg(metavar="PNG")] = Path("comparison.png"),
 ) -> None:
     """Prints a table of several runs' measures, and draws them side by side."""
-    from jcl import page
+    from jcl.report import page
 
     if not dirs:
         raise ValueError("jcl compare needs folders of runs")
@@ -165,7 +169,7 @@ def _compare(
 
 def _report(dir: Annotated[Path, tyro.conf.Positional, arg(metavar="DIR")]) -> None:
     """Draws a run's figures and its report.html again, from what is in its folder."""
-    from jcl import page
+    from jcl.report import page
 
     print(page.draw(dir))
 
@@ -175,7 +179,7 @@ def _export(
     to: Annotated[Path, arg(metavar="DIR")],
 ) -> None:
     """Writes a run's model, adapters merged, as a Hugging Face folder with a model card."""
-    from jcl import export
+    from jcl.runs import export
 
     print(export.write(run, to))
 
@@ -200,7 +204,7 @@ def _edit(
       method: rome, memit, alphaedit or ft_l, maybe with arguments: "rome(layer=4, steps=40)".
       text: what the model knows is to be judged by; by default speeches in English.
     """
-    from jcl import edit  # transformers, which other commands shouldn't wait for
+    from jcl.runs import edit  # transformers, which other commands shouldn't wait for
 
     launch.cache()
     done = edit.write(model, prompt, answer, to, subject, method, text)
@@ -222,7 +226,7 @@ def _shardings(
       method: for a decoder, what this method and AdamW keep beside the parameters.
       json: where to write the same.
     """
-    from jcl import shardings
+    from jcl.runs import shardings
 
     given = expression.build(expression.parse(method)) if method else None
     found = shardings.plan(model, meshes.parse(mesh), given)
@@ -236,7 +240,7 @@ def _fetch(
     to: Annotated[Path | None, arg(metavar="DIR")] = None,
 ) -> None:
     """Gets a model or a data set, or a hub's org/model; without a name, lists what there is."""
-    from jcl.data import fetch
+    from jcl.data.registry import fetch
 
     if name:
         print(fetch.fetch(name, to, lambda line: print(line, file=sys.stderr)))

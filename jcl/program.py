@@ -12,12 +12,12 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from jcl import mesh as meshes
 from jcl import taps, trees
 from jcl.chain import chain
 from jcl.losses import total_weight
 from jcl.method import Apply, Batch, Ctx, Info, LossFn, Method, Objective, Params, Tap, defines
-from jcl.rows import own_rows, split_rows
+from jcl.parallel import mesh as meshes
+from jcl.parallel.rows import own_rows, split_rows
 
 Boundary = Literal["keep", "reset", "reset_moments"]
 Evaluate = Callable[["Program", "State"], Any]

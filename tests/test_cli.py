@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import jcl
-from jcl import cli, experiment, expression, launch, models, report, screen
+from jcl import cli, models, report
+from jcl.report import screen
+from jcl.runs import experiment, expression, launch
 
 TOY = '''
 """A toy, for tests."""
@@ -21,8 +23,8 @@ import numpy as np
 import optax
 
 from jcl import data, losses
-from jcl.evaluation import accuracy, evaluator
-from jcl.experiment import Experiment
+from jcl.measures.evaluation import accuracy, evaluator
+from jcl.runs.experiment import Experiment
 from jcl.models import mlp
 
 METHODS = ("naive()", "er(capacity=20, rows=4)")
@@ -376,8 +378,8 @@ import numpy as np
 import optax
 
 from jcl import data, losses, models
-from jcl.evaluation import evaluator, token_nll
-from jcl.experiment import Experiment
+from jcl.measures.evaluation import evaluator, token_nll
+from jcl.runs.experiment import Experiment
 
 METHODS = ("ewc()",)
 HELD = []

@@ -1,112 +1,184 @@
-"""Who may import whom, read from the source, and what `import jcl` may load."""
+"""Who may import whom, who may touch disk, clock and screen, and what `import jcl` loads."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "jcl"
-HELPERS = {
-    "method", "trees", "taps", "losses", "importance", "memory", "merging", "metrics", "adapters",
-    "growth",
-    "flops", "preference", "rows",
-}  # fmt: skip
-FOLDERS = {"folder", "gguf", "peft", "tensors"}  # of models: what reads and writes weights
-SHELL = {
-    "fit",
-    "edit",
-    "export",
-    "checkpoint",
-    "processes",
-    "report",
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "jcl"
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+
+LAYERS = [
+    "method trees",
+    "taps chain losses",
+    "memory data",
+    "parallel",
+    "mechanisms",
+    "models methods program",
+    "replicate training measures",
+    "editing report",
+    "runs",
     "cli",
-    "launch",
-    "data",
-    "nodes",
-    "pipeline",
-    "plan",
-    "screen",
-    "page",
-    "figures",
-    "flags",
+]
+"""The entries of `jcl/`, files or folders, from the earliest layer to the latest."""
+LAYER = {entry: depth for depth, layer in enumerate(LAYERS) for entry in layer.split()}
+OUTSIDE_LAYERS = {"moved"}
+"""`moved` maps old module paths to new ones and imports neither before it is asked to."""
+
+SENSES = {
+    "disk": {"pathlib", "os", "shutil", "tempfile", "csv", "mmap", "sqlite3"},
+    "clock": {"time", "datetime"},
+    "screen": {"rich", "print"},
+}
+TOUCHES = {
+    "training": {"disk", "clock"},
+    "data": {"disk", "clock"},
+    "report": {"disk", "clock", "screen"},
+    "runs": {"disk", "clock", "screen"},
+    "cli": {"disk", "clock", "screen"},
+    "parallel/processes": {"disk", "clock", "screen"},  # of `os`, what ends a process
+    "parallel/signals": {"disk", "clock", "screen"},
+    "models/pretrained": {"disk"},
+    "models/gguf": {"disk"},
+    "models/peft": {"disk"},
+    "models/tensors": {"disk"},
+    "editing/stream": {"disk", "clock"},
+}
+"""What may touch what; every other file is pure."""
+
+LONGEST = 400
+LONG_BY_NATURE = {
+    "jcl/models/decoder.py": "a whole architecture",
+    "jcl/models/decoder_families.py": "a table of published decoders",
 }
 
 
-def imports(path: Path, top_level: bool = False) -> set[str]:
-    """Full names of the modules that a file imports, `jcl.x` for `from jcl import x`."""
-    tree = ast.parse(path.read_text())
+def name_of(path: Path) -> str:
+    """A file of `jcl/` as `folder/module`."""
+    return path.relative_to(PACKAGE).with_suffix("").as_posix()
+
+
+def entry_of(path: Path) -> str:
+    """The entry of `LAYERS` to which a file belongs."""
+    return name_of(path).partition("/")[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of what a file imports, anywhere in it: `jcl.x.y` for `from jcl.x import y`."""
     found: set[str] = set()
-    for node in tree.body if top_level else ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            inside = node.module == "jcl"
-            found |= {f"jcl.{a.name}" for a in node.names} if inside else {node.module}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
 def ours(path: Path) -> set[str]:
-    """First names of the jcl modules that a file imports."""
-    return {name.split(".")[1] for name in imports(path) if name.startswith("jcl.")}
+    """Entries of `LAYERS` that a file imports; a bare `import jcl` counts as `jcl` itself."""
+    names = [name.split(".") for name in imports(path)]
+    return {([*parts, "jcl"])[1] for parts in names if parts[0] == "jcl"}
 
 
 def outside(path: Path) -> set[str]:
+    """Packages that a file imports besides Python's own and ours."""
     names = {name.split(".")[0] for name in imports(path)}
     return names - set(sys.stdlib_module_names) - {"jcl", "__future__"}
 
 
-def files(folder: str) -> list[Path]:
-    return [p for p in sorted((PACKAGE / folder).glob("*.py")) if p.name != "__init__.py"]
+def below(folder: str) -> list[Path]:
+    """The files below a folder of `jcl/`."""
+    return [path for path in FILES if name_of(path).startswith(f"{folder}/")]
+
+
+def by_name(paths: list[Path]) -> dict[str, object]:
+    """The arguments of `parametrize` for a test of each file."""
+    return {"argnames": "path", "argvalues": paths, "ids": [name_of(p) for p in paths]}
+
+
+@pytest.mark.parametrize(**by_name(FILES))
+def test_imports_run_from_later_layers_to_earlier_ones(path: Path) -> None:
+    mine = entry_of(path)
+    if mine in OUTSIDE_LAYERS:
+        return
+    for other in ours(path) - {mine, "__version__"}:
+        assert other in LAYER, f"{name_of(path)} imports jcl.{other}, which is in no layer"
+        assert LAYER[other] < LAYER[mine], f"{name_of(path)} imports {other} of a later layer"
+
+
+def test_every_entry_is_in_a_layer() -> None:
+    assert {entry_of(path) for path in FILES} - OUTSIDE_LAYERS == set(LAYER)
 
 
 @pytest.mark.parametrize("name", ["method", "trees"])
 def test_the_contract_stands_on_jax_alone(name: str) -> None:
-    path = PACKAGE / f"{name}.py"
-    assert outside(path) <= {"jax"} and not ours(path) - {"method"}
+    assert outside(PACKAGE / f"{name}.py") <= {"jax"}
 
 
-@pytest.mark.parametrize("path", files("methods"), ids=lambda p: p.stem)
-def test_methods_import_helpers_and_never_one_another(path: Path) -> None:
-    assert ours(path) <= HELPERS
+@pytest.mark.parametrize(**by_name(below("data")))
+def test_data_imports_of_jcl_the_contract_alone(path: Path) -> None:
+    assert ours(path) <= {"data", "method"}
+
+
+def siblings(folder: str) -> Iterator[tuple[Path, set[str]]]:
+    """Each file below a folder, and the other files below it that it imports."""
+    modules = {"jcl." + name_of(p).replace("/", "."): p for p in below(folder)}
+    for path in below(folder):
+        seen = {name for name in imports(path) if name.startswith(f"jcl.{folder}")}
+        yield path, {m for m in modules for name in seen if f"{name}.".startswith(f"{m}.")}
+
+
+@pytest.mark.parametrize("folder", ["methods", "editing/editors"])
+def test_no_method_imports_another_and_no_editor_another(folder: str) -> None:
+    for path, others in siblings(folder):
+        assert not others, f"{name_of(path)} imports {others}"
+
+
+@pytest.mark.parametrize(**by_name(below("methods") + below("mechanisms")))
+def test_methods_and_mechanisms_are_pure_jax(path: Path) -> None:
     assert outside(path) <= {"jax"}
 
 
-@pytest.mark.parametrize("name", sorted(HELPERS - {"memory", "metrics"}))
-def test_helpers_are_pure(name: str) -> None:
-    path = PACKAGE / f"{name}.py"
-    assert ours(path) <= HELPERS and outside(path) <= {"jax"}
-
-
-def test_chain_knows_no_method() -> None:
+def test_chain_knows_no_method_and_models_and_data_know_no_program() -> None:
     assert ours(PACKAGE / "chain.py") <= {"method", "trees"}
+    for path in below("models") + below("data"):
+        assert not ours(path) & {"methods", "chain", "program", "training"}, path
 
 
-@pytest.mark.parametrize("path", files("models") + files("data"), ids=lambda p: p.stem)
-def test_models_and_data_know_no_method(path: Path) -> None:
-    assert not ours(path) & {"methods", "chain", "program", "fit"}
-
-
-def test_only_the_shell_opens_files_or_reads_the_clock() -> None:
-    for path in sorted(PACKAGE.rglob("*.py")):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        weights = name == "models" and path.stem in FOLDERS
-        driver = name == "editing" and path.stem == "stream"
-        if name not in SHELL | {"experiment"} and not weights and not driver:
-            assert not imports(path) & {"time", "pathlib", "os", "shutil", "rich"}, path
+@pytest.mark.parametrize(**by_name(FILES))
+def test_who_touches_disk_clock_and_screen(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and hasattr(n.func, "id")}
+    used = {name.split(".")[0] for name in imports(path)} | (calls & {"print", "open"})
+    touched = {sense for sense, by in SENSES.items() if used & by}
+    touched |= {"disk"} if "open" in used else set()
+    name, entry = name_of(path), entry_of(path)
+    assert touched <= TOUCHES.get(entry, set()) | TOUCHES.get(name, set())
 
 
 def test_nothing_imports_experiments() -> None:
-    for path in PACKAGE.rglob("*.py"):
+    for path in FILES:
         assert not {n for n in imports(path) if n.startswith(("experiments", "tpu"))}, path
 
 
 def test_no_file_says_nothing_by_its_name() -> None:
-    names = {p.stem for p in PACKAGE.rglob("*.py")}
-    assert not names & {"utils", "helpers", "misc", "common"}
+    assert not {p.stem for p in FILES} & {"utils", "helpers", "misc", "common"}
+
+
+def test_the_top_floor_is_the_idea() -> None:
+    assert len([path for path in FILES if path.parent == PACKAGE]) <= 12
+
+
+def test_no_file_is_longer_than_it_can_be_read() -> None:
+    written = [*FILES, *sorted((ROOT / "tpu").glob("*.py"))]
+    long = {p.relative_to(ROOT).as_posix(): len(p.read_text().splitlines()) for p in written}
+    assert {n: k for n, k in long.items() if k > LONGEST and n not in LONG_BY_NATURE} == {}
 
 
 def test_import_loads_the_core_alone() -> None:

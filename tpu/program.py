@@ -18,9 +18,10 @@ import optax
 from compiled import Memory
 
 import jcl
-from jcl import adapters, expression, losses, mesh, trees
+from jcl import adapters, losses, mesh, trees
 from jcl.models import decoder
 from jcl.models.presets import PRESETS
+from jcl.runs import expression
 
 FUNCTIONS = ("step", "consolidate", "predict")
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {

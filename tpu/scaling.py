@@ -76,7 +76,7 @@ def draw(found: dict[str, Any], to: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from jcl.figures import HUES, STYLE
+    from jcl.report.figures import HUES, STYLE
 
     with rc_context(STYLE):
         figure = Figure((13.0, 4.2), layout="constrained")

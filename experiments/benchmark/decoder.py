@@ -51,7 +51,7 @@ def jcl_side(given: argparse.Namespace) -> dict[str, Any]:
     import jcl
     from jcl import adapters, losses, methods
     from jcl.models import decoder
-    from jcl.models.families import DECODERS
+    from jcl.models.decoder_families import DECODERS
 
     values, (rows, length) = SHAPES[given.model]
     config = DECODERS[values["model_type"]].config(AutoConfig.for_model(**values))

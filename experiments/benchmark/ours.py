@@ -114,9 +114,10 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
     import optax
 
     import jcl
-    from jcl import data, expression, losses
-    from jcl.evaluation import accuracy, evaluator
+    from jcl import data, losses
+    from jcl.measures.evaluation import accuracy, evaluator
     from jcl.models import mlp
+    from jcl.runs import expression
 
     rng = np.random.default_rng(given.seed)
     means = rng.standard_normal((CLASSES, INPUTS), np.float32)

@@ -1,6 +1,7 @@
 """Streams of tasks: what a sequence is made of, and how it is drawn."""
 
 from jcl.data.arrays import Scenario, from_arrays, from_scenario, reorder, scenario
+from jcl.data.byte_stream import from_bytes, windows
 from jcl.data.chats import chat, pair
 from jcl.data.datasets import read_dataset, read_tfds
 from jcl.data.documents import Documents, read_jsonl, read_text
@@ -11,7 +12,7 @@ from jcl.data.instructions import (
     read_superni,
     read_trace,
 )
-from jcl.data.packed import from_text
+from jcl.data.packed_stream import from_text
 from jcl.data.packing import Rows, gather, pack_rows
 from jcl.data.preferences import from_pairs, read_hh, read_shp, right_over_wrong
 from jcl.data.scenarios import (
@@ -29,7 +30,6 @@ from jcl.data.scenarios import (
 from jcl.data.sources import digits, mnist, mnist5k, python_domains
 from jcl.data.stages import with_replay
 from jcl.data.stream import Stream, from_leaves, members, pack, stack
-from jcl.data.text import from_bytes, windows
 from jcl.data.tokens import Tokens, tokenise
 
 __all__ = [

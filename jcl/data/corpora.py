@@ -1,7 +1,7 @@
 """Readers of fetched texts: documents in time, labelled rows, facts.
 
-Every reader takes the folder that `jcl.data.fetch` made, fetches it where none is given, and
-returns a list in a fixed order. Licences are those of `jcl.data.archives.SOURCES`.
+Every reader takes the folder that `jcl.data.registry.fetch` made, fetches it where none is given,
+and returns a list in a fixed order. Licences are those of `jcl.data.registry.archives.SOURCES`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from jcl.data.fetch import fetch
+from jcl.data.registry.fetch import fetch
 from jcl.method import check
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jcl.data.corpora import Labelled
-from jcl.data.fetch import fetch
+from jcl.data.registry.fetch import fetch
 from jcl.method import check
 
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jcl.data import caches
 from jcl.data.chats import joined, render
 from jcl.data.documents import Document
 from jcl.data.encode import Passage, check_tokenizer, encode, largest_id
+from jcl.data.registry import caches
 
 _FORMAT = 1  # of the cached files and of what is in them; another one makes them anew
 _BATCH = 1 << 20  # characters that are tokenised at once, and a progress event each

@@ -1,15 +1,15 @@
 """Knowledge editing: facts written into a trained model, one a file."""
 
-from jcl.editing.alphaedit import alphaedit
 from jcl.editing.editor import Editor, Facts
-from jcl.editing.ft_l import ft_l
-from jcl.editing.grace import grace, remove_edit
-from jcl.editing.memit import memit
+from jcl.editing.editors.alphaedit import alphaedit
+from jcl.editing.editors.ft_l import ft_l
+from jcl.editing.editors.grace import grace, remove_edit
+from jcl.editing.editors.memit import memit
+from jcl.editing.editors.rome import rome
+from jcl.editing.editors.wise import wise
 from jcl.editing.requests import CONTEXTS, encode, pad
-from jcl.editing.rome import rome
 from jcl.editing.statistics import second_moment
 from jcl.editing.undo import Past, recorded, undo
-from jcl.editing.wise import wise
 
 __all__ = [
     "CONTEXTS",

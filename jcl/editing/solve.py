@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from jcl import adapters
+from jcl.mechanisms import adapters
 from jcl.method import Params, check
 
 

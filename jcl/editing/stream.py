@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcl import checkpoint, trees
+from jcl import trees
 from jcl.data.stream import Arrays
 from jcl.editing.editor import Editor
 from jcl.editing.measures import KINDS, Answers, Exam, answers, perplexity, scores
@@ -22,6 +22,7 @@ from jcl.editing.requests import pad
 from jcl.editing.undo import Past, recorded
 from jcl.method import Apply, Batch, Params, check
 from jcl.models import decoder
+from jcl.training import checkpoint
 
 Line = dict[str, Any]
 """What is measured at one point of a stream; see `run`."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jcl import taps
+from jcl import losses, taps
 from jcl.editing import solve
 from jcl.editing.editor import Facts
 from jcl.method import Apply, Batch, Params, check
@@ -60,6 +60,15 @@ def rows(tokens: jax.Array, segments: jax.Array) -> Batch:
     count = tokens.shape[0]
     weight, task = jnp.ones(count, jnp.float32), jnp.zeros(count, jnp.int32)
     return {"tokens": tokens, "segments": segments, "weight": weight, "task": task}
+
+
+def target_nll(outputs: Any, rows: Batch) -> jax.Array:
+    """Mean over each row's target tokens, float32 [N], of `TokenScores` or of logits."""
+    if isinstance(outputs, losses.TokenScores):
+        nll = outputs.nll[:, :-1]
+    else:
+        nll = losses.next_token_nll(outputs, rows["tokens"])
+    return jnp.sum(nll * rows["mask"], axis=-1) / jnp.maximum(jnp.sum(rows["mask"], axis=-1), 1)
 
 
 def picked(places: jax.Array) -> Callable[[jax.Array], jax.Array]:

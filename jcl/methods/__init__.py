@@ -1,50 +1,50 @@
 """Continual-learning methods, one a file; each factory returns a `jcl.Method`."""
 
-from jcl.methods.agem import agem
-from jcl.methods.bottleneck import bottleneck
-from jcl.methods.copr import copr
-from jcl.methods.der import der, derpp
-from jcl.methods.distil import distil
-from jcl.methods.dpo import dpo
-from jcl.methods.ema import ema
-from jcl.methods.eproj import eproj
-from jcl.methods.er import er
-from jcl.methods.ewc import ewc, online_ewc
-from jcl.methods.gem import gem
-from jcl.methods.gpm import gpm
-from jcl.methods.hat import hat
-from jcl.methods.hma import hma
-from jcl.methods.ia3 import ia3
-from jcl.methods.infer_task import infer_task
-from jcl.methods.ir_dro import ir_dro
-from jcl.methods.kl_to_reference import kl_to_reference
-from jcl.methods.l2sp import l2sp
-from jcl.methods.llama_pro import llama_pro
-from jcl.methods.lora import lora
-from jcl.methods.lwf import lwf
-from jcl.methods.mas import mas
-from jcl.methods.migu import migu
-from jcl.methods.moelora import moelora
-from jcl.methods.mofo import mofo
-from jcl.methods.naive import naive
-from jcl.methods.ogd import ogd
-from jcl.methods.olora import inclora, olora
-from jcl.methods.online_merging import online_merging
-from jcl.methods.packnet import packnet
-from jcl.methods.prefix_tuning import prefix_tuning
-from jcl.methods.progressive_prompts import progressive_prompts
-from jcl.methods.prompt_tuning import prompt_tuning
-from jcl.methods.recadam import recadam
-from jcl.methods.reference import from_scratch
-from jcl.methods.rho import rho
-from jcl.methods.rwalk import rwalk
-from jcl.methods.schedule import constant, infinite, rewarm
-from jcl.methods.seq import seq
-from jcl.methods.si import si
-from jcl.methods.soft_mask import soft_mask
-from jcl.methods.task_arithmetic import task_arithmetic
-from jcl.methods.ties import ties
-from jcl.methods.wise_ft import wise_ft
+from jcl.methods.adapters.bottleneck import bottleneck
+from jcl.methods.adapters.eproj import eproj
+from jcl.methods.adapters.ia3 import ia3
+from jcl.methods.adapters.lora import lora
+from jcl.methods.adapters.moelora import moelora
+from jcl.methods.adapters.olora import inclora, olora
+from jcl.methods.adapters.prefix_tuning import prefix_tuning
+from jcl.methods.adapters.progressive_prompts import progressive_prompts
+from jcl.methods.adapters.prompt_tuning import prompt_tuning
+from jcl.methods.alignment.copr import copr
+from jcl.methods.alignment.dpo import dpo
+from jcl.methods.anchors.ewc import ewc, online_ewc
+from jcl.methods.anchors.l2sp import l2sp
+from jcl.methods.anchors.mas import mas
+from jcl.methods.anchors.recadam import recadam
+from jcl.methods.anchors.rwalk import rwalk
+from jcl.methods.anchors.si import si
+from jcl.methods.baselines.from_scratch import from_scratch
+from jcl.methods.baselines.naive import naive
+from jcl.methods.masks.hat import hat
+from jcl.methods.masks.llama_pro import llama_pro
+from jcl.methods.masks.migu import migu
+from jcl.methods.masks.mofo import mofo
+from jcl.methods.masks.packnet import packnet
+from jcl.methods.masks.seq import seq
+from jcl.methods.masks.soft_mask import soft_mask
+from jcl.methods.merges.ema import ema
+from jcl.methods.merges.hma import hma
+from jcl.methods.merges.online_merging import online_merging
+from jcl.methods.merges.task_arithmetic import task_arithmetic
+from jcl.methods.merges.ties import ties
+from jcl.methods.merges.wise_ft import wise_ft
+from jcl.methods.projections.agem import agem
+from jcl.methods.projections.gem import gem
+from jcl.methods.projections.gpm import gpm
+from jcl.methods.projections.ogd import ogd
+from jcl.methods.replay.der import der, derpp
+from jcl.methods.replay.er import er
+from jcl.methods.routing.infer_task import infer_task
+from jcl.methods.schedules.schedule import constant, infinite, rewarm
+from jcl.methods.teachers.distil import distil
+from jcl.methods.teachers.kl_to_reference import kl_to_reference
+from jcl.methods.teachers.lwf import lwf
+from jcl.methods.weighting.ir_dro import ir_dro
+from jcl.methods.weighting.rho import rho
 
 __all__ = [
     "agem",

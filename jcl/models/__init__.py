@@ -1,10 +1,10 @@
 """Models as `apply(params, batch, tap) -> outputs` over nested dicts of arrays."""
 
 from jcl.models import decoder, encoder, mlp, multimodal, t5, vision
-from jcl.models.folder import Model, classifier, load, of, save, shapes
 from jcl.models.generation import generate, write
 from jcl.models.layers import dense, init_dense
 from jcl.models.peft import Adapter, load_adapter, save_adapter
+from jcl.models.pretrained import Model, classifier, load, of, save, shapes
 from jcl.models.quantize import quantize
 
 __all__ = [

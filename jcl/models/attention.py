@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jcl import mesh as meshes
 from jcl.method import check
+from jcl.parallel import mesh as meshes
 
 Backend = Literal["auto", "xla", "cudnn", "splash"]
 """`auto` takes cuDNN on GPUs for half precision, splash attention on TPUs, XLA elsewhere, and

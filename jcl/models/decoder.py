@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps
-from jcl.adapters import weight
+from jcl.mechanisms.adapters import weight
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention, rope
 from jcl.models.layers import (

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jcl.method import check
 from jcl.models import encoder, t5
-from jcl.models.families import Family, Layout, Source, activation_name, linear, vector
+from jcl.models.decoder_families import Family, Layout, Source, activation_name, linear, vector
 
 
 def _bert(given: Any, offset: int = 0) -> encoder.Config:

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jcl import adapters, taps
-from jcl import mesh as meshes
-from jcl.adapters import column_norm, weight
+from jcl import taps
 from jcl.losses import TokenScores
+from jcl.mechanisms import adapters
+from jcl.mechanisms.adapters import column_norm, weight
 from jcl.method import Params, Tap, check
+from jcl.parallel import mesh as meshes
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,

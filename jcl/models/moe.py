@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jcl import mesh as meshes
 from jcl.method import Params
 from jcl.models.layers import product
+from jcl.parallel import mesh as meshes
 
 
 def mix(

@@ -22,7 +22,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jcl import adapters, taps
+from jcl import taps
+from jcl.mechanisms import adapters
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import decoder, vision
 from jcl.models.layers import dense, init_dense

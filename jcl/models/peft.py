@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcl import adapters, trees
+from jcl import trees
+from jcl.mechanisms import adapters
 from jcl.method import Params, check
-from jcl.models.families import DECODERS, Source
-from jcl.models.folder import FAMILIES, Model
+from jcl.models.decoder_families import DECODERS, Source
+from jcl.models.pretrained import FAMILIES, Model
 
 _UNREAD = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias",

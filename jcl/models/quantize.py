@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcl import adapters, trees
+from jcl import trees
+from jcl.mechanisms import adapters
 from jcl.method import Params, check
 
 

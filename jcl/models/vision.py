@@ -21,14 +21,7 @@ from jax import lax
 from jcl import taps
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention
-from jcl.models.layers import (
-    ACTIVATIONS,
-    Remat,
-    bottleneck,
-    dense,
-    layer_norm,
-    rematerialise,
-)
+from jcl.models.layers import ACTIVATIONS, Remat, bottleneck, dense, layer_norm, rematerialise
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from jcl.models import vision
-from jcl.models.families import Family, Layout, Source, View, activation_name, linear, vector
+from jcl.models.decoder_families import (
+    Family,
+    Layout,
+    Source,
+    View,
+    activation_name,
+    linear,
+    vector,
+)
 
 _PREFIX = "vision_model."
 

@@ -4,8 +4,8 @@ import copy
 
 import numpy as np
 import pytest
-import tiny
-from tiny import CHATML
+import tiny_text as tiny
+from tiny_text import CHATML
 
 from jcl import data
 

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-import tiny
+import tiny_text as tiny
 from tokenizers import processors
 
 from jcl.data.encode import Passage, encode, largest_id, special_texts

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import tiny
+import tiny_text as tiny
 
 from jcl import data
 from jcl.data.preferences import Pair, encode_pairs

@@ -5,7 +5,7 @@ import resource
 
 import numpy as np
 import pytest
-import tiny
+import tiny_text as tiny
 
 from jcl import data
 from jcl.data import tokens as module

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from jcl import models
-from jcl.editing.memit import memit
-from jcl.editing.rome import rome
+from jcl.editing.editors.memit import memit
+from jcl.editing.editors.rome import rome
 
 STEPS, RATE, DECAY, KL = 6, 0.5, 0.5, 3.0
 

@@ -10,7 +10,7 @@ from tiny_model import APPLY, CONFIG, EDITS, LENGTH, PARAMS
 
 from jcl import checkpoint, trees
 from jcl.editing import Editor, encode
-from jcl.editing.grace import grace
+from jcl.editing.editors.grace import grace
 from jcl.editing.measures import examine
 from jcl.editing.stream import compiled, run
 from jcl.editing.undo import undo

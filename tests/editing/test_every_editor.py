@@ -14,12 +14,12 @@ import pytest
 import tiny_model as tiny
 
 from jcl.editing import Editor, recorded, undo
-from jcl.editing.alphaedit import alphaedit
-from jcl.editing.ft_l import ft_l
-from jcl.editing.grace import grace
-from jcl.editing.memit import memit
-from jcl.editing.rome import rome
-from jcl.editing.wise import wise
+from jcl.editing.editors.alphaedit import alphaedit
+from jcl.editing.editors.ft_l import ft_l
+from jcl.editing.editors.grace import grace
+from jcl.editing.editors.memit import memit
+from jcl.editing.editors.rome import rome
+from jcl.editing.editors.wise import wise
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jcl.editing import solve
-from jcl.editing.alphaedit import null_space
+from jcl.editing.editors.alphaedit import null_space
 
 D, OUT, N = 20, 7, 4
 

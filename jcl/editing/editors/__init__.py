@@ -1,0 +1,1 @@
+"""Editors, one a file; each factory returns a `jcl.editing.Editor`."""

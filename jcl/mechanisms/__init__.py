@@ -1,0 +1,1 @@
+"""What several methods share: adapters, importances, merging, preferences, growth."""

@@ -1,0 +1,244 @@
+"""How much each parameter matters: per-example statistics of gradients.
+
+Squaring the gradient of a batch's mean is not the Fisher: its size would depend on the batch. So
+gradients are taken per example; where all parameters belong to dense layers that call their taps,
+Σ_b (a_b d_bᵀ)² = (A²)ᵀ(D²) gives that for the price of one batch gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import taps, trees
+from jcl.losses import weighted_mean
+from jcl.method import Apply, Batch, Ctx, Params, Tap
+from jcl.parallel.rows import by_slices, own_rows
+
+Labels = Literal["empirical", "sampled", "exact"]
+Scalar = Callable[..., jax.Array]
+"""`(params, batch, tap) -> float32 []`, a mean over examples weighted by `batch["weight"]`."""
+
+
+def check_labels(labels: str) -> None:
+    """Refuses what `fisher` doesn't know.
+
+    Raises:
+      ValueError: if `labels` is none of `empirical`, `sampled`, `exact`.
+    """
+    if labels not in ("empirical", "sampled", "exact"):
+        raise ValueError(f"labels is {labels!r}, but must be 'empirical', 'sampled' or 'exact'")
+
+
+def _dense_paths(apply: Apply, params: Params, batch: Batch) -> list[str] | None:
+    """Dense layers that hold every leaf of `params` between them, or None if some leaf is left."""
+    visits: dict[str, list[bool]] = {}
+
+    def note(site: str, layer: object, h: jax.Array) -> jax.Array:
+        if site.endswith(":in"):
+            plain = h.ndim == 2 and isinstance(layer, int)  # a traced layer sits inside a scan
+            visits.setdefault(site.removesuffix(":in"), []).append(plain)
+        return h
+
+    jax.eval_shape(lambda p, b: apply(p, b, note), params, batch)
+    # the gradient of a layer that is used twice is a sum of products, whose square is not one
+    paths = [path for path, plain in visits.items() if plain == [True]]
+    held = {f"{path}/{leaf}" for path in paths for leaf in _LEAVES}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return paths if all(trees.path_name(p) in held for p, _ in leaves) else None
+
+
+_LEAVES = ("kernel", "bias")
+
+
+def _dense(scalar: Scalar, paths: list[str], params: Params, batch: Batch, power: int) -> Params:
+    """Σ_b weight_b |∂ℓ_b/∂θ|^power from layer inputs A [B, in] and output gradients D [B, out]."""
+
+    def run(nudges: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        inputs = {}
+
+        def tap(site: str, layer: object, h: jax.Array) -> jax.Array:
+            path, _, end = site.rpartition(":")
+            if path in nudges and end == "in":
+                inputs[path] = h
+            return h + nudges[path] if path in nudges and end == "out" else h
+
+        return scalar(params, batch, tap), inputs
+
+    outs = taps.sites(lambda p, b, tap: scalar(p, b, tap), params, batch)
+    nudges = {p: jnp.zeros(outs[f"{p}:out"].shape, outs[f"{p}:out"].dtype) for p in paths}
+    slopes, inputs = jax.grad(run, has_aux=True)(nudges)
+    weight = batch["weight"].astype(jnp.float32)[:, None]
+    # the mean's slope at row b is weight_b / Σ weight times the row's own; `exact` weighs rows by
+    # probabilities, which may be so small that Σ weight / weight_b overflows
+    total = jnp.sum(weight)
+    none = weight <= 1e-30 * total
+    own = jnp.where(none, 0.0, total / jnp.where(none, 1.0, weight))
+    found = {}
+    for path in paths:
+        d = weight * jnp.abs(slopes[path].astype(jnp.float32) * own) ** power
+        a = jnp.abs(inputs[path].astype(jnp.float32)) ** power
+        found[f"{path}/kernel"] = a.T @ d
+        found[f"{path}/bias"] = jnp.sum(d, axis=0)
+    return jax.tree_util.tree_map_with_path(
+        lambda p, x: found[trees.path_name(p)].reshape(x.shape), params
+    )
+
+
+def _rows(scalar: Scalar, params: Params, batch: Batch, power: int) -> Params:
+    """The same for any model: a scan over single rows, which holds one gradient at a time."""
+    slope = jax.grad(lambda p, row: scalar(p, row, taps.identity))
+
+    def add(total: Params, row: Batch) -> tuple[Params, None]:
+        grads = slope(params, jax.tree.map(lambda x: x[None], row))
+        grown = jax.tree.map(
+            lambda t, g: t + row["weight"] * jnp.abs(g.astype(jnp.float32)) ** power, total, grads
+        )
+        return grown, None
+
+    return lax.scan(add, trees.zeros(params), batch)[0]
+
+
+def per_example(
+    scalar: Scalar, ctx: Ctx, params: Params, batches: Batch, power: int, mass: bool = True
+) -> Params:
+    """Mean over examples of |∂ℓ/∂θ|^power, float32, shaped like `params`.
+
+    Replicas, and the slices of a mesh along `data`, share the examples out.
+
+    Args:
+      scalar: the weighted mean of ℓ over a batch.
+      ctx: its `apply` is the model, asked for its dense layers.
+      params: where the gradient is taken.
+      batches: leaves [n, B, ...].
+      power: 2 for a Fisher, 1 for MAS.
+      mass: whether to divide by Σ weight; False gives the sum.
+    """
+    if ctx.mesh is not None and ctx.mesh.shape["data"] > 1:
+        slice_ = ctx._replace(axis_name="data", mesh=None)
+        return by_slices(lambda p, b: per_example(scalar, slice_, p, b, power, mass), ctx.mesh)(
+            params, batches
+        )
+    paths = _dense_paths(ctx.apply, params, jax.tree.map(lambda x: x[0], batches))
+    name, own = ctx.axis_name, batches
+    if name is not None:
+        own = jax.tree.map(lambda x: x[:, 0], jax.vmap(lambda b: own_rows(b, name))(batches))
+
+    def add(total: Params, batch: Batch) -> tuple[Params, None]:
+        if paths:
+            part = _dense(scalar, paths, params, batch, power)
+        else:
+            part = _rows(scalar, params, batch, power)
+        return trees.add(total, part), None
+
+    total, _ = lax.scan(add, trees.zeros(params), own)
+    total = total if name is None else lax.psum(total, name)
+    return trees.scale(_per_weight(batches), total) if mass else total
+
+
+def _per_weight(batches: Batch) -> jax.Array:
+    """1 / Σ weight, float32 []; 1 where there is none."""
+    weight = jnp.sum(batches["weight"].astype(jnp.float32))
+    return 1 / jnp.where(weight == 0, 1.0, weight)
+
+
+def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical") -> Params:
+    """Diagonal Fisher: the mean over examples of the squared per-example gradient of -log p.
+
+    Source: Kunstner et al., arXiv 1905.12558, equations 2 (exact) and 4 (empirical).
+
+    Args:
+      ctx: its `loss` is differentiated; its `objective` gives `sampled` and `exact` their labels.
+      params: where the gradient is taken.
+      batches: leaves [n, B, ...]; rows of weight 0 don't count.
+      labels: the data's own (`empirical`, any loss), one drawn from the model (`sampled`), or all,
+        weighted by the model (`exact`, as many gradients as classes).
+
+    Returns:
+      float32, shaped like `params`.
+
+    Raises:
+      ValueError: if the loss exposes no predictive distribution and `labels` needs one.
+    """
+
+    def scalar(p: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
+        return ctx.loss(p, batch, tap)[0]
+
+    if labels == "empirical":
+        return per_example(scalar, ctx, params, batches, 2)
+    if not hasattr(ctx.objective, "log_probs"):
+        raise ValueError(
+            f"labels is {labels!r}, but the loss exposes no log_probs, so it must be 'empirical'"
+        )
+    objective: Any = ctx.objective  # which has `relabel` too
+    stage = ctx.task
+
+    def log_probs(batch: Batch) -> jax.Array:
+        batch = {**batch, "stage": jnp.full_like(batch["task"], stage)}
+        return objective.log_probs(ctx.apply(params, batch), batch)
+
+    if labels == "sampled":
+        keys = jax.random.split(ctx.key, jax.tree.leaves(batches)[0].shape[0])
+
+        def draw(xs: tuple[jax.Array, Batch]) -> Batch:
+            key, batch = xs
+            return objective.relabel(batch, jax.random.categorical(key, log_probs(batch)))
+
+        drawn = lax.map(draw, (keys, batches))
+        return per_example(scalar, ctx, params, drawn, 2)
+
+    chances = lax.map(lambda batch: jnp.exp(log_probs(batch)), batches)  # [n, B, C]
+
+    def one(total: Params, label: jax.Array) -> tuple[Params, None]:
+        relabelled = jax.vmap(
+            lambda b: objective.relabel(b, jnp.full(b["weight"].shape, label, jnp.int32))
+        )(batches)
+        relabelled["weight"] = batches["weight"] * chances[..., label]
+        part = per_example(scalar, ctx, params, relabelled, 2, False)
+        return trees.add(total, part), None
+
+    total, _ = lax.scan(one, trees.zeros(params), jnp.arange(chances.shape[-1]))
+    return trees.scale(_per_weight(batches), total)
+
+
+def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
+    """MAS: the mean over examples of |∂‖f(x)‖²/∂θ|, which needs no labels. float32.
+
+    Source: Aljundi et al., arXiv 1711.09601, equations 2 and 3.
+    """
+
+    def scalar(p: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
+        outputs = ctx.apply(p, batch, tap).astype(jnp.float32)
+        squares = jnp.sum(outputs.reshape(outputs.shape[0], -1) ** 2, axis=-1)
+        return weighted_mean(squares, batch["weight"])
+
+    return per_example(scalar, ctx, params, batches, 1)
+
+
+def quadratic_pull(
+    grads: Params,
+    strength: float | jax.Array,
+    curvature: Params,
+    anchored: Params,
+    params: Params,
+) -> Params:
+    """grads + λ (Ωθ - ΣΩθ*): adds the gradient of ½ λ Σ_i Ω_i (θ_i - θ*_i)², of one anchor or many.
+
+    The quadratics of several anchors sum to one, with curvature ΣΩ and ΣΩθ*.
+
+    Args:
+      grads: the gradient to add to; the result has its dtypes.
+      strength: λ.
+      curvature: ΣΩ, float32.
+      anchored: ΣΩθ*, float32.
+      params: θ.
+    """
+
+    def pull(g: jax.Array, c: jax.Array, a: jax.Array, p: jax.Array) -> jax.Array:
+        return (g + strength * (c * p.astype(jnp.float32) - a)).astype(g.dtype)
+
+    return jax.tree.map(pull, grads, curvature, anchored, params)

@@ -1,0 +1,1 @@
+"""Adapters: small parts beside a base that rests."""

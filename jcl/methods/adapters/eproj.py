@@ -1,0 +1,139 @@
+"""A projector for each task that is unlike the earlier ones, found by what is seen and asked.
+
+Of a model of images and text (`models.multimodal`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import taps, trees
+from jcl.mechanisms import adapters
+from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
+
+
+class EProjState(NamedTuple):
+    """What eproj carries."""
+
+    keys: jax.Array
+    """float32 [slots, d]: sum of the features of the rows that each projector trained on."""
+    slot: jax.Array
+    """int32 []: the projector that learns in this stage, from its second step on."""
+    last: jax.Array
+    """int32 [slots]: the projector that last trained on each task, -1 before any did."""
+
+
+def eproj(
+    slots: int, threshold: float | jax.Array = 1.0, predict: Literal["key", "task"] = "key"
+) -> Method:
+    """EProj: a stage learns one projector; a row x is read through argmax_s cos(f(x), key_s).
+
+    f(x) joins the mean of the image's features, which the projector reads, and the mean embedding
+    of the question's tokens, each of length 1. The key of a projector is where Σ_x 1 - cos(f(x),
+    key) over its training rows is least: the direction of Σ_x f(x) / |f(x)|.
+
+    A stage begins with the projector of the known key that its first batch's mean feature is most
+    like, if their cosine is at least τ, and with a fresh one otherwise. So similar tasks share, and
+    others never move it. In that first step the projectors stand still. Leaves of `projector` get a
+    leading axis [slots], of copies of the model's own; make the program with
+    `trainable=multimodal.projector_and_adapters`, for features of a tower that learns would leave
+    the keys behind. In training all rows go through the stage's projector, replayed ones too.
+
+    Source: He et al., arXiv 2311.16206, whose method expands the projector by task similarity and
+    finds the task by a key. Their code could not be had: that the key is in closed form, decided on
+    a first batch, and that features are the model's own instead of BERT's, is our reading.
+
+    Args:
+      slots: projectors at most; once all are taken, a stage goes on with the most similar one.
+      threshold: τ, at most 1; above it tasks share a projector. 1 never shares, but for equal
+        features. May be traced.
+      predict: whether a row's projector is found by its `key`, or is the last that trained on the
+        row's `task` (and found by key where none did).
+
+    Raises:
+      ValueError: if an argument is out of range, or, at `init`, there is no projector that learns.
+    """
+    check(slots >= 1, "slots", slots, "at least 1")
+    check((threshold >= -1) & (threshold <= 1), "threshold", threshold, "from -1 to 1")
+    check(predict in ("key", "task"), "predict", predict, "'key' or 'task'")
+
+    def picked(params: Params, slot: jax.Array) -> Params:
+        """With the projector of a slot, or with that of each row."""
+        return {**params, "projector": jax.tree.map(lambda x: x[slot], params["projector"])}
+
+    def features(apply: Apply, params: Params, table: jax.Array, batch: Batch) -> jax.Array:
+        """f [B, d], of length 1, from a model with one projector."""
+        wanted = {"image": (0, lambda h: jnp.mean(h.astype(jnp.float32), axis=1))}
+        seen = taps.read(apply, params, batch, wanted)[0]["image"]
+        asked = jnp.ones(batch["tokens"].shape, jnp.float32)
+        if "segments" in batch:
+            asked = (batch["segments"] > 0).astype(jnp.float32)
+        if "mask" in batch:
+            asked = asked.at[:, 1:].multiply(1 - batch["mask"])
+        text = jnp.einsum("bl,bld->bd", asked, table[batch["tokens"]].astype(jnp.float32))
+        return jnp.concatenate([_unit(seen), _unit(text)], axis=-1) * 0.5**0.5
+
+    def table(ctx: Ctx, params: Params) -> jax.Array:
+        return trees.merge(params, ctx.frozen)["embed"]["table"]
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, EProjState]:
+        learns = bool(jax.tree.leaves(params.get("projector")))
+        check(learns, "learning parameters", sorted(params), "with a projector among them")
+        site = taps.sites(ctx.apply, params, ctx.batch).get("image")
+        check(site is not None, "model", "without the site 'image'", "one of images and text")
+        assert site is not None
+        width = site.shape[-1] + table(ctx, params).shape[1]
+        bank = jax.tree.map(lambda x: jnp.repeat(x[None], slots, axis=0), params["projector"])
+        empty = jnp.zeros((slots, width))
+        state = EProjState(empty, jnp.int32(0), jnp.full(slots, -1, jnp.int32))
+        return {**params, "projector": bank}, state
+
+    def likeness(state: EProjState, f: jax.Array) -> jax.Array:
+        """Cosines [..., slots]; -inf of projectors that nothing has trained."""
+        known = jnp.any(state.keys != 0, axis=-1)
+        return jnp.where(known, _unit(f) @ _unit(state.keys).T, -jnp.inf)
+
+    def forward(state: EProjState, ctx: Ctx, apply: Apply) -> Apply:
+        def chosen(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+            one = picked(params, state.slot)
+            if ctx.training or "cache" in batch or "image" not in taps.sites(apply, one, batch):
+                return apply(one, batch, tap)
+            slot = jnp.argmax(likeness(state, features(apply, one, table(ctx, params), batch)), -1)
+            if predict == "task":
+                own = state.last.at[batch["task"]].get(mode="fill", fill_value=-1)
+                slot = jnp.where(own < 0, slot, own)
+            return apply(picked(params, slot), batch, tap)
+
+        return chosen
+
+    def updates(state: EProjState, ctx: Ctx, tree: Params) -> Params:
+        learns = (jnp.arange(slots) == state.slot) & (ctx.task_step > 0)
+
+        def one(u: jax.Array) -> jax.Array:
+            return u * learns.reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype)
+
+        return {**tree, "projector": jax.tree.map(one, tree["projector"])}
+
+    def observe(state: EProjState, ctx: Ctx, info: Info) -> EProjState:
+        f = features(ctx.apply, ctx.params, table(ctx, ctx.params), info.batch)
+        f = f * (info.batch["weight"] > 0)[:, None]
+        alike = likeness(state, jnp.sum(f, axis=0))
+        taken = jnp.sum(jnp.any(state.keys != 0, axis=-1))
+        nearest = jnp.argmax(alike)
+        shares = (jnp.max(alike) >= threshold) | (taken == slots)
+        begun = jnp.where(shares, nearest, taken).astype(jnp.int32)
+        slot = jnp.where(ctx.task_step == 0, begun, state.slot)
+        keys = state.keys.at[slot].add(jnp.sum(f, axis=0))
+        return EProjState(keys, slot, adapters.last_stages(state.last, slot, info.batch))
+
+    return Method(
+        "eproj", init=init, forward=forward, updates=updates, observe=observe,
+        reads=("parameters", "gradients"),
+    )  # fmt: skip
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

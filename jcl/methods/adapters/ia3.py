@@ -1,0 +1,41 @@
+"""(IA)³: learned gains on keys, values and the inside of the MLP."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jcl import trees
+from jcl.mechanisms import adapters
+from jcl.method import Ctx, Method, Params, check
+
+
+def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"blocks/down") -> Method:
+    """(IA)³: k ⊙ l_k, v ⊙ l_v, and what enters the MLP's last layer ⊙ l_ff.
+
+    They are leaves `<layer>/gain` and `<layer>/input_gain`, float32, one at the start. With
+    `jcl.make(..., trainable=adapters.only)` they alone learn. `adapters.merge` folds them in.
+
+    Source: Liu et al., arXiv 2205.05638, section 3.3; a layer's bias is scaled too, as in peft.
+
+    Args:
+      outputs: regular expression for whole paths of dense layers whose outputs are scaled; None
+        scales none.
+      inputs: the same for inputs.
+
+    Raises:
+      ValueError: if both are None, or, at `init`, one matches no dense layer.
+    """
+    check(bool(outputs or inputs), "outputs", outputs, "given where inputs is None")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
+        whole = trees.merge(params, ctx.frozen)
+        for targets, key, axis in ((outputs, "gain", -1), (inputs, "input_gain", -2)):
+            for path in adapters.dense_paths(ctx, params, targets) if targets else ():
+                at = adapters.node(whole, path)
+                if key not in at:
+                    size = adapters.shape(at["kernel"])
+                    ones = jnp.ones((*size[:-2], size[axis]))
+                    params = adapters.graft(params, path, {key: ones})
+        return params, ()
+
+    return Method("ia3", init=init)

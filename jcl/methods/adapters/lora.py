@@ -1,0 +1,46 @@
+"""Low-rank adaptation: beside each chosen kernel a product of two thin matrices learns."""
+
+from __future__ import annotations
+
+from jcl.mechanisms import adapters
+from jcl.method import Ctx, Method, Params, check
+
+
+def lora(
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: str = r"blocks/(query|value)",
+    rslora: bool = False,
+    dora: bool = False,
+) -> Method:
+    """LoRA: W x + s B A x, s = α / r, with B = 0 at the start; W + sBA is never formed.
+
+    The pairs are leaves `<target>/lora/{a,b}` of the parameter tree, float32 whatever the base's
+    dtype. With `jcl.make(..., trainable=adapters.only)` they alone learn, and every other method in
+    the chain works on them; with the default the base learns too. α = 0 is the model without them.
+    `adapters.merge(params, adapters.scale(rank, alpha, rslora))` folds them in.
+
+    DoRA: m ⊙ (W + sBA) / ‖W + sBA‖ by output, m learned, the norm a constant to the gradient.
+
+    Source: Hu et al., arXiv 2106.09685, section 4.1, with A drawn as peft draws it; Kalajdzievski,
+    arXiv 2312.03732, for rsLoRA; Liu et al., arXiv 2402.09353, equation 5 and section 4.3, for
+    DoRA.
+
+    Args:
+      rank: r of every pair; one that is already in the tree, as `models.load_adapter` leaves it,
+        keeps its own.
+      alpha: α; may be traced.
+      targets: regular expression for the whole path of a dense layer.
+      rslora: s = α / √r.
+      dora: whether a magnitude for every output is learned too.
+
+    Raises:
+      ValueError: if `rank` is out of range, or, at `init`, `targets` matches no dense layer.
+    """
+    check(rank >= 1, "rank", rank, "at least 1")
+    factor = adapters.scale(rank, alpha, rslora)
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
+        return adapters.add_pairs(ctx, params, rank, targets, dora), ()
+
+    return Method("lora", init=init, forward=adapters.scaling(factor))

@@ -1,0 +1,162 @@
+"""A low-rank pair a stage: the past ones are kept and only the present one learns."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import taps, trees
+from jcl.mechanisms import adapters
+from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
+
+Predict = Literal["stack", "task"]
+Form = Literal["absolute", "square"]
+
+
+class BankState(NamedTuple):
+    """What inclora and olora carry."""
+
+    bank: Params
+    """Pairs of the stages before the last, see `adapters.bank`."""
+    last: jax.Array
+    """int32 [tasks]: the last stage that trained on each task, -1 before any did."""
+
+
+def _method(
+    name: str, tasks: int, rank: int, alpha: float, targets: str, rslora: bool, predict: Predict
+) -> Method:
+    check(tasks >= 2, "tasks", tasks, "at least 2")
+    check(rank >= 1, "rank", rank, "at least 1")
+    check(predict in ("stack", "task"), "predict", predict, "'stack' or 'task'")
+    factor = adapters.scale(rank, alpha, rslora)
+    slots = tasks - 1  # the last stage's pair stays where it learnt
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, BankState]:
+        params = adapters.add_pairs(ctx, params, rank, targets)
+        return params, BankState(adapters.bank(params, slots), jnp.full(tasks, -1, jnp.int32))
+
+    def forward(state: BankState, ctx: Ctx, apply: Apply) -> Apply:
+        def adapted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+            if predict == "stack":
+                params = adapters.stacked(params, state.bank)
+            elif not ctx.training:
+                stage = state.last.at[batch["task"][0]].get(mode="fill", fill_value=-1)
+                done = stage < jnp.minimum(ctx.task, slots)
+                params = adapters.taken(params, state.bank, jnp.where(done, stage, -1))
+            return apply(adapters.scaled(params, factor), batch, tap)
+
+        return adapted
+
+    def observe(state: BankState, ctx: Ctx, info: Info) -> BankState:
+        return state._replace(last=adapters.last_stages(state.last, ctx.task, info.batch))
+
+    def consolidate(
+        state: BankState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, BankState]:
+        final = ctx.task >= slots
+        full = adapters.deposit(state.bank, params, jnp.minimum(ctx.task, slots - 1))
+        params = trees.select(final, params, adapters.renewed(ctx.key, params))
+        return params, state._replace(bank=trees.select(final, state.bank, full))
+
+    return Method(
+        name,
+        init=init,
+        forward=forward,
+        observe=observe,
+        consolidate=consolidate,
+        writes=True,
+        reads=("parameters",),
+    )
+
+
+def inclora(
+    tasks: int,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: str = r"blocks/(query|value)",
+    rslora: bool = False,
+    predict: Predict = "stack",
+) -> Method:
+    """Incremental LoRA: W x + s Σ_k B_k A_k x, of which the present stage's pair alone learns.
+
+    At a boundary the pair goes into a bank and a fresh one with B = 0 begins, so that outputs stay;
+    the optimizer's moments are those of the old pair, unless `boundary` resets them. Stages after
+    the last of `tasks` go on with its pair. `trainable=adapters.only` freezes the base; merge with
+    `adapters.merge(adapters.stacked(params, state.bank), adapters.scale(...))`.
+
+    Source: IncLoRA, a baseline of Wang et al., arXiv 2310.14152; `task` is their PerTaskLoRA, whose
+    outputs for a finished task never change.
+
+    Args:
+      tasks: how many stages there will be.
+      rank: r of every pair.
+      alpha: α, with s = α / r; may be traced.
+      targets: regular expression for the whole path of a dense layer.
+      rslora: s = α / √r.
+      predict: `stack` trains and predicts with the sum of all pairs; `task` trains each pair alone
+        and predicts a batch with that of the last stage that trained on its first row's `task`, or
+        with the present one where none did.
+
+    Raises:
+      ValueError: if an argument is out of range, or, at `init`, `targets` matches no dense layer.
+    """
+    return _method("inclora", tasks, rank, alpha, targets, rslora, predict)
+
+
+def olora(
+    tasks: int,
+    rank: int = 8,
+    alpha: float = 16.0,
+    targets: str = r"blocks/(query|value)",
+    rslora: bool = False,
+    orthogonality: float = 0.5,
+    shrink: float = 0.0,
+    form: Form = "absolute",
+) -> Method:
+    """O-LoRA: `inclora` with λ₁ Σ_k Σ|A_k A_newᵀ| + λ₂ Σ‖new‖, so that stages don't meet.
+
+    Sums are over past stages, entries of r × r, and adapted layers; ‖new‖ is the norm of each new
+    A and B. The gradient is added before the optimizer.
+
+    Source: Wang et al., arXiv 2310.14152, section 3, and the authors' code, which has the absolute
+    value where the paper squares, and λ₂.
+
+    Args:
+      tasks: how many stages there will be.
+      rank: r of every pair.
+      alpha: α, with s = α / r; may be traced.
+      targets: regular expression for the whole path of a dense layer.
+      rslora: s = α / √r.
+      orthogonality: λ₁; may be traced; the authors use 0.5, and 5 in long streams.
+      shrink: λ₂; may be traced; the authors use 0 to 0.3.
+      form: `absolute`, or `square` as in the paper.
+
+    Raises:
+      ValueError: if an argument is out of range, or, at `init`, `targets` matches no dense layer.
+    """
+    check(orthogonality >= 0, "orthogonality", orthogonality, "at least 0")
+    check(shrink >= 0, "shrink", shrink, "at least 0")
+    check(form in ("absolute", "square"), "form", form, "'absolute' or 'square'")
+    stacked = _method("olora", tasks, rank, alpha, targets, rslora, "stack")
+
+    def norms(params: Params) -> jax.Array:
+        total = jnp.float32(0)
+        for path in adapters.holding(params):
+            for x in adapters.node(params, path)["lora"].values():
+                square = jnp.sum(x.astype(jnp.float32) ** 2, axis=(-2, -1))
+                total += jnp.sum(jnp.sqrt(jnp.maximum(square, 1e-30)))  # B starts at 0
+        return total
+
+    def grads(state: BankState, ctx: Ctx, tree: Params) -> Params:
+        def penalty(params: Params) -> jax.Array:
+            apart = orthogonality * adapters.overlap(params, state.bank, form)
+            return apart + shrink * norms(params)
+
+        return trees.axpy(1.0, jax.grad(penalty)(ctx.params), tree)
+
+    def report(state: BankState, info: Info) -> dict[str, jax.Array]:
+        return {"overlap": adapters.overlap(info.params, state.bank, form)}
+
+    return stacked._replace(grads=grads, report=report)

@@ -1,0 +1,54 @@
+"""Prompt tuning: learned embeddings before the tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcl import taps, trees
+from jcl.mechanisms import adapters
+from jcl.method import Apply, Batch, Ctx, Method, Params, Tap, check
+
+
+def prompt_tuning(length: int = 20) -> Method:
+    """Prompt tuning: the model reads [P; tokens], P [length, d] being what learns.
+
+    P is the leaf `prompt/table`, float32, and starts as the embeddings of random tokens. With
+    `jcl.make(..., trainable=adapters.only)` it alone learns. It stands before a row's first
+    document, so rows should hold one each; the later ones of packed rows don't see it
+    (`prefix_tuning` reaches all). Outputs are those of the tokens.
+
+    Source: Lester et al., arXiv 2104.08691, section 2; the vocabulary is sampled evenly, theirs
+    from its 5,000 most common tokens.
+
+    Args:
+      length: of the prompt, in tokens.
+
+    Raises:
+      ValueError: if `length` is out of range, or, at `init`, there is no `embed/table`.
+    """
+    check(length >= 1, "length", length, "at least 1")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
+        whole = trees.merge(params, ctx.frozen)
+        there = "embed" in whole and "table" in whole["embed"]
+        check(there, "parameters", sorted(whole), "a language model's, with embed/table")
+        if "prompt" in whole:
+            return params, ()
+        table = whole["embed"]["table"]
+        rows = jax.random.randint(ctx.key, (length,), 0, len(table))
+        return adapters.graft(params, "prompt", {"table": table[rows].astype(jnp.float32)}), ()
+
+    def forward(state: tuple[()], ctx: Ctx, apply: Apply) -> Apply:
+        def prompted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+            if "cache" in batch:  # which holds what was read before, the prompt too
+                return apply(params, batch, tap)
+            table = trees.merge(params, ctx.frozen)["prompt"]["table"]
+            soft = jnp.broadcast_to(table, (len(batch["tokens"]), *table.shape))
+            return apply(params, {**batch, "embeddings": soft}, tap)
+
+        return prompted
+
+    return Method("prompt_tuning", init=init, forward=forward)

@@ -1,0 +1,1 @@
+"""Alignment: preferences over pairs of answers."""

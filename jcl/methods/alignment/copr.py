@@ -1,0 +1,174 @@
+"""COPR: each stage is fitted to its optimal policy, and those of earlier stages are constraints."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import losses, memory, trees
+from jcl.mechanisms import preference
+from jcl.method import Batch, Ctx, Info, LossFn, Method, Params, check
+
+_ODDS, _NEW, _STAGE = "copr/odds", "copr/new", "copr/stage"  # columns of a batch
+_MOST = 7.0  # of ln λ, whose ascent has no other end where a bound can't be kept
+
+
+class CoprState(NamedTuple):
+    """What copr carries."""
+
+    reference: Params
+    """The trainable parameters of π_{t-1}, with which the stage began."""
+    buffer: memory.Buffer
+    """Of earlier stages; its rows also have `copr/odds`, log P*(preferred) / P*(rejected), and
+    `copr/stage`."""
+    log_multiplier: jax.Array
+    """float32 [stages]: ln λ_i."""
+    bound: jax.Array
+    """float32 [stages]: d_i, how far π_{t-1} itself was from stage i's optimum."""
+
+
+def apart(odds: jax.Array, target: jax.Array) -> jax.Array:
+    """½ Σ_y [log P(y) - log P*(y)]² of a pair, from the log-odds of both, float32 [B]."""
+    signs = jnp.array([[1.0], [-1.0]])
+    gap = jax.nn.log_sigmoid(signs * odds) - jax.nn.log_sigmoid(signs * target)
+    return 0.5 * jnp.sum(gap**2, axis=0)
+
+
+def copr(
+    stages: int,
+    beta: float = 0.1,
+    reward: float | None = None,
+    sft: float = 1.0,
+    capacity: int = 64,
+    rows: int = 4,
+    rate: float = 1e-4,
+) -> Method:
+    """COPR: L = Λ⁻¹ [J_fit + γ J_sft + Σ_{i<t} λ_i (J_i - d_i)], Λ = 1 + Σ λ_i.
+
+    J_fit fits P, a pair's probabilities renormalised over its two answers, to those of the policy
+    that is optimal for a moderate reward, P* ∝ π_{t-1}(y | x) exp(r(x, y) / β): the mean over pairs
+    of ½ Σ_y [log P(y) - log P*(y)]². The reward of the preferred answer is r_x, of the other -r_x,
+    with r_x ~ Beta(1, 2) drawn anew for each pair of a step. J_i is the same over pairs of stage i
+    from memory with the P* of their time, filled at boundaries; d_i is its value at π_{t-1}; and
+    ln λ_i += ρ λ_i (J_i - d_i) after every step, from draws of their own, at a forward pass. J_sft
+    is -log π(preferred) a token. So stage i's rows are replayed, and together weigh λ_i times what
+    the fresh ones do.
+
+    It takes the objective's place, and so comes before other methods that add to the loss; its
+    memory is its own.
+
+    Source: Zhang et al., COPR, Findings of ACL 2025 (arXiv 2402.14228), for |Y_x| = 2 answers, the
+    multipliers as its equations 18 to 20. Read in two published summaries that agree, for neither
+    the paper's text nor the authors' code could be had; the paper draws r_x once for each prompt,
+    and its weight of J_sft isn't known.
+
+    Args:
+      stages: how many the stream has at most; later ones share the last's multiplier.
+      beta: β; may be traced.
+      reward: r_x of every pair, in place of the draw; 1/3 is its mean.
+      sft: γ; may be traced.
+      capacity: slots in the memory.
+      rows: how many rows are drawn for each step.
+      rate: ρ, of the multipliers' ascent, which ends at e⁷; may be traced. 0 keeps them at 1.
+
+    Raises:
+      ValueError: if an argument is out of range, or another method's loss comes before.
+    """
+    check(stages >= 1, "stages", stages, "at least 1")
+    check(beta > 0, "beta", beta, "above 0")
+    check(reward is None or reward >= 0, "reward", reward, "at least 0, or None")
+    check(sft >= 0, "sft", sft, "at least 0")
+    check(rows >= 1, "rows", rows, "at least 1")
+    check(rate >= 0, "rate", rate, "at least 0")
+    keep = memory.policy("reservoir", capacity)
+
+    def of(stage: jax.Array) -> jax.Array:
+        """float32 [stages, n]: which stage each row is of."""
+        return jax.nn.one_hot(jnp.minimum(stage, stages - 1), stages, axis=0)
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, CoprState]:
+        pairs = ctx.batch["weight"].shape
+        more = {_ODDS: jnp.zeros(pairs), _STAGE: jnp.zeros(pairs, jnp.int32)}
+        buffer = keep.empty({**ctx.batch, **more})
+        return params, CoprState(trees.copy(params), buffer, jnp.zeros(stages), jnp.zeros(stages))
+
+    def log_probs(ctx: Ctx, params: Params, pairs: Batch) -> preference.Rewards:
+        return preference.answered(ctx.apply(params, preference.both(pairs)), pairs)
+
+    def optimum(state: CoprState, ctx: Ctx, key: jax.Array, pairs: Batch) -> jax.Array:
+        """Log-odds of P*_t, float32 [B]."""
+        drawn = 1 - jnp.sqrt(jax.random.uniform(key, pairs["weight"].shape))  # Beta(1, 2)
+        moderate = drawn if reward is None else reward
+        margin = log_probs(ctx, state.reference, pairs).margin + 2 * moderate / beta
+        return lax.stop_gradient(margin)
+
+    def batch(state: CoprState, ctx: Ctx, fresh: Batch) -> Batch:
+        draw, own = jax.random.split(ctx.key)
+        target, new = optimum(state, ctx, draw, fresh), jnp.ones(fresh["weight"].shape)
+        old = memory.sample(state.buffer, own, rows)
+        member = of(old[_STAGE]) * (old["weight"] > 0)
+        count = jnp.sum(member, axis=1, keepdims=True)
+        share = jnp.exp(state.log_multiplier)[:, None] * member / jnp.maximum(count, 1)
+        old["weight"] = jnp.sum(fresh["weight"]) * jnp.sum(share, axis=0)
+        return memory.append({**fresh, _ODDS: target, _NEW: new}, old)
+
+    def loss(state: CoprState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
+        first = loss_fn is ctx.loss
+        check(first, "the loss before copr's", "another method's", "the objective: put copr first")
+
+        def fitted(params: Params, pairs: Batch) -> tuple[jax.Array, preference.Rewards]:
+            found = log_probs(ctx, params, pairs)
+            length = jnp.maximum(jnp.sum(pairs["answer"], axis=-1), 1)
+            cost = apart(found.margin, pairs[_ODDS])
+            cost = cost - sft * pairs[_NEW] * found.preferred / length
+            return losses.weighted_mean(cost, pairs["weight"]), found
+
+        return fitted
+
+    def errors(cost: jax.Array, pairs: Batch) -> tuple[jax.Array, jax.Array]:
+        """J_i from each row's part in it, and how many rows it is over, float32 [stages] each."""
+        member = of(pairs[_STAGE]) * (pairs["weight"] > 0)
+        count = jnp.sum(member, axis=1)
+        return member @ cost / jnp.maximum(count, 1), count
+
+    def observe(state: CoprState, ctx: Ctx, info: Info) -> CoprState:
+        old = memory.sample(state.buffer, ctx.key, rows)
+        cost = apart(log_probs(ctx, info.params, old).margin, old[_ODDS])
+        error, count = errors(cost, old)
+        excess = jnp.where(count > 0, error - state.bound, 0)
+        ascent = rate * jnp.exp(state.log_multiplier) * excess
+        log_multiplier = jnp.minimum(state.log_multiplier + ascent, _MOST)
+        return state._replace(log_multiplier=log_multiplier)
+
+    def consolidate(
+        state: CoprState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, CoprState]:
+        keys = jax.random.split(ctx.key, batches["weight"].shape[0])
+        target = lax.map(lambda xs: optimum(state, ctx, *xs), (keys, batches))
+        stage = jnp.full(batches["weight"].shape, ctx.task, jnp.int32)
+        stored = {**batches, _ODDS: target, _STAGE: stage}
+        buffer = memory.absorb(keep, state.buffer, ctx, params, stored)
+
+        def cost(row: Batch) -> jax.Array:
+            pair = jax.tree.map(lambda x: x[None], row)
+            return apart(log_probs(ctx, params, pair).margin, pair[_ODDS])[0]
+
+        bound, _ = errors(lax.map(cost, buffer.rows, batch_size=rows), buffer.rows)
+        return params, CoprState(trees.copy(params), buffer, state.log_multiplier, bound)
+
+    def report(state: CoprState, info: Info) -> dict[str, jax.Array]:
+        return {"multiplier": jnp.exp(state.log_multiplier).mean()}
+
+    return Method(
+        "copr",
+        init=init,
+        batch=batch,
+        loss=loss,
+        observe=observe,
+        consolidate=consolidate,
+        report=report,
+        reads=("parameters", "samples", "logits"),
+    )

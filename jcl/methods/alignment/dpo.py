@@ -1,0 +1,64 @@
+"""Direct preference optimisation: a staged reference turns the model into its own reward model."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from jax import lax
+
+from jcl import taps, trees
+from jcl.mechanisms import preference
+from jcl.method import Apply, Batch, Ctx, Method, Params, Tap, check
+
+
+class DpoState(NamedTuple):
+    """What dpo carries."""
+
+    reference: Params
+    """The trainable parameters of π_ref, so that with adapters the base is held once."""
+
+
+def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial") -> Method:
+    """DPO: the reward of an answer is r = β log π(y | x) / π_ref(y | x), summed over its tokens.
+
+    With the objective `preference.ranking()`, -log σ(r_preferred - r_rejected), this is DPO's loss,
+    log 2 where π is π_ref; with `preference.ranking("ipo")` it is IPO's times β². The reference
+    belongs to the model and not to the loss, so that everything that differentiates the loss (a
+    Fisher information, a projection, a memory of the hardest rows) means the loss of DPO. It costs
+    a forward pass more.
+
+    Methods that add adapters come before it in a chain; then the reference goes through them too.
+
+    Source: Rafailov et al., arXiv 2305.18290, equations 5 and 7, and the authors' `trainers.py`.
+
+    Args:
+      beta: β; may be traced.
+      reference: π_ref is the model before all training (`initial`), or the one with which the
+        stage began (`previous`), as where a deployed model is aligned anew.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check(beta > 0, "beta", beta, "above 0")
+    check(reference in ("initial", "previous"), "reference", reference, "'initial' or 'previous'")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, DpoState]:
+        return params, DpoState(trees.copy(params))
+
+    def forward(state: DpoState, ctx: Ctx, apply: Apply) -> Apply:
+        def rewarded(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+            if preference.REWARDS not in batch:
+                return apply(params, batch, tap)
+            rows = {k: v for k, v in batch.items() if k != preference.REWARDS}
+            old = lax.stop_gradient(apply(state.reference, rows))
+            return preference.relative(apply(params, rows, tap), old, beta)
+
+        return rewarded
+
+    def consolidate(
+        state: DpoState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, DpoState]:
+        return params, DpoState(trees.copy(params))
+
+    method = Method("dpo", init=init, forward=forward, reads=("parameters",))
+    return method if reference == "initial" else method._replace(consolidate=consolidate)

@@ -1,0 +1,1 @@
+"""Anchors: the parameters are pulled to where they were."""

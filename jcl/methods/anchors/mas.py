@@ -1,0 +1,71 @@
+"""Memory-aware synapses: a quadratic anchor, weighted by how much a parameter moves the outputs."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import trees
+from jcl.mechanisms import importance
+from jcl.method import Batch, Ctx, Info, Method, Params, check
+
+
+class MasState(NamedTuple):
+    """All past anchors as one quadratic."""
+
+    omega: Params
+    """ΣΩ, float32."""
+    anchored: Params
+    """ΣΩθ*, float32."""
+
+
+def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> Method:
+    """MAS: ½ λ Σ_i Ω_i (θ_i - θ*_i)², Ω ← Ω + the mean over examples of |∂‖f(x)‖²/∂θ|.
+
+    Labels play no part; f are the model's outputs, logits here.
+
+    Source: Aljundi et al., arXiv 1711.09601, equations 2 to 4, whose λ is half of ours. The
+    authors' code takes the absolute value of a batch's sum instead, where signs cancel.
+
+    Args:
+      strength: λ; may be traced. 2 is the paper's 1.
+      anchor: θ* of the summed Ω: the `latest` boundary's parameters (the paper), or for the Ω of
+        `each` stage those that it ended with, as in ewc.
+
+    Raises:
+      ValueError: if an argument is not what it must be.
+    """
+    check(strength >= 0, "strength", strength, "at least 0")
+    check(anchor in ("latest", "each"), "anchor", anchor, "'latest' or 'each'")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, MasState]:
+        return params, MasState(trees.zeros(params), trees.zeros(params))
+
+    def grads(state: MasState, ctx: Ctx, tree: Params) -> Params:
+        return importance.quadratic_pull(tree, strength, state.omega, state.anchored, ctx.params)
+
+    def consolidate(
+        state: MasState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, MasState]:
+        new = importance.sensitivity(ctx, params, batches)
+        theta = trees.float32(params)
+        omega = trees.add(state.omega, new)
+        if anchor == "latest":
+            anchored = jax.tree.map(jnp.multiply, omega, theta)
+        else:
+            anchored = jax.tree.map(lambda a, o, p: a + o * p, state.anchored, new, theta)
+        return params, MasState(omega, anchored)
+
+    def report(state: MasState, info: Info) -> dict[str, jax.Array]:
+        return {"omega": trees.norm(state.omega)}
+
+    return Method(
+        "mas",
+        init=init,
+        grads=grads,
+        consolidate=consolidate,
+        report=report,
+        reads=("parameters", "gradients"),
+    )

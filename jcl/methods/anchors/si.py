@@ -1,0 +1,80 @@
+"""Synaptic intelligence: a quadratic anchor, weighted by what each parameter did for the loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import trees
+from jcl.mechanisms import importance
+from jcl.method import Batch, Ctx, Info, Method, Params, check
+
+
+class SiState(NamedTuple):
+    """What si carries."""
+
+    omega: Params
+    """Ω, float32."""
+    path: Params
+    """ω, the path integral of this stage, float32."""
+    start: Params
+    """Where this stage began, which is the anchor of the ones before; in the parameters' dtype."""
+
+
+def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
+    """SI: ½ λ Σ_i Ω_i (θ_i - θ*_i)² with Ω ← Ω + relu(ω / (Δ² + ξ)) at the end of a stage.
+
+    ω_i = Σ over its steps of -g_i δθ_i, g the gradient of the unpenalised loss and δθ the update
+    that was applied; Σ_i ω_i is the fall of the loss as the steps get small. Δ is how far the stage
+    went and θ* where it ended.
+
+    Source: Zenke et al., arXiv 1703.04200, equations 3 to 5, whose c is half of our λ. The relu
+    of each stage's share is that of the code behind Chaudhry et al. (facebookresearch/agem); the
+    authors' own takes it of the running sum, so that a stage can cancel an earlier one's.
+
+    Args:
+      strength: λ; may be traced. 2 is the paper's c = 1.
+      damping: ξ > 0; may be traced.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check(strength >= 0, "strength", strength, "at least 0")
+    check(damping > 0, "damping", damping, "above 0")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, SiState]:
+        return params, SiState(trees.zeros(params), trees.zeros(params), trees.copy(params))
+
+    def grads(state: SiState, ctx: Ctx, tree: Params) -> Params:
+        anchored = jax.tree.map(jnp.multiply, state.omega, state.start)
+        return importance.quadratic_pull(tree, strength, state.omega, anchored, ctx.params)
+
+    def observe(state: SiState, ctx: Ctx, info: Info) -> SiState:
+        def extend(path: jax.Array, g: jax.Array, u: jax.Array) -> jax.Array:
+            return path - g.astype(jnp.float32) * u.astype(jnp.float32)
+
+        return state._replace(path=jax.tree.map(extend, state.path, info.task_grads, info.updates))
+
+    def consolidate(
+        state: SiState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, SiState]:
+        went = trees.subtract(trees.float32(params), trees.float32(state.start))
+        omega = jax.tree.map(
+            lambda o, w, d: o + jax.nn.relu(w / (d**2 + damping)), state.omega, state.path, went
+        )
+        return params, SiState(omega, trees.zeros(params), trees.copy(params))
+
+    def report(state: SiState, info: Info) -> dict[str, jax.Array]:
+        return {"omega": trees.norm(state.omega)}
+
+    return Method(
+        "si",
+        init=init,
+        grads=grads,
+        observe=observe,
+        consolidate=consolidate,
+        report=report,
+        reads=("parameters", "gradients"),
+    )

@@ -1,0 +1,1 @@
+"""Reference points: plain fine-tuning, and each stage from the start."""

@@ -1,0 +1,65 @@
+"""Reference points: what a method is compared with, besides plain fine-tuning.
+
+Joint training, the other usual one, is a stream and no method: see `jcl.data`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import trees
+from jcl.mechanisms import merging
+from jcl.method import Batch, Ctx, Info, Method, Params
+
+
+class FromScratchState(NamedTuple):
+    """What from_scratch carries."""
+
+    start: Params
+    """The initial weights, in the parameters' dtype."""
+    moved: jax.Array
+    """float32 []: ‖θ - θ₀‖ at the last boundary."""
+
+
+def from_scratch() -> Method:
+    """Every stage trains from the initial weights: what a task can reach by itself, no transfer.
+
+    A boundary's evaluation sees the stage's own model; the first step of the next stage takes its
+    gradient at θ₀ (of the fresh rows alone) and ends at θ₀ + update, to rounding. Make the program
+    with `boundary="reset"` if the optimizer too is to start afresh. The first stage is plain
+    fine-tuning, to rounding; no argument makes the others so.
+
+    Source: the usual single-task reference, such as the random-initialisation term of forward
+    transfer in Lopez-Paz & Ranzato, arXiv 1706.08840, section 3.
+    """
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, FromScratchState]:
+        return params, FromScratchState(trees.copy(params), jnp.float32(0))
+
+    def grads(state: FromScratchState, ctx: Ctx, tree: Params) -> Params:
+        return merging.gradient_from(state.start, ctx, tree)
+
+    def updates(state: FromScratchState, ctx: Ctx, tree: Params) -> Params:
+        return merging.update_from(state.start, ctx, tree)
+
+    def consolidate(
+        state: FromScratchState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, FromScratchState]:
+        moved = trees.norm(merging.task_vector(params, state.start))
+        return params, state._replace(moved=moved)
+
+    def report(state: FromScratchState, info: Info) -> dict[str, jax.Array]:
+        return {"moved": state.moved}
+
+    return Method(
+        "from_scratch",
+        init=init,
+        grads=grads,
+        updates=updates,
+        consolidate=consolidate,
+        report=report,
+        reads=("parameters",),
+    )

@@ -1,0 +1,1 @@
+"""Masks: only some parameters move."""

@@ -1,0 +1,73 @@
+"""MoFO: in each parameter tensor only the entries with the largest momentum move."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import trees
+from jcl.mechanisms import merging
+from jcl.method import Ctx, Info, Method, Params, check
+
+
+class MofoState(NamedTuple):
+    """What mofo carries."""
+
+    momentum: Params
+    """m ← β m + (1 - β) g, float32."""
+
+
+def mofo(
+    fraction: float = 0.15, decay: float = 0.9, filtered: trees.Trainable = trees.everything
+) -> Method:
+    """Momentum-filtered optimizer: u ← u · 1[|m| among the α n largest of its tensor].
+
+    Source: Chen et al., arXiv 2407.20999, algorithm 1. There the filter sits inside Adam; here it
+    is a mask on any optimizer's update, with a momentum of its own that equals Adam's when `decay`
+    is β₁ (bias correction is one factor for all and moves no rank). Moments stay dense, as there.
+    Two differences from the authors' code: weight decay is filtered too, so that nothing else
+    moves, and ties are split, so that exactly n - round((1 - α) n) entries of n are let through.
+
+    Args:
+      fraction: α in (0, 1]; may be traced. 1 lets every update through.
+      decay: β in [0, 1); may be traced.
+      filtered: static predicate over leaf paths; the authors' code leaves biases and norms out.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check((fraction > 0) & (fraction <= 1), "fraction", fraction, "in (0, 1]")
+    check((decay >= 0) & (decay < 1), "decay", decay, "in [0, 1)")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, MofoState]:
+        return params, MofoState(trees.zeros(params))
+
+    def renewed(state: MofoState, grads: Params) -> Params:
+        return jax.tree.map(
+            lambda m, g: decay * m + (1 - decay) * g.astype(jnp.float32), state.momentum, grads
+        )
+
+    def updates(state: MofoState, ctx: Ctx, tree: Params) -> Params:
+        def let_through(path: tuple, u: jax.Array, m: jax.Array) -> jax.Array:
+            if not filtered(trees.path_name(path)):
+                return u
+            chosen = merging.largest(m, jnp.maximum(merging.share(fraction, m.size), 1))
+            return jnp.where(chosen, u, 0)
+
+        def filter_() -> Params:
+            momentum = renewed(state, ctx.grads)
+            return jax.tree_util.tree_map_with_path(let_through, tree, momentum)
+
+        # even an empty mask keeps XLA from rounding p + a·b once, so at 1 there is none
+        return lax.cond(fraction < 1, filter_, lambda: tree)
+
+    def observe(state: MofoState, ctx: Ctx, info: Info) -> MofoState:
+        return MofoState(renewed(state, info.grads))
+
+    def report(state: MofoState, info: Info) -> dict[str, jax.Array]:
+        return {"momentum": trees.norm(state.momentum)}
+
+    return Method("mofo", init=init, updates=updates, observe=observe, report=report)

@@ -1,0 +1,155 @@
+"""PackNet: each task keeps the largest of the weights that it trained; the rest are free again."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import taps, trees
+from jcl.mechanisms import merging
+from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
+
+
+class PacknetState(NamedTuple):
+    """What packnet carries."""
+
+    owner: Params
+    """int8: which stage owns an entry, -1 while it is free."""
+    last: jax.Array
+    """int32 [tasks]: the last stage that trained on each task, -1 before any did."""
+    free: jax.Array
+    """float32 []: share of entries that are free."""
+
+
+def kernels(path: str) -> bool:
+    """Whether a leaf is pruned: all but biases and scales."""
+    return path.rpartition("/")[2] not in ("bias", "scale")
+
+
+def packnet(
+    prune: float = 0.5,
+    tasks: int = 127,
+    retrain_steps: int = 0,
+    learning_rate: float = 1e-2,
+    momentum: float = 0.9,
+    prunable: trees.Trainable = kernels,
+) -> Method:
+    """PackNet: prune the free weights of each leaf by magnitude, freeze the rest, train the zeros.
+
+    At the end of a stage round(p · free) of a leaf's free weights, the smallest, are set to 0; the
+    others belong to the stage for ever. A task is predicted with the weights of the stages up to
+    the last that trained on it, so its outputs never change again, whatever the optimizer: the
+    mask is on the update. Training sees all weights. There is no neutral value: a finished stage
+    keeps something, or the model is zero. Up to the first boundary it is plain fine-tuning, to
+    rounding: even an empty mask keeps XLA from fusing p + a·b.
+
+    Source: Mallya & Lazebnik, arXiv 1711.05769, section 3, and the authors' code; differences: ties
+    are split, so that exactly p is pruned; a shared head is pruned like any other leaf; biases and
+    scales, leaves with fewer than two axes among them, train in the first stage and then stay.
+
+    A batch is predicted as one task: the weights are those of its first row's `task`. A task that
+    has not been trained on gets all weights, and so do all rows where the data names no tasks.
+
+    Args:
+      prune: p in [0, 1), share of the free weights that a stage gives back; may be traced.
+      tasks: how many stages there will be, at most 127; the last of them keeps all that is free.
+      retrain_steps: steps of SGD that the kept weights get after pruning, over the boundary's
+        batches in turn; the paper has half as many epochs as in training.
+      learning_rate: of these steps; may be traced.
+      momentum: of these steps; may be traced.
+      prunable: static predicate over leaf paths; the other leaves belong whole to the first stage.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check((prune >= 0) & (prune < 1), "prune", prune, "in [0, 1)")
+    check(1 <= tasks <= 127, "tasks", tasks, "from 1 to 127")
+    check(retrain_steps >= 0, "retrain_steps", retrain_steps, "at least 0")
+    check(learning_rate > 0, "learning_rate", learning_rate, "above 0")
+    check((momentum >= 0) & (momentum < 1), "momentum", momentum, "in [0, 1)")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, PacknetState]:
+        owner = jax.tree.map(lambda p: jnp.full_like(p, -1, dtype=jnp.int8), params)
+        return params, PacknetState(owner, jnp.full(tasks, -1, jnp.int32), jnp.float32(1))
+
+    def forward(state: PacknetState, ctx: Ctx, apply: Apply) -> Apply:
+        if ctx.training:
+            return apply
+
+        def predicted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+            last = state.last.at[batch["task"][0]].get(mode="fill", fill_value=-1)
+            stage = jnp.where(last < 0, tasks, last)
+            # a stage in progress has the free ones too
+            lowest = jnp.where(stage >= ctx.task, -1, 0)
+
+            def visible(p: jax.Array, o: jax.Array) -> jax.Array:
+                return jnp.where((o >= lowest) & (o <= stage), p, 0)
+
+            return apply(jax.tree.map(visible, params, state.owner), batch, tap)
+
+        return predicted
+
+    def updates(state: PacknetState, ctx: Ctx, tree: Params) -> Params:
+        return jax.tree.map(lambda u, o: jnp.where(o < 0, u, 0), tree, state.owner)
+
+    def observe(state: PacknetState, ctx: Ctx, info: Info) -> PacknetState:
+        real = jnp.where(info.batch["weight"] > 0, info.batch["task"], tasks)
+        return state._replace(last=state.last.at[real].max(ctx.task, mode="drop"))
+
+    def retrain(ctx: Ctx, params: Params, mine: Params, batches: Batch) -> Params:
+        count = batches["weight"].shape[0]
+
+        def one(carry: tuple[Params, Params], i: jax.Array) -> tuple[tuple[Params, Params], None]:
+            params, velocity = carry
+            rows = jax.tree.map(lambda x: x[i % count], batches)
+            slope = jax.grad(lambda p: ctx.loss(p, rows)[0])(params)
+            velocity = jax.tree.map(
+                lambda v, g, m: jnp.where(m, momentum * v + g, 0), velocity, slope, mine
+            )
+            return (trees.axpy(-learning_rate, velocity, params), velocity), None
+
+        start = (params, trees.zeros(params))
+        return lax.scan(one, start, jnp.arange(retrain_steps))[0][0]
+
+    def consolidate(
+        state: PacknetState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, PacknetState]:
+        final = ctx.task >= tasks - 1
+        stage = jnp.minimum(ctx.task, tasks - 1).astype(jnp.int8)
+
+        def claim(path: tuple, p: jax.Array, o: jax.Array) -> jax.Array:
+            kept = o < 0
+            if p.ndim > 1 and prunable(trees.path_name(path)):
+                free = jnp.sum(kept, dtype=jnp.int32)
+                dropped = jnp.where(final, 0, jnp.round(prune * free).astype(jnp.int32))
+                kept = merging.largest(p, free - dropped, among=kept)
+            return jnp.where(kept, stage, o)
+
+        owner = jax.tree_util.tree_map_with_path(claim, params, state.owner)
+        params = jax.tree.map(lambda p, o: jnp.where(o < 0, 0, p), params, owner)
+        if retrain_steps:
+            mine = jax.tree.map(lambda new, old: (new >= 0) & (old < 0), owner, state.owner)
+            params = lax.cond(
+                final, lambda: params, lambda: retrain(ctx, params, mine, batches)
+            )  # the last stage lost nothing that could be won back
+        unowned = jax.tree.map(lambda o: jnp.sum(o < 0, dtype=jnp.float32), owner)
+        free = jax.tree.reduce(jnp.add, unowned) / trees.size(owner)
+        return params, state._replace(owner=owner, free=free)
+
+    def report(state: PacknetState, info: Info) -> dict[str, jax.Array]:
+        return {"free": state.free}
+
+    return Method(
+        "packnet",
+        init=init,
+        forward=forward,
+        updates=updates,
+        observe=observe,
+        consolidate=consolidate,
+        report=report,
+        writes=True,
+        reads=("parameters",),
+    )

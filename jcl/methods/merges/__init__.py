@@ -1,0 +1,1 @@
+"""Merges: weights are averaged with earlier ones."""

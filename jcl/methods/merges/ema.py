@@ -1,0 +1,68 @@
+"""Exponential moving average of the weights, which a boundary makes the model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import trees
+from jcl.mechanisms import merging
+from jcl.method import Batch, Ctx, Info, Method, Params, check
+
+
+class EmaState(NamedTuple):
+    """What ema carries."""
+
+    average: Params
+    """e, float32."""
+    gap: jax.Array
+    """float32 []: ‖θ - e‖ at the last boundary."""
+
+
+def ema(decay: float = 0.99) -> Method:
+    """Weight averaging: e ← d e + (1 - d) θ after each step, and θ ← e at a boundary.
+
+    e starts at the initial weights, so it needs no bias correction. Within a stage the model that
+    learns is the one that predicts; at its end the average takes its place, so that it is what is
+    evaluated, what other methods anchor to, and what the next stage starts from. d = 0 is plain
+    fine-tuning, d = 1 keeps the initial weights, both exactly.
+
+    Source: Polyak & Juditsky 1992 with exponential weights; for continual learning Soutif et al.,
+    arXiv 2306.16817, where the average serves prediction alone.
+
+    Args:
+      decay: d in [0, 1]; may be traced. 1 / (1 - d) steps is how far it looks back, which should
+        be less than a stage.
+
+    Raises:
+      ValueError: if `decay` is out of range.
+    """
+    check((decay >= 0) & (decay <= 1), "decay", decay, "in [0, 1]")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, EmaState]:
+        return params, EmaState(trees.copy(trees.float32(params)), jnp.float32(0))
+
+    def observe(state: EmaState, ctx: Ctx, info: Info) -> EmaState:
+        theta = trees.float32(info.params)
+        return state._replace(average=merging.lerp(decay, theta, state.average))
+
+    def consolidate(
+        state: EmaState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, EmaState]:
+        gap = trees.norm(trees.subtract(trees.float32(params), state.average))
+        return trees.like(state.average, params), state._replace(gap=gap)
+
+    def report(state: EmaState, info: Info) -> dict[str, jax.Array]:
+        return {"gap": state.gap}
+
+    return Method(
+        "ema",
+        init=init,
+        observe=observe,
+        consolidate=consolidate,
+        report=report,
+        writes=True,
+        reads=("parameters",),
+    )

@@ -1,0 +1,117 @@
+"""Heterogeneous model averaging: each part of the layers is merged at a ratio of its own."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import trees
+from jcl.mechanisms import merging
+from jcl.method import Batch, Ctx, Info, Method, Params, check
+
+
+class HmaState(NamedTuple):
+    """What hma carries."""
+
+    anchor: Params
+    """Weights with which the stage began, or all training, in the parameters' dtype."""
+    ratios: jax.Array
+    """float32 [parts]: α_k of the last boundary."""
+
+
+def project(ratios: jax.Array, mean: jax.Array | float) -> jax.Array:
+    """The nearest of [parts] numbers in [0, 1] with that mean; exact where the mean is 0 or 1."""
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        above = jnp.mean(jnp.clip(ratios - middle, 0, 1)) > mean
+        return jnp.where(above, middle, low), jnp.where(above, high, middle)
+
+    low, high = lax.fori_loop(0, 40, halve, (jnp.min(ratios) - 1, jnp.max(ratios)))
+    found = jnp.clip(ratios - (low + high) / 2, 0, 1)
+    return jnp.where((mean <= 0) | (mean >= 1), jnp.clip(mean, 0, 1), found)
+
+
+def mixed(ratios: jax.Array, mean: jax.Array | float, anchor: Params, params: Params) -> Params:
+    """(1 - α) θ_anchor + α θ: α_k for the k-th of equal parts of the layers, else their mean.
+
+    The layers are those that stand stacked in leaves beneath `blocks`.
+    """
+
+    def one(path: tuple, a: jax.Array, p: jax.Array) -> jax.Array:
+        if "blocks" not in trees.path_name(path).split("/"):
+            return merging.lerp(mean, a, p)
+        part = jnp.arange(len(p)) * len(ratios) // len(p)
+        return merging.lerp(ratios[part].reshape(-1, *[1] * (p.ndim - 1)), a, p)
+
+    return jax.tree_util.tree_map_with_path(one, anchor, params)
+
+
+def hma(
+    alpha: float = 0.5,
+    parts: int = 3,
+    steps: int = 20,
+    rate: float = 0.1,
+    anchor: Literal["previous", "first"] = "previous",
+) -> Method:
+    """HMA: θ ← (1 - α_k) θ_anchor + α_k θ for part k of the layers, the α_k averaging to α.
+
+    At a boundary the α_k descend the stage's loss on its own data, starting from α for all: so much
+    of what the stage taught is kept as a mean ratio of α, and with it the alignment tax, allows. A
+    step is `rate` long at first and shrinks linearly, and is followed by the projection on {mean α,
+    each in [0, 1]}. Embeddings, the last norm and an untied head are merged at α. α = 1 is plain
+    fine-tuning and α = 0 stays at the anchor, both exactly; `parts=1` or `steps=0` is `wise_ft`.
+
+    Source: Lin et al., arXiv 2309.06256 (AMA in its first versions), and the authors' `mask_trainer
+    .py`, which holds the mean by dividing sigmoids by theirs, leaves embeddings and norms at the
+    anchor, and descends the next-token loss on samples of the aligned model, for which the stage's
+    own loss and data stand here.
+
+    Args:
+      alpha: α in [0, 1]; may be traced.
+      parts: into how many equal parts, by depth, the layers are divided.
+      steps: of the descent, each on one of the boundary's batches.
+      rate: length of the first step.
+      anchor: weights with which the stage began (`previous`), or all training (`first`).
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check((alpha >= 0) & (alpha <= 1), "alpha", alpha, "in [0, 1]")
+    check(parts >= 1, "parts", parts, "at least 1")
+    check(steps >= 0, "steps", steps, "at least 0")
+    check(rate > 0, "rate", rate, "above 0")
+    check(anchor in ("previous", "first"), "anchor", anchor, "'previous' or 'first'")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, HmaState]:
+        return params, HmaState(trees.copy(params), jnp.full(parts, alpha, jnp.float32))
+
+    def consolidate(
+        state: HmaState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, HmaState]:
+        count = batches["weight"].shape[0]
+
+        def cost(ratios: jax.Array, batch: Batch) -> jax.Array:
+            return ctx.loss(mixed(ratios, alpha, state.anchor, params), batch)[0]
+
+        def descend(step: jax.Array, ratios: jax.Array) -> jax.Array:
+            slope = jax.grad(cost)(ratios, jax.tree.map(lambda x: x[step % count], batches))
+            slope = slope - jnp.mean(slope)  # along the constraint
+            length = rate * (1 - step / steps) / jnp.maximum(jnp.linalg.norm(slope), 1e-12)
+            return project(ratios - length * slope, alpha)
+
+        start = jnp.full(parts, alpha, jnp.float32)
+        ratios = lax.fori_loop(0, steps, descend, start) if steps and parts > 1 else start
+        merged = mixed(ratios, alpha, state.anchor, params)
+        return merged, HmaState(merged if anchor == "previous" else state.anchor, ratios)
+
+    def report(state: HmaState, info: Info) -> dict[str, jax.Array]:
+        return {"first": state.ratios[0], "last": state.ratios[-1]}
+
+    return Method(
+        "hma", init=init, consolidate=consolidate, report=report, writes=True, reads=("parameters",)
+    )

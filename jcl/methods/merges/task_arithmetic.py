@@ -1,0 +1,90 @@
+"""Task arithmetic: each stage trains an expert, and their task vectors add up."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import trees
+from jcl.mechanisms import merging
+from jcl.method import Batch, Ctx, Info, Method, Params, check
+
+
+class TaskArithmeticState(NamedTuple):
+    """What task_arithmetic carries."""
+
+    base: Params
+    """θ₀, in the parameters' dtype."""
+    start: Any
+    """Where the next stage starts, in the parameters' dtype; () where that is the base."""
+    total: Params
+    """Στ, float32."""
+    length: jax.Array
+    """float32 []: ‖τ‖ of the last stage."""
+
+
+def task_arithmetic(
+    scale: float = 0.4, start: Literal["initial", "previous"] = "initial", drop: float = 0.0
+) -> Method:
+    """Task arithmetic: θ = θ₀ + λ Σ_t τ_t at a boundary, τ_t = θ_t - θ₀ and θ_t stage t's expert.
+
+    Within a stage the expert predicts; the merged model is what a boundary leaves, and the first
+    step of the next stage goes back to where that one starts. λ = 1 keeps the first stage's expert
+    exactly, and λ = 0 keeps θ₀; no λ is plain fine-tuning beyond that, for stages start elsewhere.
+
+    Source: Ilharco et al., arXiv 2212.04089, section 2; λ = 0.4 is common for eight tasks, and one
+    over their number averages the experts. `drop`: DARE, Yu et al., arXiv 2311.03099.
+
+    Args:
+      scale: λ; may be traced.
+      start: each stage starts from θ₀ (`initial`, the paper's), or from the expert of the one
+        before (`previous`: sequential fine-tuning, merged as in MagMax, arXiv 2407.06322).
+      drop: share of each task vector that DARE drops, in [0, 1); may be traced.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    check(scale >= 0, "scale", scale, "at least 0")
+    check(start in ("initial", "previous"), "start", start, "'initial' or 'previous'")
+    check((drop >= 0) & (drop < 1), "drop", drop, "in [0, 1)")
+    sequential = start == "previous"
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, TaskArithmeticState]:
+        begin = trees.copy(params) if sequential else ()
+        return params, TaskArithmeticState(
+            trees.copy(params), begin, trees.zeros(params), jnp.float32(0)
+        )
+
+    def begins(state: TaskArithmeticState) -> Params:
+        return state.start if sequential else state.base
+
+    def grads(state: TaskArithmeticState, ctx: Ctx, tree: Params) -> Params:
+        return merging.gradient_from(begins(state), ctx, tree)
+
+    def updates(state: TaskArithmeticState, ctx: Ctx, tree: Params) -> Params:
+        return merging.update_from(begins(state), ctx, tree)
+
+    def consolidate(
+        state: TaskArithmeticState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, TaskArithmeticState]:
+        vector = merging.task_vector(params, state.base)
+        total = trees.add(state.total, merging.dare(ctx.key, vector, drop))
+        merged = merging.moved(state.base, params, total, scale)
+        begin = params if sequential else ()
+        return merged, TaskArithmeticState(state.base, begin, total, trees.norm(vector))
+
+    def report(state: TaskArithmeticState, info: Info) -> dict[str, jax.Array]:
+        return {"length": state.length}
+
+    return Method(
+        "task_arithmetic",
+        init=init,
+        grads=grads,
+        updates=updates,
+        consolidate=consolidate,
+        report=report,
+        writes=True,
+        reads=("parameters",),
+    )

@@ -1,0 +1,1 @@
+"""Projections: the update stays out of earlier stages' directions."""

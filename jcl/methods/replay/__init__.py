@@ -1,0 +1,1 @@
+"""Replay: earlier rows are learned again."""

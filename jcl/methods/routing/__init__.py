@@ -1,0 +1,1 @@
+"""Routing: the task, found from the inputs."""

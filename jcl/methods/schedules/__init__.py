@@ -1,0 +1,1 @@
+"""Schedules: factors on the update, by stage."""

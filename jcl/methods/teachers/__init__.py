@@ -1,0 +1,1 @@
+"""Teachers: another model's answers are kept."""

@@ -1,0 +1,1 @@
+"""Weighting: some rows or tokens count more."""

@@ -1,0 +1,104 @@
+"""Rho-1 and RHO-LOSS: learn from what is worse than a reference model shows it could be."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl import losses, memory, trees
+from jcl.mechanisms import merging
+from jcl.method import Batch, Ctx, Method, Params, check
+
+
+class RhoState(NamedTuple):
+    """What rho carries."""
+
+    reference: Params
+    """Trainable parameters of the reference model; () where the batch brings its losses."""
+
+
+def rho(
+    share: float = 0.6,
+    reference: Params | Literal["batch", "previous"] = "previous",
+    unit: Literal["token", "row"] = "token",
+) -> Method:
+    """Selective language modelling: L = Σ ℓ_i over the share k of tokens with the highest excess.
+
+    The excess is ℓ_θ(x_i) - ℓ_ref(x_i): high where the model is bad at what can be learned, low
+    for what it knows, and for noise, at which the reference is bad too. Of a batch's n predicted
+    tokens exactly n - round((1 - k) n) are learned, the earliest of equal ones; their mean is the
+    loss.
+
+    The choice is made of the whole batch before the step, replayed rows of methods before this one
+    included, by setting `mask` (of rows, `weight`). So it means the same with any microbatches and
+    any loss, at the price of two forward passes, or one where the batch brings the reference's
+    losses; a model that knows `targets` never holds logits for it.
+
+    Source: Lin et al., arXiv 2404.07965, equations 3 to 5: ranked in a batch, k of 60 to 70 %; the
+    reference is the base model after training on selected data. `unit="row"` is RHO-LOSS
+    (Mindermann et al., arXiv 2206.07137), where the reference saw held-out rows.
+
+    Args:
+      share: k in (0, 1]; may be traced. 1 is plain training.
+      reference: parameters of the reference, what of them is trainable here; or `batch`: its
+        losses are `batch["reference"]`, float32 [B, L - 1] (of rows [B]); or `previous`: the model
+        as the last boundary left it, all being learned in the first stage, so that
+        `from_scratch() + rho()` on selected data and then all of it is the paper's procedure.
+      unit: what is chosen.
+
+    Raises:
+      ValueError: if an argument is out of range, or the batch has no `reference`.
+    """
+    check((share > 0) & (share <= 1), "share", share, "in (0, 1]")
+    source = reference if isinstance(reference, str) else "given"
+    known = source in ("given", "batch", "previous")
+    check(known, "reference", reference, "parameters, 'batch' or 'previous'")
+    check(unit in ("token", "row"), "unit", unit, "'token' or 'row'")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, RhoState]:
+        kept = {"given": reference, "batch": (), "previous": params}[source]
+        return params, RhoState(trees.copy(kept))
+
+    def cost(ctx: Ctx, params: Params, rows: Batch) -> jax.Array:
+        """Of each token that is predicted [B, L - 1], or of each row [B]."""
+        if unit == "row":
+            return memory.row_losses(ctx.loss, params, rows)
+        outputs = ctx.apply(params, losses.shifted(rows))
+        if isinstance(outputs, losses.TokenScores):
+            return outputs.nll[:, :-1]
+        return losses.next_token_nll(outputs, rows["tokens"])
+
+    def batch(state: RhoState, ctx: Ctx, rows: Batch) -> Batch:
+        if source == "batch":
+            check("reference" in rows, "batch", sorted(rows), "one with 'reference' for rho")
+            best = rows["reference"]
+        else:
+            best = cost(ctx, state.reference, rows)
+        excess = cost(ctx, ctx.params, rows) - best
+        weight = rows["weight"] if unit == "row" else losses.token_weight(rows)
+        there = weight > 0
+        order = jnp.argsort(jnp.where(there, -excess, jnp.inf).reshape(-1))
+        rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
+        count = jnp.maximum(merging.share(share, jnp.sum(there)), 1)
+        chosen = (rank < count).reshape(there.shape) | waiting(ctx)
+        if unit == "row":
+            return {**rows, "weight": jnp.where(chosen, weight, 0)}
+        return {**rows, "mask": jnp.where(chosen, rows.get("mask", 1.0), 0.0)}
+
+    def waiting(ctx: Ctx) -> jax.Array:
+        return (ctx.task < 1) & (source == "previous")
+
+    def consolidate(
+        state: RhoState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, RhoState]:
+        return params, RhoState(trees.copy(params))
+
+    def idle(state: RhoState, ctx: Ctx) -> jax.Array:
+        return waiting(ctx) | (share == 1)
+
+    method = Method("rho", init=init, batch=batch, idle=idle)
+    if source == "previous":
+        return method._replace(consolidate=consolidate, reads=("parameters",))
+    return method

@@ -1,0 +1,225 @@
+"""What a run's folder holds: written, and read back.
+
+`summary.json` has the measures and the mean score matrix, `matrix.csv` the latter alone, and
+`scores.csv` every score of every seed. `jcl.report.page` draws what is read back.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jcl.measures import metrics
+
+
+class Scores(NamedTuple):
+    """One run, or one point of a sweep, as tables and figures take it."""
+
+    label: str
+    scores: np.ndarray
+    """[seeds, stages + 1, tasks]; row 0 is before any training."""
+    forgetting: np.ndarray
+    """[seeds, tasks], positive where something was lost; NaN where there is nothing to forget."""
+    learned: Sequence[int]
+    """For each task the first row in which it has been trained on."""
+    stages: Sequence[str]
+    tasks: Sequence[str]
+    measure: str
+    higher_is_better: bool
+
+    @property
+    def average(self) -> np.ndarray:
+        """Mean over tasks in the end, [seeds]."""
+        return np.mean(self.scores[:, -1], axis=1)
+
+    @property
+    def lost(self) -> np.ndarray:
+        """Mean forgetting over tasks that could be forgotten, [seeds]; 0 where none could."""
+        some = np.isfinite(self.forgetting).any(axis=0)
+        return (
+            np.mean(self.forgetting[:, some], axis=1) if some.any() else np.zeros(len(self.scores))
+        )
+
+
+class Run(NamedTuple):
+    """One compiled run, as its folder has it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    points: list[dict[str, Any]]
+    """The values of each point of a sweep; `[{}]` where nothing was swept."""
+    labels: list[str]
+    """The method, for each point with its values."""
+    scores: np.ndarray
+    """[points, seeds, stages + 1, tasks]."""
+
+    @property
+    def probed(self) -> dict[str, Any] | None:
+        """Of the best point `names` of probes, `matrix` [stages + 1][probes] and
+        `vertical_forgetting`; None where there are no probes."""
+        return self.summary.get("probes")
+
+    @property
+    def best(self) -> int:
+        """The point with the best average."""
+        average = self.scores[:, :, -1].mean(axis=(1, 2))
+        sign = 1 if self.summary["higher_is_better"] else -1
+        return int(np.argmax(sign * average))
+
+    def shown(self, point: int | None = None, label: str | None = None) -> Scores:
+        """A point (by default the best one) as the figures take it."""
+        point = self.best if point is None else point
+        facts, R = self.summary, self.scores[point]
+        return Scores(
+            label or self.labels[point],
+            R,
+            forgetting(R, facts["stage_tasks"], facts["higher_is_better"]),
+            [_first(facts["stage_tasks"], t) for t in range(R.shape[-1])],
+            facts["stages"],
+            facts["tasks"],
+            facts["measure"],
+            facts["higher_is_better"],
+        )
+
+
+def _first(stage_tasks: Sequence[int], task: int) -> int:
+    """The first row of the matrix after training on a task; beyond the last if there is none."""
+    rows = [s + 1 for s, t in enumerate(stage_tasks) if t in (task, -1)]
+    return rows[0] if rows else len(stage_tasks) + 1
+
+
+def forgetting(R: np.ndarray, stage_tasks: Sequence[int], higher_is_better: bool) -> np.ndarray:
+    """The terms whose mean over tasks is `metrics.forgetting`, [seeds, tasks]; else NaN.
+
+    >>> R = np.array([[[0, 0, 0], [.9, .1, .1], [.5, .8, .1], [.4, .6, .7]]])
+    >>> forgetting(R, (0, 1, 2), True).round(2)
+    array([[0.5, 0.2, nan]])
+    """
+    end = len(stage_tasks)
+    out = np.full((R.shape[0], R.shape[2]), np.nan)
+    for task in range(R.shape[2]):
+        own = [s for s, t in enumerate(stage_tasks) if t in (task, -1)]
+        if own and own[-1] + 1 < end:
+            signed = R[:, :, task] if higher_is_better else -R[:, :, task]
+            out[:, task] = signed[:, 1:end].max(axis=1) - signed[:, end]
+    return out
+
+
+def _numbers(R: np.ndarray) -> Any:
+    """Nested lists without the digits that float32 doesn't have."""
+    return np.vectorize(lambda x: float(f"{x:.7g}"), otypes=[object])(R).tolist()
+
+
+def write(
+    folder: Path,
+    facts: Mapping[str, Any],
+    points: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    scores: np.ndarray,
+    probes: Mapping[str, np.ndarray] | None = None,
+) -> Run:
+    """Writes summary.json, matrix.csv and scores.csv.
+
+    Args:
+      folder: of the run; it exists.
+      facts: what summary.json says beside the scores: `method`, `tasks`, `wall_seconds`, ....
+      points: values of each point of a sweep, or `[{}]`.
+      labels: the method with each point's values, to be shown.
+      scores: [points, seeds, stages + 1, tasks].
+      probes: by name, shares of right answers [points, seeds, stages + 1].
+    """
+    values = [dict(point) for point in points]
+    run = Run(folder, dict(facts), values, list(labels), np.asarray(scores, np.float64))
+    sweep = []
+    for point, label, R in zip(values, labels, run.scores, strict=True):
+        measured = metrics.summary(R, facts["higher_is_better"], facts["stage_tasks"])
+        sweep.append(
+            {"values": point, "label": label, "matrix": _numbers(R.mean(axis=0)), **measured}
+        )
+    best = sweep[run.best]
+    run.summary.update({k: v for k, v in best.items() if k not in ("values", "label")})
+    if probes:
+        run.summary["probes"] = _probes(probes, run.best)
+    if any(run.points):
+        run.summary["selected"] = best["values"]
+        run.summary["sweep"] = sweep
+    save_json(folder / "summary.json", run.summary)
+    rows = ["before", *facts["stages"]]
+    with (folder / "matrix.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["after", *facts["tasks"]])
+        table.writerows([name, *row] for name, row in zip(rows, best["matrix"], strict=True))
+    with (folder / "scores.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*run.points[0], "seed", "row", "after", "task", "score"])
+        for p, s, r, t in np.ndindex(run.scores.shape):
+            score = f"{run.scores[p, s, r, t]:.7g}"
+            table.writerow([*run.points[p].values(), s, r, rows[r], facts["tasks"][t], score])
+    return run
+
+
+def _probes(probes: Mapping[str, np.ndarray], best: int) -> dict[str, Any]:
+    P = np.stack([np.asarray(x, np.float64)[best] for x in probes.values()], axis=-1)
+    mean, ci95 = metrics.interval(metrics.vertical_forgetting(P))
+    return {
+        "names": list(probes),
+        "matrix": _numbers(P.mean(axis=0)),
+        "vertical_forgetting": {"mean": mean, "ci95": ci95, "definition": metrics.VERTICAL},
+    }
+
+
+def save_json(path: Path, content: Any) -> None:
+    """Writes JSON that people can read too."""
+    text = json.dumps(content, indent=1)
+
+    def on_one_line(innermost: re.Match[str]) -> str:
+        return "[" + re.sub(r"\n *", " ", innermost[1]).strip() + "]"
+
+    path.write_text(re.sub(r"\[(\n[^\[\]{}]*\n *)\]", on_one_line, text) + "\n")
+
+
+def group(folder: Path, runs: Sequence[Run]) -> None:
+    """Writes the summary.json of a folder whose subfolders are runs."""
+    shared = ("experiment", "scenario", "measure", "higher_is_better", "seeds", "stages", "tasks")
+    facts = {k: runs[0].summary[k] for k in shared}
+    save_json(folder / "summary.json", {**facts, "runs": {r.folder.name: r.summary for r in runs}})
+
+
+def writable(folder: Path) -> None:
+    """Raises OSError if nothing can be written into a folder."""
+    probe = folder / ".writable"
+    probe.write_text("")
+    probe.unlink()
+
+
+def load(folder: Path) -> list[Run]:
+    """The runs in a folder: itself, or its subfolders.
+
+    Raises:
+      ValueError: if it is no folder of a finished run.
+    """
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no summary.json, so it is no finished run of jcl")
+    try:
+        summary = json.loads(path.read_text())
+        if "runs" in summary:
+            return [_load(folder / name, facts) for name, facts in summary["runs"].items()]
+        return [_load(folder, summary)]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{folder} can't be read as a run of jcl: {error!r}") from error
+
+
+def _load(folder: Path, summary: dict[str, Any]) -> Run:
+    sweep = summary.get("sweep", [{"values": {}, "label": summary["method"]}])
+    points, labels = [p["values"] for p in sweep], [p["label"] for p in sweep]
+    shape = (len(points), summary["seeds"], len(summary["stages"]) + 1, len(summary["tasks"]))
+    with (folder / "scores.csv").open(newline="") as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    return Run(folder, summary, points, labels, np.asarray(scores).reshape(shape))

@@ -1,0 +1,262 @@
+"""What an experiment is, where its file is found, and how one compiled run of it is set up.
+
+A file under `experiments/` has `Config`, a frozen dataclass whose documented fields become flags;
+`METHODS`, the expressions that run side by side where none is given; and `build(config)`. One that
+has `nodes(config)` instead of the last two is a pipeline (see `jcl.runs.pipeline`).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jcl import data, trees
+from jcl.data import Stream
+from jcl.mechanisms import adapters
+from jcl.method import Apply, Batch, Objective, Params, check
+from jcl.program import Boundary, Evaluate, Program, State, complete, make
+from jcl.replicate import replicate
+from jcl.runs import expression
+from jcl.trees import Trainable
+
+
+class Experiment(NamedTuple):
+    """What an experiment's file builds from its config: all that a run needs but the method."""
+
+    name: str
+    scenario: str
+    stream: Callable[[int], Stream]
+    """`seed -> Stream`."""
+    init: Callable[[jax.Array], Params]
+    """`key -> params`; not jitted here, lest loaded weights become constants."""
+    apply: Apply
+    loss: Objective
+    optimizer: Callable[[Any], optax.GradientTransformation]
+    """`learning rate -> transformation`; the rate may be traced."""
+    evaluate: Evaluate
+    """`(program, state) -> scores [tasks]`."""
+    measure: str = "accuracy"
+    """What a score is, e.g. `bits per byte`."""
+    higher_is_better: bool = True
+    learning_rate: float = 1e-3
+    boundary: Boundary = "keep"
+    microbatches: int = 1
+    trainable: Trainable | None = None
+    """Which leaves learn; None is all of them, or adapters alone where a method brings any."""
+    chunk: int = 100
+    """Steps a compiled call, and so between lines of the log."""
+    tokens_per_row: int | None = None
+    """So that progress can say tokens/s."""
+    model: Any = None
+    """The `models.Model` that is trained, if it can be exported."""
+    probe_names: tuple[str, ...] = ()
+    """Of the probes for general ability, which no stage trains on."""
+    probe: Evaluate | None = None
+    """`(program, state) -> shares of right answers [probes]`, before and after every stage."""
+
+
+def scored(experiment: Experiment) -> Evaluate:
+    """`evaluate(program, state) -> [tasks + probes]`: all that is measured at a boundary."""
+    if experiment.probe is None:
+        return experiment.evaluate
+    parts = (experiment.evaluate, experiment.probe)
+    return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
+
+
+def folder() -> Path:
+    """Where the built-in experiments are: beside the package, or inside it in a wheel."""
+    package = Path(__file__).parents[1]
+    inside = package / "experiments"
+    return inside if inside.is_dir() else package.parent / "experiments"
+
+
+def available() -> dict[str, Path]:
+    """Built-in experiments by name."""
+    kinds = ("def build(", "def nodes(")
+    files = sorted(folder().glob("*.py"))
+    return {p.stem: p for p in files if any(kind in p.read_text() for kind in kinds)}
+
+
+def headline(path: Path) -> str:
+    """The first line of an experiment's docstring, without importing it."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return text.partition("\n")[0]
+
+
+def find(name: str) -> Path:
+    """The file of an experiment, by name or by path.
+
+    Raises:
+      ValueError: if there is none; names near ones.
+    """
+    known = available()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.suffix == ".py" or "/" in name:
+        if not path.is_file():
+            raise ValueError(f"there is no file {name}")
+        return path
+    raise ValueError(f"no experiment is called {name!r}{expression.near(name, known)}")
+
+
+def load(path: Path) -> ModuleType:
+    """Imports an experiment's file.
+
+    Raises:
+      ValueError: if it lacks `Config`, or `METHODS` and `build` without having `nodes`.
+    """
+    name = f"jcl_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their annotations up
+    sys.path.insert(0, str(path.parent.resolve()))  # so that it can import what lies beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    needs = ("Config",) if hasattr(module, "nodes") else ("Config", "METHODS", "build")
+    for needed in needs:
+        if not hasattr(module, needed):
+            raise ValueError(f"{path} has no {needed}, which an experiment must define")
+    return module
+
+
+def example(stream: Stream) -> Batch:
+    """Shapes and dtypes of a batch, without the axis of members that a stream may have."""
+    axes = 1 if stream.members is None else 2
+    rows = jax.tree.map(lambda x: x[(0,) * axes], stream.chunk(0, 0, 1))
+    return jax.eval_shape(stream.fetch, stream.source, rows)
+
+
+def _adapted(program: Program, params: Params, stream: Stream) -> bool:
+    """Whether the methods add adapters to the parameters."""
+    batch = example(stream)
+    state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
+    paths = jax.tree_util.tree_leaves_with_path(state.params)
+    return any(adapters.only(trees.path_name(path)) for path, _ in paths)
+
+
+class Setup(NamedTuple):
+    """What `jcl.fit` is called with."""
+
+    program: Program
+    params: Params
+    key: jax.Array
+    stream: Stream
+
+
+def setup(
+    experiment: Experiment,
+    calls: Iterable[expression.Call],
+    seeds: int = 1,
+    points: Sequence[Mapping[str, float]] = ({},),
+    params: Params = None,
+    mesh: Mesh | None = None,
+) -> Setup:
+    """One compiled run of an experiment, with a member for each seed of each point of a sweep.
+
+    Args:
+      experiment: built from its config.
+      calls: the method, from `expression.parse`.
+      seeds: how many; member `p * seeds + s` is point p with seed s.
+      points: values of `method.argument` or `lr`, the same names in each; traced where there is
+        more than one member.
+      params: where training starts, with an axis of members where there are several; None is where
+        the experiment does.
+      mesh: what it is spread over, if it has one member.
+
+    Raises:
+      ValueError: if a value is out of range, or the methods don't compose.
+    """
+    calls, given = list(calls), params
+    alone = mesh is None or seeds * len(points) == 1
+    check(alone, "seeds times points of a sweep", seeds * len(points), "1 with a mesh")
+
+    def member(value: Mapping[str, Any], trainable: Trainable = trees.everything) -> Program:
+        return make(
+            expression.build(calls, {k: v for k, v in value.items() if "." in k}),
+            experiment.apply,
+            experiment.loss,
+            experiment.optimizer(value.get("lr", experiment.learning_rate)),
+            trainable=trainable,
+            microbatches=experiment.microbatches,
+            boundary=experiment.boundary,
+            mesh=mesh,
+        )
+
+    for point in points:  # while they are numbers, each says for itself whether it is in range
+        member(point)
+
+    def start(seed: int) -> tuple[Params, jax.Array]:
+        weights, run = jax.random.split(jax.random.key(seed))
+        return experiment.init(weights), run
+
+    params, key = start(0)
+    stream = experiment.stream(0)
+    trainable = experiment.trainable
+    if trainable is None:  # where a method brings adapters, they alone learn
+        adapted = _adapted(member(points[0]), params, stream)
+        trainable = adapters.only if adapted else trees.everything
+    member = partial(member, trainable=trainable)
+    if seeds * len(points) == 1:
+        return Setup(member(points[0]), params if given is None else given, key, stream)
+    # one after another, so that a seed's draws are those that it has alone
+    each = [start(seed) for seed in range(seeds)]
+    params, keys = jax.tree.map(lambda *x: jnp.stack(x * len(points)), *each)
+    values = {
+        name: jnp.repeat(jnp.asarray([p[name] for p in points], jnp.float32), seeds)
+        for name in points[0]
+    }
+    values["seed"] = jnp.asarray(np.tile(np.arange(seeds), len(points)))
+    streams = [experiment.stream(seed) for seed in range(seeds)]
+    params = params if given is None else given
+    return Setup(replicate(member, values), params, keys, data.members(streams * len(points)))
+
+
+def folded(experiment: Experiment, setup: Setup, state: State) -> Params:
+    """The parameters of the model that a run ends with: methods' changes and adapters folded in.
+
+    Args:
+      experiment: of the run.
+      setup: of the run.
+      state: the last, with an axis of members where there are several; so are the parameters.
+
+    Raises:
+      ValueError: if the methods do more to the model than kernels can hold: bottlenecks, prompts,
+        gates.
+    """
+    stream = setup.stream
+    axes = 1 if stream.members is None else 2
+    rows = jax.tree.map(lambda x: x[(0,) * axes], stream.chunk(0, 0, 1))
+    batch = complete(stream.fetch(stream.source, rows))
+
+    def fold(program: Program, state: State) -> tuple[Params, jax.Array]:
+        params = adapters.merge(program.weights(state, batch))
+        wanted, found = program.predict(state, batch), experiment.apply(params, batch)
+        return params, jnp.stack(jax.tree.leaves(jax.tree.map(_apart, wanted, found))).max()
+
+    params, apart = jax.jit(partial(setup.program.each, fold))(state)
+    wanted = "one that changes nothing but parameters, for the model to be used without it"
+    check(bool((apart < 1e-2).all()), "method", setup.program.method.name, wanted)
+    return params
+
+
+def _apart(wanted: jax.Array, found: jax.Array) -> jax.Array:
+    """The largest difference over the largest value, float32 []."""
+    wanted, found = wanted.astype(jnp.float32), found.astype(jnp.float32)
+    return jnp.max(jnp.abs(wanted - found)) / (jnp.max(jnp.abs(wanted)) + 1e-6)

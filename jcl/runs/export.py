@@ -1,0 +1,90 @@
+"""A run's model as a folder that transformers loads, with a card that tells how it came about."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jcl import report
+from jcl.runs import experiment, flags, plan
+from jcl.training.fit import last_state
+
+
+def write(run: Path, to: Path) -> Path:
+    """Exports the last checkpoint of a run: as its methods have the model predict, in one tree.
+
+    Whatever mesh it was trained on, one device holds all of it here.
+
+    Args:
+      run: a run's folder, one of several side by side included.
+      to: the folder to write, new or empty.
+
+    Raises:
+      ValueError: if it is no finished run of one seed, its model has no layout to be saved in, or
+        its methods do more than change parameters.
+    """
+    found = report.load(run)
+    if len(found) != 1 or found[0].folder != run:
+        several = ", ".join(str(r.folder) for r in found)
+        raise ValueError(f"{run} holds {len(found)} runs, so name one of them: {several}")
+    summary = found[0].summary
+    top = run if (run / "config.json").is_file() else run.parent
+    settings = json.loads((top / "config.json").read_text())
+    module = experiment.load(Path(settings["file"]))
+    config = flags.restored(module, settings)
+    planned = plan.plans(settings["methods"], settings["sweep"], config)
+    names = plan.folders(planned)
+    one = planned[0] if len(planned) == 1 else planned[names.index(run.name)]
+    if settings["seeds"] * len(one.points) != 1:
+        raise ValueError(
+            f"{run} trained {settings['seeds'] * len(one.points)} members at once, but must have "
+            "trained one: a single seed, nothing swept"
+        )
+    built = module.build(one.config)
+    if built.model is None:
+        raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
+    setup = experiment.setup(built, one.calls)
+    state = last_state(*setup, experiment.scored(built), run)
+    params = experiment.folded(built, setup, state)
+    from jcl import models  # transformers, which other commands shouldn't wait for
+
+    out = models.save(built.model, params, to)
+    (out / "README.md").write_text(card(summary, settings))
+    return out
+
+
+def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:
+    """The model card: stream, methods and scores, as Markdown."""
+    base = settings["config"].get("model", "a model")
+    head = f"| after | {' | '.join(summary['tasks'])} |"
+    rule = "|---" * (len(summary["tasks"]) + 1) + "|"
+    when = ["before", *summary["stages"]]
+    rows = [
+        f"| {name} | {' | '.join(f'{x:.3f}' for x in row)} |"
+        for name, row in zip(when, summary["matrix"], strict=True)
+    ]
+    measures = [
+        f"- {report.title(m)}: {report.measured(summary[m])} ({summary[m]['definition']})"
+        for m in report.MEASURES
+    ]
+    lines = [
+        f"# {base} after {summary['experiment']}", "",
+        f"Trained with [jcl](https://pypi.org/project/jcl-kit) from `{base}` through the stages "
+        f"{', '.join(summary['stages'])} ({summary['scenario']}-incremental) under "
+        f"`{summary['method']}`.", "",
+        f"## Scores ({summary['measure']})", "", head, rule, *rows, "", *measures, "",
+    ]  # fmt: skip
+    if "probes" in summary:
+        probes = summary["probes"]
+        lines += [
+            "## General ability (share of right answers)", "",
+            f"| after | {' | '.join(probes['names'])} |", "|---" * (len(probes["names"]) + 1) + "|",
+            *(
+                f"| {name} | {' | '.join(f'{x:.3f}' for x in row)} |"
+                for name, row in zip(when, probes["matrix"], strict=True)
+            ), "",
+        ]  # fmt: skip
+    versions = ", ".join(f"{k} {v}" for k, v in settings["versions"].items())
+    lines += ["## How to make it again", "", f"`{settings['command']}`, with {versions}.", ""]
+    return "\n".join(lines)

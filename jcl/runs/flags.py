@@ -1,0 +1,176 @@
+"""The flags of the command line: typed configs through tyro, and one sentence where it objects."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
+
+from jcl.runs import expression
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every run takes."""
+
+    method: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="EXPR")] = ()
+    """A method, such as "er(capacity=500, rows=16) + ewc(strength=100.)"; repeat the flag to run
+    several side by side. By default the experiment's own METHODS."""
+    seeds: int = 1
+    """How many seeds, in one compiled function."""
+    sweep: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=V,V,...")] = ()
+    """Values to try: ewc.strength=0,1,10,100, or lr=1e-3,1e-2, or a setting below; repeat the flag
+    for a grid."""
+    out: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Folder for the results; by default a new one under runs/."""
+    resume: FlagCreatePairsOff[bool] = False
+    """Go on with the run in --out, from its last checkpoint; begins if there is none."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; after each stage there is one besides."""
+    mesh: Annotated[str | None, arg(metavar="AXIS=N,...")] = None
+    """Train over many devices: fsdp=16,tensor=4 for example; axes are data, fsdp, tensor, expert
+    and sequence, and -1 is what is left. A run may be resumed on another mesh."""
+    distributed: Annotated[str | None, arg(metavar="WHO")] = None
+    """Be one of several processes: auto on a TPU pod, Slurm, Kubernetes or Open MPI, else
+    HOST:PORT,PROCESSES,INDEX, where HOST is process 0's. Without --mesh it is data=-1."""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Another way to give a setting of the experiment."""
+
+
+def parse(
+    form: Any, args: list[str], prog: str, text: str | None, names: Sequence[str], **more: Any
+) -> Any:
+    """`tyro.cli`, whose complaints become one sentence each.
+
+    Raises:
+      ValueError: if the arguments are wrong.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed, unknown = tyro.cli(
+                form, args=args, prog=prog, description=text, return_unknown_args=True, **more
+            )
+    except SystemExit as stop:
+        if not stop.code:  # after --help
+            raise
+        raise ValueError(_sentence(said.getvalue())) from None
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        if not flag.startswith("-"):
+            raise ValueError(f"{prog} doesn't take {flag!r}; see {prog} --help")
+        near = expression.near(flag.lstrip("-"), [n.replace("_", "-") for n in names], "--")
+        raise ValueError(f"{prog} has no flag {flag}{near}")
+    return parsed
+
+
+def _sentence(box: str) -> str:
+    """What a box of tyro's says, without its frame, its title and the help in its lower part."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    rules = [not line.strip("─-╭╮╰╯") for line in lines]
+    start = rules.index(False)
+    stop = rules.index(True, start) if True in rules[start:] else len(rules)
+    return " ".join(lines[start:stop]).removeprefix("Error parsing ").removesuffix(".")
+
+
+def expanded(args: Sequence[str], config: type) -> list[str]:
+    """`--set key=value` as the flag that it stands for.
+
+    Raises:
+      ValueError: if the config has no such key.
+    """
+    hints = typing.get_type_hints(config)
+    out: list[str] = []
+    rest = list(args)
+    while rest:
+        head = rest.pop(0)
+        if head != "--set" and not head.startswith("--set="):
+            out.append(head)
+            continue
+        pair = head.partition("=")[2] if "=" in head else rest.pop(0) if rest else ""
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes key=value, but got {pair!r}")
+        if key not in hints:
+            raise ValueError(f"the experiment has no setting {key!r}{expression.near(key, hints)}")
+        flag = "--" + key.replace("_", "-")
+        if hints[key] is bool:
+            if value.lower() not in ("true", "false"):
+                raise ValueError(f"{key} is {value!r}, but must be true or false")
+            out.append(flag if value.lower() == "true" else f"--no-{flag[2:]}")
+        elif typing.get_origin(hints[key]) in (tuple, list):
+            out += [flag, *value.split(",")]
+        else:
+            out.append(f"{flag}={value}")
+    return out
+
+
+def read(name: str, module: ModuleType, args: list[str]) -> tuple[Options, Any]:
+    """The options of a run and its experiment's config; with `--help`, prints both and exits.
+
+    Raises:
+      ValueError: if a flag isn't known or a value doesn't fit.
+    """
+    config: Any = module.Config
+    flags = dataclasses.make_dataclass(
+        "Flags",
+        [
+            ("run", Annotated[Options, OmitArgPrefixes]),
+            ("experiment", Annotated[config, OmitArgPrefixes]),
+        ],
+        frozen=True,
+    )
+    names = [f.name for form in (Options, module.Config) for f in dataclasses.fields(form)]
+    text = inspect.cleandoc(module.__doc__ or "")
+    parsed = parse(flags, expanded(args, module.Config), f"jcl run {name}", text, names)
+    return parsed.run, parsed.experiment
+
+
+def resumed(
+    options: Options, module: ModuleType, request: dict[str, Any], args: Sequence[str]
+) -> tuple[dict[str, Any], Any]:
+    """The request that a folder was made for; what is given again must be the same.
+
+    Raises:
+      ValueError: if there is no folder, or something differs other than the mesh.
+    """
+    if options.out is None:
+        raise ValueError("--resume needs --out, the folder of the run to go on with")
+    path = options.out / "config.json"
+    config = module.Config(**request["config"])
+    if not path.is_file():
+        return request, config  # nothing was begun, so that one command serves every restart
+    saved = json.loads(path.read_text())
+    now = json.loads(json.dumps(request))
+    flagged = [a.partition("=")[0] for a in expanded(args, module.Config) if a.startswith("--")]
+    given = {flag[2:].removeprefix("no-").replace("-", "_") for flag in flagged}
+    pairs = {**{k: (saved[k], now[k]) for k in ("experiment", "methods", "seeds", "sweep")}}
+    pairs |= {k: (v, now["config"].get(k)) for k, v in saved["config"].items()}
+    for key, (old, new) in pairs.items():
+        asked = key == "experiment" or {"methods": "method"}.get(key, key) in given
+        if asked and old != new:
+            raise ValueError(
+                f"{options.out} was begun with {key} {old!r}, so it can't go on with {new!r}"
+            )
+    mesh = request["mesh"] or saved.get("mesh")  # which may be another
+    return {**{k: saved[k] for k in request if k != "mesh"}, "mesh": mesh}, restored(module, saved)
+
+
+def restored(module: ModuleType, saved: dict[str, Any]) -> Any:
+    """The experiment's config as a run's `config.json` has it."""
+    config = module.Config()
+    fields = {
+        k: tuple(v) if isinstance(getattr(config, k, None), tuple) else v
+        for k, v in saved["config"].items()
+    }
+    return module.Config(**fields)

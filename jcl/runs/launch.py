@@ -1,0 +1,310 @@
+"""What `jcl run` does: reads what is asked for, trains it, and leaves a folder with the results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jcl import report
+from jcl.chain import explain
+from jcl.method import check
+from jcl.parallel import mesh as meshes
+from jcl.parallel import processes
+from jcl.report import screen
+from jcl.runs import experiment, flags, plan
+from jcl.training.fit import Diverged, fit
+
+
+def run(args: list[str]) -> int:
+    """Trains through a stream of tasks, as the arguments say, and returns the exit code."""
+    if not args or args[0].startswith("-"):
+        if args and args[0] not in ("-h", "--help"):
+            raise ValueError("the experiment comes first, as in: jcl run digits --seeds 3")
+        print(
+            "usage: jcl run EXPERIMENT|FILE.py ...\n\nexperiments (each has a --help of its own):"
+        )
+        for name, path in experiment.available().items():
+            print(f"  {name:<12} {experiment.headline(path)}")
+        return 0 if args else 2
+    name, rest = args[0], args[1:]
+    path = experiment.find(name)
+    distributed = any(a.startswith("--distributed") for a in rest)
+    if not distributed and any(a.startswith(("--seeds", "--sweep", "--mesh")) for a in rest):
+        _spread()
+    cache()
+    module = experiment.load(path)
+    options, config = flags.read(path.stem, module, rest)
+    check(options.seeds >= 1, "seeds", options.seeds, "at least 1")
+    check(options.checkpoint_every >= 1, "checkpoint-every", options.checkpoint_every, "at least 1")
+    if options.distributed is not None:
+        processes.start(options.distributed)
+        if not processes.leader():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
+    request: dict[str, Any] = {
+        "experiment": path.stem,
+        "file": str(path.resolve()),
+        "config": dataclasses.asdict(config),
+        "methods": list(options.method or getattr(module, "METHODS", ())),
+        "seeds": options.seeds,
+        "sweep": list(options.sweep),
+        "mesh": options.mesh,
+    }
+    processes.same("command", request)
+    if options.resume:
+        request = processes.of_leader(lambda: flags.resumed(options, module, request, rest)[0])
+        config = flags.restored(module, request)
+    if request["mesh"] is None and processes.several():
+        request["mesh"] = "data=-1"
+    mesh = meshes.make(None, **meshes.parse(request["mesh"])) if request["mesh"] else None
+    if hasattr(module, "nodes"):
+        return _pipeline(module, config, name, rest, options, request, mesh)
+    found = plan.plans(request["methods"], request["sweep"], config)
+    # built once for equal configs, and before there is a folder: it may object
+    with _laid_out(mesh):
+        built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
+    out = _folder(options, path.stem, plan.folders(found))
+    _begun(out, name, rest, request)
+    with _stoppable(name, out) as code:
+        _train(built, found, request["seeds"], out, options, mesh)
+    return code[0]
+
+
+def cache() -> None:
+    """Keeps what is compiled for the next run, which halves a short one, where jax has no place."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        # code for one processor must not be run on another that shares the home
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+        kinds = {x for x in lines if not info.exists() or x.startswith(("flags", "Features"))}
+        machine = hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:12]
+        jax.config.update("jax_compilation_cache_dir", str(home / "jcl" / machine))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _laid_out(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Where models are loaded onto a mesh, so that no device need hold one whole."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def _pipeline(
+    module: ModuleType,
+    config: Any,
+    name: str,
+    args: list[str],
+    options: flags.Options,
+    request: dict[str, Any],
+    mesh: Mesh | None,
+) -> int:
+    """Trains the nodes of a pipeline, one after another."""
+    from jcl.runs import pipeline, pipeline_report
+
+    if processes.several():
+        raise ValueError(
+            f"{name} is a pipeline, which runs in one process; leave out --distributed"
+        )
+    if options.method or options.sweep:
+        raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
+    with _laid_out(mesh):
+        listed = module.nodes(config)
+    costs = pipeline.examine(listed)  # before there is a folder: it may object
+    names = [test for gauge in pipeline.gauges(listed) for test in gauge.names]
+
+    def watch(node: pipeline.Node) -> screen.Watch:
+        each = node.experiment.tokens_per_row
+        unit = ("tokens", each) if each else ("examples", 1)
+        stages = len(node.experiment.stream(0).names)
+        return screen.Watch(f"{node.name}: {node.method}", stages, names, unit)
+
+    out = _folder(options, request["experiment"], ["pipeline"])
+    _begun(out, name, args, request)
+    with _stoppable(name, out) as code:
+        seeds = request["seeds"]
+        result = pipeline.run(
+            listed, out, seeds=seeds, resume=options.resume, costs=costs, watch=watch, mesh=mesh,
+            checkpoint_every=options.checkpoint_every,
+        )  # fmt: skip
+        summary = pipeline_report.write(out, request["experiment"], listed, result)
+        html = pipeline_report.draw(out, listed, result, summary)
+        pipeline_report.show(summary)
+        screen.console().print(f"results: {out}\nreport:  {html}", soft_wrap=True)
+    return code[0]
+
+
+def _begun(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -> None:
+    """Notes what a folder was begun with, unless it was before."""
+    if processes.leader() and not (out / "config.json").exists():
+        command = shlex.join(["jcl", "run", name, *args])
+        report.save_json(out / "config.json", {"command": command, **request, **_versions()})
+
+
+@contextlib.contextmanager
+def _stoppable(name: str, out: Path) -> Iterator[list[int]]:
+    """Gives the exit code of what may be interrupted, or may diverge."""
+    code = [0]
+    again = shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
+
+    def say(text: str) -> None:
+        if processes.leader():  # the others end alike
+            print(f"jcl: {text}", file=sys.stderr)
+
+    try:
+        yield code
+    except KeyboardInterrupt:
+        say(f"stopped, what was trained is saved; go on with: {again}")
+        code[0] = 130
+    except processes.Preempted:
+        say(f"told to stop by SIGTERM, what was trained is saved; go on with: {again}")
+        code[0] = processes.PREEMPTED
+    except Diverged as error:
+        say(str(error))
+        code[0] = 3
+
+
+def _distinct(found: Sequence[plan.Plan]) -> list[plan.Plan]:
+    """One plan for each config."""
+    return list({repr(one.config): one for one in found}.values())
+
+
+def _spread() -> None:
+    """A host device for each core, so that members on CPU are trained side by side."""
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in given:  # what a user has set stays
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={cores}".strip()
+
+
+def _versions() -> dict[str, Any]:
+    names = ("jcl-kit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
+    versions = {name: found[name] for name in names if name in found}
+    device = jax.devices()[0]
+    return {
+        "versions": {"python": platform.python_version(), **versions},
+        "platform": platform.platform(),
+        "devices": f"{jax.device_count()} × {device.device_kind}",
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _folder(options: flags.Options, name: str, names: Sequence[str]) -> Path:
+    """The run's folder, made if need be, by process 0 if there are several.
+
+    Raises:
+      ValueError: if it holds something already and isn't to be resumed.
+    """
+    return Path(processes.of_leader(lambda: str(_made(options, name, names))))
+
+
+def _made(options: flags.Options, name: str, names: Sequence[str]) -> Path:
+    out = options.out
+    if out is None:
+        method = "-".join(names) if len("-".join(names)) < 60 else f"{len(names)}-runs"
+        taken = [int(n) for p in Path("runs").glob(f"{name}-{method}-*")
+                 if (n := p.name.rpartition("-")[2]).isdigit()]  # fmt: skip
+        out = Path("runs") / f"{name}-{method}-{max(taken, default=0) + 1}"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, but must be a folder")
+    if out.exists() and any(out.iterdir()) and not options.resume:
+        raise ValueError(f"{out} isn't empty; go on with --resume, or choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        report.writable(out)
+    except OSError as error:
+        raise ValueError(
+            f"{out} can't be written: {error.strerror}; choose another --out"
+        ) from error
+    return out
+
+
+def _train(
+    built: Mapping[str, experiment.Experiment],
+    found: Sequence[plan.Plan],
+    seeds: int,
+    out: Path,
+    options: flags.Options,
+    mesh: Mesh | None,
+) -> None:
+    """Trains what is planned, each run in a folder of its own where there are several."""
+    from jcl.report import page  # matplotlib, which other commands shouldn't wait for
+
+    runs: list[report.Run] = []
+    for one, name in zip(found, plan.folders(found), strict=True):
+        folder = out if len(found) == 1 else out / name
+        if not processes.of_leader((folder / "summary.json").is_file):
+            run = _fit(built[repr(one.config)], one, seeds, folder, options, mesh)
+            runs += [run] if run else []
+        elif processes.leader():  # finished before the interruption
+            runs += report.load(folder)
+    if not processes.leader():
+        return
+    if len(runs) > 1:
+        report.group(out, runs)
+    html = page.draw(out)
+    for run in runs:
+        screen.matrix(run)
+        screen.ability(run)
+    screen.table(runs)
+    screen.console().print(f"results: {out}\nreport:  {html}", soft_wrap=True)
+
+
+def _fit(
+    built: experiment.Experiment,
+    one: plan.Plan,
+    seeds: int,
+    folder: Path,
+    options: flags.Options,
+    mesh: Mesh | None,
+) -> report.Run | None:
+    """One run, and its report if this is process 0."""
+    setup = experiment.setup(built, one.calls, seeds, one.points, mesh=mesh)
+    stream = setup.stream
+    unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
+    members = seeds * len(one.points)
+    title = one.name if members == 1 else f"{one.name} × {members}"
+    columns = (*stream.tests, *built.probe_names)
+    watch = screen.Watch(title, len(stream.names), columns, unit)
+    with watch.events(folder / "tensorboard") if processes.leader() else watch:
+        result = fit(
+            *setup, evaluate=experiment.scored(built), out=folder, resume=options.resume,
+            chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=watch,
+        )  # fmt: skip
+    assert result.scores is not None
+    if not processes.leader():
+        return None
+    facts = {
+        "method": one.name,
+        "experiment": built.name,
+        "scenario": built.scenario,
+        "measure": built.measure,
+        "higher_is_better": built.higher_is_better,
+        "seeds": seeds,
+        "stages": list(stream.names),
+        "stage_tasks": list(stream.tasks),
+        "tasks": list(stream.tests),
+        "family": one.family,
+        "outer": one.outer,
+        "wall_seconds": result.wall_seconds,
+        "compile_seconds": result.compile_seconds,
+        "examples_per_second": result.examples_per_second,
+        "step_traces": result.step_traces,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "pipeline": explain(setup.program.method),
+    }
+    scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
+    tasks = len(stream.tests)
+    probes = {name: scores[..., tasks + i] for i, name in enumerate(built.probe_names)}
+    return report.write(folder, facts, one.points, one.labels, scores[..., :tasks], probes)

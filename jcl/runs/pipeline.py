@@ -1,0 +1,350 @@
+"""Pipelines: nodes one after another, or branching, each a stream with an objective of its own.
+
+Pre-train, adapt to a domain, instruct, align: every node starts from the model that another left,
+and every node is scored on the tests of all of them. It is one job: killed, it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jcl import trees
+from jcl.measures import budget as budgets
+from jcl.measures import metrics
+from jcl.measures.budget import Budget, Costs
+from jcl.method import READS, Params, check
+from jcl.program import Evaluate, State
+from jcl.runs import expression
+from jcl.runs.experiment import Experiment, Setup, example, folded, setup
+from jcl.training.fit import Event, fit, last_state
+
+
+class Node(NamedTuple):
+    """One stream, and how it is trained on."""
+
+    name: str
+    experiment: Experiment
+    """Its `init` gives the shapes of the model, and where it starts if the node follows no other.
+    """
+    method: str = "naive()"
+    """An expression."""
+    after: str | None = None
+    """The node whose model it starts from, methods' changes and adapters folded in; None is the one
+    listed before, empty the experiment's own start."""
+    carry: bool = False
+    """Whether the methods' states go on from that node's, which has the same methods: anchors and
+    memories of its data. Else they begin anew, and look back no further than this node."""
+    reads: tuple[str, ...] = READS
+    """What of earlier stages may be drawn on; a method that needs more is refused."""
+    budget: Budget = Budget()
+    """A method that takes more is refused."""
+
+
+class Gauge(NamedTuple):
+    """What every node is scored on, before its first stage and after each."""
+
+    names: tuple[str, ...]
+    evaluate: Evaluate
+    """`(program, state) -> float32 [names]`."""
+    measure: str = "accuracy"
+    higher_is_better: bool = True
+    node: str = ""
+    """Whose tests these are; empty for general ability, which no node trains on."""
+
+
+class Result(NamedTuple):
+    """Every node on every probe."""
+
+    nodes: tuple[str, ...]
+    probes: tuple[str, ...]
+    """`node/test`, or the name of a general probe."""
+    measures: tuple[str, ...]
+    scores: np.ndarray
+    """float32 [seeds, nodes, stages + 1, probes, measures]; row 0 is before a node's training; NaN
+    where a node has fewer stages, or a probe isn't scored by a measure."""
+    costs: tuple[Costs, ...]
+    """Of each node's methods."""
+    clocks: tuple[dict[str, float], ...]
+    """`wall_seconds` and the like of each node, see `jcl.Result`."""
+
+
+_CLOCKS = (
+    "wall_seconds", "compile_seconds", "examples_per_second", "step_traces", "peak_memory_bytes",
+)  # fmt: skip
+Watch = Callable[[Node], AbstractContextManager[Callable[[Event], None]]]
+
+
+def parent(nodes: Sequence[Node], index: int) -> str:
+    """The name of the node that this one follows; empty if it follows none."""
+    after = nodes[index].after
+    if after is None:
+        return nodes[index - 1].name if index else ""
+    return after
+
+
+def ancestors(nodes: Sequence[Node], index: int) -> list[str]:
+    """Names of the nodes that a model has been through before this one, nearest first."""
+    names, found = [n.name for n in nodes], []
+    while above := parent(nodes, index):
+        found.append(above)
+        index = names.index(above)
+    return found
+
+
+def gauges(nodes: Sequence[Node]) -> list[Gauge]:
+    """The nodes' own tests, and their probes of general ability, each once.
+
+    Nodes of one experiment share their tests, which go by the first one's name.
+    """
+    found: list[Gauge] = []
+    for node in nodes:
+        e = node.experiment
+        if all(g.evaluate is not e.evaluate for g in found):
+            tests = e.stream(0).tests
+            found.append(Gauge(tests, e.evaluate, e.measure, e.higher_is_better, node.name))
+    seen: set[tuple[str, ...]] = set()
+    for node in nodes:
+        e = node.experiment
+        if e.probe is not None and e.probe_names not in seen:
+            seen.add(e.probe_names)
+            found.append(Gauge(e.probe_names, e.probe))
+    return found
+
+
+def own(measured: Sequence[Gauge], node: Node) -> Gauge:
+    """A node's own tests among `gauges`."""
+    return next(g for g in measured if g.evaluate is node.experiment.evaluate)
+
+
+def key(gauge: Gauge) -> str:
+    """What a gauge goes by: its node or, for general ability, its names."""
+    return gauge.node or ", ".join(gauge.names)
+
+
+def _scored(measured: Sequence[Gauge]) -> Evaluate:
+    return lambda program, state: jnp.concatenate(
+        [g.evaluate(program, state) for g in measured], axis=-1
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {trees.path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def examine(nodes: Sequence[Node]) -> list[Costs]:
+    """What each node's methods keep and cost; nothing is compiled or run.
+
+    Raises:
+      ValueError: if names don't fit, nodes train different models, or a node's methods draw on more
+        of earlier stages than it may read, or exceed its budget.
+    """
+    check(len(nodes) >= 1, "number of nodes", len(nodes), "at least 1")
+    names = [node.name for node in nodes]
+    found: list[Costs] = []
+    shapes: dict[str, Any] = {}
+    methods: dict[str, str] = {}
+    for i, node in enumerate(nodes):
+        plain = node.name and not set(node.name) & set('/\\<>:"|?*') and node.name[0] != "."
+        check(bool(plain), "node", node.name, "a name that a folder can have")
+        check(node.name not in names[:i], "node", node.name, "a name that no other node has")
+        above = parent(nodes, i)
+        check(not above or above in names[:i], "after", above, f"one of {names[:i]}, listed before")
+        if node.carry and methods.get(above) != node.method:
+            raise ValueError(
+                f"node {node.name!r} carries the states of {node.method!r}, but the node before it "
+                f"has {methods.get(above)!r}; both must have the same"
+            )
+        made = setup(node.experiment, expression.parse(node.method))
+        try:
+            found.append(cost(node, made))
+        except ValueError as error:
+            raise ValueError(f"node {node.name!r}: {error}") from error
+        mine = _shapes(made.params)
+        for path in sorted(mine.keys() | shapes.get(above, mine).keys()):
+            there = shapes.get(above, mine).get(path)
+            if there != mine.get(path):
+                raise ValueError(
+                    f"node {node.name!r} has {path!r} of shape {mine.get(path)}, where {above!r} "
+                    f"leaves {there}; nodes must train one model"
+                )
+        shapes[node.name], methods[node.name] = mine, node.method
+        for part in made.program.method.parts:
+            lacking = [r for r in part.reads if r not in node.reads]
+            if lacking:
+                raise ValueError(
+                    f"node {node.name!r}: {part.name} draws on {' and '.join(lacking)} of earlier "
+                    f"stages, but may read {' and '.join(node.reads) or 'nothing'} only"
+                )
+        more = budgets.excess(found[-1], node.budget)
+        if more:
+            raise ValueError(f"node {node.name!r}, {node.method}: {more}")
+    return found
+
+
+def cost(node: Node, made: Setup | None = None) -> Costs:
+    """What a node's methods keep and cost; nothing is compiled or run.
+
+    Args:
+      node: whatever it follows.
+      made: its setup, if that is there already.
+    """
+    made = setup(node.experiment, expression.parse(node.method)) if made is None else made
+    stream = made.stream
+    fetch = jax.vmap(lambda rows: stream.fetch(stream.source, rows))
+    boundary = jax.eval_shape(fetch, stream.boundary(0))
+    plain = setup(node.experiment, expression.parse("naive()"))
+    return budgets.costs(
+        made.program, plain.program, made.params, example(stream), boundary,
+        round(sum(stream.steps) / len(stream.steps)),
+    )  # fmt: skip
+
+
+def run(
+    nodes: Sequence[Node],
+    out: str | Path,
+    *,
+    seeds: int = 1,
+    resume: bool = False,
+    costs: Sequence[Costs] | None = None,
+    watch: Watch = lambda node: nullcontext(lambda event: None),
+    mesh: Mesh | None = None,
+    checkpoint_every: int = 1000,
+) -> Result:
+    """Trains node after node, in the order in which they are listed.
+
+    Args:
+      nodes: each after the one that it follows; several may follow the same.
+      out: a folder, in which each node has its own, as `jcl.fit` writes it, with `node.json` once
+        it is finished.
+      seeds: trained together, see `replicate`.
+      resume: whether to go on in `out`: finished nodes are read, an unfinished one goes on from
+        its last checkpoint.
+      costs: from `examine`, if that was done before.
+      watch: gives a context that takes a node's events, such as `jcl.report.screen.Watch`.
+      mesh: what every node is spread over, see `jcl.mesh`; seeds must be 1.
+      checkpoint_every: steps between checkpoints, as for `jcl.fit`.
+
+    Raises:
+      ValueError: before anything is trained, as `examine`; and if a node's methods leave more than
+        parameters to the nodes after it.
+    """
+    check(seeds >= 1, "seeds", seeds, "at least 1")
+    costs = examine(nodes) if costs is None else costs
+    measured = gauges(nodes)
+    evaluate = _scored(measured)
+    ends: dict[str, tuple[Setup, State]] = {}
+    rows: list[np.ndarray] = []
+    clocks: list[dict[str, float]] = []
+
+    def end(name: str) -> tuple[Setup, State]:
+        """A finished node's program and last state, read again if this run didn't make them."""
+        if name not in ends:
+            node = next(n for n in nodes if n.name == name)
+            made = setup(node.experiment, expression.parse(node.method), seeds, mesh=mesh)
+            ends[name] = made, last_state(*made, evaluate, Path(out) / name)
+        return ends[name]
+
+    for i, node in enumerate(nodes):
+        folder = Path(out) / node.name
+        finished = folder / "node.json"
+        above = parent(nodes, i)
+        if resume and finished.is_file():
+            saved = json.loads(finished.read_text())
+            rows.append(np.asarray(saved["scores"], np.float32))
+            clocks.append(saved["clocks"])
+            continue
+        params: Params = None
+        carried = None
+        if above:
+            made, state = end(above)
+            before = next(n for n in nodes if n.name == above)
+            params = folded(before.experiment, made, state)
+            carried = state if node.carry else None
+        made = setup(
+            node.experiment, expression.parse(node.method), seeds, params=params, mesh=mesh
+        )
+        with watch(node) as emit:
+            done = fit(
+                *made, evaluate=evaluate, out=folder, resume=resume, chunk=node.experiment.chunk,
+                checkpoint_every=checkpoint_every, on_event=emit, carried=carried,
+            )  # fmt: skip
+        assert done.scores is not None
+        scores = done.scores.reshape(seeds, *done.scores.shape[-2:])
+        clock = {name: float(getattr(done, name)) for name in _CLOCKS}
+        partial = finished.with_suffix(".partial")
+        partial.write_text(json.dumps({"scores": scores.tolist(), "clocks": clock}))
+        partial.replace(finished)
+        rows.append(scores)
+        clocks.append(clock)
+        waiting = {parent(nodes, j) for j in range(i + 1, len(nodes))}
+        ends[node.name] = made, done.state
+        ends = {name: kept for name, kept in ends.items() if name in waiting}
+    return _result(nodes, measured, rows, costs, clocks)
+
+
+def _result(
+    nodes: Sequence[Node],
+    measured: Sequence[Gauge],
+    rows: Sequence[np.ndarray],
+    costs: Sequence[Costs],
+    clocks: Sequence[dict[str, float]],
+) -> Result:
+    probes = tuple(f"{g.node}/{name}" if g.node else name for g in measured for name in g.names)
+    measures = tuple(dict.fromkeys(g.measure for g in measured))
+    which = [measures.index(g.measure) for g in measured for _ in g.names]
+    longest = max(r.shape[1] for r in rows)
+    shape = (rows[0].shape[0], len(nodes), longest, len(probes), len(measures))
+    scores = np.full(shape, np.nan, np.float32)
+    for n, r in enumerate(rows):
+        scores[:, n, : r.shape[1], np.arange(len(probes)), which] = np.moveaxis(r, -1, 0)
+    names = tuple(n.name for n in nodes)
+    return Result(names, probes, measures, scores, tuple(costs), tuple(clocks))
+
+
+def table(result: Result, gauge: Gauge, node: str) -> np.ndarray:
+    """A node's scores on a gauge, [seeds, stages + 1, names]."""
+    names = [f"{gauge.node}/{name}" if gauge.node else name for name in gauge.names]
+    columns = [result.probes.index(name) for name in names]
+    rows = result.scores[:, result.nodes.index(node), :, columns]
+    rows = np.moveaxis(rows[..., result.measures.index(gauge.measure)], 0, -1)
+    return rows[:, ~np.isnan(rows).all(axis=(0, 2))]
+
+
+def forgetting(nodes: Sequence[Node], result: Result) -> list[dict[str, Any]]:
+    """What each node cost, horizontally and vertically, in the gauges' own units.
+
+    Horizontal: `metrics.forgetting` of its own earlier stages. Vertical: how much worse the tests
+    of the nodes that its model had been through, and the general probes, are after it than before
+    it, the mean over a gauge's names. Positive is forgetting, whichever score is better.
+
+    Returns:
+      For each node `{"node", "after", "horizontal": [seeds], "vertical": {key: [seeds]}}`.
+    """
+    out = []
+    measured = gauges(nodes)
+    for i, node in enumerate(nodes):
+        past = ancestors(nodes, i)
+        mine = own(measured, node)
+        sign = 1 if mine.higher_is_better else -1
+        tasks = node.experiment.stream(0).tasks
+        vertical = {}
+        for g in measured:
+            if not g.node or (g is not mine and g.node in past):
+                P = table(result, g, node.name) * (1 if g.higher_is_better else -1)
+                vertical[key(g)] = metrics.vertical_forgetting(P)
+        out.append({
+            "node": node.name,
+            "after": parent(nodes, i),
+            "horizontal": metrics.forgetting(sign * table(result, mine, node.name), tasks),
+            "vertical": vertical,
+        })  # fmt: skip
+    return out

@@ -1,0 +1,1 @@
+"""How a program is driven: the loop, its feed, its checkpoints."""

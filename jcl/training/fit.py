@@ -1,0 +1,457 @@
+"""The host loop: streams data to a program, evaluates, logs, checkpoints and resumes.
+
+It runs what `run` runs, a chunk of steps a call. Where it stands is `State.task` and
+`State.task_step`, so a checkpoint needs nothing beside the state but the scores so far. With
+several processes all run this loop, on parts of the same arrays; process 0 alone writes the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jcl import trees
+from jcl.data.stream import Stream, from_leaves
+from jcl.method import Params, check
+from jcl.parallel import mesh, processes
+from jcl.program import Evaluate, Program, State, advance, complete
+from jcl.training import checkpoint
+from jcl.training.feed import Feed, everywhere, put
+
+Event = dict[str, Any]
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer finite; the message names task, step and the last good checkpoint."""
+
+
+class Result(NamedTuple):
+    """What a run leaves behind. Leading axis [members] where `replicate` made the program."""
+
+    state: State
+    scores: np.ndarray | None
+    """float32 [stages + 1, tasks], row 0 before training; None without `evaluate`."""
+    history: list[dict[str, Any]]
+    """The lines of metrics.jsonl: `stage`, `name`, `step`, `loss` and what the methods report."""
+    wall_seconds: float
+    compile_seconds: float
+    examples_per_second: float
+    """Fresh rows trained on, all members together, per second of training; compiling and
+    evaluation excluded, work at boundaries included."""
+    step_traces: int
+    peak_memory_bytes: int
+    out: Path | None
+
+
+def chunk_size(steps: tuple[int, ...], limit: int) -> int:
+    """Steps a call, at most `limit`: one that divides every stage if there is one above half of it.
+
+    >>> chunk_size((300, 200), 64)
+    50
+    >>> chunk_size((181, 179), 100)
+    100
+    """
+    common, largest = math.gcd(*steps), min(limit, max(steps))
+    best = max(n for n in range(1, largest + 1) if common % n == 0)
+    return best if 2 * best > largest else largest
+
+
+def _peak_memory() -> int:
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class _Compiled(NamedTuple):
+    """What the loop calls, compiled before the clock of training starts."""
+
+    advance: Callable[..., Any]
+    consolidate: Callable[..., Any]
+    evaluate: Callable[..., Any] | None
+    seconds: float
+    traces: list[int]
+
+
+def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | None) -> _Compiled:
+    traces: list[int] = []
+    fetch = feed.stream.fetch
+    where, whole = _where(program, state)
+    if where is None:  # what was put somewhere stays there; the compiler may otherwise move it
+        where = jax.tree.map(lambda x: x.sharding if x.committed else None, state)
+
+    def move(state: State, source: Any, chunk: Any, count: jax.Array) -> Any:
+        traces.append(1)
+        read = partial(fetch, source)
+        return program.each(lambda p, s, c: advance(p, s, c, read, count), state, chunk)
+
+    def close(state: State, source: Any, slices: Any) -> State:
+        read = jax.vmap(partial(fetch, source))
+        return program.each(lambda p, s, b: p.consolidate(s, read(b)), state, slices)
+
+    start = time.perf_counter()
+    count, last = np.int32(0), min(feed.size, feed.stream.steps[0])
+    mover = jax.jit(move, donate_argnums=0, out_shardings=(where, whole))
+    moved = mover.lower(state, feed.source, feed.chunk(0, 0, last), count).compile()
+    closer = jax.jit(close, donate_argnums=0, out_shardings=where)
+    closed = closer.lower(state, feed.source, feed.boundary(0)).compile()
+    scored = None
+    if evaluate is not None:
+        scorer = jax.jit(partial(program.each, evaluate), out_shardings=whole)
+        scored = scorer.lower(state).compile()
+    return _Compiled(moved, closed, scored, time.perf_counter() - start, traces)
+
+
+def _where(program: Program, state: State) -> tuple[Any, Any]:
+    """Shardings of a state, and of what the host reads; None and None without a mesh."""
+    layout = program.layout
+    if layout is None:
+        return None, None
+    return mesh.of_state(state, layout), NamedSharding(layout.mesh, PartitionSpec())
+
+
+class _Log:
+    """metrics.jsonl, a line a logged step, and the same lines in memory."""
+
+    def __init__(self, out: Path | None, done: int) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.path = None if out is None else out / "metrics.jsonl"
+        if self.path is None:
+            return
+        if self.path.exists():  # what a killed run logged after its last checkpoint comes again
+            for line in self.path.read_text().splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    break  # cut off in mid-line
+                if entry["step"] <= done:
+                    self.lines.append(entry)
+        self.path.write_text("".join(json.dumps(e) + "\n" for e in self.lines))
+
+    def write(self, entry: dict[str, Any]) -> None:
+        self.lines.append(entry)
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            raise OSError(f"can't write {self.path}: {error.strerror}") from error
+
+
+def _prepare(out: Path | None, resume: bool) -> None:
+    """Looks the run's folder over before anything is computed."""
+    if out is None:
+        if resume:
+            raise ValueError("resume is True and out is None, but out must name the run's folder")
+        return
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out is {str(out)!r}, which is a file, but must be a folder")
+    if not resume and (out / "checkpoints").exists():
+        raise ValueError(
+            f"out is {str(out)!r}, which holds a run already; resume it or choose another folder"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"out is {str(out)!r}, which can't be written ({error.strerror}), but must be a folder "
+            "that can"
+        ) from error
+
+
+def _count(x: jax.Array) -> int:
+    """A counter of the state, which all members share."""
+    return int(np.asarray(x).reshape(-1)[0])
+
+
+class _Beginning(NamedTuple):
+    """How a run starts, before anything is computed."""
+
+    make: Callable[[], State]
+    """The first state."""
+    like: State
+    """Its shapes and shardings, for a checkpoint to take its place; and the key itself."""
+    scores: np.ndarray
+    """As yet empty."""
+    width: int
+    """Rows of a step, all members together."""
+
+
+def _begin(
+    program: Program, params: Params, key: jax.Array, feed: Feed, evaluate: Evaluate | None
+) -> _Beginning:
+    def start(params: Params, key: jax.Array, source: Any, slices: Any) -> Any:
+        def member(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
+            rows = jax.tree.map(lambda x: x[0], slices)
+            batch = complete(feed.stream.fetch(source, rows))
+            return p.init(params, batch, key), batch["weight"]
+
+        return program.each(member, params, key, slices)
+
+    if program.layout is not None:
+        params = put(params, mesh.of_params(params, program.layout))
+        key = put(key, everywhere(key, program.layout))
+    given = (params, key, feed.source, feed.chunk(0, 0, 1))
+    like, weight = jax.eval_shape(start, *given)
+    where, _ = _where(program, like)
+    init = jax.jit(lambda *a: start(*a)[0], out_shardings=where).lower(*given).compile()
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, init.output_shardings
+    )
+    columns = (1,)  # not 0: Orbax saves no empty array
+    if evaluate is not None:
+        columns = jax.eval_shape(partial(program.each, evaluate), like).shape
+    shape = (*columns[:-1], len(feed.stream.steps) + 1, columns[-1])
+    empty = np.full(shape, np.nan, np.float32)
+    like = like._replace(key=jax.device_put(key, like.key.sharding))
+    return _Beginning(lambda: init(*given), like, empty, weight.size)
+
+
+def _carry(state: State, carried: State) -> State:
+    """`state` with the methods' states, task and step of another run."""
+
+    def shapes(methods: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        found = jax.tree_util.tree_leaves_with_path(methods)
+        return {trees.path_name(path): (x.shape, x.dtype) for path, x in found}
+
+    mine, theirs = shapes(state.method), shapes(carried.method)
+    for path in sorted(mine.keys() | theirs.keys()):
+        if mine.get(path) != theirs.get(path):
+            raise ValueError(
+                f"carried has {theirs.get(path)} at {path!r} of the methods' states, where this "
+                f"run has {mine.get(path)}; both must have the same methods, parameters and batches"
+            )
+    # copies, for a step is given its state's buffers to write into
+    theirs = trees.copy((carried.method, carried.task, carried.step))
+    where = jax.tree.map(lambda x: x.sharding, (state.method, state.task, state.step))
+    method, task, step = jax.tree.map(jax.device_put, theirs, where)
+    return state._replace(method=method, task=task, step=step)
+
+
+def _tree(state: State, scores: np.ndarray) -> dict[str, Any]:
+    """What is checkpointed."""
+    where = state.step.sharding  # everywhere, on a mesh
+    return {"state": state, "scores": put(scores, where)}
+
+
+def last_state(
+    program: Program,
+    params: Params,
+    key: jax.Array,
+    stream: Stream,
+    evaluate: Evaluate | None,
+    out: str | Path,
+) -> State:
+    """The state of the newest whole checkpoint in a folder of `fit`; arguments as for that run.
+
+    Raises:
+      ValueError: if there is no checkpoint, or it is of another program.
+    """
+    begun = _begin(program, params, key, Feed(stream, program.layout, 1), evaluate)
+    found = checkpoint.restore(Path(out) / "checkpoints", _tree(begun.like, begun.scores))
+    if found is None:
+        raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
+    return found[0]["state"]
+
+
+class _Run:
+    """A run under way: its state, scores and clocks, and the four things done with them."""
+
+    def __init__(
+        self,
+        program: Program,
+        params: Params,
+        key: jax.Array,
+        stream: Stream,
+        evaluate: Evaluate | None,
+        out: Path | None,
+        resume: bool,
+        chunk: int,
+        emit: Callable[[Event], None],
+        carried: State | None,
+    ) -> None:
+        self.stream, self.emit = stream, emit
+        self.feed = Feed(stream, program.layout, chunk_size(stream.steps, chunk))
+        begun = _begin(program, params, key, self.feed, evaluate)
+        self.scores, self.width = begun.scores, begun.width
+        self.saver = None if out is None else checkpoint.Saver(out / "checkpoints")
+        self.saved: int | None = None
+        found = None
+        if resume and self.saver is not None:
+            found = checkpoint.restore(self.saver.folder, _tree(begun.like, self.scores))
+        if found is not None:
+            tree, self.saved = found
+            self.state, self.scores = tree["state"], np.array(tree["scores"])
+        else:
+            self.state = begun.make() if carried is None else _carry(begun.make(), carried)
+        self.first_task = 0 if carried is None else _count(carried.task)
+        self.first_step = 0 if carried is None else _count(carried.step)
+        self.done = self.resumed_at = _count(self.state.step) - self.first_step
+        self.total = sum(stream.steps)
+        self.log = _Log(out if processes.leader() else None, self.done)
+        self.compiled = _compile(program, self.state, self.feed, evaluate)
+        self.training = 0.0
+        self.began = time.perf_counter()
+
+    def save(self) -> None:
+        if self.saver is not None:
+            self.saver.save(self.done, _tree(self.state, self.scores))
+            self.saved = self.done
+
+    def save_at_once(self) -> None:
+        self.save()
+        self.close()
+
+    def close(self) -> None:
+        if self.saver is not None:
+            self.saver.finish()
+
+    def score(self, stage: int) -> None:
+        """Fills row `stage` of the scores: how many stages are finished."""
+        if self.compiled.evaluate is None:
+            return
+        row = np.asarray(self.compiled.evaluate(self.state))
+        self.scores[..., stage, :] = row
+        name = self.stream.names[stage - 1] if stage else "before training"
+        self.emit({"kind": "scores", "stage": stage, "name": name, "scores": row})
+
+    def advance(self, stage: int, start: int, count: int) -> None:
+        """Takes `count` steps of a stage in one call, and logs them.
+
+        Raises:
+          Diverged: if a loss among them is not finite.
+        """
+        tick = time.perf_counter()
+        chunk = self.feed.chunk(stage, start, start + count)
+        self.state, aux = self.compiled.advance(
+            self.state, self.feed.source, chunk, np.int32(count)
+        )
+        reports = {k: np.asarray(v)[..., :count] for k, v in aux.items()}
+        self.training += time.perf_counter() - tick
+        finite = np.isfinite(reports["loss"]).reshape(-1, count).all(axis=0)
+        name = self.stream.names[stage]
+        if not finite.all():
+            last = "there is none" if self.saved is None else f"step {self.saved}"
+            raise Diverged(
+                f"the loss is not finite in stage {stage} ({name!r}) at step "
+                f"{self.done + int(np.argmin(finite)) + 1}; last good checkpoint: {last}"
+            )
+        self.done += count
+        entry = {k: float(np.mean(v[..., -1])) for k, v in reports.items()}
+        entry["loss"] = float(np.mean(reports["loss"]))  # over the chunk: a batch's own is noisy
+        self.log.write({"stage": stage, "name": name, "step": self.done, **entry})
+        elapsed = time.perf_counter() - self.began
+        self.emit({
+            "kind": "progress", "stage": stage, "name": name, "step": self.done,
+            "steps": self.total, "loss": entry["loss"], "examples_per_second": self.speed,
+            "seconds_left": elapsed / (self.done - self.resumed_at) * (self.total - self.done),
+        })  # fmt: skip
+
+    def consolidate(self, stage: int) -> None:
+        tick = time.perf_counter()
+        slices = self.feed.boundary(stage)
+        self.state = self.compiled.consolidate(self.state, self.feed.source, slices)
+        jax.block_until_ready(self.state)
+        self.training += time.perf_counter() - tick
+
+    @property
+    def speed(self) -> float:
+        return (self.done - self.resumed_at) * self.width / max(self.training, 1e-9)
+
+
+def fit(
+    program: Program,
+    params: Params,
+    key: jax.Array,
+    stream: Stream | Any,
+    *,
+    evaluate: Evaluate | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    chunk: int = 100,
+    checkpoint_every: int = 1000,
+    on_event: Callable[[Event], None] | None = None,
+    carried: State | None = None,
+) -> Result:
+    """Trains through a stream, stage by stage.
+
+    Args:
+      program: from `make`, or from `replicate` for many members in one compiled function; then
+        `params`, `key` and the stream's chunks have a leading axis [members].
+      params: where training starts.
+      key: a typed PRNG key.
+      stream: a `jcl.data.Stream`, or leaves [stages, steps, B, ...] as `run` takes them.
+      evaluate: `(program, state) -> scores [tasks]`, called before training and after each stage.
+      out: the run's folder: `metrics.jsonl` and `checkpoints/` are written there.
+      resume: whether to go on from the newest whole checkpoint in `out`, if there is one; the
+        result is then bit for bit that of an uninterrupted run.
+      chunk: at most so many steps a compiled call; 1 is for debugging.
+      checkpoint_every: steps between checkpoints; there is one at every boundary besides.
+      on_event: called with `{"kind": "progress", ...}` after a chunk and `{"kind": "scores", ...}`
+        after an evaluation.
+      carried: the last state of another run with the same methods, whose states go on from there,
+        as do the counts of tasks and steps; parameters, optimizer and key don't.
+
+    Raises:
+      ValueError: for what was given wrongly.
+      OSError: when the log or a checkpoint can't be written; the checkpoint before is untouched.
+      Diverged: when the loss is no longer finite; nothing non-finite is ever checkpointed.
+      KeyboardInterrupt: after a Ctrl-C, once the state is saved.
+      Preempted: after SIGTERM, once the state is saved.
+    """
+    began = time.perf_counter()
+    check(chunk >= 1, "chunk", chunk, "at least 1")
+    check(checkpoint_every >= 1, "checkpoint_every", checkpoint_every, "at least 1")
+    if not isinstance(stream, Stream):
+        stream = from_leaves(stream)
+    if program.members != stream.members:
+        raise ValueError(
+            f"the stream has {stream.members} members, but must have the program's "
+            f"{program.members}; see jcl.data.members"
+        )
+    if processes.several():
+        spread = None if program.layout is None else program.layout.mesh.size
+        check(spread == jax.device_count(), "the mesh's number of devices", spread,
+              f"{jax.device_count()}, those of all {jax.process_count()} processes")  # fmt: skip
+    folder = None if out is None else Path(out)
+    processes.of_leader(lambda: _prepare(folder, resume))
+    emit = on_event if on_event is not None and processes.leader() else lambda event: None
+    run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit, carried)
+    with processes.noted() as signals, contextlib.closing(run):
+        if run.done == 0:
+            run.score(0)
+        for stage in range(_count(run.state.task) - run.first_task, len(stream.steps)):
+            at = _count(run.state.task_step)
+            while at < stream.steps[stage]:
+                count = min(run.feed.size, stream.steps[stage] - at)
+                run.advance(stage, at, count)
+                at += count
+                due = run.done // checkpoint_every > (run.done - count) // checkpoint_every
+                if due and at < stream.steps[stage]:
+                    run.save()
+                processes.stop(signals, run.save_at_once)
+            run.consolidate(stage)
+            run.score(stage + 1)
+            run.save()
+    return Result(
+        run.state, None if evaluate is None else run.scores, run.log.lines,
+        time.perf_counter() - began, run.compiled.seconds, run.speed,
+        len(run.compiled.traces), _peak_memory(), folder,
+    )  # fmt: skip

@@ -116,7 +116,7 @@ def build(config: Config) -> Experiment:
         apply=model.apply,
         loss=losses.fused_next_token(),
         optimizer=lambda lr: optax.adamw(optax.warmup_constant_schedule(0.0, lr, 10)),
-        evaluate=evaluator(stream(0).test, token_nll(), losses.shifted),
+        evaluate=evaluator(stream(0).test, token_nll(), losses.with_targets),
         measure="log perplexity",
         higher_is_better=False,
         learning_rate=config.lr,

@@ -111,7 +111,7 @@ def _labelled(name: str, length: int) -> tuple[list[Pair], list[Pair]]:
     def pairs(rows: Sequence[corpora.Labelled]) -> list[Pair]:
         order = np.random.default_rng(0).permutation(len(rows))[:3000]
         some = [rows[i] for i in order if rows[i].text]
-        items = questions.labelled(name, some, labels, prompt).items
+        items = questions.from_labels(name, some, labels, prompt).items
         return data.right_over_wrong(items, wrong=1)
 
     train, test = corpora.held_out(given)
@@ -165,7 +165,7 @@ def build(config: Config) -> Experiment:
             boundary_batches=12, test_batch=32, vocabulary=model.config.vocabulary, **shape.amount,
         )  # fmt: skip
 
-    bits = evaluator(_text(config), bits_per_byte(), losses.shifted)
+    bits = evaluator(_text(config), bits_per_byte(), losses.with_targets)
     return Experiment(
         name="alignment",
         scenario="domain",
@@ -174,7 +174,7 @@ def build(config: Config) -> Experiment:
         apply=models.decoder.apply_fn(model.config),
         loss=preference.ranking(),
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(stream(0).test, preference.accuracy, preference.both),
+        evaluate=evaluator(stream(0).test, preference.accuracy, preference.pair_rows),
         measure="pairs ranked rightly",
         learning_rate=config.lr,
         chunk=10,
@@ -219,7 +219,7 @@ def _drift(config: Config) -> Evaluate:
         "mask": np.tile((np.arange(47) >= 7).astype(np.float32), (len(tokens), 1)),
     }
     before = np.asarray(
-        model.apply(model.params, losses.shifted(jax.tree.map(jnp.asarray, rows))).nll
+        model.apply(model.params, losses.with_targets(jax.tree.map(jnp.asarray, rows))).nll
     )
     test = data.pack([{**rows, "before": before, "task": np.zeros(len(tokens), np.int32)}], 16)
 
@@ -227,7 +227,7 @@ def _drift(config: Config) -> Evaluate:
         weight = losses.token_weight(batch)
         return jnp.sum((outputs.nll - batch["before"])[:, :-1] * weight), jnp.sum(weight)
 
-    return evaluator(test, score, losses.shifted)
+    return evaluator(test, score, losses.with_targets)
 
 
 def measures(config: Config, built: Experiment) -> Evaluate:
@@ -236,16 +236,18 @@ def measures(config: Config, built: Experiment) -> Evaluate:
     test = jax.tree.map(jnp.asarray, built.stream(0).test)
 
     def margin(batch: Any) -> jax.Array:
-        return preference.answered(model.apply(model.params, preference.both(batch)), batch).margin
+        return preference.pair_log_probs(
+            model.apply(model.params, preference.pair_rows(batch)), batch
+        ).margin
 
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), test)
     held = jax.jit(lambda rows: lax.map(margin, rows))(flat)
     known = {**test, "reference": held.reshape(test["weight"].shape)}
     parts: list[Callable[[Program, State], jax.Array]] = [
         built.evaluate,
-        evaluator(known, preference.margin, preference.both),
+        evaluator(known, preference.margin, preference.pair_rows),
         _drift(config),
-        evaluator(_text(config), bits_per_byte(), losses.shifted),
+        evaluator(_text(config), bits_per_byte(), losses.with_targets),
     ]
     return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
 

@@ -95,7 +95,7 @@ def build(config: Config) -> Experiment:
         apply=apply,
         loss=losses.fused_next_token(),
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(stream(0).test, token_nll(), losses.shifted),
+        evaluate=evaluator(stream(0).test, token_nll(), losses.with_targets),
         measure="log perplexity",
         higher_is_better=False,
         learning_rate=config.lr,

@@ -30,7 +30,7 @@ from jcl.data.instructions import (
     Task,
     as_instructions,
     documents,
-    fitting,
+    drop_long,
     questions_as_instructions,
 )
 from jcl.measures import answers
@@ -40,13 +40,13 @@ from jcl.runs.experiment import Experiment
 METHODS = (
     "lora()",
     "lora() + er(capacity=256, rows=2)",
-    "inclora(tasks=4, predict='task')",
-    "inclora(tasks=4, predict='task') + infer_task(tasks=4)",
-    "olora(tasks=4)",
-    "olora(tasks=4, form='square')",
+    "inclora(stages=4, predict='task')",
+    "inclora(stages=4, predict='task') + infer_task(tasks=4)",
+    "olora(stages=4)",
+    "olora(stages=4, form='square')",
     "moelora()",
-    "progressive_prompts(tasks=4, length=5)",
-    "progressive_prompts(tasks=4, length=5) + infer_task(tasks=4)",
+    "progressive_prompts(stages=4, length=5)",
+    "progressive_prompts(stages=4, length=5) + infer_task(tasks=4)",
 )
 SETS = ("tweets", "piqa", "r8", "commonsenseqa")
 
@@ -81,13 +81,13 @@ class Config:
 def task(name: str) -> Task:
     """A real set as instructions."""
     if name in corpora.SENTIMENT_DOMAINS:
-        probe = questions.labelled(
+        probe = questions.from_labels(
             name, corpora.sentiment(name), ["negative", "positive"], "{}\nFeeling:"
         )
         return as_instructions(probe, "Name the feeling.")
     if name == "r8":
         rows = corpora.r8("train")
-        probe = questions.labelled(name, rows, sorted({r.label for r in rows}), "{}\nTopic:")
+        probe = questions.from_labels(name, rows, sorted({r.label for r in rows}), "{}\nTopic:")
         return as_instructions(probe, "Name the topic.")
     return questions_as_instructions(name, "given" if name == "boolq" else "letters")
 
@@ -96,7 +96,7 @@ def task(name: str) -> Task:
 def tasks(model: str, order: tuple[str, ...], length: int) -> tuple[Task, ...]:
     """The tasks' rows that fit, read once for all methods."""
     tokenizer = pretrained(model).tokenizer
-    return tuple(fitting(task(name), tokenizer, length) for name in order)
+    return tuple(drop_long(task(name), tokenizer, length) for name in order)
 
 
 def stream_of(
@@ -144,7 +144,7 @@ def build(config: Config) -> Experiment:
         optimizer=lambda lr: optax.adamw(lr),
         evaluate=evaluator(test, answers.exact_match())
         if exact
-        else evaluator(test, token_nll(), losses.shifted),
+        else evaluator(test, token_nll(), losses.with_targets),
         measure="exact match" if exact else "log perplexity of answers",
         higher_is_better=exact,
         learning_rate=config.lr,
@@ -172,12 +172,12 @@ def rehearsed(
     experiment, base = build(config), pretrained(writer)
     sets = tasks(config.model, config.order, _length(config))
     write = partial(
-        answers.continued, base.apply, base.params, base.config, base.tokenizer,
+        answers.continue_texts, base.apply, base.params, base.config, base.tokenizer,
         steps=48, batch=8, temperature=0.9, top_p=0.6, key=jax.random.key(seed),
     )  # fmt: skip
     program = jcl.make(
         methods.lora(), experiment.apply, experiment.loss, experiment.optimizer(config.lr),
-        trainable=adapters.only, boundary="reset",
+        trainable=adapters.is_adapter, boundary="reset",
     )  # fmt: skip
     table = np.asarray(pretrained(config.model).params["embed"]["table"], np.float32)
     tokenizer = pretrained(config.model).tokenizer
@@ -215,7 +215,9 @@ def rehearsed(
         prompt = demonstrations[0][0]
         written = rehearsal.synthesise(
             write,
-            partial(answers.continued, program.predict, state, experiment.model.config, tokenizer),
+            partial(
+                answers.continue_texts, program.predict, state, experiment.model.config, tokenizer
+            ),
             demonstrations,
             features,
             number=number,

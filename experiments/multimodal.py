@@ -92,7 +92,7 @@ def exact() -> Score:
 
 def rows(task: str, split: Literal["train", "test"], tokenizer: Any, limit: int | None) -> Arrays:
     """A task's arrays: `image`, `tokens`, `segments`, `mask`."""
-    asked = images.worded(task, split, limit=limit)
+    asked = images.image_questions(task, split, limit=limit)
     return {"image": asked.image, **images.tokenised(asked.turns, tokenizer, LENGTH, ("{}", " {}"))}
 
 
@@ -187,7 +187,7 @@ def draw(runs: Sequence[report.Scores], path: Path) -> None:
         halves: Any = figure.subfigures(2, 1, height_ratios=(1, 2))
         top, bottom = halves
         for i, (axes, task) in enumerate(zip(top.subplots(1, len(tasks)), tasks, strict=True)):
-            shown = images.worded(task, "test", limit=1, seed=i)
+            shown = images.image_questions(task, "test", limit=1, seed=i)
             axes.imshow(shown.image[0, ..., 0], cmap="gray_r")
             axes.set_axis_off()
             ((question, answer),) = shown.turns[0]

@@ -108,7 +108,7 @@ def build(config: Config) -> Experiment:
 
         def fetch(source: Any, rows: Any) -> Any:
             batch = made.fetch(source["rows"], rows)
-            outputs = model.apply(source["reference"], losses.shifted(batch))
+            outputs = model.apply(source["reference"], losses.with_targets(batch))
             return {**batch, "reference": outputs.nll[:, :-1]}
 
         source = {"rows": made.source, "reference": _reference(config)}
@@ -122,7 +122,7 @@ def build(config: Config) -> Experiment:
         apply=model.apply,
         loss=losses.next_token,
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(stream(0).test, token_nll(), losses.shifted),
+        evaluate=evaluator(stream(0).test, token_nll(), losses.with_targets),
         measure="log perplexity",
         higher_is_better=False,
         learning_rate=config.lr,
@@ -170,7 +170,7 @@ def annealed(folder: Path, given: argparse.Namespace, steps: int = 15) -> np.nda
     fetch = partial(stream.fetch, jax.tree.map(jnp.asarray, stream.source))
 
     def anneal(state: Any, chunk: Any) -> Any:
-        return program.each(lambda p, s, c: jcl.advance(p, s, c, fetch)[0], state, chunk)
+        return program.over_members(lambda p, s, c: jcl.advance(p, s, c, fetch)[0], state, chunk)
 
     state = jax.jit(anneal)(state, stream.chunk(len(stream.steps) - 1, 0, steps))
     return np.asarray(built.evaluate(program, state)).reshape(given.seeds, -1)

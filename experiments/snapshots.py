@@ -26,7 +26,7 @@ from eras import pretrained
 import jcl
 from jcl import cli, data, losses, methods, metrics, report
 from jcl.data.corpora import Page, django_docs
-from jcl.data.snapshots import KINDS, Series, dated, series
+from jcl.data.snapshots import KINDS, Series, series, with_dates
 from jcl.measures.evaluation import evaluator, token_nll
 from jcl.report import figures
 from jcl.runs.experiment import Experiment
@@ -80,7 +80,7 @@ def _versions(folder: str, probe: Any, dates: bool) -> Series:
         return made
     year = {name: YEARS[name.partition(" ")[0]] for name in made.domains}
     domains: Any = {
-        name: tuple(dated(side, year[name]) for side in sides)
+        name: tuple(with_dates(side, year[name]) for side in sides)
         for name, sides in made.domains.items()
     }
     return made._replace(domains=domains)
@@ -145,7 +145,7 @@ def build(config: Config) -> Experiment:
         apply=model.apply,
         loss=losses.fused_next_token(),
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(stream(0).test, token_nll(), losses.shifted),
+        evaluate=evaluator(stream(0).test, token_nll(), losses.with_targets),
         measure="log perplexity",
         higher_is_better=False,
         learning_rate=config.lr,

@@ -24,7 +24,7 @@ METHODS = {
     "er": "er(capacity=500, rows=128)",
     "der++": "derpp(capacity=500, rows=64)",
     "agem": "agem(capacity=500, rows=128)",
-    "packnet": "packnet(tasks=5, prune=0.5)",
+    "packnet": "packnet(stages=5, prune=0.5)",
 }
 SCENARIOS = ("task", "domain", "class")
 PUBLISHED = {

@@ -85,7 +85,7 @@ def nodes(config: Config) -> list[Node]:
             apply=models.decoder.apply_fn(model.config),
             loss=losses.fused_next_token(),
             optimizer=lambda lr: optax.adamw(lr),
-            evaluate=evaluator(stream(0).test, score, losses.shifted),
+            evaluate=evaluator(stream(0).test, score, losses.with_targets),
             measure=measure,
             higher_is_better=False,
             learning_rate=config.lr,

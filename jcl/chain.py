@@ -152,7 +152,7 @@ _WHEN = {
 }
 
 
-def _carries(tx: Any) -> str:
+def _state_names(tx: Any) -> str:
     """What an optimizer is known by: the states that it carries."""
     if tx is None:
         return ""
@@ -180,7 +180,7 @@ def explain(method: Method, tx: Any = None) -> str:
     lines = [method.name]
     for phase in PHASES:
         if phase == "updates":
-            lines.append(f"  (optimizer){_carries(tx)}")
+            lines.append(f"  (optimizer){_state_names(tx)}")
         names = ", ".join(m.name for m in method.parts if defines(m, phase))
         if names:
             lines.append(f"  {phase:<12} {_WHEN[phase]:<32} {names}")

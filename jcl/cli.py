@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code = _dispatch(args)
         except BaseException as error:
-            processes.verdict()
+            processes.exit_if_peer_lost()
             code = _code(error)
         processes.finish(code)
     return code
@@ -70,7 +70,7 @@ def _code(error: BaseException) -> int:
         return 0
     known = isinstance(error, (ValueError, OSError, ImportError))
     if not known or os.environ.get("JCL_TRACEBACK"):
-        if not processes.watched():
+        if not processes.is_watched():
             raise error
         traceback.print_exception(error)  # at once, where JAX would first wait for the others
         return 1

@@ -147,7 +147,7 @@ class TokenScores(NamedTuple):
         return self.logsumexp - self.chosen
 
 
-def shifted(batch: Batch) -> Batch:
+def with_targets(batch: Batch) -> Batch:
     """The batch with `targets` [B, L]: each token's successor in `tokens`; the last has none."""
     tokens = batch["tokens"]
     return {**batch, "targets": jnp.concatenate([tokens[:, 1:], tokens[:, -1:]], axis=1)}
@@ -189,7 +189,7 @@ class FusedNextToken(NamedTuple):
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, TokenScores]:
         """Mean over predicted tokens, and the scores [B, L] (the last of a row is of nothing)."""
-        scores = apply(params, shifted(batch))
+        scores = apply(params, with_targets(batch))
         cost = scores.nll
         if not _absent(self.z):
             cost = cost + self.z * scores.logsumexp**2

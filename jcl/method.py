@@ -44,9 +44,9 @@ class Ctx(NamedTuple):
     """The trainable parameters before this step (`None` where a leaf is frozen)."""
     frozen: Params
     """The other leaves, with `None` where a leaf is trainable."""
-    task: jax.Array
+    stage: jax.Array
     """int32 []: how many stages are finished, which is the index of the present one."""
-    task_step: jax.Array
+    stage_step: jax.Array
     """int32 []: steps taken in this stage."""
     step: jax.Array
     """int32 []: steps taken in all."""
@@ -135,7 +135,7 @@ class Method(NamedTuple):
     """A continual-learning method; every field but `name` defaults to what changes nothing.
 
     Args:
-      name: how its state is keyed in `State.method`, and the seed of its random draws.
+      name: how its state is keyed in `State.methods`, and the seed of its random draws.
       init: `(ctx, params) -> (params, state)`; may add adapters or prompts to the tree.
       batch: appends replayed rows after the fresh ones, whose number and place stay.
       forward: wraps the model, in training and in prediction.

@@ -1,4 +1,4 @@
-"""The module paths of version 0.1, which name the same objects until the next release.
+"""The names of version 0.1, each of which stands for its present one until the next release.
 
 `from jcl.fit import Result` still works and warns: `Result` is that of `jcl.training.fit`. Nothing
 is imported before an old path's contents are asked for. What `jcl` offers by its short name, such
@@ -7,9 +7,11 @@ as `jcl.metrics`, is no old path: it stays importable by it, and doesn't warn.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -50,6 +52,99 @@ MOVES = (
 """Rows of old folder, new folder and modules; `old:new` where a module's name has changed too."""
 
 
+NAMES = {
+    "mechanisms.adapters": "only:is_adapter node:subtree graft:with_subtree strip:without_adapters "
+    "holding:paths_with weight:kernel_array fresh:init_pair renewed:redraw_pairs "
+    "scaled:scale_pairs scaling:scale_hook deposit:store_pairs stacked:join_pairs "
+    "taken:select_pairs",
+    "measures.answers": "continued:continue_texts written:score_texts",
+    "runs.experiment": "scored:evaluate_all folded:merged_params",
+    "program": "complete:fill_batch",
+    "training.checkpoint": "shared:is_shared",
+    "training.drift": "watched:watch_drift",
+    "parallel.storage": "stored:compress offloaded:offload",
+    "data.questions": "labelled:from_labels",
+    "data.instructions": "Asked:Instruction fitting:drop_long",
+    "runs.edit": "Edited:Result",
+    "training.feed": "put:place",
+    "runs.flags": "resumed:check_resume",
+    "memory": "finished:finite_rows absorb:insert_batches filled:count_filled shared:buffer_of",
+    "mechanisms.merging": "moved:step_along share:count_of",
+    "parallel.mesh": "fitting:dividing_axes spread:constrain_batch held:device_bytes",
+    "parallel.rows": "own_rows:replica_rows",
+    "runs.pipeline": "own:gauges_of",
+    "mechanisms.preference": "both:pair_rows relative:implicit_rewards answered:pair_log_probs",
+    "parallel.processes": "agreed:largest_of_all several:has_peers leader:is_leader "
+    "of_leader:from_leader same:check_same watched:is_watched verdict:exit_if_peer_lost",
+    "losses": "shifted:with_targets",
+    "report": "measured:format_mean",
+    "trees": "everything:every_leaf matching:match_path",
+}
+"""Functions by the module where they are now, each as `old:new`."""
+
+FIELDS = {
+    "method.Ctx": "task:stage task_step:stage_step",
+    "program.State": "opt:optimizer method:methods task:stage task_step:stage_step",
+    "program.Program": "each:over_members weights:read_params",
+}
+"""Fields of records by their class, each as `old:new`."""
+
+ARGUMENTS = {
+    name: {"tasks": "stages"}
+    for name in ("gem", "inclora", "olora", "packnet", "progressive_prompts")
+}
+"""Arguments of methods, old and new: what counts stretches of time is called stages now."""
+
+
+def _warn(old: str, new: str, level: int) -> None:
+    message = f"{old} is now {new}; the old name goes with the next release"
+    warnings.warn(message, DeprecationWarning, stacklevel=level + 1)
+
+
+def _field(old: str, new: str) -> property:
+    """A property that reads a record's field by its old name, and warns."""
+
+    def read(record: Any) -> Any:
+        name = type(record).__name__
+        _warn(f"{name}.{old}", f"{name}.{new}", 2)
+        return getattr(record, new)
+
+    return property(read, doc=f"The old name of `{new}`.")
+
+
+def argument(method: str, name: str) -> str:
+    """The present name of a method's argument; warns if it was given by the old one."""
+    new = ARGUMENTS.get(method, {}).get(name, name)
+    if new != name:
+        _warn(f"{method}'s argument {name}", new, 3)
+    return new
+
+
+def arguments(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a method's factory take its arguments by their old names too."""
+
+    @functools.wraps(factory)
+    def call(*given: Any, **named: Any) -> Any:
+        return factory(*given, **{argument(factory.__name__, k): v for k, v in named.items()})
+
+    return call
+
+
+def _renamed(module: str, old: str) -> Any:
+    """What a module's function is called now, None if it never had another name."""
+    names = NAMES.get(module.removeprefix("jcl."), "").split()
+    return dict(pair.split(":") for pair in names).get(old)
+
+
+def _old_name(module: ModuleType, name: str) -> Any:
+    """A module's `__getattr__`: its functions by their old names."""
+    new = _renamed(module.__name__, name)
+    if new is None:
+        raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+    _warn(f"{module.__name__}.{name}", f"{module.__name__}.{new}", 3)
+    return getattr(module, new)
+
+
 class _Old(ModuleType):
     """Stands at an old path and hands on what is asked of it.
 
@@ -65,9 +160,8 @@ class _Old(ModuleType):
         if name.startswith("__") and name != "__all__":  # what Python's own tools try on modules
             raise AttributeError(name)
         new = self.__dict__["_new"]
-        message = f"{self.__name__} is now {new}; the old path goes with the next release"
-        warnings.warn(message, DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(new), name)
+        _warn(self.__name__, new, 2)
+        return getattr(importlib.import_module(new), _renamed(new, name) or name)
 
 
 def paths() -> dict[str, str]:
@@ -83,9 +177,18 @@ def paths() -> dict[str, str]:
 
 
 def install() -> None:
-    """Makes the old paths importable; of those that `jcl` offers by name, without a warning."""
+    """Makes old paths and names importable, and those paths that `jcl` still offers silently."""
     package = sys.modules["jcl"]
     for old, new in paths().items():
         offered = getattr(package, old.removeprefix("jcl."), None)
         module = offered if isinstance(offered, ModuleType) else _Old(old, new)
         sys.modules.setdefault(old, module)
+    for name in NAMES:
+        loaded = sys.modules.get(f"jcl.{name}")
+        if loaded is not None:  # others have an old path, where `_Old` knows the names
+            loaded.__dict__["__getattr__"] = functools.partial(_old_name, loaded)
+    for name, fields in FIELDS.items():
+        place, _, record = name.rpartition(".")
+        for pair in fields.split():
+            old, _, new = pair.partition(":")
+            setattr(getattr(sys.modules[f"jcl.{place}"], record), old, _field(old, new))

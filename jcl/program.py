@@ -17,7 +17,7 @@ from jcl.chain import chain
 from jcl.losses import total_weight
 from jcl.method import Apply, Batch, Ctx, Info, LossFn, Method, Objective, Params, Tap, defines
 from jcl.parallel import mesh as meshes
-from jcl.parallel.rows import own_rows, split_rows
+from jcl.parallel.rows import replica_rows, split_rows
 
 Boundary = Literal["keep", "reset", "reset_moments"]
 Evaluate = Callable[["Program", "State"], Any]
@@ -30,17 +30,19 @@ class State(NamedTuple):
     """All that changes, and the one pytree that is checkpointed."""
 
     params: Params
-    opt: optax.OptState
-    method: dict[str, Any]
+    """The whole tree."""
+    optimizer: optax.OptState
+    """The optimizer's state."""
+    methods: dict[str, Any]
     """Each method's state, by its name."""
-    task: jax.Array
+    stage: jax.Array
     """int32 []: stages finished, which is the index of the stage in progress."""
-    task_step: jax.Array
+    stage_step: jax.Array
     """int32 []: steps taken in this stage."""
     step: jax.Array
     """int32 []: steps taken in all."""
     key: jax.Array
-    """A typed PRNG key, constant through the run; draws fold in `step` and `task`."""
+    """A typed PRNG key, constant through the run; draws fold in `step`."""
 
 
 class Program(NamedTuple):
@@ -53,11 +55,11 @@ class Program(NamedTuple):
     """`(state, batches)` at a boundary: leaves [n, B, ...] of the finished stage's own data."""
     predict: Callable[..., Any]
     """`(state, batch, tap=identity) -> outputs`, every method's `forward` included."""
-    weights: Callable[[State, Batch], Params]
+    read_params: Callable[[State, Batch], Params]
     """`(state, batch) -> params`: the whole tree as `predict` has the model read it; `batch` is an
     example. Where methods do more than change parameters, such as gating, that isn't in it."""
-    each: Callable[..., Any]
-    """`each(fn, *args)` calls `fn(program, *args)` for every member; there is one, unless
+    over_members: Callable[..., Any]
+    """`over_members(fn, *args)` calls `fn(program, *args)` for every member; there is one, unless
     `replicate` made more."""
     method: Method
     members: int | None
@@ -66,7 +68,7 @@ class Program(NamedTuple):
     """How the state lies on a mesh; see `mesh.of_state`."""
 
 
-def complete(batch: Batch) -> Batch:
+def fill_batch(batch: Batch) -> Batch:
     """Adds `weight` (ones, float32 [B]) and `task` (zeros, int32 [B]) where they are missing."""
     rows = next(len(x) for x in batch.values() if hasattr(x, "shape"))  # a cache has none
     filled = dict(batch)
@@ -75,7 +77,7 @@ def complete(batch: Batch) -> Batch:
     return filled
 
 
-def _tapped(apply: Apply) -> Apply:
+def _with_tap(apply: Apply) -> Apply:
     if "tap" in inspect.signature(apply).parameters:
         return apply
     # without taps it has no sites, which `taps.dense_sites` reports where a method needs them
@@ -105,12 +107,12 @@ class _Shares(NamedTuple):
         whole = jax.value_and_grad(loss_fn, has_aux=True)
         name, count = self.axis_name, self.microbatches
         if count == 1 and name is None:
-            return lambda params, batch: whole(params, meshes.spread(batch, self.layout))
+            return lambda params, batch: whole(params, meshes.constrain_batch(batch, self.layout))
 
         def accumulated(params: Params, batch: Batch) -> Any:
             total = total_weight(batch)
             total = jnp.where(total == 0, 1.0, total)
-            parts = split_rows(batch, count) if name is None else own_rows(batch, name, count)
+            parts = split_rows(batch, count) if name is None else replica_rows(batch, name, count)
 
             def add(carry: Any, part: Batch) -> Any:
                 (value, outputs), grads = whole(params, part)
@@ -120,7 +122,7 @@ class _Shares(NamedTuple):
                 return (sum_value + share * value, sum_grads), outputs
 
             start = (jnp.float32(0), trees.zeros(params))
-            parts = meshes.spread(parts, self.layout, leading=1)
+            parts = meshes.constrain_batch(parts, self.layout, leading=1)
             (value, grads), outputs = lax.scan(add, start, parts)
             rows = batch["weight"].shape[0]
             outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), outputs)
@@ -138,7 +140,7 @@ def make(
     loss: Objective,
     tx: optax.GradientTransformation,
     *,
-    trainable: trees.Trainable = trees.everything,
+    trainable: trees.Trainable = trees.every_leaf,
     microbatches: int = 1,
     boundary: Boundary = "keep",
     mesh: Mesh | None = None,
@@ -194,7 +196,7 @@ def make(
     method = chain(method)
     layout = None if mesh is None else meshes.Layout(mesh, rules)
     shares = _Shares(microbatches, axis_name, layout)
-    model = meshes.constrain(_tapped(apply), layout)
+    model = meshes.constrain(_with_tap(apply), layout)
 
     def split(params: Params) -> tuple[Params, Params]:
         return trees.partition(params, trainable)
@@ -208,14 +210,14 @@ def make(
 
         key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
         ctx = Ctx(
-            learning, frozen, state.task, state.task_step, state.step, key, batch, base,
-            lambda *_: (jnp.float32(0), None), loss, state.method, training,
+            learning, frozen, state.stage, state.stage_step, state.step, key, batch, base,
+            lambda *_: (jnp.float32(0), None), loss, state.methods, training,
             axis_name=axis_name, mesh=mesh,
         )  # fmt: skip
-        wrapped = method.forward(state.method, ctx, base) if state.method else base
+        wrapped = method.forward(state.methods, ctx, base) if state.methods else base
 
         def task_loss(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
-            rows = {**rows, "stage": jnp.full_like(rows["task"], state.task)}
+            rows = {**rows, "stage": jnp.full_like(rows["task"], state.stage)}
             value = loss(lambda p, b: wrapped(p, b, tap), params, rows)
             value, outputs = value if isinstance(value, tuple) else (value, None)
             return value.astype(jnp.float32), outputs
@@ -223,26 +225,26 @@ def make(
         return ctx._replace(apply=wrapped, loss=task_loss)
 
     def init(params: Params, batch: Batch, key: jax.Array) -> State:
-        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), complete(batch))
+        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), fill_batch(batch))
         # three zeros, not one thrice: a donated state may hold no buffer twice
         state = State(params, (), {}, jnp.int32(0), jnp.int32(0), jnp.int32(0), key)
         learning, frozen = split(params)
         grown, states = method.init(context(state, learning, frozen, batch, 0, False), learning)
         params = trees.merge(grown, frozen)
-        return state._replace(params=params, opt=tx.init(split(params)[0]), method=states)
+        return state._replace(params=params, optimizer=tx.init(split(params)[0]), methods=states)
 
     penalised = defines(method, "loss")
     may_idle = defines(method, "idle")
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        fresh = shares.gather(complete(batch))
+        fresh = shares.gather(fill_batch(batch))
         rows = fresh["weight"].shape[0]
         learning, frozen = split(state.params)
         ctx = context(state, learning, frozen, fresh, 1, True)
 
         def work(_: None) -> Any:
-            mixed = method.batch(state.method, ctx, fresh)
-            loss_fn = method.loss(state.method, ctx, ctx.loss)
+            mixed = method.batch(state.methods, ctx, fresh)
+            loss_fn = method.loss(state.methods, ctx, ctx.loss)
             (value, outputs), grads = shares.value_and_grad(loss_fn)(learning, mixed)
             task_grads = grads
             if penalised:  # compiled away unless a method reads it
@@ -255,58 +257,60 @@ def make(
             return value, outputs, grads, grads
 
         if may_idle:
-            idle = method.idle(state.method, ctx)
+            idle = method.idle(state.methods, ctx)
             value, outputs, task_grads, grads = lax.cond(idle, rest, work, None)
         else:
             value, outputs, task_grads, grads = work(None)
-        grads = method.grads(state.method, ctx, grads)
+        grads = method.grads(state.methods, ctx, grads)
 
-        updates, opt = tx.update(grads, state.opt, learning)
-        updates = method.updates(state.method, ctx._replace(grads=grads), updates)
+        updates, opt = tx.update(grads, state.optimizer, learning)
+        updates = method.updates(state.methods, ctx._replace(grads=grads), updates)
         learned = optax.apply_updates(learning, updates)
         info = Info(value, outputs, task_grads, grads, updates, learned, fresh)
-        states = method.observe(state.method, ctx, info)
+        states = method.observe(state.methods, ctx, info)
         aux = {"loss": value, **method.report(states, info)}
         after = State(
             trees.merge(learned, frozen), opt, states,
-            state.task, state.task_step + 1, state.step + 1, state.key,
+            state.stage, state.stage_step + 1, state.step + 1, state.key,
         )  # fmt: skip
         return after, aux
 
     def consolidate(state: State, batches: Batch) -> State:
-        batches = shares.gather(jax.vmap(complete)(batches), axis=1)
-        batches = meshes.spread(batches, layout, leading=1)
+        batches = shares.gather(jax.vmap(fill_batch)(batches), axis=1)
+        batches = meshes.constrain_batch(batches, layout, leading=1)
         learning, frozen = split(state.params)
         ctx = context(state, learning, frozen, jax.tree.map(lambda x: x[0], batches), 2, False)
-        learned, states = method.consolidate(state.method, ctx, learning, batches)
-        opt = state.opt
+        learned, states = method.consolidate(state.methods, ctx, learning, batches)
+        opt = state.optimizer
         if boundary == "reset":
             opt = tx.init(learned)
         elif boundary == "reset_moments":
             opt = _zero_moments(tx, opt)
         return state._replace(
-            params=trees.merge(learned, frozen), opt=opt, method=states,
-            task=state.task + 1, task_step=jnp.zeros_like(state.task_step),
+            params=trees.merge(learned, frozen), optimizer=opt, methods=states,
+            stage=state.stage + 1, stage_step=jnp.zeros_like(state.stage_step),
         )  # fmt: skip
 
     def predict(state: State, batch: Batch, tap: Tap = taps.identity) -> Any:
-        batch = complete(batch)
+        batch = fill_batch(batch)
         learning, frozen = split(state.params)
         return context(state, learning, frozen, batch, 3, False).apply(learning, batch, tap)
 
-    def weights(state: State, batch: Batch) -> Params:
+    def read_params(state: State, batch: Batch) -> Params:
         def read(params: Params, rows: Batch, tap: Tap) -> Params:
             model(params, rows, tap)  # for its sites, which methods ask for; compiled away
             return params
 
-        batch = complete(batch)
+        batch = fill_batch(batch)
         learning, frozen = split(state.params)
         return context(state, learning, frozen, batch, 3, False, read).apply(learning, batch)
 
-    def each(fn: Callable[..., Any], *args: Any) -> Any:
+    def over_members(fn: Callable[..., Any], *args: Any) -> Any:
         return fn(program, *args)
 
-    program = Program(init, step, consolidate, predict, weights, each, method, None, layout)
+    program = Program(
+        init, step, consolidate, predict, read_params, over_members, method, None, layout
+    )
     return program
 
 

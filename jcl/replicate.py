@@ -68,15 +68,15 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
         index = np.minimum(np.arange(-(-members // used) * used), members - 1)
         return jax.tree.map(lambda x: x[:members], spread(jax.tree.map(lambda x: x[index], packed)))
 
-    def shared(fn: Callable[..., Any], state: State, batch: Batch) -> Any:
+    def on_each_state(fn: Callable[..., Any], state: State, batch: Batch) -> Any:
         return each(lambda program, s: fn(program, s, batch), state)
 
     return Program(
         lambda params, batch, key: each(lambda p, *a: p.init(*a), params, batch, key),
         lambda state, batch: each(lambda p, *a: p.step(*a), state, batch),
         lambda state, batches: each(lambda p, *a: p.consolidate(*a), state, batches),
-        lambda state, batch: shared(lambda p, s, b: p.predict(s, b), state, batch),
-        lambda state, batch: shared(lambda p, s, b: p.weights(s, b), state, batch),
+        lambda state, batch: on_each_state(lambda p, s, b: p.predict(s, b), state, batch),
+        lambda state, batch: on_each_state(lambda p, s, b: p.read_params(s, b), state, batch),
         each,
         first.method,
         members,

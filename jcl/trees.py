@@ -14,12 +14,12 @@ Trainable = Callable[[str], bool]
 """Static predicate over a leaf's path, such as `blocks/up/kernel`."""
 
 
-def everything(path: str) -> bool:
+def every_leaf(path: str) -> bool:
     """The default `trainable`: every leaf learns."""
     return True
 
 
-def matching(pattern: str) -> Trainable:
+def match_path(pattern: str) -> Trainable:
     """A predicate for the leaves whose whole path a regular expression matches.
 
     Raises:

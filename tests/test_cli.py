@@ -403,7 +403,7 @@ def build(config):
     return Experiment(
         name="pretrained", scenario="domain", stream=lambda seed: stream,
         init=lambda key: model.params, apply=model.apply, loss=losses.next_token,
-        optimizer=optax.sgd, evaluate=evaluator(stream.test, token_nll(), losses.shifted),
+        optimizer=optax.sgd, evaluate=evaluator(stream.test, token_nll(), losses.with_targets),
     )
 '''
 
@@ -476,12 +476,12 @@ def test_compare_and_report_read_what_run_wrote(run, tmp_path, capsys):
 
 def test_cores_become_devices_unless_the_user_has_said_otherwise(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_foo=1")
-    launch._spread()
+    launch._split_cpu()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     wanted = f"--xla_foo=1 --xla_force_host_platform_device_count={cores}"
     assert os.environ["XLA_FLAGS"] == wanted
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
-    launch._spread()
+    launch._split_cpu()
     assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
 
 

@@ -31,7 +31,7 @@ class Problem(NamedTuple):
 
     apply: Callable[..., Any]
     params: Any
-    trainable: trees.Trainable = trees.everything
+    trainable: trees.Trainable = trees.every_leaf
     loss: Any = losses.cross_entropy()
 
 
@@ -43,7 +43,7 @@ def decoder() -> Problem:
     whole = models.decoder.apply_fn(config)
     params = models.decoder.init(jax.random.key(1), config)
     params = {**params, "embed": {"table": 20 * params["embed"]["table"]}}
-    return Problem(lambda p, b, tap: whole(p, b, tap)[:, -1], params, adapters.only)
+    return Problem(lambda p, b, tap: whole(p, b, tap)[:, -1], params, adapters.is_adapter)
 
 
 def viewer() -> Problem:
@@ -382,7 +382,7 @@ TABLE = [
             methods.lora(rank=2, targets=DENSE, dora=True), methods.ewc(strength=10.0)
         ),
         neutral=FROZEN,
-        problem=MLP._replace(trainable=adapters.only),
+        problem=MLP._replace(trainable=adapters.is_adapter),
     ),
     Row(
         "inclora",
@@ -446,7 +446,7 @@ TABLE = [
         neutral="all but the given blocks stand still from the first step",
         bad=({"layers": ()}, {"layers": (-1,)}),
         disturb="it has no state",
-        problem=DECODER._replace(trainable=trees.everything),
+        problem=DECODER._replace(trainable=trees.every_leaf),
     ),
     Row(
         "rho",  # of rows; tokens in its own tests
@@ -499,7 +499,7 @@ TABLE = [
         neutral={"alpha": 1.0},
         bad=({"alpha": 1.5}, {"parts": 0}, {"steps": -1}, {"rate": 0.0}, {"anchor": "last"}),
         at_boundary=True,
-        problem=DECODER._replace(trainable=trees.everything),
+        problem=DECODER._replace(trainable=trees.every_leaf),
     ),
     Row(
         "online_merging",
@@ -546,7 +546,7 @@ TABLE = [
     Row(
         "infer_task",  # which reads, and leaves learning to another
         lambda tasks=TASKS: jcl.chain(
-            methods.inclora(tasks=TASKS, rank=2), methods.infer_task(tasks=tasks)
+            methods.inclora(stages=TASKS, rank=2), methods.infer_task(tasks=tasks)
         ),
         neutral=FROZEN,
         bad=({"tasks": 0},),
@@ -698,7 +698,7 @@ def test_that_it_keeps_samples_is_said(bench: Bench) -> None:
     method = bench.program.method
     assert set(method.reads) <= set(READS)
     rows = {row.tobytes() for row in np.asarray(STREAM["x"][0]).reshape(-1, FEATURES)}
-    leaves = [np.asarray(x) for x in jax.tree.leaves(raw(bench.states[1].method))]
+    leaves = [np.asarray(x) for x in jax.tree.leaves(raw(bench.states[1].methods))]
     wide = [x.reshape(-1, FEATURES) for x in leaves if x.shape[-1:] == (FEATURES,)]
     assert any(row.tobytes() in rows for x in wide for row in x) == ("samples" in method.reads)
 
@@ -712,7 +712,7 @@ def test_scan_equals_loop_and_mapped_seeds_equal_separate_ones(bench: Bench) -> 
     keys = jax.random.split(jax.random.key(11), 2)
     many = jcl.replicate(lambda _: bench.program, jnp.arange(2), how="vmap")
     run = partial(jcl.run, params=bench.row.problem.params, stream=STREAM)
-    states, _ = jax.jit(lambda k: many.each(lambda p, key: run(p, key=key), k))(keys)
+    states, _ = jax.jit(lambda k: many.over_members(lambda p, key: run(p, key=key), k))(keys)
     for i, key in enumerate(keys):
         member = jax.tree.map(lambda x, i=i: x[i], states)
         assert_close(bench.loop.stages(key)[0][-1].params, member.params, bench.row.tolerance)
@@ -720,10 +720,10 @@ def test_scan_equals_loop_and_mapped_seeds_equal_separate_ones(bench: Bench) -> 
 
 def test_a_changed_state_changes_the_next_step(bench: Bench) -> None:
     if isinstance(bench.row.disturb, str):
-        assert not jax.tree.leaves(bench.states[1].method), bench.row.disturb
+        assert not jax.tree.leaves(bench.states[1].methods), bench.row.disturb
         return
     state = bench.states[1]
-    changed = state._replace(method=bench.row.disturb(state.method))
+    changed = state._replace(methods=bench.row.disturb(state.methods))
     batch = jax.tree.map(lambda x: x[1, 0], STREAM)
     # the second step, for a pull towards an anchor is zero while the parameters stand on it
     a, b = (bench.loop.step(bench.loop.step(s, batch)[0], batch)[0] for s in (state, changed))
@@ -746,7 +746,7 @@ def test_at_neutral_strength_it_is_plain_fine_tuning(bench: Bench, plain: jcl.St
         assert len(neutral) > 20 and neutral != Row.neutral, "say why"
         return
     states, _ = Loop(program_of(bench.row.make(**neutral), optimizer=EXACT)).stages()
-    shared = {k: adapters.strip(states[-1].params[k]) for k in plain.params}
+    shared = {k: adapters.without_adapters(states[-1].params[k]) for k in plain.params}
     assert_identical(shared, plain.params)
 
 

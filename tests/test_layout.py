@@ -29,7 +29,7 @@ LAYERS = [
 """The entries of `jcl/`, files or folders, from the earliest layer to the latest."""
 LAYER = {entry: depth for depth, layer in enumerate(LAYERS) for entry in layer.split()}
 OUTSIDE_LAYERS = {"moved"}
-"""`moved` maps old module paths to new ones and imports neither before it is asked to."""
+"""`moved` maps old names to new ones and imports neither before it is asked to."""
 
 SENSES = {
     "disk": {"pathlib", "os", "shutil", "tempfile", "csv", "mmap", "sqlite3"},
@@ -83,7 +83,8 @@ def imports(path: Path) -> set[str]:
 def ours(path: Path) -> set[str]:
     """Entries of `LAYERS` that a file imports; a bare `import jcl` counts as `jcl` itself."""
     names = [name.split(".") for name in imports(path)]
-    return {([*parts, "jcl"])[1] for parts in names if parts[0] == "jcl"}
+    found = {([*parts, "jcl"])[1] for parts in names if parts[0] == "jcl"}
+    return found - OUTSIDE_LAYERS
 
 
 def outside(path: Path) -> set[str]:

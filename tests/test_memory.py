@@ -110,7 +110,7 @@ def test_sample_is_uniform_over_what_is_stored() -> None:
 
 def test_an_empty_buffer_gives_rows_of_weight_zero() -> None:
     buffer = memory.empty(rows_of(jnp.arange(3)), 5)
-    assert int(memory.filled(buffer)) == 0
+    assert int(memory.count_filled(buffer)) == 0
     assert not memory.sample(buffer, KEY, 4)["weight"].any()
 
 
@@ -124,7 +124,7 @@ def test_padding_is_never_stored() -> None:
     ):
         after = insert(buffer)
         assert sorted(kept(after)) == [1, 3]
-        assert int(after.seen[0]) == 2 and int(memory.filled(after)) == 2
+        assert int(after.seen[0]) == 2 and int(memory.count_filled(after)) == 2
 
 
 @pytest.mark.parametrize("size", [4, 1000])  # both ways of finding a slot's last row

@@ -46,7 +46,7 @@ def test_members_are_what_they_are_alone(how: Any, members: int) -> None:
     many = jcl.replicate(lambda s: make(methods.ewc(strength=s)), strengths, how)
     keys = jax.random.split(jax.random.key(5), members)
     run = partial(jcl.run, params=PARAMS, stream=STREAM)
-    states, aux = jax.jit(partial(many.each, lambda p, key: run(p, key=key)))(keys)
+    states, aux = jax.jit(partial(many.over_members, lambda p, key: run(p, key=key)))(keys)
     assert aux["steps"]["loss"].shape == (members, TASKS, STEPS)
     for i in (0, members - 1):
         alone, _ = run(make(methods.ewc(strength=strengths[i])), key=keys[i])
@@ -57,7 +57,7 @@ def test_members_are_what_they_are_alone(how: Any, members: int) -> None:
 def test_run_scores_before_training_and_after_each_stage() -> None:
     _, aux = jcl.run(
         make(methods.naive()), PARAMS, jax.random.key(0), STREAM,
-        evaluate=lambda program, state: jnp.stack([state.task, state.step]),
+        evaluate=lambda program, state: jnp.stack([state.stage, state.step]),
     )  # fmt: skip
     np.testing.assert_array_equal(aux["scores"], [[0, 0], [1, STEPS], [2, 2 * STEPS]])
 
@@ -70,8 +70,8 @@ def test_frozen_leaves_have_no_moments_and_no_method_state() -> None:
     assert equal(after.params["dense_0"], PARAMS["dense_0"])
     assert not equal(after.params["dense_1"], PARAMS["dense_1"])
     learning = trees.size(PARAMS["dense_1"])
-    assert trees.size(after.opt) == 2 * learning + 1  # Adam's two moments, and its count
-    assert trees.size(after.method["ewc"]) == 2 * learning
+    assert trees.size(after.optimizer) == 2 * learning + 1  # Adam's two moments, and its count
+    assert trees.size(after.methods["ewc"]) == 2 * learning
 
 
 @pytest.mark.parametrize("boundary", ["keep", "reset", "reset_moments"])
@@ -81,16 +81,16 @@ def test_the_optimizers_state_at_a_boundary(boundary: Any) -> None:
     for _ in range(3):
         state, _ = jax.jit(program.step)(state, BATCH)
     after = program.consolidate(state, jax.tree.map(lambda x: x[0], STREAM))
-    count, moments = after.opt[0].count, trees.norm(after.opt[0].mu)
+    count, moments = after.optimizer[0].count, trees.norm(after.optimizer[0].mu)
     assert int(count) == (0 if boundary == "reset" else 3)
     assert (float(moments) > 0) == (boundary == "keep")
-    assert int(after.task) == 1 and int(after.task_step) == 0 and int(after.step) == 3
+    assert int(after.stage) == 1 and int(after.stage_step) == 0 and int(after.step) == 3
 
 
 def test_a_schedule_of_the_optimizer_goes_on_over_tasks() -> None:
     program = make(methods.naive(), optax.sgd(optax.linear_schedule(0.1, 0.0, TASKS * STEPS)))
     state, _ = jcl.run(program, PARAMS, jax.random.key(0), STREAM)
-    assert int(state.opt[1].count) == TASKS * STEPS
+    assert int(state.optimizer[1].count) == TASKS * STEPS
 
 
 def test_a_state_made_eagerly_may_be_donated() -> None:
@@ -117,18 +117,18 @@ def test_adding_a_method_never_changes_anothers_draws() -> None:
     buffers = []
     for program in (alone, beside):
         state, _ = jcl.run(program, PARAMS, jax.random.key(3), STREAM)
-        buffers.append(state.method["er"].buffer.rows["x"])
+        buffers.append(state.methods["er"].buffer.rows["x"])
     np.testing.assert_array_equal(*buffers)
 
 
 def test_ewc_holds_two_trees_however_many_tasks() -> None:
     program = make(methods.ewc())
     state = jax.eval_shape(program.init, PARAMS, BATCH, jax.random.key(0))
-    assert trees.nbytes(state.method) == 2 * trees.nbytes(PARAMS)
+    assert trees.nbytes(state.methods) == 2 * trees.nbytes(PARAMS)
     compiled = jax.jit(program.step, donate_argnums=0).lower(state, BATCH).compile()
     memory = compiled.memory_analysis()
     # donated: the new state lies where the old one was
-    large = trees.nbytes((state.params, state.opt, state.method))
+    large = trees.nbytes((state.params, state.optimizer, state.methods))
     assert memory.alias_size_in_bytes >= large
 
 

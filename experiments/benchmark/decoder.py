@@ -69,7 +69,7 @@ def jcl_side(given: argparse.Namespace) -> dict[str, Any]:
         method = methods.lora(rank=8, targets="blocks/(query|value)") if lora else methods.naive()
         program = jcl.make(
             method, apply, losses.fused_next_token(), optax.adamw(1e-4),
-            trainable=adapters.only if lora else jcl.trees.everything,
+            trainable=adapters.is_adapter if lora else jcl.trees.every_leaf,
         )  # fmt: skip
         first = jax.jit(program.init)(params, {"tokens": tokens[0]}, jax.random.key(0))
         call = jax.jit(lambda s, t: jcl.advance(program, s, {"tokens": t})[0], donate_argnums=0)

@@ -24,7 +24,7 @@ METHODS = {
     "agem": "agem(capacity={memory}, rows={batch})",
     "si": "si(strength=0.1)",
     "der++": "derpp(capacity={memory}, rows={batch}, alpha=0.1, beta=0.5, draws=1)",
-    "packnet": "packnet(tasks={tasks}, prune=0.5)",
+    "packnet": "packnet(stages={tasks}, prune=0.5)",
     "ema": "ema()",
 }
 
@@ -152,7 +152,7 @@ def train(given: argparse.Namespace) -> dict[str, Any]:
         arguments = (keys[0], data.stack(stream), source)
     else:
         many = jcl.replicate(lambda _: program, jnp.arange(given.seeds))
-        call = jax.jit(lambda k, r, s: many.each(lambda p, a, b: one(p, a, b, s), k, r))
+        call = jax.jit(lambda k, r, s: many.over_members(lambda p, a, b: one(p, a, b, s), k, r))
         rows = jax.tree.map(lambda *x: np.stack(x), *[data.stack(s) for s in streams])
         arguments = (keys, rows, source)
     line = timed(call, arguments, given.seeds * TASKS * given.steps * given.batch, given)

@@ -45,7 +45,7 @@ def passes(model: str) -> dict[str, Callable[[], Any]]:
     """Four compiled calls over the same data: two passes of jcl's, each before its bound."""
     apply, loss, params, batches, _ = problem(model)
     program = jcl.make(methods.naive(), apply, loss, optax.sgd(0.1))
-    data = jax.vmap(jcl.program.complete)(batches)
+    data = jax.vmap(jcl.program.fill_batch)(batches)
     state = program.init(params, jax.tree.map(lambda x: x[0], data), jax.random.key(0))
     score = evaluation.accuracy() if model == "mlp" else evaluation.token_nll()
     evaluate = jcl.evaluator(jax.tree.map(lambda x: x[None], data), score)
@@ -58,7 +58,7 @@ def passes(model: str) -> dict[str, Callable[[], Any]]:
         method = jcl.Method("statistic", init=init, consolidate=consolidate)
         measured = jcl.make(method, apply, loss, optax.sgd(0.1))
         start = measured.init(params, jax.tree.map(lambda x: x[0], data), jax.random.key(0))
-        call = jax.jit(lambda s, b: measured.consolidate(s, b).method)
+        call = jax.jit(lambda s, b: measured.consolidate(s, b).methods)
         return lambda: call(start, data)
 
     def gradients(ctx: jcl.Ctx, params: Any, batches: Any) -> Any:

@@ -31,7 +31,7 @@ def chat(tokenizer: Any, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
       ValueError: if there is no template, no turn of an assistant's, or a turn can't be told from
         what the template makes of it.
     """
-    return _masked(tokenizer, render(tokenizer, messages))
+    return _tokens_and_mask(tokenizer, render(tokenizer, messages))
 
 
 def pair(tokenizer: Any, prompt: str, answer: str) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +45,7 @@ def pair(tokenizer: Any, prompt: str, answer: str) -> tuple[np.ndarray, np.ndarr
       prompt: what is given.
       answer: what is learned; it brings the blank that it starts with, if one is to be there.
     """
-    return _masked(tokenizer, joined(prompt, answer))
+    return _tokens_and_mask(tokenizer, joined(prompt, answer))
 
 
 def joined(prompt: str, answer: str) -> Passage:
@@ -74,7 +74,7 @@ def render(tokenizer: Any, messages: Messages) -> Passage:
     return Passage(full, tuple(_turn(tokenizer, messages, i, full, ends) for i in turns), False)
 
 
-def _masked(tokenizer: Any, passage: Passage) -> tuple[np.ndarray, np.ndarray]:
+def _tokens_and_mask(tokenizer: Any, passage: Passage) -> tuple[np.ndarray, np.ndarray]:
     encoded = encode(tokenizer, [passage])[0]
     return encoded.tokens, encoded.learn[1:].astype(np.float32)
 

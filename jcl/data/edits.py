@@ -270,7 +270,7 @@ def countries(
     for name in relations:
         check(name in _RELATIONS, "relation", name, f"one of {list(_RELATIONS)}")
     check(neighbours >= 0, "neighbours", neighbours, "at least 0")
-    places = _named(corpora.countries() if facts is None else facts)
+    places = _with_usable_names(corpora.countries() if facts is None else facts)
     least = _NEIGHBOURS + _TARGETS + 1
     check(len(places) >= least, "countries", len(places), f"at least {least}")
     rng = np.random.default_rng(seed)
@@ -313,7 +313,7 @@ def countries(
     return [edits[i] for i in rng.permutation(len(edits))]
 
 
-def _named(facts: Sequence[Country]) -> list[Country]:
+def _with_usable_names(facts: Sequence[Country]) -> list[Country]:
     """Each once, without names that are no part of a sentence, and those that were."""
     seen: dict[str, Country] = {}
     for country in facts:

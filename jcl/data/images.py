@@ -287,7 +287,7 @@ class Worded(NamedTuple):
     y: np.ndarray
 
 
-def worded(
+def image_questions(
     task: str,
     split: Literal["train", "test"] = "train",
     *,
@@ -315,3 +315,6 @@ def worded(
     rows = rng.permutation(len(given["y"]))[:limit]
     turns: list[Turns] = [(ask(int(label), rng),) for label in given["y"][rows]]
     return Worded(given["image"][rows], turns, given["y"][rows])
+
+
+worded = image_questions  # its name in version 0.1, until the next release

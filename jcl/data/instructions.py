@@ -20,7 +20,7 @@ from jcl.data.questions import Item, Probe, read
 from jcl.method import check
 
 
-class Asked(NamedTuple):
+class Instruction(NamedTuple):
     """One instruction, with the answers of which any will do; the first is what is trained on."""
 
     prompt: str
@@ -32,8 +32,8 @@ class Task(NamedTuple):
     """A task's rows."""
 
     name: str
-    train: tuple[Asked, ...]
-    test: tuple[Asked, ...]
+    train: tuple[Instruction, ...]
+    test: tuple[Instruction, ...]
 
 
 TRACE = (
@@ -43,7 +43,7 @@ TRACE = (
 """TRACE's tasks, in its order."""
 
 
-def documents(rows: Iterable[Asked]) -> list[tuple[str, str]]:
+def documents(rows: Iterable[Instruction]) -> list[tuple[str, str]]:
     """`(prompt, answer)` pairs for `data.from_text`.
 
     >>> documents([Asked("2 + 2 =", (" 4", " four"))])
@@ -69,10 +69,10 @@ def read_trace(folder: str | Path, tasks: Sequence[str] = TRACE) -> list[Task]:
     `utils/data/data_collator.py`; the order is that of its scripts.
     """
 
-    def rows(path: Path) -> tuple[Asked, ...]:
+    def rows(path: Path) -> tuple[Instruction, ...]:
         entries = _load(path, list)
         return tuple(
-            Asked(_text(path, e, i, "prompt"), (_text(path, e, i, "answer", empty=True),))
+            Instruction(_text(path, e, i, "prompt"), (_text(path, e, i, "answer", empty=True),))
             for i, e in enumerate(entries)
         )
 
@@ -132,7 +132,7 @@ def read_superni(
         if not texts or not answers:
             _refuse(path, f"{where}, field 'output'", answers, "a list of texts, at least one")
         prompt = f"{start}Now complete the following example -\nInput: {asked}\nOutput:"
-        rows.append(Asked(prompt, tuple(f" {answer.strip()}" for answer in answers)))
+        rows.append(Instruction(prompt, tuple(f" {answer.strip()}" for answer in answers)))
     rest = rows[test + validation :]
     wanted = f"above test + validation, {test + validation}"
     check(bool(rest), f"number of Instances in {path}", len(rows), wanted)
@@ -212,7 +212,7 @@ def as_instructions(
     """A probe's questions as instructions, of which the right choice is the answer.
 
     Args:
-      probe: from `questions.read` or `questions.labelled`, the latter for classification.
+      probe: from `questions.read` or `questions.from_labels`, the latter for classification.
       instruction: what stands before each prompt, in a line of its own.
       answers: `given` as the probe has them, which is letters for CommonsenseQA and MMLU; `letters`
         lists the choices in the prompt and `text` wants them in words, each whatever the probe has.
@@ -230,17 +230,17 @@ def as_instructions(
     """
     check(answers in _HOW, "answers", answers, f"one of {list(_HOW)}")
     check(0 < share < 1, "share", share, "between 0 and 1")
-    sides: tuple[list[Asked], list[Asked]] = [], []
+    sides: tuple[list[Instruction], list[Instruction]] = [], []
     for item in probe.items:
-        prompt, choices = _put(item, answers)
-        asked = Asked(f"{instruction}{_HOW[answers]}\n{prompt}", (choices[item.answer],))
+        prompt, choices = _prompt_of(item, answers)
+        asked = Instruction(f"{instruction}{_HOW[answers]}\n{prompt}", (choices[item.answer],))
         sides[zlib.crc32(item.prompt.encode()) / 2**32 < share].append(asked)
     for side, rows in zip(("training", "test"), sides, strict=True):
         check(bool(rows), f"number of {side} questions of {probe.name!r}", 0, "at least 1")
     return Task(probe.name, tuple(sides[0]), tuple(sides[1]))
 
 
-def _put(item: Item, answers: Answers) -> tuple[str, list[str]]:
+def _prompt_of(item: Item, answers: Answers) -> tuple[str, list[str]]:
     """The prompt and the choices that an item has with such answers."""
     if answers == "given":
         return item.prompt, [f" {choice.strip()}" for choice in item.choices]
@@ -261,7 +261,7 @@ def _put(item: Item, answers: Answers) -> tuple[str, list[str]]:
     return f"{head}\n{cue}", [f" {letter}" for letter in letters]
 
 
-def fitting(task: Task, tokenizer: Any, length: int) -> Task:
+def drop_long(task: Task, tokenizer: Any, length: int) -> Task:
     """The rows whose prompt and first answer, with the ends of a document, are `length` tokens or
     fewer.
 

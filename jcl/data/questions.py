@@ -132,7 +132,7 @@ def read(name: str, folder: Path | None = None, limit: int | None = None) -> Pro
     return Probe(name, tuple(item(row) for row in rows))
 
 
-def labelled(
+def from_labels(
     name: str,
     rows: Sequence[Labelled],
     labels: Sequence[str],

@@ -15,7 +15,7 @@ import numpy as np
 from jcl.method import check
 
 Write = Callable[[Sequence[str]], list[str]]
-"""What a model continues each text with; see `answers.continued`."""
+"""What a model continues each text with; see `answers.continue_texts`."""
 Features = Callable[[Sequence[str]], np.ndarray]
 """`texts -> float [n, d]`, in which like texts are near."""
 

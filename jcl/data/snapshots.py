@@ -206,7 +206,7 @@ def series(
     return Series(domains, tuple(changed), tuple(whole))
 
 
-def dated(
+def with_dates(
     texts: Iterable[Document], when: object, form: str = "Text from {when}: "
 ) -> list[tuple[str, str]]:
     """Texts after the date that they are of, which isn't learned: `(prompt, answer)` pairs.
@@ -272,3 +272,6 @@ def translations(
         check(all(sides), "languages", language, "one with translated pages on both sides")
         found[language] = sides
     return found
+
+
+dated = with_dates  # its name in version 0.1, until the next release

@@ -60,7 +60,7 @@ def kernel(params: Params, path: str, layers: tuple[int, ...]) -> jax.Array:
       ValueError: if there is none that can be written, or it has no such layers.
     """
     try:
-        found = adapters.node(params, path)["kernel"]
+        found = adapters.subtree(params, path)["kernel"]
     except (KeyError, TypeError):
         raise ValueError(f"path is {path!r}, but must be that of a dense layer") from None
     whole = not isinstance(found, dict) and found.ndim == 3
@@ -72,7 +72,7 @@ def kernel(params: Params, path: str, layers: tuple[int, ...]) -> jax.Array:
 
 def put(params: Params, path: str, kernel: jax.Array) -> Params:
     """The tree with another kernel at `path`."""
-    return adapters.graft(params, path, {"kernel": kernel})
+    return adapters.with_subtree(params, path, {"kernel": kernel})
 
 
 def add(kernel: jax.Array, layer: Any, change: jax.Array) -> jax.Array:

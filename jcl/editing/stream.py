@@ -147,7 +147,7 @@ def run(
         base = Base(*scored(count))
     owned = jax.tree.map(lambda x: True, jax.eval_shape(steps.write, params, state, first)[0])
     log = _Log(None if folder is None else Path(folder), steps.editor, facts, exam, batch, every)
-    found = log.restore((_some(params, owned), state))
+    found = log.restore((_changed_leaves(params, owned), state))
     done = 0
     if found is not None:
         (new, state), done = found
@@ -173,7 +173,7 @@ def run(
             line |= {"write_seconds": spent, "score_seconds": time.perf_counter() - clock}
             spent = 0.0
             log.write(line, on_line)
-            log.save(now, (_some(params, owned), state))
+            log.save(now, (_changed_leaves(params, owned), state))
     return Result(params, state, log.lines, list(past), base)
 
 
@@ -183,7 +183,7 @@ def _facts(facts: Arrays, start: int, batch: int) -> Any:
     return jax.tree.map(jnp.asarray, pad(some, batch))
 
 
-def _some(params: Params, owned: Any) -> Params:
+def _changed_leaves(params: Params, owned: Any) -> Params:
     """The leaves that a write changes, None in the place of the others."""
     return jax.tree.map(
         lambda own, x: x if own else None, owned, params, is_leaf=lambda x: x is None

@@ -71,7 +71,7 @@ def target_nll(outputs: Any, rows: Batch) -> jax.Array:
     return jnp.sum(nll * rows["mask"], axis=-1) / jnp.maximum(jnp.sum(rows["mask"], axis=-1), 1)
 
 
-def picked(places: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def pick_at(places: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """Takes the value at a place [B] of each row: [B, L, d] -> [B, d]."""
     return lambda h: h[jnp.arange(len(places)), places]
 
@@ -102,7 +102,7 @@ def find(
     segments = jnp.concatenate([fact["segments"], fact["essence_segments"][None]])
     places = jnp.append(fact["subject"], fact["essence_subject"])
     index, batch = jnp.arange(len(places)), rows(tokens, segments)
-    pick = picked(places)
+    pick = pick_at(places)
     found, logits = taps.read(apply, params, batch, {site: (layer, lambda h: pick(h)[0])})
     old = found[site]
     length = jnp.linalg.norm(old)
@@ -131,7 +131,7 @@ def find(
 
     adam = optax.adam(search.rate)
 
-    def going(carry: Any) -> jax.Array:
+    def is_going(carry: Any) -> jax.Array:
         step, done, *_ = carry
         return (step < search.steps - 1) & ~done
 
@@ -147,7 +147,7 @@ def find(
 
     delta = jnp.zeros_like(old)
     start = (jnp.int32(0), fact["weight"] == 0, delta, adam.init(delta))
-    return lax.while_loop(going, improve, start)[2], old
+    return lax.while_loop(is_going, improve, start)[2], old
 
 
 def at_subjects(
@@ -164,7 +164,7 @@ def at_subjects(
     """
 
     def one(fact: Facts) -> dict[str, jax.Array]:
-        pick = picked(fact["subject"])
+        pick = pick_at(fact["subject"])
         batch = rows(fact["tokens"], fact["segments"])
         return taps.read(apply, params, batch, {s: (at, pick) for s, at in wanted.items()})[0]
 
@@ -196,7 +196,7 @@ Solver = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """`(what it needs for the layer, keys [N, in], values [N, out]) -> change [in, out]`."""
 
 
-def spread(
+def write_layers(
     apply: Apply,
     params: Params,
     facts: Facts,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl.data.encode import Passage, encode
-from jcl.data.instructions import Asked
+from jcl.data.instructions import Instruction
 from jcl.losses import token_weight
 from jcl.measures import scoring
 from jcl.measures.evaluation import Score
@@ -46,7 +46,7 @@ def exact_match() -> Score:
     return score
 
 
-def continued(
+def continue_texts(
     call: Call,
     tree: Any,
     config: Any,
@@ -98,12 +98,12 @@ def continued(
     return texts[: len(ids)]
 
 
-def written(
+def score_texts(
     call: Call,
     tree: Any,
     config: Any,
     tokenizer: Any,
-    rows: Sequence[Asked],
+    rows: Sequence[Instruction],
     *,
     steps: int = 16,
     batch: int = 16,
@@ -130,7 +130,9 @@ def written(
     """
     check(len(rows) >= 1, "number of rows", len(rows), "at least 1")
     prompts = [row.prompt for row in rows]
-    texts = continued(call, tree, config, tokenizer, prompts, steps=steps, batch=batch, soft=soft)
+    texts = continue_texts(
+        call, tree, config, tokenizer, prompts, steps=steps, batch=batch, soft=soft
+    )
     return scoring.summary(texts, [row.answers for row in rows]), texts
 
 

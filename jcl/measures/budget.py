@@ -66,8 +66,8 @@ def costs(
     state, dear = total(program)
     _, cheap = total(plain)
     return Costs(
-        sum(memory.capacity(b) for b in _buffers(state.method)),
-        trees.nbytes(state.method),
+        sum(memory.capacity(b) for b in _buffers(state.methods)),
+        trees.nbytes(state.methods),
         trees.size(state.params) - trees.size(params),
         dear / max(cheap, 1) - 1,
     )

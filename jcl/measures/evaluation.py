@@ -33,7 +33,7 @@ def evaluator(
     Args:
       test: leaves [tasks, n, B, ...] with `weight` and `task`, such as `Stream.test`.
       score: what to measure, such as `accuracy()`.
-      prepare: what the model is asked, such as `losses.shifted`, with which a language model
+      prepare: what the model is asked, such as `losses.with_targets`, with which a language model
         answers with `TokenScores` and never holds all logits.
 
     >>> import numpy as np, optax
@@ -51,7 +51,7 @@ def evaluator(
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), test)
 
     def member(program: Program, state: State) -> jax.Array:
-        stage = state.task - (state.task_step == 0)
+        stage = state.stage - (state.stage_step == 0)
 
         def one(_: None, batch: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
             outputs = program.predict(state, prepare(batch))
@@ -63,7 +63,7 @@ def evaluator(
         total = jnp.where(total == 0, jnp.nan, total)
         return jnp.sum(sums.reshape(tasks, batches), axis=1) / total
 
-    return lambda program, state: program.each(member, state)
+    return lambda program, state: program.over_members(member, state)
 
 
 def _allowed(classes: Any, batch: Batch, mask: str) -> jax.Array:
@@ -124,7 +124,7 @@ def token_nll() -> Score:
     """Negative log-likelihood in nats a token, of each of `tokens` [B, L] given those before it.
 
     Its exponential is the perplexity (`metrics.perplexity`). `mask` [B, L - 1] leaves tokens out.
-    Takes logits, or the `TokenScores` of a batch prepared by `losses.shifted`.
+    Takes logits, or the `TokenScores` of a batch prepared by `losses.with_targets`.
     """
 
     def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:

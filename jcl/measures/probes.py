@@ -16,12 +16,12 @@ from jax import lax
 
 from jcl import losses
 from jcl.data.packing import gather, pack_rows
-from jcl.data.questions import Item, Probe, labelled, read
+from jcl.data.questions import Item, Probe, from_labels, read
 from jcl.data.tokens import Tokens
 from jcl.method import Batch, check
 from jcl.program import Evaluate, Program, State
 
-__all__ = ["Encoded", "Item", "Probe", "encode", "evaluator", "labelled", "likelihoods", "read"]
+__all__ = ["Encoded", "Item", "Probe", "encode", "evaluator", "from_labels", "likelihoods", "read"]
 
 Normalise = Literal["none", "tokens", "bytes"]
 
@@ -180,7 +180,7 @@ def likelihoods(
 
     def add(total: jax.Array, part: Any) -> tuple[jax.Array, None]:
         tokens, segments, document = part
-        batch = losses.shifted(
+        batch = losses.with_targets(
             {
                 "tokens": tokens,
                 "segments": segments,
@@ -229,10 +229,10 @@ def evaluator(encoded: Encoded, normalise: Normalise = "none") -> Evaluate:
     counts = np.bincount(encoded.probe, minlength=len(encoded.names))
 
     def member(program: Program, state: State) -> jax.Array:
-        stage = jnp.maximum(state.task - (state.task_step == 0), 0)
+        stage = jnp.maximum(state.stage - (state.stage_step == 0), 0)
         scores = likelihoods(lambda batch: program.predict(state, batch), encoded, stage)
         chosen = jnp.argmax(jnp.where(there, scores / divisor, -jnp.inf), axis=1)
         right = (chosen == encoded.answer).astype(jnp.float32)
         return jax.ops.segment_sum(right, encoded.probe, len(counts)) / counts
 
-    return lambda program, state: program.each(member, state)
+    return lambda program, state: program.over_members(member, state)

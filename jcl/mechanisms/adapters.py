@@ -24,42 +24,42 @@ NAMES = FOLDED | {"attention_adapter", "mlp_adapter", "prefix", "prompt"}
 """Keys under which adapters stand in a parameter tree."""
 
 
-def only(path: str) -> bool:
+def is_adapter(path: str) -> bool:
     """Whether a leaf is an adapter's: give it to `jcl.make(trainable=...)` to freeze the base."""
     return not NAMES.isdisjoint(path.split("/"))
 
 
-def node(tree: Params, path: str) -> Params:
+def subtree(tree: Params, path: str) -> Params:
     """What stands at a path such as `blocks/query`."""
     for key in path.split("/"):
         tree = tree[key]
     return tree
 
 
-def graft(tree: Params, path: str, new: Params) -> Params:
+def with_subtree(tree: Params, path: str, new: Params) -> Params:
     """The tree with the keys of `new` added to the dict at `path`, which is made if need be."""
     key, _, rest = path.partition("/")
     inner = tree.get(key, {})
-    return {**tree, key: graft(inner, rest, new) if rest else {**inner, **new}}
+    return {**tree, key: with_subtree(inner, rest, new) if rest else {**inner, **new}}
 
 
-def strip(params: Params) -> Params:
+def without_adapters(params: Params) -> Params:
     """The tree without its adapters."""
     if not isinstance(params, dict):
         return params
-    return {k: strip(v) for k, v in params.items() if k not in NAMES}
+    return {k: without_adapters(v) for k, v in params.items() if k not in NAMES}
 
 
-def holding(tree: Params, keys: Set[str] = frozenset({"lora"}), at: str = "") -> list[str]:
+def paths_with(tree: Params, keys: Set[str] = frozenset({"lora"}), at: str = "") -> list[str]:
     """Paths of the dicts that hold one of `keys`."""
     if not isinstance(tree, dict):
         return []
     if not keys.isdisjoint(tree):
         return [at]
-    return [p for k, v in tree.items() for p in holding(v, keys, f"{at}/{k}" if at else k)]
+    return [p for k, v in tree.items() for p in paths_with(v, keys, f"{at}/{k}" if at else k)]
 
 
-def weight(kernel: Any, dtype: Any) -> jax.Array:
+def kernel_array(kernel: Any, dtype: Any) -> jax.Array:
     """A kernel in the dtype to compute in; stored whole, or as `{"int8", "scale"}`.
 
     `int8` [..., in, out] times `scale` [..., out] (see `jcl.models.quantize`).
@@ -76,7 +76,7 @@ def shape(kernel: Any) -> tuple[int, ...]:
 
 def column_norm(kernel: Any, lora: Params | None = None) -> jax.Array:
     """‖W + AB‖ of each output, float32 [..., out], from W, AᵀW and AᵀA: W + AB is never held."""
-    wide = weight(kernel, jnp.float32)
+    wide = kernel_array(kernel, jnp.float32)
     square = jnp.sum(wide**2, axis=-2)
     if lora is not None:
         a, b = (lora[k].astype(jnp.float32) for k in ("a", "b"))
@@ -92,12 +92,12 @@ def dense_paths(ctx: Ctx, params: Params, targets: str) -> list[str]:
       ValueError: if `targets` is no regular expression or matches none.
     """
     there = list(taps.dense_sites(ctx.apply, params, ctx.batch))
-    found = [path for path in there if trees.matching(targets)(path)]
+    found = [path for path in there if trees.match_path(targets)(path)]
     check(bool(found), "targets", targets, f"a regular expression that matches one of {there}")
     return found
 
 
-def fresh(key: jax.Array, path: str, size: tuple[int, ...], rank: int) -> Params:
+def init_pair(key: jax.Array, path: str, size: tuple[int, ...], rank: int) -> Params:
     """A pair for one kernel [..., in, out]: a uniform in ±1/√in, b zeros, float32 (as PEFT)."""
     *stack, fan_in, fan_out = size
     # by name, so that another target never changes this one's draw
@@ -117,20 +117,20 @@ def add_pairs(ctx: Ctx, params: Params, rank: int, targets: str, dora: bool = Fa
     """
     whole = trees.merge(params, ctx.frozen)
     for path in dense_paths(ctx, params, targets):
-        at = node(whole, path)
+        at = subtree(whole, path)
         if "lora" not in at:
-            lora = fresh(ctx.key, path, shape(at["kernel"]), rank)
+            lora = init_pair(ctx.key, path, shape(at["kernel"]), rank)
             more = {"magnitude": column_norm(at["kernel"])} if dora else {}
-            params = graft(params, path, {"lora": lora | more})
+            params = with_subtree(params, path, {"lora": lora | more})
     return params
 
 
-def renewed(key: jax.Array, params: Params) -> Params:
+def redraw_pairs(key: jax.Array, params: Params) -> Params:
     """The tree with every pair drawn anew."""
-    for path in holding(params):
-        a, b = (node(params, path)["lora"][k] for k in ("a", "b"))
-        new = fresh(key, path, (*a.shape[:-1], b.shape[-1]), a.shape[-1])
-        params = graft(params, path, {"lora": new})
+    for path in paths_with(params):
+        a, b = (subtree(params, path)["lora"][k] for k in ("a", "b"))
+        new = init_pair(key, path, (*a.shape[:-1], b.shape[-1]), a.shape[-1])
+        params = with_subtree(params, path, {"lora": new})
     return params
 
 
@@ -139,23 +139,23 @@ def scale(rank: int, alpha: Any, rslora: bool = False) -> Any:
     return alpha / (rank**0.5 if rslora else rank)
 
 
-def scaled(params: Params, factor: Any) -> Params:
+def scale_pairs(params: Params, factor: Any) -> Params:
     """The tree as the model takes it: every b times `factor` (see `scale`)."""
-    for path in holding(params):
-        lora = node(params, path)["lora"]
-        params = graft(params, path, {"lora": {**lora, "b": factor * lora["b"]}})
+    for path in paths_with(params):
+        lora = subtree(params, path)["lora"]
+        params = with_subtree(params, path, {"lora": {**lora, "b": factor * lora["b"]}})
     return params
 
 
-def scaling(factor: Any) -> Callable[[Any, Ctx, Apply], Apply]:
+def scale_hook(factor: Any) -> Callable[[Any, Ctx, Apply], Apply]:
     """The `forward` hook of methods whose pairs stand in the tree, see `scaled`."""
 
     def forward(state: Any, ctx: Ctx, apply: Apply) -> Apply:
-        def adapted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_scale(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             # with the frozen leaves, for some of the pairs may be among them
-            return apply(scaled(trees.merge(params, ctx.frozen), factor), batch, tap)
+            return apply(scale_pairs(trees.merge(params, ctx.frozen), factor), batch, tap)
 
-        return adapted
+        return apply_with_scale
 
     return forward
 
@@ -174,9 +174,9 @@ def merge(params: Params, factor: Any = 1.0) -> Params:
     loose = NAMES - FOLDED
     left = [p for p in _paths(params) if not loose.isdisjoint(p.split("/")) or "lora/router" in p]
     check(not left, "adapter", left, "one that kernels can hold, low-rank pairs and gains")
-    for path in holding(params, FOLDED):
-        at = node(params, path)
-        kernel = weight(at["kernel"], jnp.float32)
+    for path in paths_with(params, FOLDED):
+        at = subtree(params, path)
+        kernel = kernel_array(at["kernel"], jnp.float32)
         if "lora" in at:
             lora = at["lora"]
             kernel += factor * (lora["a"].astype(jnp.float32) @ lora["b"].astype(jnp.float32))
@@ -188,8 +188,8 @@ def merge(params: Params, factor: Any = 1.0) -> Params:
         new = {"kernel": kernel.astype(stored)}
         if "gain" in at and "bias" in at:
             new["bias"] = (at["bias"] * at["gain"]).astype(at["bias"].dtype)
-        params = graft(params, path, new)
-    return strip(params)
+        params = with_subtree(params, path, new)
+    return without_adapters(params)
 
 
 def _paths(params: Params) -> list[str]:
@@ -202,33 +202,33 @@ def bank(params: Params, slots: int) -> Params:
     A tree with the same paths and no other leaves. Layers lead, as in the tree itself.
     """
     kept: Params = {}
-    for path in holding(params):
-        a, b = (node(params, path)["lora"][k] for k in ("a", "b"))
+    for path in paths_with(params):
+        a, b = (subtree(params, path)["lora"][k] for k in ("a", "b"))
         room = {
             "a": jnp.zeros((*a.shape[:-1], slots, a.shape[-1]), a.dtype),
             "b": jnp.zeros((*b.shape[:-2], slots, *b.shape[-2:]), b.dtype),
         }
-        kept = graft(kept, path, {"lora": room})
+        kept = with_subtree(kept, path, {"lora": room})
     return kept
 
 
-def deposit(kept: Params, params: Params, slot: Any) -> Params:
+def store_pairs(kept: Params, params: Params, slot: Any) -> Params:
     """The bank with the tree's pairs in a slot."""
-    for path in holding(kept):
-        room, lora = node(kept, path)["lora"], node(params, path)["lora"]
+    for path in paths_with(kept):
+        room, lora = subtree(kept, path)["lora"], subtree(params, path)["lora"]
         a = room["a"].at[..., slot, :].set(lora["a"])
         b = room["b"].at[..., slot, :, :].set(lora["b"])
-        kept = graft(kept, path, {"lora": {"a": a, "b": b}})
+        kept = with_subtree(kept, path, {"lora": {"a": a, "b": b}})
     return kept
 
 
-def stacked(params: Params, kept: Params) -> Params:
+def join_pairs(params: Params, kept: Params) -> Params:
     """The tree with its pairs and the bank's added up: joined along r, one pair of products.
 
     An empty slot adds nothing.
     """
-    for path in holding(kept):
-        room, lora = node(kept, path)["lora"], node(params, path)["lora"]
+    for path in paths_with(kept):
+        room, lora = subtree(kept, path)["lora"], subtree(params, path)["lora"]
         *stack, slots, rank, fan_out = room["b"].shape
         a = room["a"].reshape(*lora["a"].shape[:-1], slots * rank)
         b = room["b"].reshape(*stack, slots * rank, fan_out)
@@ -236,17 +236,17 @@ def stacked(params: Params, kept: Params) -> Params:
             "a": jnp.concatenate([a, lora["a"]], axis=-1),
             "b": jnp.concatenate([b, lora["b"]], axis=-2),
         }
-        params = graft(params, path, {"lora": joined})
+        params = with_subtree(params, path, {"lora": joined})
     return params
 
 
-def taken(params: Params, kept: Params, slot: jax.Array) -> Params:
+def select_pairs(params: Params, kept: Params, slot: jax.Array) -> Params:
     """The tree with the pairs of a slot in the place of its own, which -1 keeps."""
-    for path in holding(kept):
-        room, lora = node(kept, path)["lora"], node(params, path)["lora"]
+    for path in paths_with(kept):
+        room, lora = subtree(kept, path)["lora"], subtree(params, path)["lora"]
         a = jnp.where(slot < 0, lora["a"], room["a"][..., slot, :])
         b = jnp.where(slot < 0, lora["b"], room["b"][..., slot, :, :])
-        params = graft(params, path, {"lora": {"a": a, "b": b}})
+        params = with_subtree(params, path, {"lora": {"a": a, "b": b}})
     return params
 
 
@@ -259,8 +259,8 @@ def last_stages(last: jax.Array, stage: jax.Array, batch: Batch) -> jax.Array:
 def overlap(params: Params, kept: Params, form: Literal["absolute", "square"]) -> jax.Array:
     """Σ |A_oldᵀ A_new| or Σ (A_oldᵀ A_new)² over entries, slots and layers, float32 []."""
     total = jnp.float32(0)
-    for path in holding(kept):
-        old, new = (node(tree, path)["lora"]["a"] for tree in (kept, params))
+    for path in paths_with(kept):
+        old, new = (subtree(tree, path)["lora"]["a"] for tree in (kept, params))
         inner = jnp.einsum("...isp,...iq->...spq", old, new)
         total += jnp.sum(jnp.abs(inner) if form == "absolute" else inner**2)
     return total

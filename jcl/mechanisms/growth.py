@@ -29,9 +29,9 @@ class Grown(NamedTuple):
 
 
 def _plain(params: Params) -> None:
-    held = adapters.holding(params, adapters.NAMES)
+    held = adapters.paths_with(params, adapters.NAMES)
     check(not held, "adapters", held, "merged or stripped before a model grows")
-    stored = adapters.holding(params, {"int8"})
+    stored = adapters.paths_with(params, {"int8"})
     check(not stored, "kernels", stored, "of floats, for int8 doesn't grow")
 
 

@@ -17,7 +17,7 @@ from jax import lax
 from jcl import taps, trees
 from jcl.losses import weighted_mean
 from jcl.method import Apply, Batch, Ctx, Params, Tap
-from jcl.parallel.rows import by_slices, own_rows
+from jcl.parallel.rows import by_slices, replica_rows
 
 Labels = Literal["empirical", "sampled", "exact"]
 Scalar = Callable[..., jax.Array]
@@ -126,7 +126,7 @@ def per_example(
     paths = _dense_paths(ctx.apply, params, jax.tree.map(lambda x: x[0], batches))
     name, own = ctx.axis_name, batches
     if name is not None:
-        own = jax.tree.map(lambda x: x[:, 0], jax.vmap(lambda b: own_rows(b, name))(batches))
+        own = jax.tree.map(lambda x: x[:, 0], jax.vmap(lambda b: replica_rows(b, name))(batches))
 
     def add(total: Params, batch: Batch) -> tuple[Params, None]:
         if paths:
@@ -175,7 +175,7 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
             f"labels is {labels!r}, but the loss exposes no log_probs, so it must be 'empirical'"
         )
     objective: Any = ctx.objective  # which has `relabel` too
-    stage = ctx.task
+    stage = ctx.stage
 
     def log_probs(batch: Batch) -> jax.Array:
         batch = {**batch, "stage": jnp.full_like(batch["task"], stage)}

@@ -21,7 +21,7 @@ Mask = Any
 Scope = Literal["model", "leaf"]
 
 
-def share(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
+def count_of(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
     """How many of `size` entries a fraction is, rounded, int32 []; all of them at 1."""
     # rounded from the other end, so that float32 cannot lose an entry of a large array at 1
     return size - jnp.round((1 - jnp.float32(fraction)) * size).astype(jnp.int32)
@@ -131,7 +131,7 @@ def task_vector(params: Params, base: Params) -> Params:
     return jax.tree.map(lambda p, b: p.astype(jnp.float32) - b.astype(jnp.float32), params, base)
 
 
-def moved(base: Params, params: Params, vector: Params, scale: jax.Array | float) -> Params:
+def step_along(base: Params, params: Params, vector: Params, scale: jax.Array | float) -> Params:
     """θ₀ + λ v in `params`' dtypes, where v is, or has a part in, θ's task vector τ = θ - θ₀.
 
     Computed as lerp(θ₀, θ, λ) + λ (v - τ), so that it is θ₀ exactly at λ = 0, and θ exactly at
@@ -171,7 +171,7 @@ def trim(vector: Params, density: jax.Array | float, scope: Scope = "model") -> 
     """
 
     def cut(x: Any) -> Any:
-        kept = largest(x, share(density, trees.size(x)))
+        kept = largest(x, count_of(density, trees.size(x)))
         return jax.tree.map(lambda v, k: jnp.where(k, v, 0), x, kept)
 
     return cut(vector) if scope == "model" else jax.tree.map(cut, vector)
@@ -228,7 +228,7 @@ def elect(votes: Votes) -> Params:
 
 def restarts(ctx: Ctx) -> jax.Array:
     """Whether this is the first step of a stage other than the first, bool []."""
-    return (ctx.task > 0) & (ctx.task_step == 0)
+    return (ctx.stage > 0) & (ctx.stage_step == 0)
 
 
 def gradient_from(start: Params, ctx: Ctx, grads: Params) -> Params:

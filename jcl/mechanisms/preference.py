@@ -36,14 +36,14 @@ class Rewards(NamedTuple):
         return self.preferred - self.rejected
 
 
-def both(batch: Batch) -> Batch:
+def pair_rows(batch: Batch) -> Batch:
     """What a model is asked of a batch of pairs: rows [2B, L], preferred before rejected.
 
     They have `targets`, so that it answers with `TokenScores` and never holds all logits.
     """
     rows = {k: jnp.concatenate([batch[k]] * 2) for k in _SHARED if k in batch}
     rows |= {k: jnp.concatenate([batch[k], batch[f"rejected_{k}"]]) for k in _SIDES}
-    return losses.shifted(rows)
+    return losses.with_targets(rows)
 
 
 def log_probs(scores: TokenScores, answer: jax.Array) -> jax.Array:
@@ -51,7 +51,9 @@ def log_probs(scores: TokenScores, answer: jax.Array) -> jax.Array:
     return -jnp.sum(scores.nll[:, :-1] * answer, axis=-1)
 
 
-def relative(scores: TokenScores, reference: TokenScores, beta: jax.Array | float) -> TokenScores:
+def implicit_rewards(
+    scores: TokenScores, reference: TokenScores, beta: jax.Array | float
+) -> TokenScores:
     """Scores whose `log_probs` are implicit rewards, r = β log π(y | x) / π_ref(y | x).
 
     Source: Rafailov et al., arXiv 2305.18290, section 4, β log Z(x) aside, which is the same for
@@ -65,7 +67,7 @@ def rewards(apply: Apply, params: Params, batch: Batch) -> Rewards:
 
     From one that knows of none, log-probabilities: the rewards of β = 1 and a uniform reference.
     """
-    rows = both(batch)
+    rows = pair_rows(batch)
     rows[REWARDS] = jnp.ones_like(rows["weight"])
     summed = log_probs(apply(params, rows), rows["answer"])
     return Rewards(*jnp.split(summed, 2))
@@ -130,12 +132,12 @@ def imitation(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, ja
 
     The log-probabilities [B] come back as outputs.
     """
-    rows = losses.shifted({k: batch[k] for k in (*_SHARED, *_SIDES) if k in batch})
+    rows = losses.with_targets({k: batch[k] for k in (*_SHARED, *_SIDES) if k in batch})
     found = log_probs(apply(params, rows), batch["answer"])
     return losses.weighted_mean(-found, batch["weight"]), found
 
 
-def answered(outputs: TokenScores, batch: Batch) -> Rewards:
+def pair_log_probs(outputs: TokenScores, batch: Batch) -> Rewards:
     """Log-probabilities of a batch of pairs, from what a model says of `both(batch)`."""
     answer = jnp.concatenate([batch["answer"], batch["rejected_answer"]])
     return Rewards(*jnp.split(log_probs(outputs, answer), 2))
@@ -146,7 +148,7 @@ def accuracy(outputs: TokenScores, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
     That is, by log π(preferred) > log π(rejected): what the model itself would rather say.
     """
-    hit = (answered(outputs, batch).margin > 0).astype(jnp.float32)
+    hit = (pair_log_probs(outputs, batch).margin > 0).astype(jnp.float32)
     return jnp.sum(hit * batch["weight"]), jnp.sum(batch["weight"])
 
 
@@ -155,5 +157,5 @@ def margin(outputs: TokenScores, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
     The test's column `reference` [B] is the margin of the reference's log-probabilities.
     """
-    gained = answered(outputs, batch).margin - batch["reference"]
+    gained = pair_log_probs(outputs, batch).margin - batch["reference"]
     return jnp.sum(gained * batch["weight"]), jnp.sum(batch["weight"])

@@ -66,7 +66,7 @@ def capacity(buffer: Buffer) -> int:
     return buffer.rows["weight"].shape[0]
 
 
-def shared(ctx: Ctx, name: str) -> Buffer:
+def buffer_of(ctx: Ctx, name: str) -> Buffer:
     """The buffer of another method in the chain.
 
     Raises:
@@ -82,7 +82,7 @@ def _occupied(buffer: Buffer) -> jax.Array:
     return jnp.minimum(buffer.seen, capacity(buffer) // buffer.seen.shape[0])
 
 
-def filled(buffer: Buffer) -> jax.Array:
+def count_filled(buffer: Buffer) -> jax.Array:
     """Number of occupied slots, int32 []."""
     return jnp.sum(_occupied(buffer)).astype(jnp.int32)
 

@@ -57,7 +57,7 @@ def _highest_loss(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
     return ranked(buffer, rows, jnp.zeros(score.shape, jnp.int32), score)
 
 
-def _unlike(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
+def _insert_gss(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
     pick, swap = jax.random.split(ctx.key)
     others = sample(buffer, pick, rows["weight"].shape[0])
     return gss(buffer, swap, rows, gradient_likeness(ctx.loss, ctx.params, rows, others))
@@ -80,11 +80,11 @@ def _exemplars(buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buff
 
 _INSERT: dict[str, Insert] = {
     "reservoir": lambda buffer, ctx, rows: reservoir(buffer, ctx.key, rows),
-    "ring": lambda buffer, ctx, rows: ring(buffer, rows, ctx.task % buffer.seen.shape[0]),
+    "ring": lambda buffer, ctx, rows: ring(buffer, rows, ctx.stage % buffer.seen.shape[0]),
     "class": _balanced("y"),
     "task": _balanced("task"),
     "loss": _highest_loss,
-    "gss": _unlike,
+    "gss": _insert_gss,
     "herding": lambda buffer, ctx, rows: buffer,
 }
 _BALANCED = {"class": "y", "task": "task", "herding": "y"}
@@ -130,7 +130,7 @@ def policy(name: str, capacity: int, groups: int | None = None) -> Policy:
     return Policy(start, _INSERT[name], _exemplars if name == "herding" else nothing)
 
 
-def finished(info: Info) -> Batch:
+def finite_rows(info: Info) -> Batch:
     """The fresh rows of a step, of weight 0 where it ended in parameters that are not finite.
 
     So what is written to a memory waits for the end of the step that read it. Without that order
@@ -141,7 +141,9 @@ def finished(info: Info) -> Batch:
     return {**info.batch, "weight": jnp.where(sound, info.batch["weight"], 0)}
 
 
-def absorb(keep: Policy, buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:
+def insert_batches(
+    keep: Policy, buffer: Buffer, ctx: Ctx, params: Params, batches: Batch
+) -> Buffer:
     """Offers a finished stage's batches, leaves [n, B, ...], as if they came step by step."""
 
     def add(buffer: Buffer, xs: tuple[jax.Array, Batch]) -> tuple[Buffer, None]:

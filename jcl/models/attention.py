@@ -77,7 +77,7 @@ def attend(
     Returns:
       [B, T, H, D] in q's dtype.
     """
-    kernel = _chosen(backend, q, mask is None, bias is not None)
+    kernel = _pick_kernel(backend, q, mask is None, bias is not None)
     if kernel == "splash":
         if segments is None:
             segments = jnp.ones(q.shape[:2], jnp.int32)
@@ -109,17 +109,17 @@ def attend(
     count = max(1, min(4, q.shape[1] // 64))
     edges = [i * q.shape[1] // count for i in range(count + 1)]
     parts = [
-        look(q[:, a:b], k[:, :b], v[:, :b], _cut(bias, a, b), mask[..., a:b, :b])
+        look(q[:, a:b], k[:, :b], v[:, :b], _slice_bias(bias, a, b), mask[..., a:b, :b])
         for a, b in pairwise(edges)
     ]
     return parts[0] if count == 1 else jnp.concatenate(parts, axis=1)
 
 
-def _cut(bias: jax.Array | None, start: int, stop: int) -> jax.Array | None:
+def _slice_bias(bias: jax.Array | None, start: int, stop: int) -> jax.Array | None:
     return None if bias is None else bias[..., start:stop, :stop]
 
 
-def _chosen(
+def _pick_kernel(
     backend: Backend, q: jax.Array, own: bool, biased: bool
 ) -> Literal["xla", "cudnn", "splash"]:
     check(backend in BACKENDS, "attention backend", backend, f"one of {list(BACKENDS)}")
@@ -146,7 +146,7 @@ def _cuts(q: jax.Array, k: jax.Array) -> PartitionSpec:
     """How the mesh of the context cuts [B, T, H, D]: rows, their length, heads."""
     mesh = jax.sharding.get_abstract_mesh()
     rows = (*meshes.row_spec(mesh, q.shape), None)[:2]
-    heads = meshes.fitting(mesh, ("tensor",), math.gcd(q.shape[2], k.shape[2])) or None
+    heads = meshes.dividing_axes(mesh, ("tensor",), math.gcd(q.shape[2], k.shape[2])) or None
     return PartitionSpec(*rows, heads, None)
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps
-from jcl.mechanisms.adapters import weight
+from jcl.mechanisms.adapters import kernel_array
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention, rope
 from jcl.models.layers import (
@@ -312,7 +312,7 @@ def apply_fn(
 
         q, k, v = heads("query", c.heads), heads("key", c.kv_heads), heads("value", c.kv_heads)
         if scene.angles is not None:
-            turned = _pick(local, scene.local_angles, scene.angles)
+            turned = _select_layer(local, scene.local_angles, scene.angles)
             q, k = rope.rotate(q, *turned), rope.rotate(k, *turned)
         if kept is not None:
             at = (layer, 0, scene.slot, 0, 0)
@@ -334,7 +334,7 @@ def apply_fn(
                 cap=c.attention_cap, backend=backend,
             )  # fmt: skip
 
-        mixed = _choose(
+        mixed = _cond_layer(
             local, partial(look, c.window, scene.local_mask), partial(look, None, scene.mask)
         )
         mixed = mixed.reshape(batch, length, -1)
@@ -418,7 +418,7 @@ def apply_fn(
         head: Params = {"kernel": table.T} if c.tied else params["head"]
 
         def project(head: Params, rows: jax.Array) -> jax.Array:
-            kernel = weight(head["kernel"], dtype)
+            kernel = kernel_array(head["kernel"], dtype)
             logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
             if "bias" in head:
                 logits = logits + head["bias"]
@@ -434,14 +434,14 @@ def apply_fn(
     return apply
 
 
-def _pick(local: Any, yes: Any, no: Any) -> Any:
+def _select_layer(local: Any, yes: Any, no: Any) -> Any:
     """`yes` in a windowed layer, else `no`; `local` is a bool, or bool [] where layers differ."""
     if isinstance(local, bool):
         return yes if local else no
     return yes if yes is no else jax.tree.map(partial(jnp.where, local), yes, no)
 
 
-def _choose(local: Any, yes: Callable[[], jax.Array], no: Callable[[], jax.Array]) -> jax.Array:
+def _cond_layer(local: Any, yes: Callable[[], jax.Array], no: Callable[[], jax.Array]) -> jax.Array:
     """The same of two computations, only one of which is carried out."""
     if isinstance(local, bool):
         return yes() if local else no()

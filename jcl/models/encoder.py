@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps
-from jcl.mechanisms.adapters import weight
+from jcl.mechanisms.adapters import kernel_array
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention
 from jcl.models.layers import (
@@ -280,7 +280,7 @@ def apply_fn(
         head = {"kernel": params["embed"]["table"].T, "bias": masked["bias"]}
 
         def project(head: Params, rows: jax.Array) -> jax.Array:
-            kernel = weight(head["kernel"], rows.dtype)
+            kernel = kernel_array(head["kernel"], rows.dtype)
             return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + head["bias"]
 
         if "targets" in batch:

@@ -67,7 +67,7 @@ def sample(
         logits = _likeliest(logits / temperature, top_k, top_p)
         return jax.random.categorical(jax.random.fold_in(key, at), logits).astype(jnp.int32)
 
-    def going(carry: Any) -> jax.Array:
+    def is_going(carry: Any) -> jax.Array:
         at, done = carry[0], carry[1]
         return (at < steps) & ~jnp.all(done)
 
@@ -86,7 +86,7 @@ def sample(
         jnp.int32(0), jnp.zeros(rows, bool), jnp.zeros(rows, jnp.int32), logits, cache,
         jnp.zeros((rows, steps), jnp.int32),
     )  # fmt: skip
-    *_, lengths, _, _, written = lax.while_loop(going, write, start)
+    *_, lengths, _, _, written = lax.while_loop(is_going, write, start)
     return Written(written, lengths)
 
 

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from jcl import taps
 from jcl.losses import TokenScores
 from jcl.mechanisms import adapters
-from jcl.mechanisms.adapters import column_norm, weight
+from jcl.mechanisms.adapters import column_norm, kernel_array
 from jcl.method import Params, Tap, check
 from jcl.parallel import mesh as meshes
 
@@ -115,7 +115,7 @@ def product(
         return multiply(x, kernel)
 
     def converted(x: jax.Array, kernel: Any) -> jax.Array:
-        return multiply(x, weight(kernel, x.dtype))
+        return multiply(x, kernel_array(kernel, x.dtype))
 
     # the backward pass converts the kernel again, or it would hold those of all layers converted
     return jax.checkpoint(converted, prevent_cse=False)(x, kernel)
@@ -252,7 +252,7 @@ def token_scores(
         # wide, so that the gradients of pieces are added up wide
         return cut_up({**head, "kernel": kernel.astype(jnp.float32)}, h, targets)
 
-    narrow = {**head, "kernel": weight(head["kernel"], h.dtype)}
+    narrow = {**head, "kernel": kernel_array(head["kernel"], h.dtype)}
     parts = {name: PartitionSpec() for name in head}
     parts["kernel"] = PartitionSpec("fsdp" if split else None)
     return meshes.by_parts(shared, (parts, where, where), where)(narrow, h, targets)

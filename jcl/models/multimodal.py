@@ -80,12 +80,12 @@ def projector_and_adapters(path: str) -> bool:
     Without adapters it is the projector alone, LLaVA's first stage; with LoRA's it is how CoIN
     trains. Tower and decoder stand still.
     """
-    return path.startswith("projector/") or adapters.only(path)
+    return path.startswith("projector/") or adapters.is_adapter(path)
 
 
 def all_but_vision(path: str) -> bool:
     """Whether a leaf is the projector's, the decoder's or an adapter's: LLaVA's second stage."""
-    return not path.startswith("vision/") or adapters.only(path)
+    return not path.startswith("vision/") or adapters.is_adapter(path)
 
 
 def project(params: Params, features: jax.Array, tap: Tap = taps.identity) -> jax.Array:

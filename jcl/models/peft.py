@@ -86,7 +86,7 @@ def _modules(model: Model) -> list[_Module]:
             found.setdefault(source.name.removesuffix(".weight"), {})[path] = source
 
     def layers(parts: dict[str, Source]) -> int:
-        return adapters.shape(adapters.node(model.params, next(iter(parts)))["kernel"])[0]
+        return adapters.shape(adapters.subtree(model.params, next(iter(parts)))["kernel"])[0]
 
     found = {name: parts for name, parts in found.items() if "blocks/router" not in parts}
     return [_Module(n, parts, layers(parts), kind == "gpt2") for n, parts in found.items()]
@@ -184,7 +184,7 @@ def _load_lora(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mod
             continue
         widest = max(len(a) for a in first.values())
         for path in module.parts:
-            kernel = adapters.node(params, path)["kernel"]
+            kernel = adapters.subtree(params, path)["kernel"]
             layers, fan_in, fan_out = adapters.shape(kernel)
             a = np.zeros((layers, fan_in, widest), np.float32)
             b = np.zeros((layers, widest, fan_out), np.float32)
@@ -206,7 +206,7 @@ def _load_lora(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mod
                     _fits(name, stored, (module.outputs,))
                     norms[layer] = module.split(stored.reshape(-1, 1), path)[0]
                 lora["magnitude"] = jnp.asarray(norms)
-            params = adapters.graft(params, path, {"lora": lora})
+            params = adapters.with_subtree(params, path, {"lora": lora})
             targets.append(path)
     settings = {"rank": rank, "alpha": alpha, "targets": "|".join(targets)}
     return Adapter(params, "lora", settings | {"rslora": rslora, "dora": dora})
@@ -222,14 +222,14 @@ def _load_ia3(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mode
             continue
         before = next(iter(found.values())).shape[0] == 1  # scales the input
         for path in module.parts:
-            layers, fan_in, fan_out = adapters.shape(adapters.node(params, path)["kernel"])
+            layers, fan_in, fan_out = adapters.shape(adapters.subtree(params, path)["kernel"])
             gain = np.ones((layers, fan_in if before else fan_out), np.float32)
             for layer, stored in found.items():
                 name = f"{module.name.format(layer=layer)}.ia3_l"
                 _fits(name, stored, (1, fan_in) if before else (module.outputs, 1))
                 gain[layer] = stored[0] if before else module.split(stored, path)[0]
             key = "input_gain" if before else "gain"
-            params = adapters.graft(params, path, {key: jnp.asarray(gain)})
+            params = adapters.with_subtree(params, path, {key: jnp.asarray(gain)})
             (inputs if before else outputs).append(path)
     settings = {"outputs": "|".join(outputs) or None, "inputs": "|".join(inputs) or None}
     return Adapter(params, "ia3", settings)
@@ -239,7 +239,7 @@ def _load_prompt(given: dict[str, Any], tensors: dict[str, np.ndarray], model: M
     stored = tensors.pop("prompt_embeddings", None)
     wanted = (given["num_virtual_tokens"], model.config.width)
     table = jnp.asarray(_fits("prompt_embeddings", stored, wanted).astype(np.float32))
-    params = adapters.graft(model.params, "prompt", {"table": table})
+    params = adapters.with_subtree(model.params, "prompt", {"table": table})
     return Adapter(params, "prompt_tuning", {"length": len(table)})
 
 
@@ -271,7 +271,7 @@ def save_adapter(
     empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     check(empty, "folder", str(folder), "new or empty")
     named = ((trees.path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params))
-    leaves = {path: np.asarray(x) for path, x in named if adapters.only(path)}
+    leaves = {path: np.asarray(x) for path, x in named if adapters.is_adapter(path)}
     keys = {key for path in leaves for key in path.split("/") if key in adapters.NAMES}
     names = {key.removeprefix("input_") for key in keys}
     ok = len(names) == 1 and names <= {"lora", "gain", "prompt"}
@@ -326,7 +326,7 @@ def _lora(model: Model, params: Params, leaves: Leaves, scale: float | None) -> 
         alphas[module.short] = float(scale) * total
         lengths = {}
         for path in module.parts if dora else ():
-            norms = adapters.column_norm(adapters.node(params, path)["kernel"])
+            norms = adapters.column_norm(adapters.subtree(params, path)["kernel"])
             lengths[path] = leaves.pop(f"{path}/lora/magnitude", np.asarray(norms))
         for layer in range(module.layers):
             at = f"base_model.model.{module.name.format(layer=layer)}"

@@ -167,7 +167,7 @@ def _tokenizer(folder: Path, quantised: Path | None) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
-def _named(tensors: Tensors, family: Family, name: str) -> str:
+def _tensor_name(tensors: Tensors, family: Family, name: str) -> str:
     """A tensor's name in these files, some of which leave the body's prefix out or are BERT's."""
     short = name.removeprefix(family.prefix)
     for full in (name, short):
@@ -178,7 +178,7 @@ def _named(tensors: Tensors, family: Family, name: str) -> str:
     raise ValueError(f"the weights have no tensor {name!r}, which the configuration calls for")
 
 
-def _stacked(source: Source) -> int:
+def _stack_axes(source: Source) -> int:
     """How many leading axes of the leaf are indices in the name: layers, experts."""
     return ("{layer}" in source.name) + ("{expert}" in source.name)
 
@@ -206,7 +206,7 @@ def _read(
     layout = family.layout(config)
 
     def stored(source: Source, index: tuple[int, ...]) -> np.ndarray:
-        name = _named(tensors, family, _name(source, index))
+        name = _tensor_name(tensors, family, _name(source, index))
         found = tensors.read(name)
         if found.shape != source.shape:
             raise ValueError(
@@ -217,7 +217,7 @@ def _read(
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.Array:
         source = layout[trees.path_name(path)]
-        depth = _stacked(source)
+        depth = _stack_axes(source)
         # one tensor's dtype is taken for all layers'
         kept = np.dtype(dtype or stored(source, (0,) * depth).dtype)
 
@@ -290,7 +290,7 @@ def _tensors(
         fused.setdefault(source.name, []).append(path)
     for paths in fused.values():
         first = layout[paths[0]]
-        for index in np.ndindex(leaves[paths[0]].shape[: _stacked(first)]):
+        for index in np.ndindex(leaves[paths[0]].shape[: _stack_axes(first)]):
             kept = np.dtype(dtype or leaves[paths[0]].dtype)
             tensor = np.empty(first.shape, kept)
             for path in paths:

@@ -18,7 +18,7 @@ def quantize(params: Params, targets: str = r"blocks/(?!router).*") -> Params:
     W ≈ int8 · scale with scale = max|W| / 127 of each output, rounded to nearest, so that no entry
     is off by more than scale / 2. The model computes with W in its own dtype, one layer at a time.
     Such kernels can't learn: give `jcl.make` a `trainable` that leaves them out, such as
-    `adapters.only`.
+    `adapters.is_adapter`.
 
     Source: Dettmers et al., arXiv 2208.07339, section 2.1, absmax quantisation, of weights alone.
 
@@ -29,13 +29,13 @@ def quantize(params: Params, targets: str = r"blocks/(?!router).*") -> Params:
     Raises:
       ValueError: if `targets` matches none.
     """
-    there = adapters.holding(params, {"kernel"})
-    found = [path for path in there if trees.matching(targets)(path)]
+    there = adapters.paths_with(params, {"kernel"})
+    found = [path for path in there if trees.match_path(targets)(path)]
     check(bool(found), "targets", targets, f"a regular expression that matches one of {there}")
     for path in found:
-        kernel = adapters.node(params, path)["kernel"]
+        kernel = adapters.subtree(params, path)["kernel"]
         if not isinstance(kernel, dict):
-            params = adapters.graft(params, path, {"kernel": _stored(kernel)})
+            params = adapters.with_subtree(params, path, {"kernel": _stored(kernel)})
     return params
 
 

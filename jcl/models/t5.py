@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from jcl import taps
-from jcl.mechanisms.adapters import weight
+from jcl.mechanisms.adapters import kernel_array
 from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.models import attention
 from jcl.models.layers import (
@@ -328,7 +328,7 @@ def apply_fn(
         head: Params = {"kernel": table.T} if c.tied else params["head"]
 
         def project(head: Params, rows: jax.Array) -> jax.Array:
-            kernel = weight(head["kernel"], dtype)
+            kernel = kernel_array(head["kernel"], dtype)
             return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
 
         if after is not None:

@@ -135,7 +135,7 @@ def parse(text: str) -> dict[str, int]:
     return found
 
 
-def fitting(mesh: Mesh | AbstractMesh, axes: Sequence[str], size: int) -> tuple[str, ...]:
+def dividing_axes(mesh: Mesh | AbstractMesh, axes: Sequence[str], size: int) -> tuple[str, ...]:
     """Those of the axes, from the first on, over which `size` can be cut evenly."""
     taken: list[str] = []
     for axis in axes:
@@ -164,7 +164,7 @@ def spec(path: str, shape: Sequence[int], layout: Layout) -> PartitionSpec:
         longest = max(range(len(shape)), key=lambda i: shape[i], default=0)
         axes = tuple("fsdp" if i == longest else None for i in range(len(shape)))
     cut = [
-        axis if axis and fitting(mesh, (axis,), size) else None
+        axis if axis and dividing_axes(mesh, (axis,), size) else None
         for axis, size in zip(axes, shape, strict=True)
     ]
     return PartitionSpec(*cut)
@@ -197,10 +197,10 @@ def row_spec(mesh: Mesh | AbstractMesh, shape: Sequence[int], leading: int = 0) 
     own = shape[leading:]
     if not own:
         return PartitionSpec()
-    rows = fitting(mesh, ROWS, own[0])
+    rows = dividing_axes(mesh, ROWS, own[0])
     if len(own) == 1:
         return PartitionSpec(*[None] * leading, rows or None)
-    length = fitting(mesh, (*(a for a in ROWS if a not in rows), "sequence"), own[1])
+    length = dividing_axes(mesh, (*(a for a in ROWS if a not in rows), "sequence"), own[1])
     return PartitionSpec(*[None] * leading, rows or None, length or None)
 
 
@@ -250,15 +250,15 @@ def _mapped(place: Callable[[tuple[Any, ...], Any], Any], tree: Any) -> Any:
     )
 
 
-def spread(batch: Batch, layout: Layout | None, leading: int = 0) -> Batch:
+def constrain_batch(batch: Batch, layout: Layout | None, leading: int = 0) -> Batch:
     """A batch inside a compiled function, told to lie as `of_batch` says; without layout as is."""
     if layout is None:
         return batch
-    here = layout._replace(mesh=_left(layout.mesh))
+    here = layout._replace(mesh=_automatic_mesh(layout.mesh))
     return jax.lax.with_sharding_constraint(batch, of_batch(batch, here, leading))
 
 
-def _left(mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
+def _automatic_mesh(mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
     """A program's mesh, or within a `shard_map` over some of its axes what is left of it."""
     context = jax.sharding.get_abstract_mesh()
     return context if context.manual_axes else mesh
@@ -283,12 +283,12 @@ def constrain(apply: Apply, layout: Layout | None) -> Apply:
         rows: list[Any] = [*row_spec(mesh, h.shape), *[None] * h.ndim][: h.ndim]
         end = site.rpartition("/")[2]
         if h.ndim == 3 and end in _CUT + _SEEN:
-            rows[-1] = fitting(mesh, ("tensor",), h.shape[-1]) or None
+            rows[-1] = dividing_axes(mesh, ("tensor",), h.shape[-1]) or None
             rows[1] = None if end in _SEEN else rows[1]
         return jax.lax.with_sharding_constraint(h, NamedSharding(mesh, PartitionSpec(*rows)))
 
     def pinned(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
-        mesh = _left(whole)
+        mesh = _automatic_mesh(whole)
         # models read from the context which axes there are: see `layers.dense`, `moe.mix`
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return apply(params, batch, lambda s, layer, h: pin(mesh, s, tap(s, layer, h)))
@@ -327,7 +327,7 @@ class Placed(NamedTuple):
     bytes_per_device: int
 
 
-def held(tree: Any, shardings: Any) -> int:
+def device_bytes(tree: Any, shardings: Any) -> int:
     """Bytes of a tree on one device."""
 
     def here(x: Any, where: NamedSharding) -> int:
@@ -342,6 +342,6 @@ def table(params: Params, layout: Layout) -> list[Placed]:
     def row(path: tuple[Any, ...], x: Any) -> Placed:
         name = trees.path_name(path)
         where = NamedSharding(layout.mesh, spec(name, x.shape, layout))
-        return Placed(name, tuple(x.shape), where.spec, held(x, where))
+        return Placed(name, tuple(x.shape), where.spec, device_bytes(x, where))
 
     return [row(path, x) for path, x in jax.tree_util.tree_leaves_with_path(params)]

@@ -39,12 +39,12 @@ class Preempted(RuntimeError):
     """SIGTERM came; where there was something to save it is saved."""
 
 
-def several() -> bool:
+def has_peers() -> bool:
     """Whether there is more than this process."""
     return jax.process_count() > 1
 
 
-def leader() -> bool:
+def is_leader() -> bool:
     """Whether this is process 0, which alone writes logs and reports."""
     return jax.process_index() == 0
 
@@ -84,7 +84,7 @@ def start(text: str, patience: float = 300.0) -> None:
             )  # fmt: skip
         except RuntimeError as error:
             raise OSError(_unreached(f"all {count} processes", patience, error)) from error
-    if several():
+    if has_peers():
         _watch.begin(patience)
 
 
@@ -128,25 +128,25 @@ def _reach(host: str, port: int, index: int, patience: float) -> None:
             time.sleep(0.2)
 
 
-def agreed(number: int) -> int:
+def largest_of_all(number: int) -> int:
     """The largest of what the processes say."""
-    if not several():
+    if not has_peers():
         return number
     from jax.experimental import multihost_utils
 
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
-def of_leader(read: Callable[[], Any]) -> Any:
+def from_leader(read: Callable[[], Any]) -> Any:
     """What `read` gives on process 0, as JSON has it, on all.
 
     Raises:
       ValueError: if it raises that on process 0; on all, then.
     """
-    if not several():
+    if not has_peers():
         return read()
     told: dict[str, Any] = {}
-    if leader():
+    if is_leader():
         try:
             told = {"value": read()}
         except (ValueError, OSError) as error:
@@ -167,17 +167,17 @@ def broadcast(mine: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(padded))
 
 
-def same(what: str, mine: Any) -> None:
+def check_same(what: str, mine: Any) -> None:
     """Makes sure that all processes were given the same.
 
     Raises:
       ValueError: on all of them, if not.
     """
-    if several():
-        theirs = of_leader(lambda: mine)
+    if has_peers():
+        theirs = from_leader(lambda: mine)
         mine = json.loads(json.dumps(mine))
         differ = sorted(k for k in mine if mine[k] != theirs.get(k))
-        who = agreed(jax.process_index() if differ else 0)
+        who = largest_of_all(jax.process_index() if differ else 0)
         if who:
             named = f" ({', '.join(differ)})" if differ else ""
             raise ValueError(f"process {who} has another {what} than process 0{named}")
@@ -240,10 +240,10 @@ def stop(found: list[int], before: Callable[[], None]) -> None:
       KeyboardInterrupt: after SIGINT.
       Preempted: after SIGTERM.
     """
-    number = agreed(2 if signal.SIGINT in found else 1 if found else 0)
+    number = largest_of_all(2 if signal.SIGINT in found else 1 if found else 0)
     if number:
         before()
-        agreed(0)  # none leaves while another needs it
+        largest_of_all(0)  # none leaves while another needs it
         raise KeyboardInterrupt if number == 2 else Preempted
 
 
@@ -266,10 +266,10 @@ class _Watch:
 
         assert global_state.coordinator_address is not None
         host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
-        if leader():
+        if is_leader():
             server = socket.create_server(("", 0), backlog=jax.process_count())
             token = secrets.token_hex(8)
-            of_leader(lambda: [server.getsockname()[1], token])
+            from_leader(lambda: [server.getsockname()[1], token])
             server.settimeout(patience)
             with server:
                 while len(self.peers) < jax.process_count() - 1:
@@ -280,7 +280,7 @@ class _Watch:
                         if said == token:
                             self.peers[other] = int(index)
         else:
-            port, token = of_leader(lambda: None)
+            port, token = from_leader(lambda: None)
             first = socket.create_connection((host, port), timeout=patience)
             first.sendall(f"{token};{jax.process_index()}".encode())
             self.peers[first] = 0
@@ -342,7 +342,7 @@ class _Watch:
             "the last checkpoint\n"
         )
         os.write(2, text.encode())
-        if leader():
+        if is_leader():
             self.say(f"L{lost};")
             time.sleep(1.0)  # for the others to hear it before JAX's own connection is closed
         os._exit(LOST)
@@ -364,12 +364,12 @@ def _hold_aborts() -> None:
         libc.signal(int(signal.SIGABRT), ctypes.cast(libc.sleep, ctypes.c_void_p))
 
 
-def watched() -> bool:
+def is_watched() -> bool:
     """Whether this is one of several processes that `start` has begun."""
     return _watch.watching
 
 
-def verdict() -> None:
+def exit_if_peer_lost() -> None:
     """After an error: ends this process as `_Watch` does, if it came of another's being lost."""
     if _watch.watching:
         time.sleep(3.0)
@@ -393,7 +393,7 @@ def finish(code: int = 0) -> None:
     _watch.say("E")
     # each stays until the others are at their end too, and process 0, with which JAX's connections
     # go, until they are gone
-    until = time.monotonic() + GRACE + 2 * leader()
-    while _watch.peers and time.monotonic() < until and (leader() or not _watch.failed):
+    until = time.monotonic() + GRACE + 2 * is_leader()
+    while _watch.peers and time.monotonic() < until and (is_leader() or not _watch.failed):
         time.sleep(0.05)
     os._exit(code)

@@ -26,7 +26,7 @@ def split_rows(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(reshape, batch)
 
 
-def own_rows(batch: Batch, axis_name: str, parts: int = 1) -> Batch:
+def replica_rows(batch: Batch, axis_name: str, parts: int = 1) -> Batch:
     """This replica's `parts` of rows [B, ...] that all replicas of a named axis have."""
     first = parts * lax.axis_index(axis_name)
     pieces = split_rows(batch, parts * lax.axis_size(axis_name))

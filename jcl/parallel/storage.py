@@ -38,7 +38,7 @@ def _quantise(x: jax.Array) -> Int8:
     return Int8(values.astype(jnp.int8), scale)
 
 
-def stored(method: Method, dtype: Kind = "bfloat16") -> Method:
+def compress(method: Method, dtype: Kind = "bfloat16") -> Method:
     """Keeps the float32 arrays of a method's state, those of two or more dimensions, in fewer bits.
 
     They are rounded when a boundary has made new ones: to bfloat16's 8 bits of precision, or to 127
@@ -74,7 +74,7 @@ def stored(method: Method, dtype: Kind = "bfloat16") -> Method:
     return _around(method, lambda state: jax.tree.map(pack, state), read)
 
 
-def offloaded(method: Method) -> Method:
+def offload(method: Method) -> Method:
     """Keeps a method's state in the host's memory; each step copies what it reads to the device.
 
     Give the compiled functions the shardings of `mesh.of_state`, as `fit` does with a program that

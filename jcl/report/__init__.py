@@ -1,17 +1,17 @@
 """What a run leaves behind: its folder, its figures and page, and what the terminal shows of it."""
 
 from jcl.report.folder import Run, Scores, forgetting, group, load, save_json, writable, write
-from jcl.report.format import MEASURES, labelled, measured, scale, scale_of, title, unit
+from jcl.report.format import MEASURES, format_mean, labelled, scale, scale_of, title, unit
 
 __all__ = [
     "MEASURES",
     "Run",
     "Scores",
     "forgetting",
+    "format_mean",
     "group",
     "labelled",
     "load",
-    "measured",
     "save_json",
     "scale",
     "scale_of",

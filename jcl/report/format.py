@@ -20,7 +20,7 @@ def scale_of(run: Scores) -> int:
     return 100 if run.higher_is_better and low >= 0 and high <= 1 else 1
 
 
-def measured(value: Mapping[str, Any], scale: int = 1) -> str:
+def format_mean(value: Mapping[str, Any], scale: int = 1) -> str:
     """`mean ± interval` as text."""
     if value["mean"] is None:
         return "–"

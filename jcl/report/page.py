@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from jcl.measures import metrics
 from jcl.report import figures
 from jcl.report.folder import Run, load
-from jcl.report.format import MEASURES, labelled, measured, scale, title, unit
+from jcl.report.format import MEASURES, format_mean, labelled, scale, title, unit
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --muted: #5f6672; --line: #e3e6ea;
@@ -180,7 +180,8 @@ def _sub(runs: Sequence[Run]) -> str:
 def _one(run: Run) -> str:
     factor = scale([run])
     tiles = "".join(
-        f'<div class="tile"><span>{title(m)}</span><b>{measured(run.summary[m], factor)}</b></div>'
+        f'<div class="tile"><span>{title(m)}</span>'
+        f"<b>{format_mean(run.summary[m], factor)}</b></div>"
         for m in MEASURES
     )
     name = html.escape(run.labels[run.best])
@@ -199,7 +200,7 @@ def _ability(runs: Sequence[Run]) -> str:
         rows = [
             [name, *(f"{100 * x:.1f}" for x in row)] for name, row in zip(when, matrix, strict=True)
         ]
-        lost = measured(run.probed["vertical_forgetting"], 100)
+        lost = format_mean(run.probed["vertical_forgetting"], 100)
         note = f"vertical forgetting {lost} points: {metrics.VERTICAL}"
         parts.append(
             _heading(f"General ability: {run.labels[run.best]}")
@@ -212,7 +213,7 @@ def _ability(runs: Sequence[Run]) -> str:
 def _several(runs: Sequence[Run]) -> str:
     factor = scale(runs)
     rows = [
-        [shown.label, *(measured(run.summary[m], factor) for m in MEASURES)]
+        [shown.label, *(format_mean(run.summary[m], factor) for m in MEASURES)]
         for run, shown in zip(runs, labelled(runs), strict=True)
     ]
     table = _table(["method", *map(title, MEASURES)], rows)
@@ -229,7 +230,7 @@ def _points(run: Run) -> str:
     rows = [
         [
             *(f"{point['values'][n]:g}" for n in names),
-            *(measured(point[m], factor) for m in MEASURES),
+            *(format_mean(point[m], factor) for m in MEASURES),
         ]
         for point in run.summary["sweep"]
     ]

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from jcl.parallel.mesh import Placed
 from jcl.report.folder import Run
-from jcl.report.format import MEASURES, labelled, measured, scale, title
+from jcl.report.format import MEASURES, format_mean, labelled, scale, title
 
 WIDE = 12
 """So many tasks still fit a table."""
@@ -162,7 +162,7 @@ def ability(run: Run) -> None:
     for name, row in zip(when, run.probed["matrix"], strict=True):
         table.add_row(escape(name), *(f"{100 * x:.1f}" for x in row))
     console().print(table)
-    lost = measured(run.probed["vertical_forgetting"], 100)
+    lost = format_mean(run.probed["vertical_forgetting"], 100)
     console().print(f"  vertical forgetting: {lost} points")
 
 
@@ -198,7 +198,7 @@ def table(runs: Sequence[Run]) -> None:
         swept = run.summary.get("sweep")
         for p, point in enumerate(swept or [run.summary]):
             name = run.labels[p] if swept else shown.label
-            cells = [measured(point[m], factor) for m in MEASURES]
+            cells = [format_mean(point[m], factor) for m in MEASURES]
             best = "[bold]" if swept and p == run.best else ""
             out.add_row(best + escape(name), *cells)
     console().print(out)

@@ -40,7 +40,7 @@ SMALL = {
 }  # fmt: skip
 
 
-class Edited(NamedTuple):
+class Result(NamedTuple):
     """What came of it."""
 
     before: str
@@ -57,7 +57,7 @@ def write(
     subject: str = "",
     method: str = "rome",
     text: Path | None = None,
-) -> Edited:
+) -> Result:
     """Writes a fact into a model and saves it; says so where the model still doesn't tell it.
 
     Args:
@@ -98,7 +98,7 @@ def write(
             stacklevel=2,
         )
     out = models.save(model, params, to)
-    return Edited(asked + before, asked + after, out)
+    return Result(asked + before, asked + after, out)
 
 
 def guessed(prompt: str) -> str:

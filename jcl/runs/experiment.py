@@ -26,7 +26,7 @@ from jcl import data, trees
 from jcl.data import Stream
 from jcl.mechanisms import adapters
 from jcl.method import Apply, Batch, Objective, Params, check
-from jcl.program import Boundary, Evaluate, Program, State, complete, make
+from jcl.program import Boundary, Evaluate, Program, State, fill_batch, make
 from jcl.replicate import replicate
 from jcl.runs import expression
 from jcl.trees import Trainable
@@ -67,7 +67,7 @@ class Experiment(NamedTuple):
     """`(program, state) -> shares of right answers [probes]`, before and after every stage."""
 
 
-def scored(experiment: Experiment) -> Evaluate:
+def evaluate_all(experiment: Experiment) -> Evaluate:
     """`evaluate(program, state) -> [tasks + probes]`: all that is measured at a boundary."""
     if experiment.probe is None:
         return experiment.evaluate
@@ -148,7 +148,7 @@ def _adapted(program: Program, params: Params, stream: Stream) -> bool:
     batch = example(stream)
     state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
     paths = jax.tree_util.tree_leaves_with_path(state.params)
-    return any(adapters.only(trees.path_name(path)) for path, _ in paths)
+    return any(adapters.is_adapter(trees.path_name(path)) for path, _ in paths)
 
 
 class Setup(NamedTuple):
@@ -187,7 +187,7 @@ def setup(
     alone = mesh is None or seeds * len(points) == 1
     check(alone, "seeds times points of a sweep", seeds * len(points), "1 with a mesh")
 
-    def member(value: Mapping[str, Any], trainable: Trainable = trees.everything) -> Program:
+    def member(value: Mapping[str, Any], trainable: Trainable = trees.every_leaf) -> Program:
         return make(
             expression.build(calls, {k: v for k, v in value.items() if "." in k}),
             experiment.apply,
@@ -211,7 +211,7 @@ def setup(
     trainable = experiment.trainable
     if trainable is None:  # where a method brings adapters, they alone learn
         adapted = _adapted(member(points[0]), params, stream)
-        trainable = adapters.only if adapted else trees.everything
+        trainable = adapters.is_adapter if adapted else trees.every_leaf
     member = partial(member, trainable=trainable)
     if seeds * len(points) == 1:
         return Setup(member(points[0]), params if given is None else given, key, stream)
@@ -228,7 +228,7 @@ def setup(
     return Setup(replicate(member, values), params, keys, data.members(streams * len(points)))
 
 
-def folded(experiment: Experiment, setup: Setup, state: State) -> Params:
+def merged_params(experiment: Experiment, setup: Setup, state: State) -> Params:
     """The parameters of the model that a run ends with: methods' changes and adapters folded in.
 
     Args:
@@ -243,14 +243,14 @@ def folded(experiment: Experiment, setup: Setup, state: State) -> Params:
     stream = setup.stream
     axes = 1 if stream.members is None else 2
     rows = jax.tree.map(lambda x: x[(0,) * axes], stream.chunk(0, 0, 1))
-    batch = complete(stream.fetch(stream.source, rows))
+    batch = fill_batch(stream.fetch(stream.source, rows))
 
     def fold(program: Program, state: State) -> tuple[Params, jax.Array]:
-        params = adapters.merge(program.weights(state, batch))
+        params = adapters.merge(program.read_params(state, batch))
         wanted, found = program.predict(state, batch), experiment.apply(params, batch)
         return params, jnp.stack(jax.tree.leaves(jax.tree.map(_apart, wanted, found))).max()
 
-    params, apart = jax.jit(partial(setup.program.each, fold))(state)
+    params, apart = jax.jit(partial(setup.program.over_members, fold))(state)
     wanted = "one that changes nothing but parameters, for the model to be used without it"
     check(bool((apart < 1e-2).all()), "method", setup.program.method.name, wanted)
     return params

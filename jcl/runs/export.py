@@ -45,8 +45,8 @@ def write(run: Path, to: Path) -> Path:
     if built.model is None:
         raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
     setup = experiment.setup(built, one.calls)
-    state = last_state(*setup, experiment.scored(built), run)
-    params = experiment.folded(built, setup, state)
+    state = last_state(*setup, experiment.evaluate_all(built), run)
+    params = experiment.merged_params(built, setup, state)
     from jcl import models  # transformers, which other commands shouldn't wait for
 
     out = models.save(built.model, params, to)
@@ -65,7 +65,7 @@ def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:
         for name, row in zip(when, summary["matrix"], strict=True)
     ]
     measures = [
-        f"- {report.title(m)}: {report.measured(summary[m])} ({summary[m]['definition']})"
+        f"- {report.title(m)}: {report.format_mean(summary[m])} ({summary[m]['definition']})"
         for m in report.MEASURES
     ]
     lines = [

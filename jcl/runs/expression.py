@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from jcl import methods
+from jcl import methods, moved
 from jcl.chain import chain
 from jcl.method import Method
 
@@ -121,7 +121,8 @@ def _call(node: ast.expr, text: str, known: Known | None) -> Call:
         raise ValueError(f"{name} takes at most {len(takes)} arguments, but got {len(node.args)}")
     given = [*zip(takes, node.args, strict=False), *((k.arg, k.value) for k in node.keywords)]
     arguments: dict[str, Any] = {}
-    for key, value in given:
+    for old, value in given:
+        key = old and moved.argument(name, old)
         if key is None or key in arguments:
             raise ValueError(f"{name} got {'**' if key is None else f'{key!r} twice'} in {text!r}")
         try:

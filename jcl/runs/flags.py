@@ -136,7 +136,7 @@ def read(name: str, module: ModuleType, args: list[str]) -> tuple[Options, Any]:
     return parsed.run, parsed.experiment
 
 
-def resumed(
+def check_resume(
     options: Options, module: ModuleType, request: dict[str, Any], args: Sequence[str]
 ) -> tuple[dict[str, Any], Any]:
     """The request that a folder was made for; what is given again must be the same.

@@ -43,7 +43,7 @@ def run(args: list[str]) -> int:
     path = experiment.find(name)
     distributed = any(a.startswith("--distributed") for a in rest)
     if not distributed and any(a.startswith(("--seeds", "--sweep", "--mesh")) for a in rest):
-        _spread()
+        _split_cpu()
     cache()
     module = experiment.load(path)
     options, config = flags.read(path.stem, module, rest)
@@ -51,7 +51,7 @@ def run(args: list[str]) -> int:
     check(options.checkpoint_every >= 1, "checkpoint-every", options.checkpoint_every, "at least 1")
     if options.distributed is not None:
         processes.start(options.distributed)
-        if not processes.leader():
+        if not processes.is_leader():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
     request: dict[str, Any] = {
         "experiment": path.stem,
@@ -62,22 +62,24 @@ def run(args: list[str]) -> int:
         "sweep": list(options.sweep),
         "mesh": options.mesh,
     }
-    processes.same("command", request)
+    processes.check_same("command", request)
     if options.resume:
-        request = processes.of_leader(lambda: flags.resumed(options, module, request, rest)[0])
+        request = processes.from_leader(
+            lambda: flags.check_resume(options, module, request, rest)[0]
+        )
         config = flags.restored(module, request)
-    if request["mesh"] is None and processes.several():
+    if request["mesh"] is None and processes.has_peers():
         request["mesh"] = "data=-1"
     mesh = meshes.make(None, **meshes.parse(request["mesh"])) if request["mesh"] else None
     if hasattr(module, "nodes"):
         return _pipeline(module, config, name, rest, options, request, mesh)
     found = plan.plans(request["methods"], request["sweep"], config)
     # built once for equal configs, and before there is a folder: it may object
-    with _laid_out(mesh):
+    with _mesh_context(mesh):
         built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
     out = _folder(options, path.stem, plan.folders(found))
-    _begun(out, name, rest, request)
-    with _stoppable(name, out) as code:
+    _save_request(out, name, rest, request)
+    with _exit_code(name, out) as code:
         _train(built, found, request["seeds"], out, options, mesh)
     return code[0]
 
@@ -95,7 +97,7 @@ def cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-def _laid_out(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+def _mesh_context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     """Where models are loaded onto a mesh, so that no device need hold one whole."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
@@ -112,13 +114,13 @@ def _pipeline(
     """Trains the nodes of a pipeline, one after another."""
     from jcl.runs import pipeline, pipeline_report
 
-    if processes.several():
+    if processes.has_peers():
         raise ValueError(
             f"{name} is a pipeline, which runs in one process; leave out --distributed"
         )
     if options.method or options.sweep:
         raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
-    with _laid_out(mesh):
+    with _mesh_context(mesh):
         listed = module.nodes(config)
     costs = pipeline.examine(listed)  # before there is a folder: it may object
     names = [test for gauge in pipeline.gauges(listed) for test in gauge.names]
@@ -130,8 +132,8 @@ def _pipeline(
         return screen.Watch(f"{node.name}: {node.method}", stages, names, unit)
 
     out = _folder(options, request["experiment"], ["pipeline"])
-    _begun(out, name, args, request)
-    with _stoppable(name, out) as code:
+    _save_request(out, name, args, request)
+    with _exit_code(name, out) as code:
         seeds = request["seeds"]
         result = pipeline.run(
             listed, out, seeds=seeds, resume=options.resume, costs=costs, watch=watch, mesh=mesh,
@@ -144,21 +146,21 @@ def _pipeline(
     return code[0]
 
 
-def _begun(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -> None:
+def _save_request(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -> None:
     """Notes what a folder was begun with, unless it was before."""
-    if processes.leader() and not (out / "config.json").exists():
+    if processes.is_leader() and not (out / "config.json").exists():
         command = shlex.join(["jcl", "run", name, *args])
         report.save_json(out / "config.json", {"command": command, **request, **_versions()})
 
 
 @contextlib.contextmanager
-def _stoppable(name: str, out: Path) -> Iterator[list[int]]:
+def _exit_code(name: str, out: Path) -> Iterator[list[int]]:
     """Gives the exit code of what may be interrupted, or may diverge."""
     code = [0]
     again = shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
 
     def say(text: str) -> None:
-        if processes.leader():  # the others end alike
+        if processes.is_leader():  # the others end alike
             print(f"jcl: {text}", file=sys.stderr)
 
     try:
@@ -179,7 +181,7 @@ def _distinct(found: Sequence[plan.Plan]) -> list[plan.Plan]:
     return list({repr(one.config): one for one in found}.values())
 
 
-def _spread() -> None:
+def _split_cpu() -> None:
     """A host device for each core, so that members on CPU are trained side by side."""
     given = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in given:  # what a user has set stays
@@ -206,10 +208,10 @@ def _folder(options: flags.Options, name: str, names: Sequence[str]) -> Path:
     Raises:
       ValueError: if it holds something already and isn't to be resumed.
     """
-    return Path(processes.of_leader(lambda: str(_made(options, name, names))))
+    return Path(processes.from_leader(lambda: str(_make_folder(options, name, names))))
 
 
-def _made(options: flags.Options, name: str, names: Sequence[str]) -> Path:
+def _make_folder(options: flags.Options, name: str, names: Sequence[str]) -> Path:
     out = options.out
     if out is None:
         method = "-".join(names) if len("-".join(names)) < 60 else f"{len(names)}-runs"
@@ -244,12 +246,12 @@ def _train(
     runs: list[report.Run] = []
     for one, name in zip(found, plan.folders(found), strict=True):
         folder = out if len(found) == 1 else out / name
-        if not processes.of_leader((folder / "summary.json").is_file):
+        if not processes.from_leader((folder / "summary.json").is_file):
             run = _fit(built[repr(one.config)], one, seeds, folder, options, mesh)
             runs += [run] if run else []
-        elif processes.leader():  # finished before the interruption
+        elif processes.is_leader():  # finished before the interruption
             runs += report.load(folder)
-    if not processes.leader():
+    if not processes.is_leader():
         return
     if len(runs) > 1:
         report.group(out, runs)
@@ -277,13 +279,13 @@ def _fit(
     title = one.name if members == 1 else f"{one.name} × {members}"
     columns = (*stream.tests, *built.probe_names)
     watch = screen.Watch(title, len(stream.names), columns, unit)
-    with watch.events(folder / "tensorboard") if processes.leader() else watch:
+    with watch.events(folder / "tensorboard") if processes.is_leader() else watch:
         result = fit(
-            *setup, evaluate=experiment.scored(built), out=folder, resume=options.resume,
+            *setup, evaluate=experiment.evaluate_all(built), out=folder, resume=options.resume,
             chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=watch,
         )  # fmt: skip
     assert result.scores is not None
-    if not processes.leader():
+    if not processes.is_leader():
         return None
     facts = {
         "method": one.name,

@@ -24,7 +24,7 @@ from jcl.measures.budget import Budget, Costs
 from jcl.method import READS, Params, check
 from jcl.program import Evaluate, State
 from jcl.runs import expression
-from jcl.runs.experiment import Experiment, Setup, example, folded, setup
+from jcl.runs.experiment import Experiment, Setup, example, merged_params, setup
 from jcl.training.fit import Event, fit, last_state
 
 
@@ -120,7 +120,7 @@ def gauges(nodes: Sequence[Node]) -> list[Gauge]:
     return found
 
 
-def own(measured: Sequence[Gauge], node: Node) -> Gauge:
+def gauges_of(measured: Sequence[Gauge], node: Node) -> Gauge:
     """A node's own tests among `gauges`."""
     return next(g for g in measured if g.evaluate is node.experiment.evaluate)
 
@@ -267,7 +267,7 @@ def run(
         if above:
             made, state = end(above)
             before = next(n for n in nodes if n.name == above)
-            params = folded(before.experiment, made, state)
+            params = merged_params(before.experiment, made, state)
             carried = state if node.carry else None
         made = setup(
             node.experiment, expression.parse(node.method), seeds, params=params, mesh=mesh
@@ -333,7 +333,7 @@ def forgetting(nodes: Sequence[Node], result: Result) -> list[dict[str, Any]]:
     measured = gauges(nodes)
     for i, node in enumerate(nodes):
         past = ancestors(nodes, i)
-        mine = own(measured, node)
+        mine = gauges_of(measured, node)
         sign = 1 if mine.higher_is_better else -1
         tasks = node.experiment.stream(0).tasks
         vertical = {}

@@ -39,7 +39,7 @@ def write(out: Path, name: str, nodes: Sequence[Node], result: Result) -> dict[s
     lost = pipeline.forgetting(nodes, result)
     known = []
     for i, (node, costs) in enumerate(zip(nodes, result.costs, strict=True)):
-        own = pipeline.own(measured, node)
+        own = pipeline.gauges_of(measured, node)
         known.append({
             "name": node.name,
             "tests": pipeline.key(own),
@@ -117,9 +117,9 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         lost = node["vertical_forgetting"]
         rows.append([
             node["name"], node["after"] or "–", node["method"],
-            report.measured(node["average"], own),
-            report.measured(node["horizontal_forgetting"], own),
-            *(report.measured(lost[k], f) if k in lost else ""
+            report.format_mean(node["average"], own),
+            report.format_mean(node["horizontal_forgetting"], own),
+            *(report.format_mean(lost[k], f) if k in lost else ""
               for k, f in factors.items() if k in scored),
         ])  # fmt: skip
     return head, rows

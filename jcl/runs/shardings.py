@@ -61,9 +61,9 @@ def plan(name: str, axes: dict[str, int], method: Method | None) -> Plan:
     batch = {"tokens": tokens, "segments": tokens}
     state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
     placed = mesh.of_state(state, layout)
-    parts = [("optimizer", state.opt, placed.opt)]
-    parts += [(part, kept, placed.method[part]) for part, kept in state.method.items()]
-    totals = [(part, trees.nbytes(kept), mesh.held(kept, to)) for part, kept, to in parts]
+    parts = [("optimizer", state.optimizer, placed.optimizer)]
+    parts += [(part, kept, placed.methods[part]) for part, kept in state.methods.items()]
+    totals = [(part, trees.nbytes(kept), mesh.device_bytes(kept, to)) for part, kept, to in parts]
     return Plan(name, shown, mesh.table(state.params, layout), whole + totals)
 
 

@@ -30,6 +30,8 @@ from jcl import trees
 from jcl.parallel import processes
 
 _INDEX = "leaves.json"
+_OLD = {"opt": "optimizer", "method": "methods", "task": "stage", "task_step": "stage_step"}
+"""Fields of a program's state as version 0.1 wrote them into paths, and as they are called now."""
 KEEP = 2
 """How many checkpoints are kept: the last, and one to fall back to."""
 
@@ -59,24 +61,24 @@ def _steps(folder: Path) -> list[int]:
     return sorted(int(p.stem.removeprefix("step_")) for p in folder.glob("step_*.json"))
 
 
-def shared(folder: Path) -> bool:
+def is_shared(folder: Path) -> bool:
     """Whether all processes see one folder, rather than each one of its own."""
-    if not processes.several():
+    if not processes.has_peers():
         return True
     token = secrets.token_hex(8)
-    name = f".seen-by-all-{processes.of_leader(lambda: token)}"
+    name = f".seen-by-all-{processes.from_leader(lambda: token)}"
 
     def mark() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
 
-    processes.of_leader(mark)
+    processes.from_leader(mark)
     for _ in range(20):  # a network's file system may take its time
-        lacking = processes.agreed(not (folder.is_dir() and name in os.listdir(folder)))
+        lacking = processes.largest_of_all(not (folder.is_dir() and name in os.listdir(folder)))
         if not lacking:
             break
         time.sleep(0.1)
-    processes.of_leader((folder / name).unlink)
+    processes.from_leader((folder / name).unlink)
     return not lacking
 
 
@@ -90,7 +92,7 @@ class Saver:
     def __init__(self, folder: Path) -> None:
         """`folder` is made if need be."""
         self.folder = folder.absolute()
-        self.shared = shared(self.folder)
+        self.shared = is_shared(self.folder)
         self.thread: ThreadPoolExecutor | None = None
         self.pending: Future[None] | None = None
 
@@ -104,7 +106,7 @@ class Saver:
 
         self.finish()
         path = self.folder / f"step_{step:09d}"
-        if processes.of_leader(path.with_suffix(".json").exists):
+        if processes.from_leader(path.with_suffix(".json").exists):
             return  # determinism makes the same step the same state
 
         def clear() -> None:
@@ -112,7 +114,7 @@ class Saver:
             shutil.rmtree(path, ignore_errors=True)  # left by a run that was killed before its sums
 
         with self._one_sentence():
-            processes.of_leader(clear)
+            processes.from_leader(clear)
             if self.shared:
                 written = ocp.save_async(path, _flat(state)).result
             else:
@@ -123,7 +125,7 @@ class Saver:
 
     def _complete(self, path: Path, written: Callable[[], None]) -> None:
         written()
-        if not processes.leader():
+        if not processes.is_leader():
             return
         sums = path.with_suffix(".partial")
         sums.write_text(json.dumps(_sums(path), indent=1))
@@ -166,7 +168,7 @@ def save(folder: Path, step: int, state: Any) -> None:
     saver.finish()
 
 
-def _alone(everyone: bool) -> Any:
+def _leader_only(everyone: bool) -> Any:
     """Orbax's context in which process 0 doesn't wait for the others; none if all take part."""
     from orbax.checkpoint import v1 as ocp
 
@@ -180,7 +182,7 @@ def _alone(everyone: bool) -> Any:
 
 def _write_whole(path: Path, host: dict[str, np.ndarray]) -> None:
     """What process 0 writes alone, a file a leaf, for Orbax would wait for the other processes."""
-    if not processes.leader():
+    if not processes.is_leader():
         return
     path.mkdir()
     index = {}
@@ -198,12 +200,12 @@ def _gathered(flat: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, x in flat.items():
         whole = multihost_utils.process_allgather(x, tiled=True)
-        if processes.leader():
+        if processes.is_leader():
             found[name] = np.asarray(whole)
     return found
 
 
-def _broken(path: Path) -> str:
+def _why_broken(path: Path) -> str:
     """Why a checkpoint can't be trusted, empty if it can."""
     try:
         wanted = json.loads(path.with_suffix(".json").read_text())
@@ -234,34 +236,35 @@ def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
 
     leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(like)}
     abstract = {name: _abstract(x) for name, x in leaves.items()}
-    everyone = shared(folder)
+    everyone = is_shared(folder)
 
-    def newest() -> tuple[int, bool] | None:
+    def newest() -> tuple[int, bool, dict[str, str]] | None:
         for step in reversed(_steps(folder)):
             path = folder.absolute() / f"step_{step:09d}"
-            if why := _broken(path):
+            if why := _why_broken(path):
                 warnings.warn(f"checkpoint {path} is broken, falling back: {why}", stacklevel=4)
                 continue
-            with _alone(not processes.several()):
-                _check_same(path, abstract)
-            return step, (path / _INDEX).exists()
+            with _leader_only(not processes.has_peers()):
+                names = _check_same(path, abstract)
+            return step, (path / _INDEX).exists(), names
         return None
 
-    found = processes.of_leader(newest)
+    found = processes.from_leader(newest)
     if found is None:
         return None
-    step, whole = found
+    step, whole, names = found
+    stored = {names[name]: x for name, x in abstract.items()}
     path = folder.absolute() / f"step_{step:09d}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a key's sharding, which we put back ourselves
-        flat = ocp.load(path, abstract) if everyone and not whole else _told(path, abstract)
-    restored = [_wrap(flat[name], x) for name, x in leaves.items()]
+        flat = ocp.load(path, stored) if everyone and not whole else _broadcast(path, stored)
+    restored = [_wrap(flat[names[name]], x) for name, x in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored), step
 
 
-def _told(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def _broadcast(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """A checkpoint that process 0 reads, leaf by leaf on all."""
-    read = _reader(path, abstract) if processes.leader() else lambda name: np.zeros(0, np.uint8)
+    read = _reader(path, abstract) if processes.is_leader() else lambda name: np.zeros(0, np.uint8)
     found: dict[str, jax.Array] = {}
     for name, x in abstract.items():
         host = processes.broadcast(read(name)).view(x.dtype).reshape(x.shape)
@@ -279,7 +282,7 @@ def _reader(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> Callable[[
         return lambda name: np.load(path / index[name]["file"], allow_pickle=False)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     local = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for k, x in abstract.items()}
-    with _alone(False):
+    with _leader_only(False):
         leaves = ocp.load(path, local)
     return lambda name: np.asarray(leaves[name]).reshape(-1).view(np.uint8)
 
@@ -299,7 +302,15 @@ def _wrap(x: jax.Array, like: Any) -> jax.Array:
     return key if key.sharding == like.sharding else jax.device_put(key, like.sharding)
 
 
-def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
+def _present_name(name: str) -> str:
+    """A leaf's path with the fields of a program's state as they are called now."""
+    root = "state/" if name.startswith("state/") else ""
+    field, slash, below = name.removeprefix(root).partition("/")
+    return root + _OLD.get(field, field) + slash + below
+
+
+def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
+    """By each wanted leaf's name the one it was stored under; refuses another program's leaves."""
     from orbax.checkpoint import v1 as ocp
 
     if (path / _INDEX).exists():
@@ -307,15 +318,17 @@ def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
         found = {name: tuple(entry["shape"]) for name, entry in index.items()}
     else:
         found = {name: tuple(x.shape) for name, x in ocp.metadata(path).metadata.items()}
-    for name in sorted(set(wanted) ^ set(found)):
+    stored = {name if name in wanted else _present_name(name): name for name in found}
+    for name in sorted(set(wanted) ^ set(stored)):
         where = "lacks" if name in wanted else "has"
         raise ValueError(
             f"checkpoint {path} {where} {name}, so it is of another method or model; resume with "
             "the settings it was made with"
         )
     for name, x in wanted.items():
-        if found[name] != tuple(x.shape):
+        if found[stored[name]] != tuple(x.shape):
             raise ValueError(
-                f"{name} in checkpoint {path} is {found[name]}, but must be "
+                f"{name} in checkpoint {path} is {found[stored[name]]}, but must be "
                 f"{tuple(x.shape)}; resume with the settings it was made with"
             )
+    return stored

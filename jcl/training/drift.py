@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl.method import Batch, Params, check
-from jcl.program import Program, State, complete
+from jcl.program import Program, State, fill_batch
 
 
 class Detector(NamedTuple):
@@ -90,7 +90,7 @@ def page_hinkley(threshold: float = 5.0, tolerance: float = 0.05, warm_up: int =
 
 
 class Watch(NamedTuple):
-    """What a watched program carries, under `drift` in `State.method`."""
+    """What a watched program carries, under `drift` in `State.methods`."""
 
     detector: Any
     recent: Batch
@@ -99,13 +99,13 @@ class Watch(NamedTuple):
     """int32 []: how many drifts."""
 
 
-def watched(program: Program, detector: Detector, recent: int = 16) -> Program:
+def watch_drift(program: Program, detector: Detector, recent: int = 16) -> Program:
     """A program that calls `consolidate` by itself where the detector finds a drift of its loss.
 
     It drives like any other, by `run`, `fit` or a loop of one's own, over one long stage. At a
     drift the last `recent` batches stand for the stage that ended, with weight 0 for those that the
     detector takes to be of the next; so let `recent` be several times the detector's delay.
-    `State.task` then counts what was found. Each step reports `drift/found`.
+    `State.stage` then counts what was found. Each step reports `drift/found`.
 
     Under `vmap` both branches of the consolidation run at every step; on one's own or mapped, only
     where there is a drift.
@@ -122,16 +122,16 @@ def watched(program: Program, detector: Detector, recent: int = 16) -> Program:
     check(program.members is None, "program.members", program.members, "None, a single program")
 
     def parts(state: State) -> tuple[State, Watch]:
-        methods = dict(state.method)
+        methods = dict(state.methods)
         watch = methods.pop("drift")
-        return state._replace(method=methods), watch
+        return state._replace(methods=methods), watch
 
     def joined(state: State, watch: Watch) -> State:
-        return state._replace(method={**state.method, "drift": watch})
+        return state._replace(methods={**state.methods, "drift": watch})
 
     def init(params: Params, batch: Batch, key: jax.Array) -> State:
         state = program.init(params, batch, key)
-        rows = complete(batch)
+        rows = fill_batch(batch)
         empty = jax.tree.map(lambda x: jnp.zeros((recent, *x.shape), x.dtype), rows)
         return joined(state, Watch(detector.init(), empty, jnp.int32(0)))
 
@@ -139,7 +139,7 @@ def watched(program: Program, detector: Detector, recent: int = 16) -> Program:
         inner, watch = parts(state)
         slot = inner.step % recent
         inner, aux = program.step(inner, batch)
-        kept = jax.tree.map(lambda old, new: old.at[slot].set(new), watch.recent, complete(batch))
+        kept = jax.tree.map(lambda old, new: old.at[slot].set(new), watch.recent, fill_batch(batch))
         seen, since = detector.update(watch.detector, aux["loss"])
 
         def ended(inner: State) -> State:
@@ -159,13 +159,18 @@ def watched(program: Program, detector: Detector, recent: int = 16) -> Program:
     def predict(state: State, *args: Any, **kwargs: Any) -> Any:
         return program.predict(parts(state)[0], *args, **kwargs)
 
-    def weights(state: State, batch: Batch) -> Params:
-        return program.weights(parts(state)[0], batch)
+    def read_params(state: State, batch: Batch) -> Params:
+        return program.read_params(parts(state)[0], batch)
 
-    def each(fn: Callable[..., Any], *args: Any) -> Any:
+    def over_members(fn: Callable[..., Any], *args: Any) -> Any:
         return fn(watching, *args)
 
     watching = program._replace(
-        init=init, step=step, consolidate=consolidate, predict=predict, weights=weights, each=each
+        init=init,
+        step=step,
+        consolidate=consolidate,
+        predict=predict,
+        read_params=read_params,
+        over_members=over_members,
     )
     return watching

@@ -20,7 +20,7 @@ from jcl.parallel import mesh as meshes
 from jcl.parallel.mesh import Layout
 
 
-def put(tree: Any, where: Any) -> Any:
+def place(tree: Any, where: Any) -> Any:
     """A tree of arrays that every process has whole, laid out over all their devices.
 
     Args:
@@ -63,7 +63,7 @@ class Feed:
         if layout is None:
             self.source = jax.tree.map(jnp.asarray, stream.source)
             return
-        self.source = put(stream.source, everywhere(stream.source, layout))
+        self.source = place(stream.source, everywhere(stream.source, layout))
         self.rows = jax.tree.leaves(stream.chunk(0, 0, 1))[0].shape[1]
         self.own = own_rows(layout, self.rows)
 

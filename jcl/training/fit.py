@@ -1,7 +1,7 @@
 """The host loop: streams data to a program, evaluates, logs, checkpoints and resumes.
 
-It runs what `run` runs, a chunk of steps a call. Where it stands is `State.task` and
-`State.task_step`, so a checkpoint needs nothing beside the state but the scores so far. With
+It runs what `run` runs, a chunk of steps a call. Where it stands is `State.stage` and
+`State.stage_step`, so a checkpoint needs nothing beside the state but the scores so far. With
 several processes all run this loop, on parts of the same arrays; process 0 alone writes the log.
 """
 
@@ -26,9 +26,9 @@ from jcl import trees
 from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params, check
 from jcl.parallel import mesh, processes
-from jcl.program import Evaluate, Program, State, advance, complete
+from jcl.program import Evaluate, Program, State, advance, fill_batch
 from jcl.training import checkpoint
-from jcl.training.feed import Feed, everywhere, put
+from jcl.training.feed import Feed, everywhere, place
 
 Event = dict[str, Any]
 
@@ -89,18 +89,18 @@ class _Compiled(NamedTuple):
 def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | None) -> _Compiled:
     traces: list[int] = []
     fetch = feed.stream.fetch
-    where, whole = _where(program, state)
+    where, whole = _shardings(program, state)
     if where is None:  # what was put somewhere stays there; the compiler may otherwise move it
         where = jax.tree.map(lambda x: x.sharding if x.committed else None, state)
 
     def move(state: State, source: Any, chunk: Any, count: jax.Array) -> Any:
         traces.append(1)
         read = partial(fetch, source)
-        return program.each(lambda p, s, c: advance(p, s, c, read, count), state, chunk)
+        return program.over_members(lambda p, s, c: advance(p, s, c, read, count), state, chunk)
 
     def close(state: State, source: Any, slices: Any) -> State:
         read = jax.vmap(partial(fetch, source))
-        return program.each(lambda p, s, b: p.consolidate(s, read(b)), state, slices)
+        return program.over_members(lambda p, s, b: p.consolidate(s, read(b)), state, slices)
 
     start = time.perf_counter()
     count, last = np.int32(0), min(feed.size, feed.stream.steps[0])
@@ -110,12 +110,12 @@ def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | No
     closed = closer.lower(state, feed.source, feed.boundary(0)).compile()
     scored = None
     if evaluate is not None:
-        scorer = jax.jit(partial(program.each, evaluate), out_shardings=whole)
+        scorer = jax.jit(partial(program.over_members, evaluate), out_shardings=whole)
         scored = scorer.lower(state).compile()
     return _Compiled(moved, closed, scored, time.perf_counter() - start, traces)
 
 
-def _where(program: Program, state: State) -> tuple[Any, Any]:
+def _shardings(program: Program, state: State) -> tuple[Any, Any]:
     """Shardings of a state, and of what the host reads; None and None without a mesh."""
     layout = program.layout
     if layout is None:
@@ -181,7 +181,7 @@ def _count(x: jax.Array) -> int:
     return int(np.asarray(x).reshape(-1)[0])
 
 
-class _Beginning(NamedTuple):
+class _Start(NamedTuple):
     """How a run starts, before anything is computed."""
 
     make: Callable[[], State]
@@ -194,34 +194,34 @@ class _Beginning(NamedTuple):
     """Rows of a step, all members together."""
 
 
-def _begin(
+def _start(
     program: Program, params: Params, key: jax.Array, feed: Feed, evaluate: Evaluate | None
-) -> _Beginning:
+) -> _Start:
     def start(params: Params, key: jax.Array, source: Any, slices: Any) -> Any:
         def member(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
             rows = jax.tree.map(lambda x: x[0], slices)
-            batch = complete(feed.stream.fetch(source, rows))
+            batch = fill_batch(feed.stream.fetch(source, rows))
             return p.init(params, batch, key), batch["weight"]
 
-        return program.each(member, params, key, slices)
+        return program.over_members(member, params, key, slices)
 
     if program.layout is not None:
-        params = put(params, mesh.of_params(params, program.layout))
-        key = put(key, everywhere(key, program.layout))
+        params = place(params, mesh.of_params(params, program.layout))
+        key = place(key, everywhere(key, program.layout))
     given = (params, key, feed.source, feed.chunk(0, 0, 1))
     like, weight = jax.eval_shape(start, *given)
-    where, _ = _where(program, like)
+    where, _ = _shardings(program, like)
     init = jax.jit(lambda *a: start(*a)[0], out_shardings=where).lower(*given).compile()
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, init.output_shardings
     )
     columns = (1,)  # not 0: Orbax saves no empty array
     if evaluate is not None:
-        columns = jax.eval_shape(partial(program.each, evaluate), like).shape
+        columns = jax.eval_shape(partial(program.over_members, evaluate), like).shape
     shape = (*columns[:-1], len(feed.stream.steps) + 1, columns[-1])
     empty = np.full(shape, np.nan, np.float32)
     like = like._replace(key=jax.device_put(key, like.key.sharding))
-    return _Beginning(lambda: init(*given), like, empty, weight.size)
+    return _Start(lambda: init(*given), like, empty, weight.size)
 
 
 def _carry(state: State, carried: State) -> State:
@@ -231,7 +231,7 @@ def _carry(state: State, carried: State) -> State:
         found = jax.tree_util.tree_leaves_with_path(methods)
         return {trees.path_name(path): (x.shape, x.dtype) for path, x in found}
 
-    mine, theirs = shapes(state.method), shapes(carried.method)
+    mine, theirs = shapes(state.methods), shapes(carried.methods)
     for path in sorted(mine.keys() | theirs.keys()):
         if mine.get(path) != theirs.get(path):
             raise ValueError(
@@ -239,16 +239,16 @@ def _carry(state: State, carried: State) -> State:
                 f"run has {mine.get(path)}; both must have the same methods, parameters and batches"
             )
     # copies, for a step is given its state's buffers to write into
-    theirs = trees.copy((carried.method, carried.task, carried.step))
-    where = jax.tree.map(lambda x: x.sharding, (state.method, state.task, state.step))
-    method, task, step = jax.tree.map(jax.device_put, theirs, where)
-    return state._replace(method=method, task=task, step=step)
+    theirs = trees.copy((carried.methods, carried.stage, carried.step))
+    where = jax.tree.map(lambda x: x.sharding, (state.methods, state.stage, state.step))
+    states, stage, step = jax.tree.map(jax.device_put, theirs, where)
+    return state._replace(methods=states, stage=stage, step=step)
 
 
 def _tree(state: State, scores: np.ndarray) -> dict[str, Any]:
     """What is checkpointed."""
     where = state.step.sharding  # everywhere, on a mesh
-    return {"state": state, "scores": put(scores, where)}
+    return {"state": state, "scores": place(scores, where)}
 
 
 def last_state(
@@ -264,7 +264,7 @@ def last_state(
     Raises:
       ValueError: if there is no checkpoint, or it is of another program.
     """
-    begun = _begin(program, params, key, Feed(stream, program.layout, 1), evaluate)
+    begun = _start(program, params, key, Feed(stream, program.layout, 1), evaluate)
     found = checkpoint.restore(Path(out) / "checkpoints", _tree(begun.like, begun.scores))
     if found is None:
         raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
@@ -289,7 +289,7 @@ class _Run:
     ) -> None:
         self.stream, self.emit = stream, emit
         self.feed = Feed(stream, program.layout, chunk_size(stream.steps, chunk))
-        begun = _begin(program, params, key, self.feed, evaluate)
+        begun = _start(program, params, key, self.feed, evaluate)
         self.scores, self.width = begun.scores, begun.width
         self.saver = None if out is None else checkpoint.Saver(out / "checkpoints")
         self.saved: int | None = None
@@ -301,11 +301,11 @@ class _Run:
             self.state, self.scores = tree["state"], np.array(tree["scores"])
         else:
             self.state = begun.make() if carried is None else _carry(begun.make(), carried)
-        self.first_task = 0 if carried is None else _count(carried.task)
+        self.first_task = 0 if carried is None else _count(carried.stage)
         self.first_step = 0 if carried is None else _count(carried.step)
         self.done = self.resumed_at = _count(self.state.step) - self.first_step
         self.total = sum(stream.steps)
-        self.log = _Log(out if processes.leader() else None, self.done)
+        self.log = _Log(out if processes.is_leader() else None, self.done)
         self.compiled = _compile(program, self.state, self.feed, evaluate)
         self.training = 0.0
         self.began = time.perf_counter()
@@ -426,19 +426,19 @@ def fit(
             f"the stream has {stream.members} members, but must have the program's "
             f"{program.members}; see jcl.data.members"
         )
-    if processes.several():
+    if processes.has_peers():
         spread = None if program.layout is None else program.layout.mesh.size
         check(spread == jax.device_count(), "the mesh's number of devices", spread,
               f"{jax.device_count()}, those of all {jax.process_count()} processes")  # fmt: skip
     folder = None if out is None else Path(out)
-    processes.of_leader(lambda: _prepare(folder, resume))
-    emit = on_event if on_event is not None and processes.leader() else lambda event: None
+    processes.from_leader(lambda: _prepare(folder, resume))
+    emit = on_event if on_event is not None and processes.is_leader() else lambda event: None
     run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit, carried)
     with processes.noted() as signals, contextlib.closing(run):
         if run.done == 0:
             run.score(0)
-        for stage in range(_count(run.state.task) - run.first_task, len(stream.steps)):
-            at = _count(run.state.task_step)
+        for stage in range(_count(run.state.stage) - run.first_task, len(stream.steps)):
+            at = _count(run.state.stage_step)
             while at < stream.steps[stage]:
                 count = min(run.feed.size, stream.steps[stage] - at)
                 run.advance(stage, at, count)

@@ -145,7 +145,7 @@ def test_digits_are_the_pixels_made_larger() -> None:
 
 @pytest.mark.parametrize("task", images.TASKS)
 def test_answers_are_true_of_the_labels(task: str, fashion: Path) -> None:
-    made = images.worded(task, limit=40, fashion=fashion)
+    made = images.image_questions(task, limit=40, fashion=fashion)
     assert len(made.image) == len(made.turns) == len(made.y) > 8
     for ((question, answer),), y in zip(made.turns, made.y, strict=True):
         name = (images.GARMENTS if task in ("garment", "worn", "shoe") else images.NUMBERS)[y]
@@ -158,14 +158,14 @@ def test_answers_are_true_of_the_labels(task: str, fashion: Path) -> None:
             assert answer == ("odd" if y % 2 else "even")
         elif task == "shoe":
             assert answer == ("yes" if name in ("sandal", "sneaker", "boot") else "no")
-    again = images.worded(task, limit=40, fashion=fashion)
+    again = images.image_questions(task, limit=40, fashion=fashion)
     assert again.turns == made.turns
     assert len({t for ((t, _),) in made.turns}) == (9 if task == "larger" else 1)
 
 
 def test_they_make_a_stream(fashion: Path) -> None:
     def arrays(task: str, split: Any) -> Any:
-        made = images.worded(task, split, limit=12, fashion=fashion)
+        made = images.image_questions(task, split, limit=12, fashion=fashion)
         return {"image": made.image, **images.tokenised(made.turns, None, 48, ("{}", " {}"))}
 
     tasks = ("digit", "garment")
@@ -174,4 +174,4 @@ def test_they_make_a_stream(fashion: Path) -> None:
     batch = stream.fetch(stream.source, {k: v[0] for k, v in stream.chunk(0, 0, 1).items()})
     assert batch["image"].shape == (4, 28, 28, 1) and batch["image"].dtype == np.uint8
     with pytest.raises(ValueError, match="task is 'colour', but must be one of"):
-        images.worded("colour")
+        images.image_questions("colour")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jcl.data import instructions
-from jcl.data.instructions import Asked, Task, as_instructions, documents, fitting
+from jcl.data.instructions import Instruction, Task, as_instructions, documents, drop_long
 from jcl.data.questions import Item, Probe
 
 SUPERNI = {
@@ -42,8 +42,8 @@ def test_trace_has_a_folder_a_task(tmp_path) -> None:
     trace(tmp_path, "C-STANCE", train=[entry], test=[entry])
     first, second = instructions.read_trace(tmp_path, ["FOMC", "C-STANCE"])
     assert first.name == "FOMC" and second.name == "C-STANCE"
-    assert first.train == (Asked(entry["prompt"], ("A",)), Asked("p", ("",)))
-    assert first.test == (Asked(entry["prompt"], ("A",)),)
+    assert first.train == (Instruction(entry["prompt"], ("A",)), Instruction("p", ("",)))
+    assert first.test == (Instruction(entry["prompt"], ("A",)),)
     assert len(instructions.TRACE) == 8
 
 
@@ -146,7 +146,7 @@ LISTED = tuple(
 def test_a_probe_is_put_as_instructions(items, answers, prompt, answer) -> None:
     task = as_instructions(Probe("p", items), "Q.", answers)
     everything = {*task.train, *task.test}
-    assert everything == {Asked(prompt.format(i), (answer,)) for i in range(20)}
+    assert everything == {Instruction(prompt.format(i), (answer,)) for i in range(20)}
     assert len(task.train) + len(task.test) == 20 and len(task.train) > len(task.test) > 0
 
 
@@ -156,11 +156,13 @@ def test_a_question_stays_on_its_side() -> None:
 
 
 def test_rows_that_fit_are_kept() -> None:
-    task = Task("t", (Asked("ab", ("c",)), Asked("abcd", ("e",))), (Asked("ab", ("c",)),))
-    assert fitting(task, None, 5).train == task.train[:1]
-    assert fitting(task, None, 7) == task
+    task = Task(
+        "t", (Instruction("ab", ("c",)), Instruction("abcd", ("e",))), (Instruction("ab", ("c",)),)
+    )
+    assert drop_long(task, None, 5).train == task.train[:1]
+    assert drop_long(task, None, 7) == task
     with pytest.raises(ValueError, match="length is 4"):
-        fitting(task, None, 4)
+        drop_long(task, None, 4)
 
 
 @pytest.mark.parametrize(

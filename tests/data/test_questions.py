@@ -80,7 +80,7 @@ def test_a_limit_spreads_over_the_file(folder):
 
 def test_labels_as_choices():
     rows = [Labelled("up {} 3 %", "earn"), Labelled("bought", "acq")]
-    probe = questions.labelled("r8", rows, ["acq", "earn"], "News: {}\nTopic:")
+    probe = questions.from_labels("r8", rows, ["acq", "earn"], "News: {}\nTopic:")
     assert probe.items[0] == questions.Item("News: up {} 3 %\nTopic:", (" acq", " earn"), 1)
     assert probe.items[1].answer == 0
 
@@ -92,8 +92,11 @@ def test_labels_as_choices():
         (lambda f: questions.read("piqa", f, limit=0), "limit is 0"),
         (lambda f: questions.read("piqa", f / "none"), "file of probe 'piqa' is '.*none"),
         (lambda f: questions.read("hellaswag"), "folder is None, but must be one with hellaswag"),
-        (lambda f: questions.labelled("x", [Labelled("t", "c")], ["a"]), "label of a row of 'x'"),
-        (lambda f: questions.labelled("x", [], ["a"], "no place"), "prompt is 'no place'"),
+        (
+            lambda f: questions.from_labels("x", [Labelled("t", "c")], ["a"]),
+            "label of a row of 'x'",
+        ),
+        (lambda f: questions.from_labels("x", [], ["a"], "no place"), "prompt is 'no place'"),
     ],
 )
 def test_what_cannot_be_read_is_refused(folder, call, says):

@@ -195,7 +195,7 @@ def test_a_hundred_tasks_in_one_scan():
     )  # fmt: skip
     state, aux = run(data.stack(s), s.source)
     assert aux["scores"].shape == (121, 120)
-    assert int(state.task) == 120 and len(traces) < 20
+    assert int(state.stage) == 120 and len(traces) < 20
     own = np.asarray(aux["scores"])[np.arange(120) + 1, np.arange(120)]
     assert own.mean() > np.asarray(aux["scores"])[0].mean() + 0.1
 

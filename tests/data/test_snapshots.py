@@ -8,7 +8,7 @@ import pytest
 from jcl import data
 from jcl.data import snapshots
 from jcl.data.corpora import Page, django_docs
-from jcl.data.snapshots import Passage, changed_part, compare, dated, series
+from jcl.data.snapshots import Passage, changed_part, compare, series, with_dates
 
 OLD = [
     Page(
@@ -120,7 +120,7 @@ def test_a_series_has_three_probes_a_version_and_two_ways_to_train() -> None:
 
 
 def test_dates_are_given_and_not_learned() -> None:
-    pairs = dated(["It rains.", ("In May ", "it shines.")], 2019)
+    pairs = with_dates(["It rains.", ("In May ", "it shines.")], 2019)
     assert pairs == [
         ("Text from 2019: ", "It rains."),
         ("Text from 2019: In May ", "it shines."),
@@ -132,9 +132,9 @@ def test_dates_are_given_and_not_learned() -> None:
     learned = sorted(int(n) for n in batch["mask"].sum(-1).reshape(-1))
     assert learned == [len("It rains."), len("it shines.")]
     with pytest.raises(ValueError, match="form is 'Text: ', but must be a text with"):
-        dated(["x"], 1, "Text: ")
+        with_dates(["x"], 1, "Text: ")
     with pytest.raises(ValueError, match="text is 'dict', but must be a text or a pair"):
-        dated([[{"role": "user", "content": "a"}, {"role": "x", "content": "b"}]], 1)
+        with_dates([[{"role": "user", "content": "a"}, {"role": "x", "content": "b"}]], 1)
 
 
 def test_translations_have_the_same_pages_and_no_line_of_the_original(tmp_path) -> None:

@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from jcl import data, losses, make, methods, models
-from jcl.data.instructions import Asked, documents
+from jcl.data.instructions import Instruction, documents
 from jcl.measures import answers
 from jcl.measures.evaluation import evaluator
 
 CONFIG = models.decoder.Config(vocabulary=256, width=16, layers=1, heads=2, kv_heads=2, context=32)
-ROWS = [Asked(f"{a}+{b}=", (f"{'xy'[(a + b) % 2]}{a}.",)) for a in range(4) for b in range(4)]
+ROWS = [Instruction(f"{a}+{b}=", (f"{'xy'[(a + b) % 2]}{a}.",)) for a in range(4) for b in range(4)]
 
 
 def test_exact_match_counts_documents_whose_every_learned_token_is_likeliest() -> None:
@@ -64,7 +64,9 @@ def test_one_forward_pass_tells_what_is_written(trained) -> None:
     program, state, stream = trained
     share = float(evaluator(stream.test, answers.exact_match())(program, state)[0])
     # bytes have no token that ends a document, so as many are written as an answer has
-    summary, texts = answers.written(program.predict, state, CONFIG, None, ROWS, steps=3, batch=5)
+    summary, texts = answers.score_texts(
+        program.predict, state, CONFIG, None, ROWS, steps=3, batch=5
+    )
     right = np.mean([text == row.answers[0] for text, row in zip(texts, ROWS, strict=True)])
     assert share == pytest.approx(right)
     assert 0.05 < share < 1  # else the two would agree by being trivial
@@ -73,9 +75,11 @@ def test_one_forward_pass_tells_what_is_written(trained) -> None:
 
 def test_a_text_is_scored_against_any_of_its_answers(trained) -> None:
     program, state, _ = trained
-    _, texts = answers.written(program.predict, state, CONFIG, None, ROWS[:3], steps=3, batch=3)
-    any_of = [Asked(row.prompt, ("zz", text)) for row, text in zip(ROWS, texts, strict=False)]
-    summary, again = answers.written(program.predict, state, CONFIG, None, any_of, steps=3, batch=3)
+    _, texts = answers.score_texts(program.predict, state, CONFIG, None, ROWS[:3], steps=3, batch=3)
+    any_of = [Instruction(row.prompt, ("zz", text)) for row, text in zip(ROWS, texts, strict=False)]
+    summary, again = answers.score_texts(
+        program.predict, state, CONFIG, None, any_of, steps=3, batch=3
+    )
     assert again == texts and summary.exact_match == 1.0
     with pytest.raises(ValueError, match="number of rows is 0"):
-        answers.written(program.predict, state, CONFIG, None, [])
+        answers.score_texts(program.predict, state, CONFIG, None, [])

@@ -38,7 +38,7 @@ def setting():
 @pytest.mark.parametrize(("finished", "steps"), [(0, 0), (0, 2), (1, 0), (1, 5), (3, 0)])
 def test_accuracy_and_nll_under_each_mask(mask, finished, steps):
     tests, w, program, test, state = setting()
-    state = state._replace(task=jnp.int32(finished), task_step=jnp.int32(steps))
+    state = state._replace(stage=jnp.int32(finished), stage_step=jnp.int32(steps))
     begun = finished + (steps > 0)
     hits, nats = [], []
     for i, t in enumerate(tests):

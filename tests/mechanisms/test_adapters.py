@@ -35,18 +35,22 @@ def base(dtype: Any = jnp.float32) -> Any:
 
 def grown(params: Any) -> Any:
     """With pairs, one of them DoRA's, and gains on both sides of layers with a bias."""
-    params = adapters.graft(params, "blocks/query", {"lora": pair(24, 24)})
+    params = adapters.with_subtree(params, "blocks/query", {"lora": pair(24, 24)})
     magnitude = {"magnitude": jnp.abs(normal(2, 40)) + 0.5}
-    params = adapters.graft(params, "blocks/up", {"lora": pair(24, 40) | magnitude})
-    params = adapters.graft(params, "blocks/value", {"gain": normal(2, 8), "lora": pair(24, 8)})
-    return adapters.graft(params, "blocks/down", {"input_gain": normal(2, 40)})
+    params = adapters.with_subtree(params, "blocks/up", {"lora": pair(24, 40) | magnitude})
+    params = adapters.with_subtree(
+        params, "blocks/value", {"gain": normal(2, 8), "lora": pair(24, 8)}
+    )
+    return adapters.with_subtree(params, "blocks/down", {"input_gain": normal(2, 40)})
 
 
 def test_adapters_are_known_by_their_paths() -> None:
     params = grown(base())
-    params = adapters.graft(params, "prompt", {"table": normal(3, 24)})
-    params = adapters.graft(params, "blocks/mlp_adapter", {"up": {"kernel": normal(2, 4, 24)}})
-    learning, frozen = trees.partition(params, adapters.only)
+    params = adapters.with_subtree(params, "prompt", {"table": normal(3, 24)})
+    params = adapters.with_subtree(
+        params, "blocks/mlp_adapter", {"up": {"kernel": normal(2, 4, 24)}}
+    )
+    learning, frozen = trees.partition(params, adapters.is_adapter)
     assert len(jax.tree.leaves(frozen)) == len(jax.tree.leaves(base()))
     names = [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(learning)]
     assert names == [
@@ -54,7 +58,7 @@ def test_adapters_are_known_by_their_paths() -> None:
         "blocks/query/lora/b", "blocks/up/lora/a", "blocks/up/lora/b", "blocks/up/lora/magnitude",
         "blocks/value/gain", "blocks/value/lora/a", "blocks/value/lora/b", "prompt/table",
     ]  # fmt: skip
-    assert jax.tree.structure(adapters.strip(params)) == jax.tree.structure(base())
+    assert jax.tree.structure(adapters.without_adapters(params)) == jax.tree.structure(base())
 
 
 def test_the_norm_of_a_sum_that_is_never_formed() -> None:
@@ -69,7 +73,7 @@ def test_merged_outputs_are_equal_to_rounding(dtype: Any) -> None:
     params = base(dtype)
     apply = jax.jit(decoder.apply_fn(CONFIG, compute=jnp.float32))
     unscaled = grown(params)
-    wanted = apply(adapters.scaled(unscaled, 0.3), BATCH)
+    wanted = apply(adapters.scale_pairs(unscaled, 0.3), BATCH)
     merged = adapters.merge(unscaled, 0.3)
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), t) for t in (merged, params)]
     assert shapes[0] == shapes[1]
@@ -80,7 +84,7 @@ def test_merged_outputs_are_equal_to_rounding(dtype: Any) -> None:
 
 
 def test_what_no_kernel_can_hold_is_not_merged() -> None:
-    params = adapters.graft(base(), "blocks/prefix", {"key": normal(2, 3, 8)})
+    params = adapters.with_subtree(base(), "blocks/prefix", {"key": normal(2, 3, 8)})
     with pytest.raises(ValueError, match=r"blocks/prefix/key.*must be"):
         adapters.merge(params)
 

@@ -141,7 +141,7 @@ def test_only_the_new_blocks_learn_whatever_the_optimizer() -> None:
     grown = growth.expand_blocks(random_params(SMALL), SMALL, every=2)
     params, _ = trained(grown, methods.llama_pro(grown.layers), optax.adamw(1e-2, weight_decay=0.1))
     for path, x in jax.tree_util.tree_leaves_with_path(params):
-        name, was = trees.path_name(path), adapters.node(grown.params, trees.path_name(path))
+        name, was = trees.path_name(path), adapters.subtree(grown.params, trees.path_name(path))
         if not name.startswith("blocks/"):
             np.testing.assert_array_equal(x, was, err_msg=name)
             continue
@@ -167,7 +167,7 @@ def test_what_cannot_grow_is_refused() -> None:
     with pytest.raises(ValueError, match="every is 4, but must be from 1 to 3"):
         growth.expand_blocks(params, SMALL, every=4)
     pair = {"a": jnp.zeros((3, 16, 2)), "b": jnp.zeros((3, 2, 16))}
-    adapted = adapters.graft(params, "blocks/output", {"lora": pair})
+    adapted = adapters.with_subtree(params, "blocks/output", {"lora": pair})
     with pytest.raises(ValueError, match=r"adapters is \['blocks/output'\]"):
         growth.expand_blocks(adapted, SMALL, every=1)
     with pytest.raises(ValueError, match="for int8 doesn't grow"):

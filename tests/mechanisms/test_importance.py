@@ -52,7 +52,7 @@ def measure(
     program = jcl.make(probe, apply, loss or losses.cross_entropy(), optax.sgd(0.1))
     example = jax.tree.map(lambda x: x[0], batches)
     state = program.init(params, example, jax.random.key(seed))
-    return jax.jit(program.consolidate)(state, batches).method["probe"]
+    return jax.jit(program.consolidate)(state, batches).methods["probe"]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ def test_largest_ranks_a_tree_as_one_vector_and_maps() -> None:
 
 
 def test_share_is_rounded_and_whole_at_one() -> None:
-    assert [int(merging.share(f, 10)) for f in (0.0, 0.1, 0.3, 0.7, 0.96, 1.0)] == [
+    assert [int(merging.count_of(f, 10)) for f in (0.0, 0.1, 0.3, 0.7, 0.96, 1.0)] == [
         0,
         1,
         3,
@@ -61,7 +61,7 @@ def test_share_is_rounded_and_whole_at_one() -> None:
         10,
     ]
     odd = 2**25 + 1  # float32 has no such number
-    assert int(merging.share(1.0, odd)) == odd
+    assert int(merging.count_of(1.0, odd)) == odd
 
 
 def trees(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
@@ -98,7 +98,7 @@ def test_slerp_walks_the_arc_and_lerp_the_chord() -> None:
 def test_moved_is_exact_at_both_ends() -> None:
     base, params = trees(0), trees(1)
     own = merging.task_vector(params, base)
-    moved = jax.jit(merging.moved)
+    moved = jax.jit(merging.step_along)
     for scale, end in ((0.0, base), (1.0, params)):
         for key in base:
             np.testing.assert_array_equal(moved(base, params, own, scale)[key], end[key])

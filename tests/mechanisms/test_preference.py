@@ -56,7 +56,7 @@ def test_loss_and_gradient_are_those_of_the_authors(form: Any, smoothing: float)
         def apply(params: Any, batch: Any) -> TokenScores:
             both = jnp.concatenate([log_probs[0], log_probs[1]])
             other = jnp.asarray(reference.reshape(-1), jnp.float32)
-            return preference.relative(as_scores(both), as_scores(other), beta)
+            return preference.implicit_rewards(as_scores(both), as_scores(other), beta)
 
         batch = {"weight": jnp.ones(7), "task": jnp.zeros(7, jnp.int32)}
         for side in ("", "rejected_"):
@@ -126,8 +126,8 @@ def test_on_a_llama_loss_and_gradient_are_those_of_torch(llama: Any, length: int
 
     program = jcl.make(methods.dpo(beta=0.1), ours.apply, preference.ranking(), optax.sgd(1.0))
     state = program.init(ours.params, batch, jax.random.key(0))
-    held = state.method["dpo"]._replace(reference=base.params)
-    after, aux = jax.jit(program.step)(state._replace(method={"dpo": held}), batch)
+    held = state.methods["dpo"]._replace(reference=base.params)
+    after, aux = jax.jit(program.step)(state._replace(methods={"dpo": held}), batch)
     np.testing.assert_allclose(aux["loss"], expected.item(), rtol=2e-5)
     assert abs(expected.item() - np.log(2)) > 0.01  # the two models differ
     moved = jax.tree.map(lambda a, b: np.asarray(a - b), ours.params, after.params)
@@ -163,7 +163,7 @@ def test_without_a_method_answers_are_ranked_by_their_log_probabilities(llama: A
     np.testing.assert_allclose(value, np.log1p(np.exp(given[1] - given[0])).mean(), rtol=1e-4)
 
     weight = jnp.array([1.0, 2.0, 0.0])
-    asked = ours.apply(ours.params, preference.both(batch))
+    asked = ours.apply(ours.params, preference.pair_rows(batch))
     right, total = preference.accuracy(asked, {**batch, "weight": weight})
     np.testing.assert_allclose(right, ((given[0] > given[1]) * [1, 2, 0]).sum())
     assert total == 3

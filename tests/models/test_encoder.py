@@ -252,8 +252,10 @@ def test_a_prefix_is_seen_by_every_token_and_bottlenecks_are_before_the_norm() -
     given = {"tokens": jnp.asarray([[3, 1, 4, 1]]), "segments": jnp.asarray([[1, 1, 2, 0]])}
     p = jax.tree.map(lambda x: x[0], params["blocks"])
     # keys so large that every query looks at one of the two learned pairs alone
-    pushed = adapters.graft(params, "blocks/key", {"kernel": 0 * params["blocks"]["key"]["kernel"]})
-    pushed = adapters.graft(
+    pushed = adapters.with_subtree(
+        params, "blocks/key", {"kernel": 0 * params["blocks"]["key"]["kernel"]}
+    )
+    pushed = adapters.with_subtree(
         pushed, "blocks/query", {"bias": jnp.ones((1, 32)), "kernel": jnp.zeros((1, 32, 32))}
     )
     learned = {"key": jnp.stack([jnp.full((1, 32), -50.0), jnp.full((1, 32), 50.0)], 1)}
@@ -264,7 +266,7 @@ def test_a_prefix_is_seen_by_every_token_and_bottlenecks_are_before_the_norm() -
         jax.debug.callback(lambda h: seen.__setitem__(site, h), h)
         return h
 
-    apply(adapters.graft(pushed, "blocks/prefix", learned), given, note)
+    apply(adapters.with_subtree(pushed, "blocks/prefix", learned), given, note)
     jax.effects_barrier()
     wanted = learned["value"][0, 1] @ p["output"]["kernel"]
     np.testing.assert_allclose(seen["blocks:attention"][0], np.tile(wanted, (4, 1)), atol=1e-5)
@@ -276,7 +278,7 @@ def test_a_prefix_is_seen_by_every_token_and_bottlenecks_are_before_the_norm() -
     apply(params, given, note)
     jax.effects_barrier()
     before = np.asarray(seen["blocks:mlp"])
-    apply(adapters.graft(params, "blocks/mlp_adapter", adapter), given, note)
+    apply(adapters.with_subtree(params, "blocks/mlp_adapter", adapter), given, note)
     jax.effects_barrier()
     np.testing.assert_allclose(seen["blocks:mlp"], before + 3, atol=1e-5)
 
@@ -289,7 +291,7 @@ def test_adapters_of_every_kind_learn_on_a_frozen_encoder() -> None:
     apply, loss = encoder.apply_fn(config), losses.cross_entropy()
 
     def program(method: Any) -> Any:
-        return jcl.make(method, apply, loss, optax.adam(0.05), trainable=adapters.only)
+        return jcl.make(method, apply, loss, optax.adam(0.05), trainable=adapters.is_adapter)
 
     for method in (
         methods.lora(rank=2), methods.ia3(), methods.bottleneck(width=2),
@@ -305,7 +307,7 @@ def test_adapters_of_every_kind_learn_on_a_frozen_encoder() -> None:
     assert costs[-1] < costs[0] - 0.05, costs
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), start.params, state.params)
     for path, changed in jax.tree_util.tree_leaves_with_path(moved):
-        assert changed == adapters.only(trees.path_name(path)), path
+        assert changed == adapters.is_adapter(trees.path_name(path)), path
 
 
 def stream() -> tuple[Any, Any]:
@@ -348,7 +350,7 @@ def test_er_and_ewc_over_two_tasks_of_text() -> None:
     state, kept = outcome(method)
     assert kept["scores"][1, 0] > 0.9 and kept["scores"][2].min() > 0.9
     assert outcome(methods.naive())[1]["scores"][2, 0] < 0.6
-    weighed = jax.tree.map(lambda f: float(f.max()) > 0, state.method["ewc"].fisher)
+    weighed = jax.tree.map(lambda f: float(f.max()) > 0, state.methods["ewc"].fisher)
     assert all(jax.tree.leaves(weighed))
 
 
@@ -365,11 +367,11 @@ def test_the_fisher_of_a_lone_classifier_has_a_closed_form() -> None:
             trainable=trainable,
         )  # fmt: skip
         state = program.init(params, jax.tree.map(lambda x: x[0], given), jax.random.key(0))
-        return jax.jit(program.consolidate)(state, given).method["ewc"].fisher
+        return jax.jit(program.consolidate)(state, given).methods["ewc"].fisher
 
-    top = trees.matching(r"(pooler|classifier)/.*")
+    top = trees.match_path(r"(pooler|classifier)/.*")
     closed = trees.partition(fisher(top), top)[0]
-    row_by_row = trees.partition(fisher(trees.everything), top)[0]
+    row_by_row = trees.partition(fisher(trees.every_leaf), top)[0]
     for a, b in zip(jax.tree.leaves(closed), jax.tree.leaves(row_by_row), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-10)
 

@@ -126,7 +126,7 @@ def test_targets_and_a_linear_projector() -> None:
     params = multimodal.init(jax.random.key(0), config)
     assert set(params["projector"]) == {"first"}
     apply, given = multimodal.apply_fn(config), batch()
-    scores = apply(params, losses.shifted(given))
+    scores = apply(params, losses.with_targets(given))
     wanted = losses.next_token_nll(apply(params, given), given["tokens"])
     np.testing.assert_allclose(scores.nll[:, :-1], wanted, atol=1e-5)
     with pytest.raises(ValueError, match="projector is 'conv', but must be 'linear' or 'mlp'"):
@@ -151,7 +151,7 @@ def test_sites_are_paths_and_lora_finds_only_the_decoders() -> None:
     assert set(sites) == {p.removesuffix("/kernel") for p in paths if p.endswith("/kernel")}
     program = jcl.make(methods.lora(rank=2), APPLY, losses.next_token, optax.sgd(0.1))
     state = program.init(PARAMS, batch(), jax.random.key(0))
-    assert adapters.holding(state.params) == ["blocks/query", "blocks/value"]
+    assert adapters.paths_with(state.params) == ["blocks/query", "blocks/value"]
     seen = taps.sites(APPLY, PARAMS, batch())
     assert seen["image"].shape == (4, 4, 12)
 
@@ -173,7 +173,7 @@ def test_methods_train_what_the_preset_says(name: str) -> None:
         state, aux = step(state, batch(seed=seed))
     assert np.isfinite(aux["loss"])
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-        before = adapters.node(first.params, trees.path_name(path))
+        before = adapters.subtree(first.params, trees.path_name(path))
         moved = float(jnp.abs(leaf - before).max()) > 0
         assert moved == multimodal.projector_and_adapters(trees.path_name(path)), path
 

@@ -104,7 +104,7 @@ def started(model: models.Model, adapter: models.Adapter) -> tuple[jcl.Program, 
     """A program that goes on from an adapter."""
     method = getattr(methods, adapter.method)(**adapter.settings)
     loss = losses.fused_next_token()
-    program = jcl.make(method, model.apply, loss, optax.sgd(1.0), trainable=adapters.only)
+    program = jcl.make(method, model.apply, loss, optax.sgd(1.0), trainable=adapters.is_adapter)
     batch = {"tokens": jnp.asarray(ids(), jnp.int32)}
     return program, program.init(adapter.params, batch, jax.random.key(0)), batch
 
@@ -153,7 +153,7 @@ def test_gradients(name: str, tmp_path: Path) -> None:
     wanted = models.load_adapter(tmp_path / "stepped", model).params
     after, _ = jax.jit(program.step)(state, batch)
     moves = [
-        trees.partition(trees.subtract(tree, state.params), adapters.only)[0]
+        trees.partition(trees.subtract(tree, state.params), adapters.is_adapter)[0]
         for tree in (after.params, wanted)
     ]
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(moves[1]))
@@ -175,7 +175,7 @@ def test_an_encoder_too(tmp_path: Path) -> None:
     reference.save_pretrained(tmp_path / "adapter")
     model = models.load(tmp_path / "base")
     adapter = models.load_adapter(tmp_path / "adapter", model)
-    scaled = adapters.scaled(adapter.params, 1.5)
+    scaled = adapters.scale_pairs(adapter.params, 1.5)
     ours = model.apply(scaled, {"tokens": jnp.asarray(ids(), jnp.int32)})
     close(ours, theirs(reference, ids()), 1e-5)
     out = models.save_adapter(model, adapter.params, tmp_path / "again", scale=1.5)
@@ -243,13 +243,15 @@ def test_what_peft_has_no_place_for_is_refused(
 ) -> None:
     folder, model = written
     params = models.load_adapter(folder, model).params
-    more = adapters.graft(params, "blocks/key", {"gain": jnp.ones((2, 16))})
+    more = adapters.with_subtree(params, "blocks/key", {"gain": jnp.ones((2, 16))})
     for tree, options, words in (
         (params, {}, "scale is None"),
         (model.params, {}, r"adapter is \[\]"),
         (more, {"scale": 1.0}, r"adapter is \['gain', 'lora'\]"),
         (
-            adapters.graft(params, "blocks/router", {"lora": params["blocks"]["query"]["lora"]}),
+            adapters.with_subtree(
+                params, "blocks/router", {"lora": params["blocks"]["query"]["lora"]}
+            ),
             {"scale": 1.0},
             r"adapters is \['blocks/router/lora/a', 'blocks/router/lora/b'\]",
         ),

@@ -141,13 +141,13 @@ def test_weights_are_sharded_as_they_are_read(folder: Path) -> None:
 
 def test_no_leaf_is_held_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled: set[int] = set()
-    empty = models.folder._aligned
+    empty = models.pretrained._aligned
 
     def noted(shape: Any, dtype: np.dtype) -> np.ndarray:
         out = empty(shape, dtype)
         filled.add(out.ctypes.data)
         return out
 
-    monkeypatch.setattr(models.folder, "_aligned", noted)
+    monkeypatch.setattr(models.pretrained, "_aligned", noted)
     params = models.load(folder).params
     assert {x.unsafe_buffer_pointer() for x in jax.tree.leaves(params)} == filled

@@ -26,7 +26,7 @@ def test_no_entry_is_off_by_more_than_half_a_step() -> None:
     stored = models.quantize(params, "up")["up"]["kernel"]
     assert stored["int8"].dtype == jnp.int8 and stored["scale"].shape == (3, 24)
     step = np.abs(kernel).max(axis=1, keepdims=True) / 127
-    back = np.asarray(adapters.weight(stored, jnp.float32))
+    back = np.asarray(adapters.kernel_array(stored, jnp.float32))
     assert (np.abs(back - kernel) <= 0.5001 * step).all()
     np.testing.assert_allclose(np.abs(back).max(axis=1), np.abs(kernel).max(axis=1), rtol=1e-6)
 
@@ -40,7 +40,9 @@ def test_a_step_holds_no_layer_converted_but_the_present(compute: Any, dora: boo
     assert stored < 0.27 * kernels
     apply = decoder.apply_fn(CONFIG, compute=compute)
     method = methods.lora(rank=2, dora=dora)
-    program = jcl.make(method, apply, losses.next_token, optax.adam(1e-3), trainable=adapters.only)
+    program = jcl.make(
+        method, apply, losses.next_token, optax.adam(1e-3), trainable=adapters.is_adapter
+    )
     state = program.init(small, BATCH, jax.random.key(0))
     step = jax.jit(program.step, donate_argnums=0).lower(state, BATCH).compile()
     held = step.memory_analysis()
@@ -52,18 +54,18 @@ def test_outputs_gradients_and_merging() -> None:
     params = decoder.init(jax.random.key(0), CONFIG)
     small = models.quantize(params)
     equal = jax.tree.map(lambda x: x, params)
-    for path in adapters.holding(small, {"kernel"}):
-        kernel = adapters.weight(adapters.node(small, path)["kernel"], jnp.float32)
-        equal = adapters.graft(equal, path, {"kernel": kernel})
+    for path in adapters.paths_with(small, {"kernel"}):
+        kernel = adapters.kernel_array(adapters.subtree(small, path)["kernel"], jnp.float32)
+        equal = adapters.with_subtree(equal, path, {"kernel": kernel})
     program = jcl.make(
         methods.lora(rank=2), decoder.apply_fn(CONFIG), losses.next_token, optax.sgd(1.0),
-        trainable=adapters.only,
+        trainable=adapters.is_adapter,
     )  # fmt: skip
     stepped = []
     for base in (small, equal):
         state = program.init(base, BATCH, jax.random.key(0))
         stepped.append(jax.jit(program.step)(state, BATCH)[0])
-    learnt = [jax.tree.leaves(trees.partition(s.params, adapters.only)[0]) for s in stepped]
+    learnt = [jax.tree.leaves(trees.partition(s.params, adapters.is_adapter)[0]) for s in stepped]
     for ours, wanted in zip(*learnt, strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)
     merged = adapters.merge(stepped[0].params, 8.0)

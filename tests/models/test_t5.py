@@ -297,7 +297,8 @@ def test_adapters_learn_and_write() -> None:
     given["tokens"][:, 0] = 0
     program = jcl.make(
         methods.lora(rank=2, targets=r"(encoder|decoder)/blocks/(cross_)?(query|value)"),
-        t5.apply_fn(OURS), losses.fused_next_token(), optax.adam(0.02), trainable=adapters.only,
+        t5.apply_fn(OURS), losses.fused_next_token(), optax.adam(0.02),
+        trainable=adapters.is_adapter,
     )  # fmt: skip
     start = state = program.init(params, batch(given), jax.random.key(0))
     step, costs = jax.jit(program.step), []

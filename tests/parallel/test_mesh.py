@@ -175,7 +175,7 @@ def test_plain_data_parallelism_only_sums() -> None:
 
 def test_replay_and_reservoir_are_those_of_one_device() -> None:
     def contents(axes: str) -> Any:
-        return jax.tree.map(np.asarray, trained("decoder", axes).method["er"].buffer)
+        return jax.tree.map(np.asarray, trained("decoder", axes).methods["er"].buffer)
 
     for axes in ("data", "mixed"):
         for a, b in zip(
@@ -267,4 +267,4 @@ def test_bad_meshes_are_refused(call: Callable[[], Any], said: str) -> None:
 
 def test_what_is_left_goes_to_the_axis_without_a_size() -> None:
     assert dict(mesh.make(fsdp=-1, tensor=2).shape)["fsdp"] == 4
-    assert memory.capacity(trained("decoder", "").method["er"].buffer) == 16
+    assert memory.capacity(trained("decoder", "").methods["er"].buffer) == 16

@@ -41,7 +41,7 @@ from jcl.models import mlp
 METHODS = ("er(capacity=24, rows=8) + ewc(strength=1.)",)
 BATCH, STEPS, STAGES = 8, 40, 3
 if "UNSHARED" in os.environ:
-    checkpoint.shared = lambda folder: False
+    checkpoint.is_shared = lambda folder: False
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def assert_same(toy: Path, whole: Path, out: Path) -> None:
     a, b = (state_of(toy, folder) for folder in (whole, out))
     for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
-    memories = [jax.tree.leaves(s.method["er"].buffer) for s in (a, b)]
+    memories = [jax.tree.leaves(s.methods["er"].buffer) for s in (a, b)]
     assert memories[0]
     for x, y in zip(*memories, strict=True):
         np.testing.assert_array_equal(x, y)
@@ -271,10 +271,10 @@ def test_who_cannot_be_reached_is_said() -> None:
 
 
 def test_alone_it_agrees_with_itself() -> None:
-    assert not processes.several() and processes.leader()
-    assert processes.agreed(3) == 3
-    assert processes.of_leader(lambda: "x") == "x"
-    processes.same("command", {"a": 1})
+    assert not processes.has_peers() and processes.is_leader()
+    assert processes.largest_of_all(3) == 3
+    assert processes.from_leader(lambda: "x") == "x"
+    processes.check_same("command", {"a": 1})
     processes.finish(2)  # does nothing
 
 

@@ -46,14 +46,14 @@ def apart(a: Any, b: Any) -> float:
 
 @pytest.mark.parametrize("build", [methods.ewc, methods.mas, methods.l2sp])
 def test_bfloat16_rounds_once_a_boundary(build: Any) -> None:
-    plain, small = trained(build(strength=0.5)), trained(storage.stored(build(strength=0.5)))
+    plain, small = trained(build(strength=0.5)), trained(storage.compress(build(strength=0.5)))
     name = build().name
     for kept, whole in zip(
-        jax.tree.leaves(small.method[name]), jax.tree.leaves(plain.method[name]), strict=True
+        jax.tree.leaves(small.methods[name]), jax.tree.leaves(plain.methods[name]), strict=True
     ):
         assert kept.dtype == (jnp.bfloat16 if whole.ndim > 1 else whole.dtype)
     assert apart(small.params, plain.params) < 1e-3
-    assert jcl.trees.nbytes(small.method) < 0.6 * jcl.trees.nbytes(plain.method)
+    assert jcl.trees.nbytes(small.methods) < 0.6 * jcl.trees.nbytes(plain.methods)
 
 
 def test_int8_is_off_by_half_a_step_at_most() -> None:
@@ -67,16 +67,16 @@ def test_int8_is_off_by_half_a_step_at_most() -> None:
 
 def test_int8_penalties_pull_nearly_alike() -> None:
     plain = trained(methods.ewc(strength=0.5))
-    small = trained(storage.stored(methods.ewc(strength=0.5), "int8"))
+    small = trained(storage.compress(methods.ewc(strength=0.5), "int8"))
     assert 0 < apart(small.params, plain.params) < 0.02
-    assert jcl.trees.nbytes(small.method) < 0.4 * jcl.trees.nbytes(plain.method)
+    assert jcl.trees.nbytes(small.methods) < 0.4 * jcl.trees.nbytes(plain.methods)
 
 
 @pytest.mark.parametrize("axes", [{}, {"fsdp": 4}])
 def test_what_is_offloaded_stays_pinned_on_the_host(axes: dict[str, int]) -> None:
     plain = trained(methods.ewc(strength=0.5))
-    away = trained(storage.offloaded(methods.ewc(strength=0.5)), mesh.make(**axes))
-    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(away.method)}
+    away = trained(storage.offload(methods.ewc(strength=0.5)), mesh.make(**axes))
+    kinds = {x.sharding.memory_kind for x in jax.tree.leaves(away.methods)}
     assert kinds == {"pinned_host"}
     assert {x.sharding.memory_kind for x in jax.tree.leaves(away.params)} == {"device"}
     assert apart(away.params, plain.params) < 1e-6
@@ -84,9 +84,9 @@ def test_what_is_offloaded_stays_pinned_on_the_host(axes: dict[str, int]) -> Non
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_fewer_bits_are_sharded_like_the_parameters(dtype: Any) -> None:
-    method = storage.stored(methods.ewc(strength=0.5), dtype)
+    method = storage.compress(methods.ewc(strength=0.5), dtype)
     state = trained(method, mesh.make(fsdp=2, tensor=4))
-    kept = state.method["ewc"].fisher["dense_0"]["kernel"]
+    kept = state.methods["ewc"].fisher["dense_0"]["kernel"]
     values = kept.values if dtype == "int8" else kept
     assert values.sharding.spec == state.params["dense_0"]["kernel"].sharding.spec
     assert apart(state.params, trained(method).params) < 1e-5
@@ -94,14 +94,14 @@ def test_fewer_bits_are_sharded_like_the_parameters(dtype: Any) -> None:
 
 def test_what_would_be_rounded_every_step_is_refused() -> None:
     with pytest.raises(ValueError, match="method is 'si', but must be one that doesn't observe"):
-        storage.stored(methods.si())
+        storage.compress(methods.si())
     with pytest.raises(ValueError, match="dtype is 'int4', but must be"):
-        storage.stored(methods.ewc(), "int4")  # type: ignore[arg-type]
+        storage.compress(methods.ewc(), "int4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="one method; wrap a chain's parts"):
-        storage.offloaded(jcl.chain(methods.ewc(), methods.er(capacity=4, rows=2)))
+        storage.offload(jcl.chain(methods.ewc(), methods.er(capacity=4, rows=2)))
 
 
 def test_hooks_that_a_method_lacks_stay_undefined() -> None:
-    wrapped = storage.offloaded(methods.ewc())
+    wrapped = storage.offload(methods.ewc())
     assert not jcl.method.defines(wrapped, "observe")
     assert np.array_equal(wrapped.reads, methods.ewc().reads)

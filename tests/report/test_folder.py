@@ -95,9 +95,9 @@ def test_forgetting_by_task_has_the_mean_that_metrics_has(tasks, higher):
 
 
 def test_numbers_are_shown_with_their_interval():
-    assert report.measured({"mean": 0.12345, "ci95": 0.01}, 100) == "12.3 ± 1.0"
-    assert report.measured({"mean": 2.12345, "ci95": None}) == "2.123"
-    assert report.measured({"mean": None, "ci95": None}) == "–"
+    assert report.format_mean({"mean": 0.12345, "ci95": 0.01}, 100) == "12.3 ± 1.0"
+    assert report.format_mean({"mean": 2.12345, "ci95": None}) == "2.123"
+    assert report.format_mean({"mean": None, "ci95": None}) == "–"
 
 
 def test_per_cent_is_only_for_shares(tmp_path):

@@ -53,7 +53,7 @@ def build(config):
     def stream(seed):
         return data.from_bytes(texts, 12, 4, 6, seed, boundary_batches=2, test_rows=8)
 
-    tests = evaluator(stream(0).test, token_nll(), losses.shifted)
+    tests = evaluator(stream(0).test, token_nll(), losses.with_targets)
     return Experiment(
         name="tiny", scenario=config.scenario, stream=stream, init=lambda key: model.params,
         apply=model.apply, loss=losses.fused_next_token(), optimizer=optax.sgd, evaluate=tests,

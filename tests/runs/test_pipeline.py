@@ -82,7 +82,7 @@ def test_adapters_are_folded_in_between(tmp_path: Path) -> None:
     def stream(seed: int) -> data.Stream:
         return data.from_bytes(texts, 12, 4, 6, seed, boundary_batches=2, test_rows=8)
 
-    score = evaluator(stream(0).test, jcl.evaluation.token_nll(), losses.shifted)
+    score = evaluator(stream(0).test, jcl.evaluation.token_nll(), losses.with_targets)
     text = A._replace(
         stream=stream, init=lambda key: params, apply=models.decoder.apply_fn(config),
         loss=losses.fused_next_token(), evaluate=score, measure="nll", higher_is_better=False,

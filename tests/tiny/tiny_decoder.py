@@ -44,7 +44,7 @@ def stream(tasks: int = TASKS, steps: int = STEPS, rows: int = ROWS) -> dict[str
 
 
 def program(method: jcl.Method, tx: Any = None, **options: Any) -> jcl.Program:
-    options = {"trainable": adapters.only} | options
+    options = {"trainable": adapters.is_adapter} | options
     return jcl.make(method, APPLY, losses.next_token, tx or optax.adam(3e-2), **options)
 
 
@@ -57,6 +57,6 @@ def run(method: jcl.Method, params: Any = None, **options: Any) -> tuple[jcl.Sta
 
 def same_base(params: Any, wanted: Any) -> None:
     """The tree without its adapters is bit for bit the base."""
-    stripped = adapters.strip(params)
+    stripped = adapters.without_adapters(params)
     assert jax.tree.structure(stripped) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, stripped, wanted)

@@ -89,7 +89,7 @@ def stream(tasks=4, steps=150):
 def test_a_watched_program_consolidates_where_it_must():
     s = stream()
     program = jcl.make(methods.ewc(strength=0.1), apply, losses.squared_error, optax.sgd(0.1))
-    watched = drift.watched(program, drift.page_hinkley(threshold=3.0), recent=20)
+    watched = drift.watch_drift(program, drift.page_hinkley(threshold=3.0), recent=20)
     params = {"w": jnp.zeros((3, 1))}
     fetch = partial(s.fetch, s.source)
     state, aux = jax.jit(
@@ -98,7 +98,9 @@ def test_a_watched_program_consolidates_where_it_must():
     at = np.flatnonzero(np.asarray(aux["steps"]["drift/found"])[0])
     assert len(at) == 3
     assert ((at - [150, 300, 450]) >= 0).all() and ((at - [150, 300, 450]) < 10).all()
-    assert int(state.task) == 4 and int(state.method["drift"].found) == 3  # and the stage's own end
+    assert (
+        int(state.stage) == 4 and int(state.methods["drift"].found) == 3
+    )  # and the stage's own end
 
     # by hand: the same steps, and at each drift the last 20 batches but those from after it
     first = fetch(jax.tree.map(lambda r: r[0], s.chunk(0, 0, 1)))
@@ -124,11 +126,13 @@ def test_without_a_drift_it_changes_nothing():
         jax.jit(lambda rows, p=p: jcl.run(p, params, jax.random.key(0), rows, fetch=fetch)[0])(
             data.stack(s)
         )
-        for p in (program, drift.watched(program, drift.page_hinkley()))
+        for p in (program, drift.watch_drift(program, drift.page_hinkley()))
     ]
     np.testing.assert_array_equal(states[0].params["w"], states[1].params["w"])
-    assert int(states[1].method["drift"].found) == 0
-    assert jax.tree.structure(states[0].method["er"]) == jax.tree.structure(states[1].method["er"])
+    assert int(states[1].methods["drift"].found) == 0
+    assert jax.tree.structure(states[0].methods["er"]) == jax.tree.structure(
+        states[1].methods["er"]
+    )
 
 
 def test_bad_arguments_are_refused():
@@ -136,4 +140,4 @@ def test_bad_arguments_are_refused():
         drift.page_hinkley(threshold=0)
     program = jcl.make(methods.naive(), apply, losses.squared_error, optax.sgd(0.1))
     with pytest.raises(ValueError, match="recent is 0"):
-        drift.watched(program, drift.page_hinkley(), recent=0)
+        drift.watch_drift(program, drift.page_hinkley(), recent=0)

@@ -82,7 +82,7 @@ def test_scores_history_and_counts(whole: jcl.Result) -> None:
     assert whole.scores[-1].mean() > whole.scores[0].mean() + 0.2
     assert whole.step_traces == 1
     assert [line["step"] for line in whole.history][-1] == 45
-    assert int(whole.state.task) == 3 and int(whole.state.step) == 45
+    assert int(whole.state.stage) == 3 and int(whole.state.step) == 45
 
 
 def test_chunks_do_not_change_the_result(whole: jcl.Result) -> None:
@@ -106,7 +106,7 @@ def test_over_a_mesh_it_is_the_same(whole: jcl.Result, tmp_path: Path) -> None:
         fit(spread, out=tmp_path / "cut", on_event=stop_after(6), **options)
     result = fit(spread, **options)
     close(result.state.params, whole.state.params)
-    close(result.state.method, whole.state.method)
+    close(result.state.methods, whole.state.methods)
     np.testing.assert_allclose(result.scores, whole.scores, atol=0.03)
     assert result.step_traces == 1
     kernel = result.state.params["dense_0"]["kernel"]
@@ -162,7 +162,7 @@ def test_resumed_it_ends_identically(whole: jcl.Result, tmp_path: Path, events: 
         fit(program(), on_event=stop_after(events), checkpoint_every=8, **options)
     result = fit(program(), resume=True, **options)
     assert identical(result.state.params, whole.state.params)
-    assert identical(result.state.method, whole.state.method)
+    assert identical(result.state.methods, whole.state.methods)
     np.testing.assert_array_equal(result.scores, whole.scores)
     steps = [line["step"] for line in result.history]
     assert steps == sorted(set(steps)) and steps[-1] == 45

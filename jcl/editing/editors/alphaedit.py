@@ -88,7 +88,9 @@ def alphaedit(
 
     def write(params: Params, state: AlphaEditState, facts: Facts) -> tuple[Params, AlphaEditState]:
         aims = values.aims(apply, params, facts, layers[-1], search, together)
-        params = values.spread(apply, params, facts, aims, layers, solver, state, path, together)
+        params = values.write_layers(
+            apply, params, facts, aims, layers, solver, state, path, together
+        )
         site = f"{path}:in"
         keys = values.at_subjects(apply, params, facts, {site: layers}, together)[site]
         keys = facts["weight"][:, None] * jnp.swapaxes(values.mean_key(keys), 0, 1)

@@ -80,7 +80,7 @@ def ft_l(
             now = stacked.at[layer].set(kernel.astype(stacked.dtype))
             return loss(solve.put(params, path, now), facts)
 
-        def going(carry: Any) -> jax.Array:
+        def is_going(carry: Any) -> jax.Array:
             step, done, *_ = carry
             return (step < steps) & ~done
 
@@ -95,7 +95,7 @@ def ft_l(
             return step + 1, done, jnp.where(done, kernel, moved), after
 
         first = (jnp.int32(0), jnp.bool_(False), start, adam.init(start))
-        kernel = lax.while_loop(going, improve, first)[2]
+        kernel = lax.while_loop(is_going, improve, first)[2]
         kernel = stacked.at[layer].set(kernel.astype(stacked.dtype))
         return solve.put(params, path, kernel), state
 

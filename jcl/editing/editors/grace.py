@@ -137,7 +137,7 @@ def grace(
         rows, target = bare(facts), facts["mask"][:, 0] > 0
         places = jnp.argmax(target, axis=-1)  # the prompt's last tokens
         each = jnp.arange(len(places))
-        pick = values.picked(places)
+        pick = values.pick_at(places)
         wanted = {f"{site}:{end}": (layer, pick) for end in ("in", "out")}
         seen, _ = taps.read(apply, params, rows, wanted)
 
@@ -159,10 +159,10 @@ def grace(
                 put = h.at[each, places].set(learned[owner].astype(h.dtype))
                 return jnp.where(index == layer, put, h)
 
-            nll = values.target_nll(apply(params, losses.shifted(rows), tap), rows)
+            nll = values.target_nll(apply(params, losses.with_targets(rows), tap), rows)
             return jnp.sum(jnp.where(live, nll, 0.0)), nll
 
-        def going(carry: Any) -> jax.Array:
+        def is_going(carry: Any) -> jax.Array:
             step, _, _, learning = carry
             return (step < steps) & jnp.any(learning)
 
@@ -176,7 +176,7 @@ def grace(
             return step + 1, learned, inner, learning
 
         begin = (jnp.int32(0), start, adam.init(start), live)
-        learned = lax.while_loop(going, improve, begin)[1][owner]
+        learned = lax.while_loop(is_going, improve, begin)[1][owner]
         at = jnp.where(live, slots, capacity)
         return params, state._replace(values=state.values.at[at].set(learned, mode="drop"))
 

@@ -36,7 +36,7 @@ def memit(
 
     K are the inputs of the kernel at the subjects' last tokens (half the bare prompt, half the mean
     of the other contexts), C their second moment over much text, R what is missing at the last of
-    the layers, divided by the layers that are left (see `values.spread`).
+    the layers, divided by the layers that are left (see `values.write_layers`).
 
     Source: Meng et al., arXiv 2210.07229, sections 4.2 and 4.3 and algorithm 1, and the authors'
     code (kmeng01/memit: `memit_main.py`). The defaults of the search are EasyEdit's for Llama.
@@ -74,7 +74,7 @@ def memit(
 
     def write(params: Params, state: MemitState, facts: Facts) -> tuple[Params, MemitState]:
         aims = values.aims(apply, params, facts, layers[-1], search, together)
-        params = values.spread(
+        params = values.write_layers(
             apply, params, facts, aims, layers, solver, state.root, path, together
         )
         return params, state

@@ -157,8 +157,8 @@ def wise(
 
         def moved(delta: jax.Array) -> tuple[jax.Array, jax.Array]:
             """Δ_act of the edits' prompts [N, P] and of the unrelated texts [N, 1]."""
-            near = _moved(inside, asked, delta[None])[0].reshape(count, contexts)
-            return near, _moved(outside, real, delta[None])[0][:, None]
+            near = _shift(inside, asked, delta[None])[0].reshape(count, contexts)
+            return near, _shift(outside, real, delta[None])[0][:, None]
 
         def cost(delta: jax.Array) -> jax.Array:
             held: list[jax.Array] = []
@@ -171,7 +171,7 @@ def wise(
                 side = held.pop() @ delta.astype(h.dtype)
                 return jnp.where(index == layer, h + side, h)
 
-            nll = values.target_nll(apply(params, losses.shifted(rows), tap), rows)
+            nll = values.target_nll(apply(params, losses.with_targets(rows), tap), rows)
             near, far = moved(delta)
             apart = (
                 jnp.maximum(far - alpha, 0)
@@ -182,7 +182,7 @@ def wise(
                 nll.reshape(near.shape) + apart, jnp.broadcast_to(weight[:, None], near.shape)
             )
 
-        def going(carry: Any) -> jax.Array:
+        def is_going(carry: Any) -> jax.Array:
             step, done, *_ = carry
             return (step < steps) & ~done
 
@@ -195,7 +195,7 @@ def wise(
 
         nothing = jnp.sum(weight) == 0
         begin = (jnp.int32(0), nothing, jnp.float32(jnp.inf), state.deltas[slot])
-        delta = lax.while_loop(going, improve, begin)[3]
+        delta = lax.while_loop(is_going, improve, begin)[3]
         near = jnp.where(weight > 0, jnp.mean(moved(delta)[0], axis=-1), jnp.inf)
         asked_for = jnp.sum(weight > 0)
         held = state.held + asked_for
@@ -313,7 +313,7 @@ def ties(deltas: jax.Array, weights: jax.Array, density: float | jax.Array) -> j
     return jnp.sum(agreeing * kept, axis=0) / jnp.where(total == 0, 1.0, total)
 
 
-def _moved(given: jax.Array, real: jax.Array, deltas: jax.Array) -> jax.Array:
+def _shift(given: jax.Array, real: jax.Array, deltas: jax.Array) -> jax.Array:
     """Mean over a row's tokens of ‖k Δ‖, float32 [S, B], from k [B, L, in], Δ [S, in, out]."""
     square = jnp.sum(jnp.einsum("bli,mio->mblo", given, deltas) ** 2, axis=-1)
     # the root has no slope at 0, where every shard begins

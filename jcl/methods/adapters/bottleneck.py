@@ -18,8 +18,8 @@ def bottleneck(width: int = 64, after: tuple[Part, ...] = ("attention", "mlp")) 
     """Adapters: h + W_up relu(W_down h + c) + e of what a sublayer adds to the residual stream.
 
     They are the leaves `blocks/{attention,mlp}_adapter/{down,up}/{kernel,bias}`, float32. W_up is 0
-    at the start, which is the model without them. With `jcl.make(..., trainable=adapters.only)`
-    they alone learn.
+    at the start, which is the model without them. With
+    `jcl.make(..., trainable=adapters.is_adapter)` they alone learn.
 
     Source: Houlsby et al., arXiv 1902.00751, section 2 and figure 2; the norms there learn as well.
 
@@ -49,7 +49,7 @@ def bottleneck(width: int = 64, after: tuple[Part, ...] = ("attention", "mlp")) 
                     "bias": jnp.zeros((layers, size)),
                 },
             }
-            params = adapters.graft(params, f"blocks/{part}_adapter", new)
+            params = adapters.with_subtree(params, f"blocks/{part}_adapter", new)
         return params, ()
 
     return Method("bottleneck", init=init)

@@ -110,7 +110,7 @@ def eproj(
         return chosen
 
     def updates(state: EProjState, ctx: Ctx, tree: Params) -> Params:
-        learns = (jnp.arange(slots) == state.slot) & (ctx.task_step > 0)
+        learns = (jnp.arange(slots) == state.slot) & (ctx.stage_step > 0)
 
         def one(u: jax.Array) -> jax.Array:
             return u * learns.reshape(-1, *[1] * (u.ndim - 1)).astype(u.dtype)
@@ -125,7 +125,7 @@ def eproj(
         nearest = jnp.argmax(alike)
         shares = (jnp.max(alike) >= threshold) | (taken == slots)
         begun = jnp.where(shares, nearest, taken).astype(jnp.int32)
-        slot = jnp.where(ctx.task_step == 0, begun, state.slot)
+        slot = jnp.where(ctx.stage_step == 0, begun, state.slot)
         keys = state.keys.at[slot].add(jnp.sum(f, axis=0))
         return EProjState(keys, slot, adapters.last_stages(state.last, slot, info.batch))
 

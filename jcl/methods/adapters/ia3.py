@@ -13,7 +13,7 @@ def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"bloc
     """(IA)³: k ⊙ l_k, v ⊙ l_v, and what enters the MLP's last layer ⊙ l_ff.
 
     They are leaves `<layer>/gain` and `<layer>/input_gain`, float32, one at the start. With
-    `jcl.make(..., trainable=adapters.only)` they alone learn. `adapters.merge` folds them in.
+    `jcl.make(..., trainable=adapters.is_adapter)` they alone learn. `adapters.merge` folds them in.
 
     Source: Liu et al., arXiv 2205.05638, section 3.3; a layer's bias is scaled too, as in peft.
 
@@ -31,11 +31,11 @@ def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"bloc
         whole = trees.merge(params, ctx.frozen)
         for targets, key, axis in ((outputs, "gain", -1), (inputs, "input_gain", -2)):
             for path in adapters.dense_paths(ctx, params, targets) if targets else ():
-                at = adapters.node(whole, path)
+                at = adapters.subtree(whole, path)
                 if key not in at:
                     size = adapters.shape(at["kernel"])
                     ones = jnp.ones((*size[:-2], size[axis]))
-                    params = adapters.graft(params, path, {key: ones})
+                    params = adapters.with_subtree(params, path, {key: ones})
         return params, ()
 
     return Method("ia3", init=init)

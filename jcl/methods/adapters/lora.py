@@ -16,9 +16,10 @@ def lora(
     """LoRA: W x + s B A x, s = α / r, with B = 0 at the start; W + sBA is never formed.
 
     The pairs are leaves `<target>/lora/{a,b}` of the parameter tree, float32 whatever the base's
-    dtype. With `jcl.make(..., trainable=adapters.only)` they alone learn, and every other method in
-    the chain works on them; with the default the base learns too. α = 0 is the model without them.
-    `adapters.merge(params, adapters.scale(rank, alpha, rslora))` folds them in.
+    dtype. With `jcl.make(..., trainable=adapters.is_adapter)` they alone learn, and every other
+    method in the chain works on them; with the default the base learns too. α = 0 is the model
+    without them. `adapters.merge(params, adapters.scale(rank, alpha, rslora))` folds them
+    in.
 
     DoRA: m ⊙ (W + sBA) / ‖W + sBA‖ by output, m learned, the norm a constant to the gradient.
 
@@ -43,4 +44,4 @@ def lora(
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
         return adapters.add_pairs(ctx, params, rank, targets, dora), ()
 
-    return Method("lora", init=init, forward=adapters.scaling(factor))
+    return Method("lora", init=init, forward=adapters.scale_hook(factor))

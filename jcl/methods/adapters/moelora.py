@@ -22,7 +22,7 @@ def moelora(
 
     The r of a layer is split evenly, r / E an expert. All experts and routers G learn in every
     stage, without balancing. They are leaves `<target>/lora/{a,b,router}`; one expert is `lora`.
-    With `jcl.make(..., trainable=adapters.only)` they alone learn. Routed pairs depend on the
+    With `jcl.make(..., trainable=adapters.is_adapter)` they alone learn. Routed pairs depend on the
     token, so that no kernel can hold them: they are not merged.
 
     Source: Chen et al., arXiv 2403.08350 (CoIN), and the authors' `coinmoelora.py`: normal A of
@@ -44,7 +44,7 @@ def moelora(
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
         whole = trees.merge(params, ctx.frozen)
         for path in adapters.dense_paths(ctx, params, targets):
-            at = adapters.node(whole, path)
+            at = adapters.subtree(whole, path)
             if "lora" in at:
                 continue
             *stack, fan_in, fan_out = adapters.shape(at["kernel"])
@@ -57,7 +57,7 @@ def moelora(
                     gate, (*stack, fan_in, experts), jnp.float32, -limit, limit
                 ),
             }
-            params = adapters.graft(params, path, {"lora": new})
+            params = adapters.with_subtree(params, path, {"lora": new})
         return params, ()
 
-    return Method("moelora", init=init, forward=adapters.scaling(factor))
+    return Method("moelora", init=init, forward=adapters.scale_hook(factor))

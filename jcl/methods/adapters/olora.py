@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl import taps, trees
+from jcl import moved, taps, trees
 from jcl.mechanisms import adapters
 from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
 
@@ -25,39 +25,39 @@ class BankState(NamedTuple):
 
 
 def _method(
-    name: str, tasks: int, rank: int, alpha: float, targets: str, rslora: bool, predict: Predict
+    name: str, stages: int, rank: int, alpha: float, targets: str, rslora: bool, predict: Predict
 ) -> Method:
-    check(tasks >= 2, "tasks", tasks, "at least 2")
+    check(stages >= 2, "stages", stages, "at least 2")
     check(rank >= 1, "rank", rank, "at least 1")
     check(predict in ("stack", "task"), "predict", predict, "'stack' or 'task'")
     factor = adapters.scale(rank, alpha, rslora)
-    slots = tasks - 1  # the last stage's pair stays where it learnt
+    slots = stages - 1  # the last stage's pair stays where it learnt
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, BankState]:
         params = adapters.add_pairs(ctx, params, rank, targets)
-        return params, BankState(adapters.bank(params, slots), jnp.full(tasks, -1, jnp.int32))
+        return params, BankState(adapters.bank(params, slots), jnp.full(stages, -1, jnp.int32))
 
     def forward(state: BankState, ctx: Ctx, apply: Apply) -> Apply:
-        def adapted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_bank(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             if predict == "stack":
-                params = adapters.stacked(params, state.bank)
+                params = adapters.join_pairs(params, state.bank)
             elif not ctx.training:
                 stage = state.last.at[batch["task"][0]].get(mode="fill", fill_value=-1)
-                done = stage < jnp.minimum(ctx.task, slots)
-                params = adapters.taken(params, state.bank, jnp.where(done, stage, -1))
-            return apply(adapters.scaled(params, factor), batch, tap)
+                done = stage < jnp.minimum(ctx.stage, slots)
+                params = adapters.select_pairs(params, state.bank, jnp.where(done, stage, -1))
+            return apply(adapters.scale_pairs(params, factor), batch, tap)
 
-        return adapted
+        return apply_with_bank
 
     def observe(state: BankState, ctx: Ctx, info: Info) -> BankState:
-        return state._replace(last=adapters.last_stages(state.last, ctx.task, info.batch))
+        return state._replace(last=adapters.last_stages(state.last, ctx.stage, info.batch))
 
     def consolidate(
         state: BankState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, BankState]:
-        final = ctx.task >= slots
-        full = adapters.deposit(state.bank, params, jnp.minimum(ctx.task, slots - 1))
-        params = trees.select(final, params, adapters.renewed(ctx.key, params))
+        final = ctx.stage >= slots
+        full = adapters.store_pairs(state.bank, params, jnp.minimum(ctx.stage, slots - 1))
+        params = trees.select(final, params, adapters.redraw_pairs(ctx.key, params))
         return params, state._replace(bank=trees.select(final, state.bank, full))
 
     return Method(
@@ -71,8 +71,9 @@ def _method(
     )
 
 
+@moved.arguments
 def inclora(
-    tasks: int,
+    stages: int,
     rank: int = 8,
     alpha: float = 16.0,
     targets: str = r"blocks/(query|value)",
@@ -83,14 +84,14 @@ def inclora(
 
     At a boundary the pair goes into a bank and a fresh one with B = 0 begins, so that outputs stay;
     the optimizer's moments are those of the old pair, unless `boundary` resets them. Stages after
-    the last of `tasks` go on with its pair. `trainable=adapters.only` freezes the base; merge with
-    `adapters.merge(adapters.stacked(params, state.bank), adapters.scale(...))`.
+    the last of `stages` go on with its pair. `trainable=adapters.is_adapter` freezes the base;
+    merge with `adapters.merge(adapters.join_pairs(params, state.bank), adapters.scale(...))`.
 
     Source: IncLoRA, a baseline of Wang et al., arXiv 2310.14152; `task` is their PerTaskLoRA, whose
     outputs for a finished task never change.
 
     Args:
-      tasks: how many stages there will be.
+      stages: how many stages there will be.
       rank: r of every pair.
       alpha: α, with s = α / r; may be traced.
       targets: regular expression for the whole path of a dense layer.
@@ -102,11 +103,12 @@ def inclora(
     Raises:
       ValueError: if an argument is out of range, or, at `init`, `targets` matches no dense layer.
     """
-    return _method("inclora", tasks, rank, alpha, targets, rslora, predict)
+    return _method("inclora", stages, rank, alpha, targets, rslora, predict)
 
 
+@moved.arguments
 def olora(
-    tasks: int,
+    stages: int,
     rank: int = 8,
     alpha: float = 16.0,
     targets: str = r"blocks/(query|value)",
@@ -124,7 +126,7 @@ def olora(
     value where the paper squares, and λ₂.
 
     Args:
-      tasks: how many stages there will be.
+      stages: how many stages there will be.
       rank: r of every pair.
       alpha: α, with s = α / r; may be traced.
       targets: regular expression for the whole path of a dense layer.
@@ -139,12 +141,12 @@ def olora(
     check(orthogonality >= 0, "orthogonality", orthogonality, "at least 0")
     check(shrink >= 0, "shrink", shrink, "at least 0")
     check(form in ("absolute", "square"), "form", form, "'absolute' or 'square'")
-    stacked = _method("olora", tasks, rank, alpha, targets, rslora, "stack")
+    stacked = _method("olora", stages, rank, alpha, targets, rslora, "stack")
 
     def norms(params: Params) -> jax.Array:
         total = jnp.float32(0)
-        for path in adapters.holding(params):
-            for x in adapters.node(params, path)["lora"].values():
+        for path in adapters.paths_with(params):
+            for x in adapters.subtree(params, path)["lora"].values():
                 square = jnp.sum(x.astype(jnp.float32) ** 2, axis=(-2, -1))
                 total += jnp.sum(jnp.sqrt(jnp.maximum(square, 1e-30)))  # B starts at 0
         return total

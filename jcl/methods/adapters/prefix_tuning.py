@@ -14,7 +14,7 @@ def prefix_tuning(length: int = 20) -> Method:
 
     They are the leaves `blocks/prefix/{key,value}` [layers, length, kv_heads · head_width],
     float32, drawn small; no positions are applied to them. With
-    `jcl.make(..., trainable=adapters.only)` they alone learn.
+    `jcl.make(..., trainable=adapters.is_adapter)` they alone learn.
 
     Source: Li and Liang, arXiv 2101.00190, section 4, without the reparametrising network of
     section 4.3, which is dropped after training there.
@@ -34,6 +34,8 @@ def prefix_tuning(length: int = 20) -> Method:
             return params, ()
         layers, _, width = adapters.shape(blocks["key"]["kernel"])
         drawn = 0.02 * jax.random.normal(ctx.key, (2, layers, length, width))
-        return adapters.graft(params, "blocks/prefix", {"key": drawn[0], "value": drawn[1]}), ()
+        return adapters.with_subtree(
+            params, "blocks/prefix", {"key": drawn[0], "value": drawn[1]}
+        ), ()
 
     return Method("prefix_tuning", init=init)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl import taps, trees
+from jcl import moved, taps, trees
 from jcl.mechanisms import adapters
 from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
 
@@ -16,26 +16,27 @@ class ProgressivePromptsState(NamedTuple):
     """What progressive_prompts carries."""
 
     bank: jax.Array
-    """float32 [tasks, length, d]: the prompts of finished stages."""
+    """float32 [stages, length, d]: the prompts of finished stages."""
     last: jax.Array
     """int32 [tasks]: the last stage that trained on each task, -1 before any did."""
 
 
+@moved.arguments
 def progressive_prompts(
-    tasks: int, length: int = 10, predict: Literal["task", "all"] = "task"
+    stages: int, length: int = 10, predict: Literal["task", "all"] = "task"
 ) -> Method:
     """Progressive prompts: in stage k the model reads [P_k; P_k-1; ...; P_1; tokens].
 
     P_k [length, d] alone learns, the leaf `prompt/table`, float32, which starts as the embeddings
     of random tokens; at a boundary it is kept, and the next begins. A finished task's outputs never
-    change. Make the program with `trainable=adapters.only`. As in `prompt_tuning`, only a row's
-    first document sees prompts.
+    change. Make the program with `trainable=adapters.is_adapter`. As in `prompt_tuning`, only a
+    row's first document sees prompts.
 
     Source: Razdaibiedina et al., arXiv 2301.12314, section 3, and the authors' code, whose newest
     prompt stands first; without their residual MLP, which is dropped after training.
 
     Args:
-      tasks: how many stages there will be; those after them go on with the last prompt.
+      stages: how many stages there will be; those after them go on with the last prompt.
       length: of each prompt, in tokens.
       predict: `task` reads each row with the prompts up to the last stage that trained on the
         row's `task`, or those of all stages where none did; `all` with those of all stages.
@@ -43,7 +44,7 @@ def progressive_prompts(
     Raises:
       ValueError: if an argument is out of range, or, at `init`, there is no `embed/table`.
     """
-    check(tasks >= 1, "tasks", tasks, "at least 1")
+    check(stages >= 1, "stages", stages, "at least 1")
     check(length >= 1, "length", length, "at least 1")
     check(predict in ("task", "all"), "predict", predict, "'task' or 'all'")
 
@@ -55,41 +56,41 @@ def progressive_prompts(
         there = "embed" in whole and "table" in whole["embed"]
         check(there, "parameters", sorted(whole), "a language model's, with embed/table")
         table = whole["embed"]["table"]
-        empty = jnp.zeros((tasks, length, table.shape[1]))
-        state = ProgressivePromptsState(empty, jnp.full(tasks, -1, jnp.int32))
-        return adapters.graft(params, "prompt", {"table": drawn(ctx.key, table)}), state
+        empty = jnp.zeros((stages, length, table.shape[1]))
+        state = ProgressivePromptsState(empty, jnp.full(stages, -1, jnp.int32))
+        return adapters.with_subtree(params, "prompt", {"table": drawn(ctx.key, table)}), state
 
     def forward(state: ProgressivePromptsState, ctx: Ctx, apply: Apply) -> Apply:
         # of the stages begun: in prediction at a boundary the next has not trained yet
-        newest = ctx.task if ctx.training else ctx.task - (ctx.task_step == 0)
+        newest = ctx.stage if ctx.training else ctx.stage - (ctx.stage_step == 0)
 
-        def prompted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_prompt(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             if "cache" in batch:  # which holds what was read before, the prompts too
                 return apply(params, batch, tap)
             mine = trees.merge(params, ctx.frozen)["prompt"]["table"]
-            every = state.bank.at[jnp.minimum(ctx.task, tasks - 1)].set(mine)
-            soft = every[::-1].reshape(tasks * length, -1)
+            every = state.bank.at[jnp.minimum(ctx.stage, stages - 1)].set(mine)
+            soft = every[::-1].reshape(stages * length, -1)
             upto = jnp.broadcast_to(newest, batch["task"].shape)
             if predict == "task" and not ctx.training:
                 stage = state.last.at[batch["task"]].get(mode="fill", fill_value=-1)
                 upto = jnp.where(stage < 0, upto, stage)
-            stages = jnp.repeat(jnp.arange(tasks)[::-1], length)
-            shown = (stages <= upto[:, None]).astype(jnp.int32)
+            written = jnp.repeat(jnp.arange(stages)[::-1], length)
+            shown = (written <= upto[:, None]).astype(jnp.int32)
             soft = jnp.broadcast_to(soft, (len(upto), *soft.shape))
             return apply(params, {**batch, "embeddings": soft, "embedding_segments": shown}, tap)
 
-        return prompted
+        return apply_with_prompt
 
     def observe(state: ProgressivePromptsState, ctx: Ctx, info: Info) -> ProgressivePromptsState:
-        return state._replace(last=adapters.last_stages(state.last, ctx.task, info.batch))
+        return state._replace(last=adapters.last_stages(state.last, ctx.stage, info.batch))
 
     def consolidate(
         state: ProgressivePromptsState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, ProgressivePromptsState]:
         mine = params["prompt"]["table"]
-        kept = state.bank.at[jnp.minimum(ctx.task, tasks - 1)].set(mine)
+        kept = state.bank.at[jnp.minimum(ctx.stage, stages - 1)].set(mine)
         fresh = drawn(ctx.key, trees.merge(params, ctx.frozen)["embed"]["table"])
-        following = jnp.where(ctx.task < tasks - 1, fresh, mine)
+        following = jnp.where(ctx.stage < stages - 1, fresh, mine)
         return {**params, "prompt": {"table": following}}, state._replace(bank=kept)
 
     return Method(

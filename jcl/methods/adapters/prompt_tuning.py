@@ -16,7 +16,7 @@ def prompt_tuning(length: int = 20) -> Method:
     """Prompt tuning: the model reads [P; tokens], P [length, d] being what learns.
 
     P is the leaf `prompt/table`, float32, and starts as the embeddings of random tokens. With
-    `jcl.make(..., trainable=adapters.only)` it alone learns. It stands before a row's first
+    `jcl.make(..., trainable=adapters.is_adapter)` it alone learns. It stands before a row's first
     document, so rows should hold one each; the later ones of packed rows don't see it
     (`prefix_tuning` reaches all). Outputs are those of the tokens.
 
@@ -39,16 +39,18 @@ def prompt_tuning(length: int = 20) -> Method:
             return params, ()
         table = whole["embed"]["table"]
         rows = jax.random.randint(ctx.key, (length,), 0, len(table))
-        return adapters.graft(params, "prompt", {"table": table[rows].astype(jnp.float32)}), ()
+        return adapters.with_subtree(
+            params, "prompt", {"table": table[rows].astype(jnp.float32)}
+        ), ()
 
     def forward(state: tuple[()], ctx: Ctx, apply: Apply) -> Apply:
-        def prompted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_prompt(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             if "cache" in batch:  # which holds what was read before, the prompt too
                 return apply(params, batch, tap)
             table = trees.merge(params, ctx.frozen)["prompt"]["table"]
             soft = jnp.broadcast_to(table, (len(batch["tokens"]), *table.shape))
             return apply(params, {**batch, "embeddings": soft}, tap)
 
-        return prompted
+        return apply_with_prompt
 
     return Method("prompt_tuning", init=init, forward=forward)

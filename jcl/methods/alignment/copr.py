@@ -96,7 +96,7 @@ def copr(
         return params, CoprState(trees.copy(params), buffer, jnp.zeros(stages), jnp.zeros(stages))
 
     def log_probs(ctx: Ctx, params: Params, pairs: Batch) -> preference.Rewards:
-        return preference.answered(ctx.apply(params, preference.both(pairs)), pairs)
+        return preference.pair_log_probs(ctx.apply(params, preference.pair_rows(pairs)), pairs)
 
     def optimum(state: CoprState, ctx: Ctx, key: jax.Array, pairs: Batch) -> jax.Array:
         """Log-odds of P*_t, float32 [B]."""
@@ -119,14 +119,14 @@ def copr(
         first = loss_fn is ctx.loss
         check(first, "the loss before copr's", "another method's", "the objective: put copr first")
 
-        def fitted(params: Params, pairs: Batch) -> tuple[jax.Array, preference.Rewards]:
+        def loss_with_policy(params: Params, pairs: Batch) -> tuple[jax.Array, preference.Rewards]:
             found = log_probs(ctx, params, pairs)
             length = jnp.maximum(jnp.sum(pairs["answer"], axis=-1), 1)
             cost = apart(found.margin, pairs[_ODDS])
             cost = cost - sft * pairs[_NEW] * found.preferred / length
             return losses.weighted_mean(cost, pairs["weight"]), found
 
-        return fitted
+        return loss_with_policy
 
     def errors(cost: jax.Array, pairs: Batch) -> tuple[jax.Array, jax.Array]:
         """J_i from each row's part in it, and how many rows it is over, float32 [stages] each."""
@@ -148,9 +148,9 @@ def copr(
     ) -> tuple[Params, CoprState]:
         keys = jax.random.split(ctx.key, batches["weight"].shape[0])
         target = lax.map(lambda xs: optimum(state, ctx, *xs), (keys, batches))
-        stage = jnp.full(batches["weight"].shape, ctx.task, jnp.int32)
+        stage = jnp.full(batches["weight"].shape, ctx.stage, jnp.int32)
         stored = {**batches, _ODDS: target, _STAGE: stage}
-        buffer = memory.absorb(keep, state.buffer, ctx, params, stored)
+        buffer = memory.insert_batches(keep, state.buffer, ctx, params, stored)
 
         def cost(row: Batch) -> jax.Array:
             pair = jax.tree.map(lambda x: x[None], row)

@@ -46,14 +46,14 @@ def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial"
         return params, DpoState(trees.copy(params))
 
     def forward(state: DpoState, ctx: Ctx, apply: Apply) -> Apply:
-        def rewarded(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_rewards(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             if preference.REWARDS not in batch:
                 return apply(params, batch, tap)
             rows = {k: v for k, v in batch.items() if k != preference.REWARDS}
             old = lax.stop_gradient(apply(state.reference, rows))
-            return preference.relative(apply(params, rows, tap), old, beta)
+            return preference.implicit_rewards(apply(params, rows, tap), old, beta)
 
-        return rewarded
+        return apply_with_rewards
 
     def consolidate(
         state: DpoState, ctx: Ctx, params: Params, batches: Batch

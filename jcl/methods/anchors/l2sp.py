@@ -39,11 +39,11 @@ def l2sp(strength: float = 0.1, start: int = 0) -> Method:
 
     def grads(state: L2spState, ctx: Ctx, tree: Params) -> Params:
         away = trees.subtract(trees.float32(ctx.params), trees.float32(state.anchor))
-        return trees.axpy(jnp.where(ctx.task < start, 0.0, strength), away, tree)
+        return trees.axpy(jnp.where(ctx.stage < start, 0.0, strength), away, tree)
 
     def consolidate(
         state: L2spState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, L2spState]:
-        return params, L2spState(trees.select(ctx.task < start, params, state.anchor))
+        return params, L2spState(trees.select(ctx.stage < start, params, state.anchor))
 
     return Method("l2sp", init=init, grads=grads, consolidate=consolidate, reads=("parameters",))

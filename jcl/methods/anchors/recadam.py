@@ -50,8 +50,8 @@ def recadam(
         return params, RecAdamState(trees.copy(params))
 
     def updates(state: RecAdamState, ctx: Ctx, tree: Params) -> Params:
-        annealed = jax.nn.sigmoid(speed * (ctx.task_step + 1 - midpoint))
-        share = jnp.where(ctx.task < start, 1.0, annealed)
+        annealed = jax.nn.sigmoid(speed * (ctx.stage_step + 1 - midpoint))
+        share = jnp.where(ctx.stage < start, 1.0, annealed)
         back = strength * (1 - share)
 
         def move(u: jax.Array, a: jax.Array, p: jax.Array) -> jax.Array:

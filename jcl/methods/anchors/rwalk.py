@@ -115,7 +115,7 @@ def rwalk(
         integral = jax.tree.map(extend, state.walk.path, info.task_grads, info.updates)
         batches = jax.tree.map(lambda x: x[None], info.batch)
         walk = lax.cond(
-            (ctx.task_step + 1) % interval == 0,
+            (ctx.stage_step + 1) % interval == 0,
             lambda w: close(w, ctx, info.params, batches),
             lambda w: w,
             state.walk._replace(path=integral),
@@ -126,12 +126,12 @@ def rwalk(
         state: RwalkState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, RwalkState]:
         walk = lax.cond(
-            ctx.task_step % interval > 0,
+            ctx.stage_step % interval > 0,
             lambda w: close(w, ctx, params, batches),
             lambda w: w,
             state.walk,
         )
-        scores = merging.lerp(jnp.where(ctx.task < 1, 1.0, 0.5), state.scores, walk.gained)
+        scores = merging.lerp(jnp.where(ctx.stage < 1, 1.0, 0.5), state.scores, walk.gained)
         omega = trees.axpy(path, _unit(scores), _unit(walk.fisher))
         anchored = jax.tree.map(jnp.multiply, omega, trees.float32(params))
         # another method may have moved the parameters at this boundary

@@ -106,7 +106,7 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
     def gate(e: jax.Array, ctx: Ctx) -> jax.Array:
         if not ctx.training:
             return (e > 0).astype(e.dtype)
-        share = (ctx.task_step % steps) / max(steps - 1, 1)
+        share = (ctx.stage_step % steps) / max(steps - 1, 1)
         s = 1 / smax + (smax - 1 / smax) * share
         slope = smax * jax.nn.sigmoid(e)
         # the value of the one, with the gradient of the other
@@ -116,7 +116,7 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
         layers = _layers(apply, ctx.params, ctx.batch)
         behind = {f"{after}:in": path for path, after in pairwise(layers)}
 
-        def gated(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_gates(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             # a product with one-hot rows: its gradient is dense, where a gather's is a slow scatter
             rows = jax.nn.one_hot(batch["task"], tasks)
 
@@ -128,19 +128,19 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
 
             return apply(params, batch, taps.compose(shut, tap))
 
-        return gated
+        return apply_with_gates
 
     def loss(state: HatState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
         free = {path: 1.0 - u for path, u in state.used.items()}
         room = jnp.maximum(sum(jnp.sum(f) for f in free.values()), 1.0)
         task = ctx.batch["task"][0]
 
-        def penalised(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+        def loss_with_penalty(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
             taken = sum(jnp.sum(gate(params["hat"][p][task], ctx) * f) for p, f in free.items())
             return value + strength * taken / room, outputs
 
-        return penalised
+        return loss_with_penalty
 
     def updates(state: HatState, ctx: Ctx, tree: Params) -> Params:
         held: dict[str, jax.Array] = {}

@@ -84,8 +84,8 @@ def migu(
         loud = magnitudes(ctx, ctx.batch, per_token)
 
         def choose(size: jax.Array) -> jax.Array:
-            kept = merging.largest(size, jnp.maximum(merging.share(fraction, size.size), 1))
-            return kept | (ctx.task < 1)
+            kept = merging.largest(size, jnp.maximum(merging.count_of(fraction, size.size), 1))
+            return kept | (ctx.stage < 1)
 
         def cut(path: tuple, x: jax.Array) -> jax.Array:
             layer = trees.path_name(path).removesuffix("/kernel")

@@ -21,7 +21,7 @@ class MofoState(NamedTuple):
 
 
 def mofo(
-    fraction: float = 0.15, decay: float = 0.9, filtered: trees.Trainable = trees.everything
+    fraction: float = 0.15, decay: float = 0.9, filtered: trees.Trainable = trees.every_leaf
 ) -> Method:
     """Momentum-filtered optimizer: u ← u · 1[|m| among the α n largest of its tensor].
 
@@ -54,7 +54,7 @@ def mofo(
         def let_through(path: tuple, u: jax.Array, m: jax.Array) -> jax.Array:
             if not filtered(trees.path_name(path)):
                 return u
-            chosen = merging.largest(m, jnp.maximum(merging.share(fraction, m.size), 1))
+            chosen = merging.largest(m, jnp.maximum(merging.count_of(fraction, m.size), 1))
             return jnp.where(chosen, u, 0)
 
         def filter_() -> Params:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl import taps, trees
+from jcl import moved, taps, trees
 from jcl.mechanisms import merging
 from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
 
@@ -29,9 +29,10 @@ def kernels(path: str) -> bool:
     return path.rpartition("/")[2] not in ("bias", "scale")
 
 
+@moved.arguments
 def packnet(
     prune: float = 0.5,
-    tasks: int = 127,
+    stages: int = 127,
     retrain_steps: int = 0,
     learning_rate: float = 1e-2,
     momentum: float = 0.9,
@@ -55,7 +56,7 @@ def packnet(
 
     Args:
       prune: p in [0, 1), share of the free weights that a stage gives back; may be traced.
-      tasks: how many stages there will be, at most 127; the last of them keeps all that is free.
+      stages: how many stages there will be, at most 127; the last of them keeps all that is free.
       retrain_steps: steps of SGD that the kept weights get after pruning, over the boundary's
         batches in turn; the paper has half as many epochs as in training.
       learning_rate: of these steps; may be traced.
@@ -66,14 +67,14 @@ def packnet(
       ValueError: if an argument is out of range.
     """
     check((prune >= 0) & (prune < 1), "prune", prune, "in [0, 1)")
-    check(1 <= tasks <= 127, "tasks", tasks, "from 1 to 127")
+    check(1 <= stages <= 127, "stages", stages, "from 1 to 127")
     check(retrain_steps >= 0, "retrain_steps", retrain_steps, "at least 0")
     check(learning_rate > 0, "learning_rate", learning_rate, "above 0")
     check((momentum >= 0) & (momentum < 1), "momentum", momentum, "in [0, 1)")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, PacknetState]:
         owner = jax.tree.map(lambda p: jnp.full_like(p, -1, dtype=jnp.int8), params)
-        return params, PacknetState(owner, jnp.full(tasks, -1, jnp.int32), jnp.float32(1))
+        return params, PacknetState(owner, jnp.full(stages, -1, jnp.int32), jnp.float32(1))
 
     def forward(state: PacknetState, ctx: Ctx, apply: Apply) -> Apply:
         if ctx.training:
@@ -81,9 +82,9 @@ def packnet(
 
         def predicted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             last = state.last.at[batch["task"][0]].get(mode="fill", fill_value=-1)
-            stage = jnp.where(last < 0, tasks, last)
+            stage = jnp.where(last < 0, stages, last)
             # a stage in progress has the free ones too
-            lowest = jnp.where(stage >= ctx.task, -1, 0)
+            lowest = jnp.where(stage >= ctx.stage, -1, 0)
 
             def visible(p: jax.Array, o: jax.Array) -> jax.Array:
                 return jnp.where((o >= lowest) & (o <= stage), p, 0)
@@ -96,8 +97,8 @@ def packnet(
         return jax.tree.map(lambda u, o: jnp.where(o < 0, u, 0), tree, state.owner)
 
     def observe(state: PacknetState, ctx: Ctx, info: Info) -> PacknetState:
-        real = jnp.where(info.batch["weight"] > 0, info.batch["task"], tasks)
-        return state._replace(last=state.last.at[real].max(ctx.task, mode="drop"))
+        real = jnp.where(info.batch["weight"] > 0, info.batch["task"], stages)
+        return state._replace(last=state.last.at[real].max(ctx.stage, mode="drop"))
 
     def retrain(ctx: Ctx, params: Params, mine: Params, batches: Batch) -> Params:
         count = batches["weight"].shape[0]
@@ -117,8 +118,8 @@ def packnet(
     def consolidate(
         state: PacknetState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, PacknetState]:
-        final = ctx.task >= tasks - 1
-        stage = jnp.minimum(ctx.task, tasks - 1).astype(jnp.int8)
+        final = ctx.stage >= stages - 1
+        stage = jnp.minimum(ctx.stage, stages - 1).astype(jnp.int8)
 
         def claim(path: tuple, p: jax.Array, o: jax.Array) -> jax.Array:
             kept = o < 0

@@ -60,7 +60,7 @@ def seq(warmup: int = 100, head: str | None = None) -> Method:
 
     def updates(state: SeqState, ctx: Ctx, tree: Params) -> Params:
         start = prefix(ctx)
-        warm = (ctx.task < 1) & (ctx.task_step < warmup)
+        warm = (ctx.stage < 1) & (ctx.stage_step < warmup)
 
         def one(path: tuple, u: jax.Array) -> jax.Array:
             learns = ~state.old if trees.path_name(path).startswith(start) else warm

@@ -71,7 +71,7 @@ def task_arithmetic(
     ) -> tuple[Params, TaskArithmeticState]:
         vector = merging.task_vector(params, state.base)
         total = trees.add(state.total, merging.dare(ctx.key, vector, drop))
-        merged = merging.moved(state.base, params, total, scale)
+        merged = merging.step_along(state.base, params, total, scale)
         begin = params if sequential else ()
         return merged, TaskArithmeticState(state.base, begin, total, trees.norm(vector))
 

@@ -79,7 +79,7 @@ def ties(
         vector = merging.trim(merging.task_vector(params, state.base), density, scope)
         votes = merging.vote(state.votes, vector)
         elected = merging.elect(votes)
-        merged = merging.moved(state.base, params, elected, scale)
+        merged = merging.step_along(state.base, params, elected, scale)
         begin = params if sequential else ()
         return merged, TiesState(state.base, begin, votes, trees.norm(elected))
 

@@ -57,7 +57,7 @@ def agem(
 
     def project(state: AgemState, ctx: Ctx, tree: Params) -> Params:
         """`tree` less its part along r, where `downhill` · tree · r < 0."""
-        buffer = memory.shared(ctx, share) if share else state.buffer
+        buffer = memory.buffer_of(ctx, share) if share else state.buffer
         old = memory.sample(buffer, ctx.key, rows)
         ref = trees.float32(jax.grad(ctx.loss, has_aux=True)(ctx.params, old)[0])
         along, length = trees.dot(tree, ref), trees.dot(ref, ref)
@@ -67,15 +67,15 @@ def agem(
         )
 
     def projected(state: AgemState, ctx: Ctx, tree: Params) -> Params:
-        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t), tree)
+        return lax.cond(ctx.stage < 1, lambda t: t, lambda t: project(state, ctx, t), tree)
 
     def consolidate(
         state: AgemState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, AgemState]:
-        return params, AgemState(memory.absorb(keep, state.buffer, ctx, params, batches))
+        return params, AgemState(memory.insert_batches(keep, state.buffer, ctx, params, batches))
 
     def report(state: AgemState, info: Info) -> dict[str, jax.Array]:
-        return {"stored": memory.filled(state.buffer)}
+        return {"stored": memory.count_filled(state.buffer)}
 
     method = Method("agem", init=init, reads=("samples",))
     if share:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl import memory, trees
+from jcl import memory, moved, trees
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
@@ -77,8 +77,9 @@ def _inner(rows: jax.Array) -> jax.Array:
     return jnp.tensordot(rows, rows, (rest, rest), precision=lax.Precision.HIGHEST)
 
 
+@moved.arguments
 def gem(
-    tasks: int,
+    stages: int,
     capacity_per_task: int = 256,
     margin: float = 0.0,
     at: Literal["grads", "updates"] = "grads",
@@ -88,7 +89,7 @@ def gem(
     With G the rows g_k, v minimises ½ vᵀGGᵀv + (Gg)ᵀv subject to v_k >= margin, and
     g̃ = g + Gᵀv; g is left alone where no g·g_k < 0. Each g_k is the gradient on the whole memory of
     stage k, so that a step costs (B + stages · capacity_per_task) / B of a plain one, and holds
-    `tasks` gradients.
+    `stages` gradients.
 
     Source: Lopez-Paz and Ranzato, arXiv 1706.08840, equations 8 to 12; as in the authors' code the
     margin is a bound on v (the paper adds it to v), and the memory of a stage is its last rows,
@@ -97,7 +98,7 @@ def gem(
     added, where the code adds 1e-3 to GGᵀ whatever its size.
 
     Args:
-      tasks: how many past stages are remembered; a later one takes the place of the oldest.
+      stages: how many past stages are remembered; a later one takes the place of the oldest.
       capacity_per_task: slots for each.
       margin: γ; may be traced; the authors use 0.5.
       at: project the gradient (as published), or what the optimizer made of it, which keeps the
@@ -106,18 +107,18 @@ def gem(
     Raises:
       ValueError: if an argument is out of range.
     """
-    check(tasks >= 1, "tasks", tasks, "at least 1")
+    check(stages >= 1, "stages", stages, "at least 1")
     check(capacity_per_task >= 1, "capacity_per_task", capacity_per_task, "at least 1")
     check(margin >= 0, "margin", margin, "at least 0")
     check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
     downhill = 1.0 if at == "grads" else -1.0
-    keep = memory.policy("ring", tasks * capacity_per_task, tasks)
+    keep = memory.policy("ring", stages * capacity_per_task, stages)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, GemState]:
         return params, GemState(keep.empty(ctx.batch))
 
     def past(state: GemState, ctx: Ctx) -> Params:
-        """g_k of every stage, leaves float32 [tasks, ...]; 0 where there is none."""
+        """g_k of every stage, leaves float32 [stages, ...]; 0 where there is none."""
 
         def of(k: jax.Array) -> Params:
             slots = k * capacity_per_task + jnp.arange(capacity_per_task)
@@ -127,7 +128,7 @@ def gem(
         def one(k: jax.Array) -> Params:
             return lax.cond(state.buffer.seen[k] > 0, of, lambda _: trees.zeros(ctx.params), k)
 
-        return lax.map(one, jnp.arange(tasks))
+        return lax.map(one, jnp.arange(stages))
 
     def project(state: GemState, ctx: Ctx, tree: Params) -> Params:
         refs = past(state, ctx)
@@ -136,21 +137,21 @@ def gem(
         length = jnp.sqrt(jnp.diagonal(gram))
         free = length > 0
         inverse = jnp.where(free, 1 / jnp.where(free, length, 1.0), 0.0)
-        gram = gram * inverse * inverse[:, None] + 1e-6 * jnp.eye(tasks)
+        gram = gram * inverse * inverse[:, None] + 1e-6 * jnp.eye(stages)
         v = solve_dual(gram, along * inverse, jnp.where(free, margin * length, 0.0), free)
         v = jnp.where(jnp.any(along < 0), downhill * v * inverse, 0.0)
         return jax.tree.map(lambda t, r: (t + jnp.tensordot(v, r, 1)).astype(t.dtype), tree, refs)
 
     def projected(state: GemState, ctx: Ctx, tree: Params) -> Params:
-        return lax.cond(ctx.task < 1, lambda t: t, lambda t: project(state, ctx, t), tree)
+        return lax.cond(ctx.stage < 1, lambda t: t, lambda t: project(state, ctx, t), tree)
 
     def consolidate(
         state: GemState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, GemState]:
-        return params, GemState(memory.absorb(keep, state.buffer, ctx, params, batches))
+        return params, GemState(memory.insert_batches(keep, state.buffer, ctx, params, batches))
 
     def report(state: GemState, info: Info) -> dict[str, jax.Array]:
-        return {"stored": memory.filled(state.buffer)}
+        return {"stored": memory.count_filled(state.buffer)}
 
     method = Method("gem", init=init, consolidate=consolidate, report=report, reads=("samples",))
     if at == "grads":

@@ -123,7 +123,7 @@ def gpm(
         )
 
     def outside(state: GpmState, ctx: Ctx, tree: Params) -> Params:
-        first = ctx.task < 1
+        first = ctx.stage < 1
 
         def one(path: Any, x: jax.Array) -> jax.Array:
             name = trees.path_name(path)
@@ -138,7 +138,7 @@ def gpm(
         return jax.tree_util.tree_map_with_path(one, tree)
 
     def projected(state: GpmState, ctx: Ctx, tree: Params) -> Params:
-        return lax.cond(ctx.task < 1, lambda t: t, lambda t: outside(state, ctx, t), tree)
+        return lax.cond(ctx.stage < 1, lambda t: t, lambda t: outside(state, ctx, t), tree)
 
     def consolidate(
         state: GpmState, ctx: Ctx, params: Params, batches: Batch
@@ -163,7 +163,7 @@ def gpm(
             return trees.add(total, moments(batch)), None
 
         second, _ = lax.scan(add, blank, batches)
-        share = threshold + growth * ctx.task
+        share = threshold + growth * ctx.stage
         basis, used = {}, {}
         for s, old in state.basis.items():
             grow = partial(_extend, threshold=share)

@@ -71,7 +71,7 @@ def ogd(
         return jax.tree.map(less, basis, tree)
 
     def projected(state: OgdState, ctx: Ctx, tree: Params) -> Params:
-        return lax.cond(ctx.task < 1, lambda t: t, lambda t: outside(state.basis, t), tree)
+        return lax.cond(ctx.stage < 1, lambda t: t, lambda t: outside(state.basis, t), tree)
 
     def consolidate(
         state: OgdState, ctx: Ctx, params: Params, batches: Batch

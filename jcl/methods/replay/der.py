@@ -55,7 +55,7 @@ def _method(
 
     def replay(state: DerState, ctx: Ctx) -> tuple[jax.Array, jax.Array]:
         """Whether the memory is replayed from, and by how much the weights of a batch grow."""
-        some = (memory.filled(state.buffer) > 0) & (ctx.task >= start)
+        some = (memory.count_filled(state.buffer) > 0) & (ctx.stage >= start)
         return some, jnp.where(some, 1.0 + alpha + beta, 1.0)
 
     def batch(state: DerState, ctx: Ctx, fresh: Batch) -> Batch:
@@ -78,7 +78,7 @@ def _method(
     def loss(state: DerState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
         _, growth = replay(state, ctx)
 
-        def matched(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+        def loss_with_memory(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             weight, marked = batch["weight"], batch[match] > 0
             matches: float | jax.Array = 1.0
             if draws == 1:  # the same rows serve both terms
@@ -97,17 +97,17 @@ def _method(
             mass = losses.total_weight(batch)
             return growth * total / jnp.where(mass == 0, 1.0, mass), outputs
 
-        return matched
+        return loss_with_memory
 
     def observe(state: DerState, ctx: Ctx, info: Info) -> DerState:
-        rows = {**memory.finished(info), **answers(info.outputs)}
+        rows = {**memory.finite_rows(info), **answers(info.outputs)}
         return DerState(keep.insert(state.buffer, ctx, rows))
 
     def report(state: DerState, info: Info) -> dict[str, jax.Array]:
-        return {"stored": memory.filled(state.buffer)}
+        return {"stored": memory.count_filled(state.buffer)}
 
     def idle(state: DerState, ctx: Ctx) -> jax.Array:
-        return (ctx.task < start) | ((alpha == 0) & (beta == 0))
+        return (ctx.stage < start) | ((alpha == 0) & (beta == 0))
 
     return Method(
         name,

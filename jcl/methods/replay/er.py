@@ -40,7 +40,7 @@ def er(
       capacity: slots in the memory.
       rows: how many rows are drawn for each step, 32 where `fraction` isn't given either.
       weight: of a replayed row against a fresh one; may be traced. A function of `Ctx` is a
-        schedule of the share, such as `lambda ctx: jnp.minimum(1.0, ctx.task_step / 100)`.
+        schedule of the share, such as `lambda ctx: jnp.minimum(1.0, ctx.stage_step / 100)`.
       start: first stage in which rows are replayed; 0 rehearses within the first stage too,
         which a stream without boundaries needs.
       fraction: f in (0, 1), of the whole batch: round(f / (1 - f) · B) rows are drawn.
@@ -68,7 +68,7 @@ def er(
         return params, ErState(() if share else keep.empty(ctx.batch))
 
     def held(state: ErState, ctx: Ctx) -> memory.Buffer:
-        return memory.shared(ctx, share) if share else state.buffer
+        return memory.buffer_of(ctx, share) if share else state.buffer
 
     def count(ctx: Ctx) -> int:
         if fraction is None:
@@ -85,11 +85,11 @@ def er(
             old = memory.sample(held(state, ctx), ctx.key, pool * count(ctx))
             old = memory.hardest(ctx.loss, ctx.params, old, count(ctx))
         factor = weight(ctx) if callable(weight) else weight
-        old["weight"] = old["weight"] * jnp.where(ctx.task < start, 0.0, factor)
+        old["weight"] = old["weight"] * jnp.where(ctx.stage < start, 0.0, factor)
         return memory.append(fresh, old)
 
     def observe(state: ErState, ctx: Ctx, info: Info) -> ErState:
-        return ErState(keep.insert(state.buffer, ctx, memory.finished(info)))
+        return ErState(keep.insert(state.buffer, ctx, memory.finite_rows(info)))
 
     def consolidate(
         state: ErState, ctx: Ctx, params: Params, batches: Batch
@@ -97,11 +97,11 @@ def er(
         return params, ErState(keep.finish(state.buffer, ctx, params, batches))
 
     def report(state: ErState, info: Info) -> dict[str, jax.Array]:
-        return {"stored": memory.filled(state.buffer)}
+        return {"stored": memory.count_filled(state.buffer)}
 
     def idle(state: ErState, ctx: Ctx) -> jax.Array:
         neutral = False if callable(weight) else weight == 0
-        return (ctx.task < start) | neutral
+        return (ctx.stage < start) | neutral
 
     method = Method("er", init=init, batch=batch, idle=idle, reads=("samples",))
     if share:

@@ -57,7 +57,7 @@ def infer_task(tasks: int, prompts: bool = True) -> Method:
         return params, InferTaskState(jnp.zeros((tasks, whole["embed"]["table"].shape[1])))
 
     def forward(state: InferTaskState, ctx: Ctx, apply: Apply) -> Apply:
-        def informed(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_task(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             if ctx.training or "cache" in batch:
                 return apply(params, batch, tap)
             likeness = features(ctx, params, batch) @ _unit(state.total).T
@@ -65,7 +65,7 @@ def infer_task(tasks: int, prompts: bool = True) -> Method:
             found = jnp.argmax(jnp.where(known, likeness, -jnp.inf), axis=-1)
             return apply(params, {**batch, "task": found.astype(jnp.int32)}, tap)
 
-        return informed
+        return apply_with_task
 
     def observe(state: InferTaskState, ctx: Ctx, info: Info) -> InferTaskState:
         seen = features(ctx, info.params, info.batch) * (info.batch["weight"] > 0)[:, None]

@@ -63,9 +63,9 @@ def rewarm(
         check(value >= 0, name, value, "at least 0")
 
     def factor(state: Any, ctx: Ctx) -> jax.Array:
-        rising = initial + (peak - initial) * _progress(ctx.task_step, warmup)
-        falling = _cosine(peak, final, _progress(ctx.task_step - warmup, steps - warmup))
-        return jnp.where(ctx.task_step < warmup, rising, falling)
+        rising = initial + (peak - initial) * _progress(ctx.stage_step, warmup)
+        falling = _cosine(peak, final, _progress(ctx.stage_step - warmup, steps - warmup))
+        return jnp.where(ctx.stage_step < warmup, rising, falling)
 
     return _scaled("rewarm", factor)
 
@@ -82,7 +82,7 @@ def constant(value: float = 0.1, start: int = 1) -> Method:
     """
     check(value >= 0, "value", value, "at least 0")
     check(start >= 0, "start", start, "at least 0")
-    return _scaled("constant", lambda state, ctx: jnp.where(ctx.task < start, 1.0, value))
+    return _scaled("constant", lambda state, ctx: jnp.where(ctx.stage < start, 1.0, value))
 
 
 class InfiniteState(NamedTuple):
@@ -150,6 +150,8 @@ def branch(state: Any) -> Any:
     Raises:
       ValueError: if `infinite` is not among the state's methods.
     """
-    check("infinite" in state.method, "state.method", sorted(state.method), "one with 'infinite'")
+    check(
+        "infinite" in state.methods, "state.methods", sorted(state.methods), "one with 'infinite'"
+    )
     since = InfiniteState(jnp.array(state.step, copy=True))
-    return state._replace(method={**state.method, "infinite": since})
+    return state._replace(methods={**state.methods, "infinite": since})

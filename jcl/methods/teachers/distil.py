@@ -49,13 +49,13 @@ def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> 
         return params, DistilState(trees.copy(jax.tree_util.tree_map_with_path(taken, params)))
 
     def loss(state: DistilState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
-        def taught(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+        def loss_with_teacher(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
             check(outputs is not None, "loss", None, "one that returns (scalar, outputs)")
             wanted = jax.lax.stop_gradient(ctx.apply(state.teacher, batch))
             apart = losses.batch_mean(losses.distillation(outputs, wanted, temperature), batch)
             return (1 - strength) * value + strength * apart, outputs
 
-        return taught
+        return loss_with_teacher
 
     return Method("distil", init=init, loss=loss, reads=("parameters",))

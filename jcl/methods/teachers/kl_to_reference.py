@@ -53,7 +53,7 @@ def kl_to_reference(
         return params, KlState(trees.copy(params))
 
     def loss(state: KlState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
-        def penalised(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+        def loss_with_penalty(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
             new = outputs if isinstance(outputs, jax.Array) else ctx.apply(params, batch)
             old = lax.stop_gradient(ctx.apply(state.reference, batch))
@@ -63,7 +63,7 @@ def kl_to_reference(
                 apart = losses.distillation(new, old)
             return value + strength * _mean(apart, batch), outputs
 
-        return penalised
+        return loss_with_penalty
 
     def consolidate(
         state: KlState, ctx: Ctx, params: Params, batches: Batch

@@ -52,20 +52,20 @@ def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) ->
             if classes is None:
                 return outputs
             seen = jnp.cumsum(jnp.asarray(classes), axis=0) > 0
-            keep = seen[jnp.clip(ctx.task - 1, 0, len(seen) - 1)]
+            keep = seen[jnp.clip(ctx.stage - 1, 0, len(seen) - 1)]
             return jnp.where(keep, outputs.astype(jnp.float32), -1e9)
 
-        def distilled(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+        def loss_with_teacher(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
             check(outputs is not None, "loss", None, "one that returns (scalar, outputs) for lwf")
             whole = not isinstance(outputs, losses.TokenScores)
             check(whole, "loss's outputs", "TokenScores", "all logits for lwf, as of next_token")
             teacher = jax.lax.stop_gradient(ctx.apply(state.teacher, batch))
             apart = losses.distillation(known(outputs), known(teacher), temperature)
-            active = jnp.where(ctx.task > 0, strength, 0.0)
+            active = jnp.where(ctx.stage > 0, strength, 0.0)
             return value + active * losses.batch_mean(apart, batch), outputs
 
-        return distilled
+        return loss_with_teacher
 
     def consolidate(
         state: LwfState, ctx: Ctx, params: Params, batches: Batch
@@ -73,7 +73,7 @@ def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) ->
         return params, LwfState(trees.copy(params))
 
     def idle(state: LwfState, ctx: Ctx) -> jax.Array:
-        return (ctx.task < 1) | (strength == 0)
+        return (ctx.stage < 1) | (strength == 0)
 
     return Method(
         "lwf", init=init, loss=loss, consolidate=consolidate, idle=idle, reads=("parameters",)

@@ -65,7 +65,7 @@ def rho(
         """Of each token that is predicted [B, L - 1], or of each row [B]."""
         if unit == "row":
             return memory.row_losses(ctx.loss, params, rows)
-        outputs = ctx.apply(params, losses.shifted(rows))
+        outputs = ctx.apply(params, losses.with_targets(rows))
         if isinstance(outputs, losses.TokenScores):
             return outputs.nll[:, :-1]
         return losses.next_token_nll(outputs, rows["tokens"])
@@ -81,14 +81,14 @@ def rho(
         there = weight > 0
         order = jnp.argsort(jnp.where(there, -excess, jnp.inf).reshape(-1))
         rank = jnp.zeros_like(order).at[order].set(jnp.arange(order.size))
-        count = jnp.maximum(merging.share(share, jnp.sum(there)), 1)
-        chosen = (rank < count).reshape(there.shape) | waiting(ctx)
+        count = jnp.maximum(merging.count_of(share, jnp.sum(there)), 1)
+        chosen = (rank < count).reshape(there.shape) | is_waiting(ctx)
         if unit == "row":
             return {**rows, "weight": jnp.where(chosen, weight, 0)}
         return {**rows, "mask": jnp.where(chosen, rows.get("mask", 1.0), 0.0)}
 
-    def waiting(ctx: Ctx) -> jax.Array:
-        return (ctx.task < 1) & (source == "previous")
+    def is_waiting(ctx: Ctx) -> jax.Array:
+        return (ctx.stage < 1) & (source == "previous")
 
     def consolidate(
         state: RhoState, ctx: Ctx, params: Params, batches: Batch
@@ -96,7 +96,7 @@ def rho(
         return params, RhoState(trees.copy(params))
 
     def idle(state: RhoState, ctx: Ctx) -> jax.Array:
-        return waiting(ctx) | (share == 1)
+        return is_waiting(ctx) | (share == 1)
 
     method = Method("rho", init=init, batch=batch, idle=idle)
     if source == "previous":

@@ -84,7 +84,7 @@ def apart() -> list[jcl.State]:
 
 
 def test_keys_are_the_sums_of_features_of_length_one(apart: list[jcl.State]) -> None:
-    keys = apart[-1].method["eproj"].keys
+    keys = apart[-1].methods["eproj"].keys
     for task in range(TASKS):
         each = [features({k: v[task, i] for k, v in STREAM.items()}) for i in range(STEPS)]
         np.testing.assert_allclose(np.linalg.norm(each[0], axis=1), 1, rtol=1e-5)
@@ -93,7 +93,7 @@ def test_keys_are_the_sums_of_features_of_length_one(apart: list[jcl.State]) -> 
 
 def test_the_key_is_where_the_pull_loss_is_least(apart: list[jcl.State]) -> None:
     """Σ 1 - cos(f, k) has no gradient there."""
-    key = apart[1].method["eproj"].keys[0]
+    key = apart[1].methods["eproj"].keys[0]
     every = jnp.concatenate(
         [features({k: v[0, i] for k, v in STREAM.items()}) for i in range(STEPS)]
     )
@@ -129,11 +129,11 @@ def test_each_stage_moves_its_own_projector_and_nothing_else(apart: list[jcl.Sta
 
 def test_similar_tasks_share(apart: list[jcl.State]) -> None:
     shared = stages(program(threshold=0.9))
-    assert [int(s.method["eproj"].slot) for s in shared[1:]] == [0, 1, 0]
-    assert shared[-1].method["eproj"].last.tolist() == [0, 1, 0]
-    assert [int(s.method["eproj"].slot) for s in apart[1:]] == [0, 1, 2]
+    assert [int(s.methods["eproj"].slot) for s in shared[1:]] == [0, 1, 0]
+    assert shared[-1].methods["eproj"].last.tolist() == [0, 1, 0]
+    assert [int(s.methods["eproj"].slot) for s in apart[1:]] == [0, 1, 2]
     full = stages(program(threshold=1.0, slots=2))  # no room: the most similar one goes on
-    assert [int(s.method["eproj"].slot) for s in full[1:]] == [0, 1, 0]
+    assert [int(s.methods["eproj"].slot) for s in full[1:]] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("predict", ["key", "task"])

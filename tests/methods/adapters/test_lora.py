@@ -54,8 +54,12 @@ def shapes(jaxpr: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def test_the_frozen_base_has_no_gradient_and_no_moments_and_no_sum_is_formed() -> None:
     program, state = started(methods.lora(rank=4, targets=r"blocks/.*"))
-    learning = trees.partition(state.params, adapters.only)[0]
-    assert trees.size(state.opt[0].mu) == trees.size(state.opt[0].nu) == trees.size(learning)
+    learning = trees.partition(state.params, adapters.is_adapter)[0]
+    assert (
+        trees.size(state.optimizer[0].mu)
+        == trees.size(state.optimizer[0].nu)
+        == trees.size(learning)
+    )
     whole, everything = started(
         methods.lora(rank=4, targets=r"blocks/.*"), trainable=lambda p: True
     )
@@ -88,7 +92,7 @@ COMPANIONS: dict[str, Callable[[], jcl.Method]] = {
     "der": lambda: methods.der(capacity=8, rows=2),
     "lwf": lambda: methods.lwf(),
     "ema": lambda: methods.ema(decay=0.5),
-    "packnet": lambda: methods.packnet(tasks=3),
+    "packnet": lambda: methods.packnet(stages=3),
 }
 
 
@@ -100,7 +104,7 @@ MORE: dict[str, Callable[[], jcl.Method]] = {
     "l2sp": lambda: methods.l2sp(strength=1.0),
     "recadam": lambda: methods.recadam(midpoint=2.0, speed=1.0),
     "derpp": lambda: methods.derpp(capacity=8, rows=2),
-    "gem": lambda: methods.gem(tasks=3, capacity_per_task=4),
+    "gem": lambda: methods.gem(stages=3, capacity_per_task=4),
     "mofo": lambda: methods.mofo(fraction=0.2),
     "wise_ft": methods.wise_ft,
     "task_arithmetic": methods.task_arithmetic,
@@ -118,11 +122,13 @@ def test_other_methods_work_on_the_pairs_alone(name: str) -> None:
     alone, _ = tiny.run(methods.lora(rank=2), start)
     tiny.same_base(state.params, start)
     jax.tree.map(lambda x: np.testing.assert_equal(np.isfinite(x), True), reports["steps"])
-    learnt, plain = (trees.partition(s.params, adapters.only)[0] for s in (state, alone))
+    learnt, plain = (trees.partition(s.params, adapters.is_adapter)[0] for s in (state, alone))
     assert float(trees.norm(trees.subtract(learnt, plain))) > 1e-4
     # what is held of parameters is held of the pairs
-    paths = [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.method[name])]
-    assert not [p for p in paths if "blocks" in p and not adapters.only(p)]
+    paths = [
+        trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.methods[name])
+    ]
+    assert not [p for p in paths if "blocks" in p and not adapters.is_adapter(p)]
 
 
 def test_two_tasks_with_ewc_forget_less_than_without() -> None:
@@ -155,7 +161,7 @@ def test_two_tasks_with_ewc_forget_less_than_without() -> None:
 
 def test_a_base_frozen_in_part() -> None:
     method = methods.lora(rank=2, targets="blocks/query")
-    trainable = trees.matching(r"blocks/(query/lora/b|down/kernel)")
+    trainable = trees.match_path(r"blocks/(query/lora/b|down/kernel)")
     start = tiny.base()
     state, _ = tiny.run(method, start, trainable=trainable)
     first = tiny.program(method).init(start, BATCH, jax.random.key(2)).params

@@ -18,10 +18,10 @@ BATCH = jax.tree.map(lambda x: x[0, 0], tiny.stream())
 
 def filled(params: Any) -> Any:
     """Pairs that do something."""
-    for path in adapters.holding(params):
-        lora = adapters.node(params, path)["lora"]
+    for path in adapters.paths_with(params):
+        lora = adapters.subtree(params, path)["lora"]
         b = 0.3 * jax.random.normal(jax.random.key(9), lora["b"].shape)
-        params = adapters.graft(params, path, {"lora": {**lora, "b": b}})
+        params = adapters.with_subtree(params, path, {"lora": {**lora, "b": b}})
     return params
 
 
@@ -55,9 +55,9 @@ def test_one_expert_is_lora() -> None:
     state = one.init(tiny.base(), BATCH, jax.random.key(0))
     state = state._replace(params=filled(state.params))
     alone = state.params
-    for path in adapters.holding(alone):
-        lora = adapters.node(alone, path)["lora"]
-        alone = adapters.graft(alone, path, {"lora": {k: lora[k] for k in "ab"}})
+    for path in adapters.paths_with(alone):
+        lora = adapters.subtree(alone, path)["lora"]
+        alone = adapters.with_subtree(alone, path, {"lora": {k: lora[k] for k in "ab"}})
     wanted = plain.init(tiny.base(), BATCH, jax.random.key(0))._replace(params=alone)
     ours = jax.jit(one.predict)(state, BATCH)
     np.testing.assert_allclose(ours, jax.jit(plain.predict)(wanted, BATCH), rtol=1e-5, atol=1e-5)

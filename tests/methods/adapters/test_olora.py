@@ -39,12 +39,12 @@ def pair(params: Any, name: str = "query") -> Any:
 
 
 def test_a_boundary_keeps_the_pair_begins_a_fresh_one_and_leaves_the_outputs() -> None:
-    program, states = walk(methods.inclora(tasks=3, rank=2))
+    program, states = walk(methods.inclora(stages=3, rank=2))
     predict = jax.jit(program.predict)
     for stage in range(2):
         before, after = states[2 * stage + 1], states[2 * stage + 2]
         old, new = pair(before.params), pair(after.params)
-        bank = pair(after.method["inclora"].bank)
+        bank = pair(after.methods["inclora"].bank)
         np.testing.assert_array_equal(bank["a"][..., stage, :], old["a"])
         np.testing.assert_array_equal(bank["b"][..., stage, :, :], old["b"])
         assert not new["b"].any() and not np.array_equal(new["a"], old["a"])
@@ -55,20 +55,20 @@ def test_a_boundary_keeps_the_pair_begins_a_fresh_one_and_leaves_the_outputs() -
             np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
             assert np.abs(ours - predict(states[0], batch)).max() > 0.1
         # what is kept never learns
-        kept, later = after.method["inclora"].bank, states[2 * stage + 3].method["inclora"].bank
+        kept, later = after.methods["inclora"].bank, states[2 * stage + 3].methods["inclora"].bank
         jax.tree.map(np.testing.assert_array_equal, kept, later)
-    final = [trees.partition(s.params, adapters.only)[0] for s in states[-2:]]
+    final = [trees.partition(s.params, adapters.is_adapter)[0] for s in states[-2:]]
     jax.tree.map(np.testing.assert_array_equal, *final)  # the last pair stays where it learnt
     tiny.same_base(states[-1].params, tiny.base())
     factor = adapters.scale(2, 16.0)
-    whole = adapters.stacked(states[-1].params, states[-1].method["inclora"].bank)
+    whole = adapters.join_pairs(states[-1].params, states[-1].methods["inclora"].bank)
     batch = jax.tree.map(lambda x: x[0], PROBE)
     merged = tiny.CALL(adapters.merge(whole, factor), batch)
     np.testing.assert_allclose(merged, predict(states[-1], batch), rtol=1e-3, atol=1e-3)
 
 
 def test_by_task_a_finished_task_is_answered_the_same_for_ever() -> None:
-    program, states = walk(methods.inclora(tasks=3, rank=2, predict="task"), stages=4)
+    program, states = walk(methods.inclora(stages=3, rank=2, predict="task"), stages=4)
     predict = jax.jit(program.predict)
 
     def answers(state: jcl.State, task: int) -> np.ndarray:
@@ -82,18 +82,18 @@ def test_by_task_a_finished_task_is_answered_the_same_for_ever() -> None:
     # a fourth stage of three goes on with the last pair, and task 0 is now its
     assert np.abs(answers(states[7], 0) - answers(states[6], 0)).max() > 0.1
     np.testing.assert_array_equal(answers(states[7], 1), answers(states[6], 1))
-    last = states[-1].method["inclora"].last
+    last = states[-1].methods["inclora"].last
     np.testing.assert_array_equal(last, [3, 1, 2])
 
 
 def test_the_penalty_and_its_gradient_are_the_authors() -> None:
     torch = pytest.importorskip("torch")
-    _, states = walk(methods.inclora(tasks=3, rank=2))
+    _, states = walk(methods.inclora(stages=3, rank=2))
     before = states[5]  # in the third stage, with two pairs in the bank
     for form, power in (("absolute", 1), ("square", 2)):
         method = methods.olora(3, rank=2, orthogonality=0.5, shrink=0.3, form=form)
-        learning = trees.partition(before.params, adapters.only)[0]
-        state = BankState(*before.method["inclora"])
+        learning = trees.partition(before.params, adapters.is_adapter)[0]
+        state = BankState(*before.methods["inclora"])
         ctx = jcl.Ctx(learning, *[None] * 11)  # type: ignore[arg-type]
         ours = method.grads(state, ctx, trees.zeros(learning))
         overlap = 0.0
@@ -132,7 +132,7 @@ def overlaps(method: jcl.Method, tx: Any) -> np.ndarray:
     state = both(state)
     found = []
     for name in ("query", "value"):
-        old = pair(state.method[method.name].bank, name)["a"][:, :, 0]
+        old = pair(state.methods[method.name].bank, name)["a"][:, :, 0]
         new = pair(state.params, name)["a"]
         inner = jnp.linalg.norm(jnp.einsum("lip,liq->lpq", old, new), axis=(1, 2))
         found.append(inner / jnp.linalg.norm(old, axis=(1, 2)) / jnp.linalg.norm(new, axis=(1, 2)))
@@ -143,7 +143,7 @@ def overlaps(method: jcl.Method, tx: Any) -> np.ndarray:
 def test_stages_become_orthogonal(form: Any) -> None:
     tx = optax.sgd(optax.cosine_decay_schedule(0.05, 2 * 12 * tiny.STEPS, alpha=1e-3))
     strength = {"absolute": 2.0, "square": 10.0}[form]
-    apart = overlaps(methods.olora(tasks=3, rank=2, orthogonality=strength, form=form), tx)
-    plain = overlaps(methods.olora(tasks=3, rank=2, orthogonality=0.0, form=form), tx)
+    apart = overlaps(methods.olora(stages=3, rank=2, orthogonality=strength, form=form), tx)
+    plain = overlaps(methods.olora(stages=3, rank=2, orthogonality=0.0, form=form), tx)
     assert plain.max() > 0.1
     assert apart.max() < 0.05 * plain.max()

@@ -60,7 +60,7 @@ def test_it_is_a_cache_that_was_there_before(kind: str, tmp_path: Path) -> None:
 def test_the_prefix_alone_learns_and_every_document_of_a_row_sees_it() -> None:
     after, _ = tiny.run(methods.prefix_tuning(length=3))
     tiny.same_base(after.params, tiny.base())
-    assert after.opt[0].mu["blocks"]["prefix"]["key"].shape == (2, 3, 8)
+    assert after.optimizer[0].mu["blocks"]["prefix"]["key"].shape == (2, 3, 8)
     segments = jnp.ones(BATCH["tokens"].shape, jnp.int32).at[:, 7:].set(2)
     packed = tiny.CALL(after.params, {**BATCH, "segments": segments})
     alone = tiny.CALL(after.params, {"tokens": BATCH["tokens"][:, 7:]})

@@ -12,7 +12,7 @@ from jcl import methods
 
 STREAM = tiny.stream()
 BATCH = jax.tree.map(lambda x: x[0, 0], STREAM)
-PROGRAM = tiny.program(methods.progressive_prompts(tasks=tiny.TASKS, length=3))
+PROGRAM = tiny.program(methods.progressive_prompts(stages=tiny.TASKS, length=3))
 STEP, CLOSE, PREDICT = map(jax.jit, (PROGRAM.step, PROGRAM.consolidate, PROGRAM.predict))
 
 
@@ -43,9 +43,9 @@ def test_the_newest_prompt_stands_first() -> None:
     """With prompts that are embeddings of tokens it reads these tokens, newest first."""
     table = tiny.base()["embed"]["table"]
     ids = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
-    kept = STATES[2].method["progressive_prompts"]._replace(bank=table[ids])
+    kept = STATES[2].methods["progressive_prompts"]._replace(bank=table[ids])
     state = STATES[2]._replace(
-        method={"progressive_prompts": kept},
+        methods={"progressive_prompts": kept},
         params={**STATES[2].params, "prompt": {"table": table[ids[2]]}},
     )
     before = jnp.tile(jnp.array([[4, 5, 6, 1, 2, 3]]), (tiny.ROWS, 1))
@@ -73,7 +73,7 @@ def test_a_finished_task_never_changes() -> None:
 
 
 def test_without_a_task_all_prompts_are_read() -> None:
-    every = tiny.program(methods.progressive_prompts(tasks=tiny.TASKS, length=3, predict="all"))
+    every = tiny.program(methods.progressive_prompts(stages=tiny.TASKS, length=3, predict="all"))
     ours = jax.jit(every.predict)(STATES[3], of_task(0))
     asked = {**of_task(0), "task": of_task(2)["task"]}
     np.testing.assert_array_equal(ours, PREDICT(STATES[3], asked))
@@ -81,6 +81,6 @@ def test_without_a_task_all_prompts_are_read() -> None:
 
 def test_the_prompt_alone_learns() -> None:
     tiny.same_base(STATES[-1].params, tiny.base())
-    bank = STATES[-1].method["progressive_prompts"].bank
+    bank = STATES[-1].methods["progressive_prompts"].bank
     np.testing.assert_array_equal(bank[-1], STATES[-1].params["prompt"]["table"])
     assert len({row.tobytes() for row in np.asarray(bank)}) == tiny.TASKS

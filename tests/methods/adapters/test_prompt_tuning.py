@@ -57,7 +57,7 @@ def test_with_a_cache_the_prompt_is_read_once() -> None:
 def test_the_prompt_alone_learns() -> None:
     after, _ = tiny.run(methods.prompt_tuning(length=5))
     tiny.same_base(after.params, tiny.base())
-    assert after.opt[0].mu["prompt"]["table"].shape == (5, 24)
+    assert after.optimizer[0].mu["prompt"]["table"].shape == (5, 24)
     first = tiny.program(methods.prompt_tuning(5)).init(tiny.base(), BATCH, jax.random.key(2))
     moved = jnp.abs(after.params["prompt"]["table"] - first.params["prompt"]["table"])
     assert float(moved.min(axis=1).max()) > 1e-3

@@ -69,7 +69,7 @@ def second() -> tuple[Any, jcl.State, jcl.State]:
 
 def test_memory_keeps_pairs_of_a_stage_with_its_optimum_and_the_bound(second: Any) -> None:
     _, state, first = second
-    held = state.method["copr"]
+    held = state.methods["copr"]
     rows = jax.tree.map(np.asarray, held.buffer.rows)
     assert (rows["weight"] == 1).all() and (rows["copr/stage"] == 0).all()
     stored = {bytes(t) for t in rows["tokens"]}
@@ -84,10 +84,10 @@ def test_memory_keeps_pairs_of_a_stage_with_its_optimum_and_the_bound(second: An
 def test_constraints_weigh_as_their_multipliers_say(second: Any) -> None:
     """Λ⁻¹ [J_fit + λ J_0], Λ = 1 + λ, over the one row that the step drew."""
     step, state, first = second
-    held = state.method["copr"]._replace(
+    held = state.methods["copr"]._replace(
         log_multiplier=np.array([np.log(3.0), 0.7, 0.1], np.float32)
     )
-    state = state._replace(method={"copr": held})
+    state = state._replace(methods={"copr": held})
     rows = jax.tree.map(np.asarray, held.buffer.rows)
     batch = at(1, 0)
     new = sampling(tiny_pairs.log_probs(state.params, batch), 0.4 / 0.5)
@@ -101,13 +101,13 @@ def test_constraints_weigh_as_their_multipliers_say(second: Any) -> None:
 
 def test_a_multiplier_grows_where_its_bound_is_exceeded(second: Any) -> None:
     step, state, first = second
-    held = state.method["copr"]
+    held = state.methods["copr"]
     rows = jax.tree.map(np.asarray, held.buffer.rows)
     old = sampling(tiny_pairs.log_probs(first.params, rows), 0.4 / 0.5)
     for bound in (0.0, 1e3):
         given = held._replace(bound=np.full(3, bound, np.float32))
-        after, _ = step(state._replace(method={"copr": given}), at(1, 0))
-        moved = np.asarray(after.method["copr"].log_multiplier)
+        after, _ = step(state._replace(methods={"copr": given}), at(1, 0))
+        moved = np.asarray(after.methods["copr"].log_multiplier)
         np.testing.assert_array_equal(moved[1:], 0)  # of stages that have no rows
         expected = 0.5 * (fit(after.params, old, rows) - bound)  # ρ λ (J_0 - d_0), λ = 1
         assert np.abs(expected - moved[0]).min() < 1e-4 * abs(moved[0])
@@ -121,7 +121,7 @@ def test_rewards_are_drawn_from_their_distribution() -> None:
     example = jax.tree.map(lambda x: x[0, 0], many)
     state = tiny_pairs.start(program, example)
     after = jax.jit(program.consolidate)(state, jax.tree.map(lambda x: x[0], many))
-    rows = jax.tree.map(lambda x: np.asarray(x)[:2000], after.method["copr"].buffer.rows)
+    rows = jax.tree.map(lambda x: np.asarray(x)[:2000], after.methods["copr"].buffer.rows)
     margin = np.subtract(*tiny_pairs.log_probs(tiny.base(), rows))
     drawn = (rows["copr/odds"] - margin) * 0.5 / 2
     assert stats.kstest(drawn, stats.beta(1, 2).cdf).pvalue > 1e-3

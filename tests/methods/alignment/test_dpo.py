@@ -47,11 +47,11 @@ def test_the_reference_is_staged(reference: Any) -> None:
 
 def test_with_adapters_the_base_is_held_once_and_the_reference_goes_through_them() -> None:
     method = jcl.chain(methods.lora(rank=2), methods.dpo(beta=0.5, reference="previous"))
-    program = tiny_pairs.program(method, rate=3.0, trainable=adapters.only)
+    program = tiny_pairs.program(method, rate=3.0, trainable=adapters.is_adapter)
     step = jax.jit(program.step)
     state = tiny_pairs.start(program)
-    pairs = trees.partition(state.params, adapters.only)[0]
-    held = state.method["dpo"].reference
+    pairs = trees.partition(state.params, adapters.is_adapter)[0]
+    held = state.methods["dpo"].reference
     assert trees.size(held) == trees.size(pairs) < 0.1 * trees.size(state.params)
     for i in range(tiny_pairs.STEPS):
         state, _ = step(state, at(0, i))
@@ -83,14 +83,14 @@ def test_a_fisher_information_is_that_of_the_loss_of_dpo() -> None:
         pair = jax.tree.map(lambda x: x[None], row)
         margins = []
         for p in (params, tiny.base()):
-            asked = preference.both(pair)
-            margins.append(preference.answered(tiny.APPLY(p, asked), pair).margin)
+            asked = preference.pair_rows(pair)
+            margins.append(preference.pair_log_probs(tiny.APPLY(p, asked), pair).margin)
         return -jax.nn.log_sigmoid(0.5 * (margins[0] - margins[1]))[0]
 
     rows = jax.tree.map(lambda x: x[0], batches)
     grads = jax.jit(jax.vmap(jax.grad(alone), (None, 0)))(state.params, rows)
     expected = jax.tree.map(lambda g: np.mean(np.square(g), axis=0), grads)
-    fisher = after.method["ewc"].fisher
+    fisher = after.methods["ewc"].fisher
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-8), fisher, expected
     )

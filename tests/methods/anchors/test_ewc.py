@@ -133,7 +133,7 @@ def test_state_does_not_grow_with_tasks_and_holds_exact_sums(factory: Any) -> No
             if online
             else jax.tree.map(lambda a, f, p: a + f * p, anchored, new, state.params)
         )
-    kept = state.method[program.method.parts[0].name]
+    kept = state.methods[program.method.parts[0].name]
     for found, wanted in ((kept.fisher, total), (kept.anchored, anchored)):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, wanted

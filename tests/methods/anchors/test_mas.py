@@ -54,8 +54,8 @@ def test_importance_and_anchor_of_a_linear_model(anchor: str) -> None:
     omega = sum(omegas)
     pairs = list(zip(omegas, anchors, strict=True))
     anchored = omega * anchors[-1] if anchor == "latest" else sum(o * a for o, a in pairs)
-    np.testing.assert_allclose(state.method["mas"].omega["w"], omega, rtol=2e-5)
-    np.testing.assert_allclose(state.method["mas"].anchored["w"], anchored, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(state.methods["mas"].omega["w"], omega, rtol=2e-5)
+    np.testing.assert_allclose(state.methods["mas"].anchored["w"], anchored, rtol=2e-5, atol=1e-6)
 
     # the next step descends the task's loss and ½ λ Σ Ω (θ - θ*)²
     state = state._replace(params=jax.tree.map(lambda p: p + 0.3, state.params))
@@ -75,7 +75,7 @@ def test_labels_play_no_part_in_the_importance() -> None:
     state = program.init(params, {"x": x[0], "y": labels[0][0]}, jax.random.key(2))
     a, b = (jax.jit(program.consolidate)(state, {"x": x, "y": y}).method for y in labels)
     jax.tree.map(np.testing.assert_array_equal, a, b)
-    other = jax.jit(program.consolidate)(state, {"x": 2 * x, "y": labels[0]}).method
+    other = jax.jit(program.consolidate)(state, {"x": 2 * x, "y": labels[0]}).methods
     assert not np.allclose(a["mas"].omega["dense_1"]["bias"], other["mas"].omega["dense_1"]["bias"])
 
 
@@ -87,4 +87,4 @@ def test_signs_do_not_cancel_within_a_batch() -> None:
     state = program.init(params, {"x": x, "y": np.zeros((2, 1), np.float32)}, jax.random.key(0))
     state = program.consolidate(state, {"x": x[None], "y": np.zeros((1, 2, 1), np.float32)})
     # rows' gradients of (w·x)² are 2 (w·x) x = (2, 2) and (-2, 2)
-    np.testing.assert_allclose(state.method["mas"].omega["w"], [[2.0], [2.0]])
+    np.testing.assert_allclose(state.methods["mas"].omega["w"], [[2.0], [2.0]])

@@ -99,7 +99,7 @@ def test_every_boundary_is_the_papers(interval: int) -> None:
     for state, wanted in zip(
         states[1:], by_hand(flat(states[0].params), data, interval), strict=True
     ):
-        kept = state.method["rwalk"]
+        kept = state.methods["rwalk"]
         np.testing.assert_allclose(flat(state.params), wanted["params"], rtol=1e-4, atol=1e-5)
         found = {**kept._asdict(), **kept.walk._asdict()}
         for name in ("fisher", "scores", "importance"):
@@ -116,8 +116,8 @@ def test_without_the_path_term_it_is_online_ewc() -> None:
     states = ours(methods.rwalk(0.0, STEPS + 1, MIX, path=0.0), data)
     others = ours(methods.online_ewc(0.0, decay=1 - MIX), data)
     for state, other in zip(states[1:], others[1:], strict=True):
-        fisher = flat(other.method["online_ewc"].fisher)
-        found = flat(state.method["rwalk"].importance)
+        fisher = flat(other.methods["online_ewc"].fisher)
+        found = flat(state.methods["rwalk"].importance)
         np.testing.assert_allclose(found, fisher / fisher.max(), rtol=1e-5)
 
     # and the next step is the same, once λ has taken up the scale
@@ -132,7 +132,7 @@ def test_without_the_path_term_it_is_online_ewc() -> None:
 
     found = step(walk, states[-1])
     np.testing.assert_allclose(found, step(online, others[-1]), rtol=1e-5)
-    unpenalised = others[-1]._replace(method={})
+    unpenalised = others[-1]._replace(methods={})
     assert np.abs(found - step(build(methods.naive()), unpenalised)).max() > 1e-2
 
 
@@ -152,12 +152,14 @@ def test_fisher_does_not_depend_on_how_rows_are_batched() -> None:
     @jax.jit
     def one(row: Any) -> Any:
         return (
-            program.step(state, jax.tree.map(lambda v: v[None], row))[0].method["rwalk"].walk.fisher
+            program.step(state, jax.tree.map(lambda v: v[None], row))[0]
+            .methods["rwalk"]
+            .walk.fisher
         )
 
     rows = jax.lax.map(one, batch)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b.mean(0), rtol=2e-5, atol=1e-8),
-        whole.method["rwalk"].walk.fisher,
+        whole.methods["rwalk"].walk.fisher,
         rows,
     )

@@ -55,7 +55,7 @@ def test_path_integral_is_the_loss_drop_of_each_parameter(optimizer: Any) -> Non
     for rate, steps in ((4e-3, 200), (2e-3, 400)):
         program, state = begin(optimizer(rate))
         state = train(program, state, 0, steps)
-        path = np.asarray(state.method["si"].path["w"])
+        path = np.asarray(state.methods["si"].path["w"])
         drop = losses_at(START, 0) - losses_at(state.params["w"], 0)
         assert np.all(drop > 0.05)
         np.testing.assert_allclose(path, drop, rtol=0.02)
@@ -69,11 +69,11 @@ def test_path_integral_is_of_the_task_loss_not_the_penalised_one() -> None:
     state = finish(program, train(program, state, 0, 500), 0)
     begun = np.asarray(state.params["w"])
     state = train(program, state, 1, 500)
-    omega = np.asarray(state.method["si"].omega["w"])
+    omega = np.asarray(state.methods["si"].omega["w"])
     moved = np.asarray(state.params["w"]) - begun
     drop = losses_at(begun, 1) - losses_at(state.params["w"], 1)
     assert (omega * moved**2).sum() > 0.1 * drop.sum()  # the penalty was no small part
-    np.testing.assert_allclose(state.method["si"].path["w"], drop, rtol=0.01)
+    np.testing.assert_allclose(state.methods["si"].path["w"], drop, rtol=0.01)
 
 
 def test_boundary_adds_the_share_of_each_stage() -> None:
@@ -82,11 +82,11 @@ def test_boundary_adds_the_share_of_each_stage() -> None:
     omega, begun = np.zeros(3), START
     for task in range(2):
         state = train(program, state, task, 50)
-        path = np.asarray(state.method["si"].path["w"], float)
+        path = np.asarray(state.methods["si"].path["w"], float)
         ended = np.asarray(state.params["w"], float)
         omega = omega + np.maximum(path, 0) / ((ended - begun) ** 2 + damping)
         state = finish(program, state, task)
-        kept = state.method["si"]
+        kept = state.methods["si"]
         np.testing.assert_allclose(kept.omega["w"], omega, rtol=1e-5)
         np.testing.assert_array_equal(kept.start["w"], state.params["w"])
         assert not np.any(kept.path["w"])
@@ -96,11 +96,11 @@ def test_boundary_adds_the_share_of_each_stage() -> None:
 def test_a_loss_that_rose_takes_no_importance_away() -> None:
     program, state = begin(optax.sgd(0.1), strength=0.0)
     state = finish(program, train(program, state, 0, 5), 0)
-    before = np.asarray(state.method["si"].omega["w"])
+    before = np.asarray(state.methods["si"].omega["w"])
     state = state._replace(params={"w": jnp.asarray([-1.0, 5.0, 5.0])})
-    climbing = dict(path=jax.tree.map(lambda x: x - 1.0, state.method["si"].path))
-    state = state._replace(method={"si": state.method["si"]._replace(**climbing)})
-    after = np.asarray(finish(program, state, 1).method["si"].omega["w"])
+    climbing = dict(path=jax.tree.map(lambda x: x - 1.0, state.methods["si"].path))
+    state = state._replace(methods={"si": state.methods["si"]._replace(**climbing)})
+    after = np.asarray(finish(program, state, 1).methods["si"].omega["w"])
     np.testing.assert_array_equal(after, before)
     assert np.all(before > 0)
 
@@ -109,7 +109,7 @@ def test_the_pull_is_half_the_strength_times_omega_squared_distance() -> None:
     strength, rate = 3.0, 1e-2
     program, state = begin(optax.sgd(rate), strength=strength)
     state = finish(program, train(program, state, 0, 20), 0)
-    omega, anchor = (np.asarray(state.method["si"]._asdict()[k]["w"]) for k in ("omega", "start"))
+    omega, anchor = (np.asarray(state.methods["si"]._asdict()[k]["w"]) for k in ("omega", "start"))
     away = np.array([0.3, -0.2, 0.5])
     state = state._replace(params={"w": jnp.asarray(anchor + away, jnp.float32)})
     stepped, _ = jax.jit(program.step)(state, rows(1))

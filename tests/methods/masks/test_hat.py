@@ -61,7 +61,7 @@ def test_used_units_stay_and_finished_tasks_answer_as_they_did(tx: Any, split: b
     states, outputs, _ = train(tx, split, strength=0.05)
     for t in range(1, TASKS):
         before, after = states[t], states[t + 1]
-        used = {k: np.asarray(v) for k, v in before.method["hat"].used.items()}
+        used = {k: np.asarray(v) for k, v in before.methods["hat"].used.items()}
         first, second = used["dense_0"], used["dense_1"]
         assert first.any() and second.any() and not second.all()
         old, new = (jax.tree.map(np.asarray, s.params) for s in (before, after))
@@ -108,7 +108,7 @@ def test_the_loss_is_the_published_one_at_every_step_of_the_annealing() -> None:
         s = 1 / 50 + (50 - 1 / 50) * (i % 5) / 4
         batch = jax.tree.map(lambda x, t=t, i=i: x[t, i], data)
         want = numpy_loss(
-            PARAMS | {"hat": states[0].params["hat"]}, states[t].method["hat"], batch, s, 2.0, t
+            PARAMS | {"hat": states[0].params["hat"]}, states[t].methods["hat"], batch, s, 2.0, t
         )
         assert value == pytest.approx(want, rel=1e-4), n
 
@@ -125,12 +125,12 @@ def test_the_gradient_of_a_gate_is_the_published_compensation() -> None:
         for sign in (1, -1):
             moved = jax.tree.map(lambda x: np.asarray(x, np.float64), states[0].params)
             moved["hat"]["dense_1"][0, j] += sign * change
-            raw[j] += sign * numpy_loss(moved, states[0].method["hat"], batch, s, strength, 0)
+            raw[j] += sign * numpy_loss(moved, states[0].methods["hat"], batch, s, strength, 0)
     published = raw / (2 * change) * smax / s * (np.cosh(s * e) + 1) / (np.cosh(e) + 1)
 
     method = methods.hat(tasks=TASKS, steps=5, smax=smax, strength=strength)
     program = jcl.make(method, models.mlp.apply, OWN, optax.sgd(rate))
-    state = states[0]._replace(task_step=jnp.int32(2))
+    state = states[0]._replace(stage_step=jnp.int32(2))
     after, _ = jax.jit(program.step)(state, batch)
     got = (e - np.asarray(after.params["hat"]["dense_1"][0])) / rate
     sure = np.abs(s * e) < 12  # elsewhere the differences are rounding

@@ -86,7 +86,7 @@ def test_stacked_layers_are_chosen_layer_by_layer() -> None:
     method = methods.migu(fraction=0.5, at="updates")
     program = jcl.make(method, scanned, losses.squared_error, optax.adam(1e-2))
     state = program.init({"stack": stack}, rows, jax.random.key(5))
-    state = state._replace(task=jnp.int32(1))
+    state = state._replace(stage=jnp.int32(1))
     after, _ = jax.jit(program.step)(state, rows)
     h = np.asarray(rows["x"], np.float64)
     for i in range(2):

@@ -62,7 +62,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_outputs_of_finished_tasks_are_bit_stable(name: str) -> None:
-    method = methods.packnet(prune=0.6, tasks=TASKS, retrain_steps=4)
+    method = methods.packnet(prune=0.6, stages=TASKS, retrain_steps=4)
     states, outputs, _ = train(method, OPTIMIZERS[name])
     for later in range(1, TASKS):
         for task in range(later):
@@ -83,7 +83,7 @@ def test_the_smallest_free_weights_are_pruned_and_counted_exactly() -> None:
     unpruned, _, _ = train(methods.packnet(prune=0.0), OPTIMIZERS["adam"], tasks=1)
     free = {k: v["kernel"].size for k, v in PARAMS.items()}
     for t, state in enumerate(states[1:]):
-        for layer, owner in state.method["packnet"].owner.items():
+        for layer, owner in state.methods["packnet"].owner.items():
             mine = np.asarray(owner["kernel"]) == t
             dropped = round(prune * free[layer])
             assert mine.sum() == free[layer] - dropped
@@ -98,13 +98,13 @@ def test_the_smallest_free_weights_are_pruned_and_counted_exactly() -> None:
                     weights[mine], unpruned[1].params[layer]["kernel"][mine]
                 )
     total = sum(x.size for x in jax.tree.leaves(PARAMS))
-    assert float(states[-1].method["packnet"].free) == pytest.approx(sum(free.values()) / total)
+    assert float(states[-1].methods["packnet"].free) == pytest.approx(sum(free.values()) / total)
 
 
 def test_the_last_stage_keeps_what_is_left_and_nothing_moves_after_it() -> None:
-    states, _, _ = train(methods.packnet(prune=0.5, tasks=2, retrain_steps=2), OPTIMIZERS["adamw"])
-    assert float(states[2].method["packnet"].free) == 0
-    assert float(states[1].method["packnet"].free) > 0.4
+    states, _, _ = train(methods.packnet(prune=0.5, stages=2, retrain_steps=2), OPTIMIZERS["adamw"])
+    assert float(states[2].methods["packnet"].free) == 0
+    assert float(states[1].methods["packnet"].free) > 0.4
     for later in states[3:]:
         jax.tree.map(np.testing.assert_array_equal, later.params, states[2].params)
 

@@ -42,7 +42,7 @@ def train(head: str | None) -> list[list[Any]]:
             seen[-1].append(jax.tree.map(np.asarray, state.params))
         whole = jax.tree.map(lambda *x: jnp.stack(x), *[batch(task, i) for i in range(STEPS)])
         state = jax.jit(program.consolidate)(state, whole)
-    np.testing.assert_array_equal(state.method["seq"].old, [1, 1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(state.methods["seq"].old, [1, 1, 1, 1, 0, 0])
     return seen
 
 

@@ -64,12 +64,12 @@ def test_importance_is_the_largest_of_all_stages() -> None:
     want = by_hand(batches(0))
     state = consolidate(state, batches(0))
     for name, score in want.items():
-        np.testing.assert_allclose(state.method["soft_mask"].importance[name], score, rtol=1e-4)
-    assert set(state.method["soft_mask"].importance) == set(want)  # the head is left out
+        np.testing.assert_allclose(state.methods["soft_mask"].importance[name], score, rtol=1e-4)
+    assert set(state.methods["soft_mask"].importance) == set(want)  # the head is left out
     state = consolidate(state, batches(5))
     for name, score in by_hand(batches(5)).items():
         most = np.maximum(score, want[name])
-        np.testing.assert_allclose(state.method["soft_mask"].importance[name], most, rtol=1e-4)
+        np.testing.assert_allclose(state.methods["soft_mask"].importance[name], most, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tx, at", [(optax.sgd(0.1), "grads"), (optax.adam(1e-2), "updates")])
@@ -85,7 +85,7 @@ def test_the_update_of_a_unit_shrinks_by_its_importance(tx: Any, at: Any) -> Non
     state, slow = change(0.5)
     _, full = change(0.0)
     for name, layer in full.items():
-        rate = 1 - 0.5 * np.asarray(state.method["soft_mask"].importance.get(name, 0.0))
+        rate = 1 - 0.5 * np.asarray(state.methods["soft_mask"].importance.get(name, 0.0))
         np.testing.assert_allclose(slow[name]["kernel"], layer["kernel"] * rate, atol=2e-7)
         np.testing.assert_allclose(slow[name]["bias"], layer["bias"] * rate, atol=2e-7)
         assert np.abs(layer["kernel"]).max() > 1e-3
@@ -121,7 +121,7 @@ def test_stacked_layers_have_importances_of_their_own() -> None:
         method = methods.soft_mask(masked=lambda path: True)
         program = jcl.make(method, apply, losses.squared_error, optax.sgd(0.1))
         state = program.init(params, jax.tree.map(lambda x: x[0], data), jax.random.key(1))
-        found.append(jax.jit(program.consolidate)(state, data).method["soft_mask"].importance)
+        found.append(jax.jit(program.consolidate)(state, data).methods["soft_mask"].importance)
     np.testing.assert_allclose(found[0]["stack"][0], found[1]["layer_0"], rtol=1e-5)
     np.testing.assert_allclose(found[0]["stack"][1], found[1]["layer_1"], rtol=1e-5)
 

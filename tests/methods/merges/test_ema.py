@@ -43,7 +43,7 @@ def test_a_boundary_installs_the_weighted_sum_of_all_steps(decay: float) -> None
     np.testing.assert_allclose(after.params["w"], want, rtol=1e-6)
     np.testing.assert_allclose(program.predict(after, BATCH), want, rtol=1e-6)
     np.testing.assert_allclose(program.predict(before, BATCH), seen[-1], rtol=1e-6)
-    assert float(after.method["ema"].gap) == pytest.approx(
+    assert float(after.methods["ema"].gap) == pytest.approx(
         np.linalg.norm(seen[-1] - want), rel=1e-5
     )
 

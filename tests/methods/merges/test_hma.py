@@ -53,7 +53,7 @@ def test_without_a_descent_it_is_wise_ft(arguments: Any) -> None:
 
 def test_the_ratios_go_where_the_loss_wants_them_and_keep_their_mean() -> None:
     before, after = learned(alpha=0.5, steps=200, rate=0.3)
-    ratios = np.asarray(after.method["hma"].ratios)
+    ratios = np.asarray(after.methods["hma"].ratios)
     # the loss is Σ_k w_k (α_k - a_k)² with a = (1, 0, 1): projected, (¾, 0, ¾) on a mean of ½
     np.testing.assert_allclose(ratios.mean(), 0.5, atol=1e-5)
     assert ratios[1] < 0.05 and ratios[0] > 0.7 and ratios[2] > 0.6
@@ -94,7 +94,7 @@ def test_the_projection_is_the_nearest_point(mean: float) -> None:
 @pytest.mark.parametrize("anchor", ["previous", "first"])
 def test_the_anchor(anchor: Any) -> None:
     _, after = learned(alpha=0.5, anchor=anchor)
-    held = after.method["hma"].anchor
+    held = after.methods["hma"].anchor
     jax.tree.map(
         np.testing.assert_array_equal, held, after.params if anchor == "previous" else PARAMS
     )

@@ -103,7 +103,7 @@ def test_ties_keeps_what_agrees_with_the_sign_of_the_sum(density: float) -> None
 def test_the_reference_is_what_earlier_stages_taught(form: Any) -> None:
     alpha = 0.2
     step, state = taught(methods.online_merging(alpha, 1.0, form))
-    held = state.method["online_merging"]
+    held = state.methods["online_merging"]
     vector = jax.tree.map(lambda p, b: np.asarray(p - b), state.params, PARAMS)
     jax.tree.map(np.testing.assert_array_equal, held.vector, vector)
     np.testing.assert_allclose(

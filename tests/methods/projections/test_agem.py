@@ -87,7 +87,7 @@ def test_the_memory_holds_finished_stages_only() -> None:
         state, aux = step(state, batches)
         assert int(aux["agem/stored"]) == stage
         state = finish(state, jax.tree.map(lambda v: v[None], batches))
-    stored = state.method["agem"].buffer.rows
+    stored = state.methods["agem"].buffer.rows
     assert sorted(np.asarray(stored["x"])[np.asarray(stored["weight"]) > 0][:, 0]) == [0, 1]
 
 

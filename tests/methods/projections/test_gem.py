@@ -87,7 +87,7 @@ def stages(method: jcl.Method, tx: Any, count: int = 3) -> tuple[Any, jcl.State,
 
 @pytest.mark.parametrize("at", ["grads", "updates"])
 def test_a_step_is_the_nearest_that_hurts_no_past_stage(at: Any) -> None:
-    method = methods.gem(tasks=5, capacity_per_task=4, at=at)
+    method = methods.gem(stages=5, capacity_per_task=4, at=at)
     step, state, data, draw = stages(method, optax.sgd(0.05))
     corrected = 0
     for _ in range(6):
@@ -118,7 +118,7 @@ def test_a_step_is_the_nearest_that_hurts_no_past_stage(at: Any) -> None:
 def test_projected_updates_hurt_no_past_stage_behind_adam() -> None:
     worst = {}
     for at in ("grads", "updates"):
-        method = methods.gem(tasks=3, capacity_per_task=4, at=at)
+        method = methods.gem(stages=3, capacity_per_task=4, at=at)
         step, state, data, draw = stages(method, optax.adam(0.3))
         lows = []
         for _ in range(30):
@@ -135,7 +135,7 @@ def test_projected_updates_hurt_no_past_stage_behind_adam() -> None:
 
 def test_a_margin_adds_that_much_of_every_past_gradient_at_least() -> None:
     step, state, data, draw = stages(
-        methods.gem(tasks=3, capacity_per_task=4, margin=0.5), optax.sgd(0.05)
+        methods.gem(stages=3, capacity_per_task=4, margin=0.5), optax.sgd(0.05)
     )
     for _ in range(6):
         batch = draw()
@@ -151,8 +151,8 @@ def test_a_margin_adds_that_much_of_every_past_gradient_at_least() -> None:
 
 
 def test_the_memory_of_a_stage_is_its_last_rows_and_the_oldest_stage_makes_room() -> None:
-    _, state, data, _ = stages(methods.gem(tasks=2, capacity_per_task=3), optax.sgd(0.05))
-    stored = np.asarray(state.method["gem"].buffer.rows["x"]).reshape(2, 3, FEATURES)
+    _, state, data, _ = stages(methods.gem(stages=2, capacity_per_task=3), optax.sgd(0.05))
+    stored = np.asarray(state.methods["gem"].buffer.rows["x"]).reshape(2, 3, FEATURES)
     for region, stage in ((0, 2), (1, 1)):
         kept = {tuple(r) for r in stored[region]}
         assert kept == {tuple(r) for r in np.asarray(data[stage]["x"][1:])}

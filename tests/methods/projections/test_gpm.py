@@ -64,7 +64,7 @@ def test_a_deep_network_keeps_its_outputs_for_old_inputs() -> None:
     )
     old = jax.tree.map(lambda v: jnp.broadcast_to(v[:, :2], (4, 2, *v.shape[2:])), stage(0, 2, 1))
     state = finish(train(state, old), old)
-    assert int(sum(state.method["gpm"].used.values())) == 6
+    assert int(sum(state.methods["gpm"].used.values())) == 6
     before = models.mlp.apply(state.params, {"x": old["x"][0]})
     start = state.params
     for _ in range(5):
@@ -101,8 +101,8 @@ def test_directions_are_the_fewest_that_hold_the_threshold(threshold: float, gro
     expected, sizes = kept_by_hand(data, [threshold + growth * t for t in range(3)])
     for batches, size in zip(data, sizes, strict=True):
         state = finish(state, batches)
-        found = np.asarray(state.method["gpm"].basis["dense_0"], float)
-        assert int(state.method["gpm"].used["dense_0"]) == size
+        found = np.asarray(state.methods["gpm"].basis["dense_0"], float)
+        assert int(state.methods["gpm"].used["dense_0"]) == size
         np.testing.assert_allclose(found.T @ found, np.diag(np.arange(FEATURES) < size), atol=1e-5)
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-3)
 
@@ -116,7 +116,7 @@ def test_padding_is_no_input() -> None:
     found = []
     for batches in (padded, short):
         _, finish, state = begin(methods.gpm(threshold=0.999), [FEATURES, 4], optax.sgd(0.1))
-        basis = np.asarray(finish(state, batches).method["gpm"].basis["dense_0"])
+        basis = np.asarray(finish(state, batches).methods["gpm"].basis["dense_0"])
         found.append(basis @ basis.T)
     np.testing.assert_allclose(*found, atol=1e-4)
 
@@ -125,11 +125,11 @@ def test_rank_bounds_the_directions() -> None:
     method = methods.gpm(threshold=1.0, rank=2)
     _, finish, state = begin(method, [FEATURES, 16, 4], optax.sgd(0.1))
     state = finish(state, stage(0, 5))
-    assert {s: b.shape for s, b in state.method["gpm"].basis.items()} == {
+    assert {s: b.shape for s, b in state.methods["gpm"].basis.items()} == {
         "dense_0": (FEATURES, 2),
         "dense_1": (16, 2),
     }
-    assert all(int(u) == 2 for u in state.method["gpm"].used.values())
+    assert all(int(u) == 2 for u in state.methods["gpm"].used.values())
 
 
 def test_what_is_free_learns_as_it_would() -> None:
@@ -137,9 +137,9 @@ def test_what_is_free_learns_as_it_would() -> None:
     train, finish, state = begin(method, [FEATURES, 16, 4], optax.sgd(0.1))
     plain, _, _ = begin(methods.naive(), [FEATURES, 16, 4], optax.sgd(0.1))
     state = finish(train(state, stage(0, 3)), stage(0, 3))
-    assert set(state.method["gpm"].basis) == {"dense_0"}
+    assert set(state.methods["gpm"].basis) == {"dense_0"}
     one = jax.tree.map(lambda v: v[:1], stage(1, 6))
-    same = plain(state._replace(method={}), one).params
+    same = plain(state._replace(methods={}), one).params
     after = train(state, one).params
     np.testing.assert_array_equal(after["dense_1"]["kernel"], same["dense_1"]["kernel"])
     np.testing.assert_array_equal(after["dense_1"]["bias"], same["dense_1"]["bias"])
@@ -163,7 +163,7 @@ def test_layers_stacked_in_a_scan_each_get_their_own_directions() -> None:
     example = jax.tree.map(lambda v: v[0], data)
     state = jax.jit(program.init)({"blocks": {"up": {"kernel": kernels}}}, example, KEY)
     state = jax.jit(program.consolidate)(state, data)
-    basis, used = (d["blocks/up"] for d in state.method["gpm"])
+    basis, used = (d["blocks/up"] for d in state.methods["gpm"])
     h = np.asarray(data["x"], float).reshape(-1, FEATURES)
     for layer in range(depth):
         expected, (size,) = kept_by_hand([{"x": h}], [0.95])

@@ -49,7 +49,7 @@ def label_slopes(params: Any, batch: Any) -> np.ndarray:
 
 
 def basis_of(state: jcl.State, count: int) -> np.ndarray:
-    leaves = jax.tree.leaves(state.method["ogd"].basis)
+    leaves = jax.tree.leaves(state.methods["ogd"].basis)
     return np.concatenate([np.asarray(v, float).reshape(count, -1) for v in leaves], axis=1)
 
 
@@ -60,7 +60,7 @@ def test_basis_is_orthonormal_and_spans_the_gradients() -> None:
         [label_slopes(states[1].params, first), label_slopes(states[2].params, second)]
     )
     basis = basis_of(states[2], 20)
-    used = int(states[2].method["ogd"].used)
+    used = int(states[2].methods["ogd"].used)
     assert used == np.linalg.matrix_rank(stored, 1e-4) == 12
     np.testing.assert_allclose(basis[:used] @ basis[:used].T, np.eye(used), atol=1e-5)
     assert not basis[used:].any()
@@ -71,12 +71,12 @@ def test_dependent_gradients_and_padding_add_no_direction() -> None:
     first = jax.tree.map(lambda v: jnp.concatenate([v[:2], v[:2], v[2:4]]), rows(0))
     first["weight"] = jnp.array([1.0, 1, 1, 1, 0, 0])
     _, states = begin(methods.ogd(directions=20, per_stage=6), [first], optax.sgd(0.1))
-    assert int(states[-1].method["ogd"].used) == 2
+    assert int(states[-1].methods["ogd"].used) == 2
 
 
 def test_a_full_basis_takes_no_more() -> None:
     _, states = begin(methods.ogd(directions=8, per_stage=6), [rows(0), rows(1)], optax.sgd(0.1))
-    assert int(states[-1].method["ogd"].used) == 8
+    assert int(states[-1].methods["ogd"].used) == 8
     np.testing.assert_allclose(basis_of(states[1], 8)[:6], basis_of(states[2], 8)[:6], atol=1e-7)
 
 

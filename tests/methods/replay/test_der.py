@@ -50,7 +50,7 @@ def nll(w: np.ndarray, batch: Any) -> float:
 def test_outputs_are_stored_as_the_step_computed_them_before_its_update() -> None:
     first = rows()
     _, state = begin(methods.der(capacity=10), first)
-    stored = state.method["der"].buffer.rows
+    stored = state.methods["der"].buffer.rows
     assert np.abs(np.asarray(state.params["w"] - START["w"])).max() > 0.01
     np.testing.assert_allclose(stored["outputs"][:6], first["x"] @ START["w"], rtol=1e-6)
     np.testing.assert_array_equal(stored["x"][:6], first["x"])
@@ -85,7 +85,7 @@ def test_a_step_follows_the_equation(name: str, microbatches: int) -> None:
         loss = nll(w, batch) + alpha * np.mean((x @ w - z) ** 2) + beta * nll(w, first)
         np.testing.assert_allclose(aux["loss"], loss, rtol=1e-5)
         # the second step knows what is in memory only where the reservoir kept the first row
-        if not np.array_equal(state.method[build().name].buffer.rows["x"], first["x"]):
+        if not np.array_equal(state.methods[build().name].buffer.rows["x"], first["x"]):
             break
 
 
@@ -117,7 +117,7 @@ def test_top_k_matches_the_largest_outputs_only(top_k: int) -> None:
     first = rows(1)
     step, state = begin(methods.der(capacity=1, rows=5, alpha=0.7, top_k=top_k), first)
     k = min(top_k, 4)
-    stored = state.method["der"].buffer.rows
+    stored = state.methods["der"].buffer.rows
     assert stored["outputs"].shape == stored["indices"].shape == (1, k)
     x = np.asarray(first["x"], float)
     z = x @ np.asarray(START["w"], float)

@@ -55,7 +55,7 @@ def test_a_step_descends_the_weighted_mean_over_fresh_and_old_rows(weight: float
 
 
 def test_a_schedule_of_the_share_is_a_function_of_the_context() -> None:
-    late = methods.er(capacity=1, rows=5, weight=lambda ctx: 1.0 * (ctx.task_step >= 1))
+    late = methods.er(capacity=1, rows=5, weight=lambda ctx: 1.0 * (ctx.stage_step >= 1))
     program, state = begin(late, OLD)
     plain, same = begin(methods.naive(), OLD)
     step, plain_step = jax.jit(program.step), jax.jit(plain.step)
@@ -101,8 +101,8 @@ def test_select_loss_replays_the_hardest_rows() -> None:
 def test_er_and_agem_share_one_buffer(order: tuple[str, str]) -> None:
     made = {"agem": methods.agem(capacity=1, rows=2), "er": methods.er(rows=5, share="agem")}
     program, state = begin(jcl.chain(*(made[name] for name in order)), OLD)
-    assert not jax.tree.leaves(state.method["er"])
-    np.testing.assert_array_equal(state.method["agem"].buffer.rows["x"], OLD["x"])
+    assert not jax.tree.leaves(state.methods["er"])
+    np.testing.assert_array_equal(state.methods["agem"].buffer.rows["x"], OLD["x"])
     # er's replay is in the gradient, and then it does not hurt the memory: nothing to project
     after, _ = jax.jit(program.step)(state, NEW)
     alone, same = begin(methods.er(capacity=1, rows=5), OLD)

@@ -25,7 +25,7 @@ def stream() -> dict[str, jax.Array]:
 
 
 STREAM = stream()
-APART = methods.inclora(tasks=TASKS, rank=2, predict="task")
+APART = methods.inclora(stages=TASKS, rank=2, predict="task")
 
 
 def trained(method: jcl.Method) -> tuple[jcl.Program, jcl.State]:
@@ -48,7 +48,7 @@ def asked(program: jcl.Program, state: jcl.State, batch: Any) -> jax.Array:
     from jcl import adapters, losses
 
     told = jcl.make(program.method, apply, losses.next_token, tiny.optax.adam(3e-2),
-                    trainable=adapters.only)  # fmt: skip
+                    trainable=adapters.is_adapter)  # fmt: skip
     told.predict(state, batch, note)
     return seen["task"]
 
@@ -57,7 +57,7 @@ def test_rows_are_told_apart_and_answered_by_their_own_pair() -> None:
     """As by the same adapters where the right task is given."""
     program, state = trained(jcl.chain(APART, methods.infer_task(tasks=TASKS)))
     given = jax.jit(tiny.program(APART).predict)
-    known = state._replace(method={"inclora": state.method["inclora"]})
+    known = state._replace(methods={"inclora": state.methods["inclora"]})
     for task in range(TASKS):
         batch = jax.tree.map(lambda x, t=task: x[t, 0], STREAM)
         lied = {**batch, "task": (batch["task"] + 1) % TASKS}

@@ -12,7 +12,7 @@ import pytest
 
 import jcl
 from jcl import losses, methods
-from jcl.methods import schedule
+from jcl.methods.schedules import schedule
 
 BATCH = {"x": jnp.ones((1, 1)), "y": jnp.zeros((1, 1))}
 
@@ -134,7 +134,7 @@ def test_a_branch_takes_the_same_compiled_step_and_may_be_donated() -> None:
 
 def test_branching_without_infinite_is_refused() -> None:
     _, state = build(methods.rewarm(1, 4))
-    with pytest.raises(ValueError, match=r"state.method is \['rewarm'\].*infinite"):
+    with pytest.raises(ValueError, match=r"state.methods is \['rewarm'\].*infinite"):
         schedule.branch(state)
 
 

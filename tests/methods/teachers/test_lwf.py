@@ -152,7 +152,7 @@ def test_a_language_model_is_distilled_at_every_token_that_counts() -> None:
     mask = jnp.asarray(RNG.random((4, tiny_decoder.LENGTH - 1)) < 0.7, jnp.float32)
     batch = {**jax.tree.map(lambda x: x[0, 0], tiny_decoder.stream()), "mask": mask}
     method, start = methods.lwf(strength=0.7, temperature=2.0), tiny_decoder.base()
-    program = tiny_decoder.program(method, optax.sgd(0.5), trainable=jcl.trees.everything)
+    program = tiny_decoder.program(method, optax.sgd(0.5), trainable=jcl.trees.every_leaf)
     state, step = jax.jit(program.init)(start, batch, KEY), jax.jit(program.step)
     state = program.consolidate(state, jax.tree.map(lambda x: x[None], batch))
     moved, _ = step(state, batch)

@@ -86,7 +86,7 @@ def masked(share: Any, reference: str, batch: Any) -> jax.Array:
     source = OTHER if reference == "other" else reference
     made = program(jcl.chain(methods.rho(share=share, reference=source), note), shown)
     state, _ = made.step(made.init(base(), batch, KEY), batch)
-    return state.method["note"]
+    return state.methods["note"]
 
 
 @pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 0.99])

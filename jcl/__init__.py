@@ -12,7 +12,7 @@ from jcl.replicate import replicate
 from jcl.training import checkpoint, drift
 from jcl.training.fit import Diverged, Result, fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Ctx",

@@ -230,3 +230,25 @@ def test_a_constant_on_an_old_head_is_no_distance(classes: Any) -> None:
 def test_the_new_head_is_not_distilled() -> None:
     student = LOGITS.at[0, 4:].add(jnp.array([3.0, -3.0]))
     np.testing.assert_allclose(distilled(student, None), 0.0, atol=1e-5)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="issue 14, LwF: Adam amplifies what rounding leaves of a gradient that is 0",
+)
+def test_rounding_moves_no_old_head() -> None:
+    """A stage begins at its teacher, so no slope reaches heads that the loss's mask leaves out."""
+    rate, heads = 1e-2, HEADS[:2, :4]
+    method = methods.lwf(1.0, 2.0, classes=heads)
+    loss = losses.cross_entropy(heads, "task")
+    program = jcl.make(method, apply, loss, optax.adam(rate), boundary="reset")
+    batch = {**rows(32), "task": jnp.ones(32, jnp.int32)}
+    batch["y"] = 2 + batch["y"] % 2
+    state = program.init(START, batch, KEY)
+    state = program.consolidate(state, jax.tree.map(lambda x: x[None], batch))
+    after, _ = jax.jit(program.step)(state, batch)
+    moved = np.abs(after.params["w"] - state.params["w"])
+    if moved[:, 2:].min() < 0.9 * rate:
+        pytest.fail("the new head doesn't learn")
+    assert moved[:, :2].max() < 1e-2 * rate

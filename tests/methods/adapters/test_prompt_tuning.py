@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny_decoder as tiny
 
-from jcl import methods, models
+import jcl
+from jcl import adapters, losses, methods, models
 
 BATCH = jax.tree.map(lambda x: x[0, 0], tiny.stream())
 PROGRAM = tiny.program(methods.prompt_tuning(length=5))
@@ -67,3 +71,27 @@ def test_a_model_without_embeddings_is_refused() -> None:
     params = {"dense_0": {"kernel": jnp.ones((2, 2))}}
     with pytest.raises(ValueError, match=r"parameters is \['dense_0'\], but must be"):
         PROGRAM.init(params, BATCH, jax.random.key(0))
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="issue 14, E5: a decoder scales its tokens' embeddings, but not a prompt's",
+)
+def test_a_prompt_is_scaled_as_tokens_are() -> None:
+    """Gemma multiplies what it looks up by √d."""
+    apply = models.decoder.apply_fn(dataclasses.replace(tiny.CONFIG, embed_scale=8.0))
+    program = jcl.make(
+        methods.prompt_tuning(length=3),
+        apply,
+        losses.next_token,
+        optax.sgd(0.0),
+        trainable=adapters.is_adapter,
+    )
+    base, tokens = tiny.base(), jnp.arange(10, dtype=jnp.int32)[None]
+    state = program.init(base, {"tokens": tokens}, jax.random.key(0))
+    prompt = {"table": base["embed"]["table"][tokens[0, :3]]}
+    state = state._replace(params={**state.params, "prompt": prompt})
+    ours = jax.jit(program.predict)(state, {"tokens": tokens[:, 3:]})
+    wanted = jax.jit(apply)(base, {"tokens": tokens})[:, 3:]
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)

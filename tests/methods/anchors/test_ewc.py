@@ -139,3 +139,27 @@ def test_state_does_not_grow_with_tasks_and_holds_exact_sums(factory: Any) -> No
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), found, wanted
         )
     assert jcl.trees.size(kept) == 2 * jcl.trees.size(params)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="issue 14, EWC: ΣFθ - ΣFθ* cancels in float32, so nothing rests at its own anchors",
+)
+def test_parameters_rest_at_five_anchors_that_are_themselves() -> None:
+    strength, rng = 1e6, np.random.default_rng(0)
+    program = jcl.make(
+        methods.ewc(strength),
+        lambda params, batch: jnp.broadcast_to(params["w"], batch["y"].shape),
+        losses.squared_error,
+        optax.sgd(1.0),
+    )
+    w = jnp.asarray(rng.normal(size=200), jnp.float32)
+    rest = {"x": jnp.zeros((4, 1)), "y": jnp.broadcast_to(w, (4, 200))}  # where the loss is flat
+    state = program.init({"w": w}, rest, jax.random.key(0))
+    consolidate = jax.jit(program.consolidate)
+    for _ in range(5):
+        y = w + jnp.asarray(rng.random((1, 4, 200)), jnp.float32)
+        state = consolidate(state, {"x": jnp.zeros((1, 4, 1)), "y": y})
+    state, _ = jax.jit(program.step)(state, rest)
+    np.testing.assert_allclose(state.params["w"], w, rtol=0, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import optax
 import pytest
 
 import jcl
-from jcl import losses, memory, methods
+from jcl import data, losses, memory, methods, models
 
 KEY = jax.random.key(0)
 RATE = 0.1
@@ -150,3 +151,34 @@ def test_every_policy_fills_its_memory_and_rehearses(name: str) -> None:
     # rows of highest loss are soon the new task's own
     assert rehearsed < (1.0 if name == "loss" else 0.8) * forgotten
     assert out["steps"]["er/stored"][-1, -1] == 12
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="issue 14: on a stream of one stage, replay that starts in the second is silently off",
+)
+@pytest.mark.parametrize("scenario", [data.gradual, data.online], ids=["gradual", "online"])
+@pytest.mark.parametrize(
+    "method",
+    [methods.er(capacity=16, rows=4), methods.derpp(capacity=16, rows=4)],
+    ids=lambda m: m.name,
+)
+def test_without_boundaries_it_replays_or_warns(method: jcl.Method, scenario: Any) -> None:
+    rng = np.random.default_rng(0)
+    split = {"x": rng.normal(size=(32, 4)).astype(np.float32), "y": np.arange(32) % 4}
+    stream = data.from_scenario(scenario(data.split(split, split, tasks=2)), 8, epochs=1)
+    params = models.mlp.init(KEY, [4, 6, 4])
+
+    def trained(method: jcl.Method) -> Any:
+        program = jcl.make(method, models.mlp.apply, losses.cross_entropy(), optax.sgd(RATE))
+        return jcl.fit(program, params, KEY, stream).state.params
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        found = trained(method)
+    plain = trained(methods.naive())
+    apart = [
+        not np.allclose(a, b) for a, b in zip(*map(jax.tree.leaves, (found, plain)), strict=True)
+    ]
+    assert any(apart) or any(method.name in str(w.message) for w in heard)

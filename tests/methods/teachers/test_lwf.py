@@ -172,3 +172,83 @@ def test_a_fused_loss_is_refused() -> None:
     state = program.init(tiny_decoder.base(), batch, KEY)
     with pytest.raises(ValueError, match="must be all logits for lwf, as of next_token"):
         program.step(state, batch)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="issue 14, LwF: T² makes a strength of 1 four times the published rule",
+)
+def test_strength_is_the_published_one() -> None:
+    """L + λ KL at temperature T, as in the paper and in van de Ven's and mammoth's code."""
+    step, state = after_a_stage(methods.lwf(strength=1.0, temperature=2.0))
+    batch, w = rows(), np.asarray(state.params["w"], float)
+    x = np.asarray(batch["x"], float)
+    moved = w + RNG.normal(size=w.shape)
+    _, aux = step(state._replace(params={"w": jnp.asarray(moved, jnp.float32)}), batch)
+    nll = -log_softmax(x @ moved, axis=1)[np.arange(len(x)), np.asarray(batch["y"])]
+    apart = distillation(x @ moved, x @ w, 2.0) / 2.0**2
+    np.testing.assert_allclose(aux["loss"], np.mean(nll) + np.mean(apart), rtol=1e-5)
+
+
+HEADS = np.eye(3, dtype=bool).repeat(2, axis=1)  # three tasks with a head of two classes each
+LOGITS = jnp.asarray([[2.0, -1.0, 0.5, 0.3, 0.0, 0.0]])
+
+
+def distilled(student: jax.Array, classes: Any) -> jax.Array:
+    """The distillation term in the third stage of a model that once gave `LOGITS`."""
+    program = jcl.make(
+        methods.lwf(1.0, 2.0, classes=classes),
+        lambda params, batch: params["z"] + 0 * batch["x"],
+        losses.cross_entropy(HEADS, "task"),
+        optax.sgd(0.0),
+    )
+    batch = {"x": jnp.zeros((1, 1)), "y": jnp.array([4]), "task": jnp.array([2])}
+    state = program.init({"z": LOGITS}, batch, KEY)
+    for _ in range(2):
+        state = program.consolidate(state, jax.tree.map(lambda x: x[None], batch))
+    _, aux = jax.jit(program.step)(state._replace(params={"z": student}), batch)
+    return aux["loss"] + jax.nn.log_softmax(student[0, 4:])[0]
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="issue 14, J: lwf takes one softmax over all old heads, not one for each",
+)
+@pytest.mark.parametrize("classes", [None, HEADS], ids=["default", "given"])
+def test_a_constant_on_an_old_head_is_no_distance(classes: Any) -> None:
+    student = LOGITS.at[0, :2].add(3.0)
+    np.testing.assert_allclose(distilled(student, classes), 0.0, atol=1e-5)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="issue 14, J: lwf doesn't take its classes from the loss's mask",
+)
+def test_the_new_head_is_not_distilled() -> None:
+    student = LOGITS.at[0, 4:].add(jnp.array([3.0, -3.0]))
+    np.testing.assert_allclose(distilled(student, None), 0.0, atol=1e-5)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="issue 14, LwF: Adam amplifies what rounding leaves of a gradient that is 0",
+)
+def test_rounding_moves_no_old_head() -> None:
+    """A stage begins at its teacher, so no slope reaches heads that the loss's mask leaves out."""
+    rate, heads = 1e-2, HEADS[:2, :4]
+    method = methods.lwf(1.0, 2.0, classes=heads)
+    loss = losses.cross_entropy(heads, "task")
+    program = jcl.make(method, apply, loss, optax.adam(rate), boundary="reset")
+    batch = {**rows(32), "task": jnp.ones(32, jnp.int32)}
+    batch["y"] = 2 + batch["y"] % 2
+    state = program.init(START, batch, KEY)
+    state = program.consolidate(state, jax.tree.map(lambda x: x[None], batch))
+    after, _ = jax.jit(program.step)(state, batch)
+    moved = np.abs(after.params["w"] - state.params["w"])
+    if moved[:, 2:].min() < 0.9 * rate:
+        pytest.fail("the new head doesn't learn")
+    assert moved[:, :2].max() < 1e-2 * rate

@@ -155,7 +155,7 @@ def test_what_is_run_by_hand_is_never_run_by_default_or_as_quick(
         "network",
         "gpu",
         "pairs",
-    ):  # such a test fails, before any of its fixtures is made
+    ):  # fails before its fixtures are made
         assert f"test_quick_{mark} is marked quick and {mark}, but must" in quick
 
 

@@ -10,7 +10,6 @@ import pytest
 import tiny_model as tiny
 
 from jcl import cli, edit, models
-from jcl.data.fetch import cache
 from jcl.models import decoder
 
 
@@ -118,7 +117,6 @@ def test_the_subject_that_is_meant(prompt, subject):
 
 
 @pytest.mark.network
-@pytest.mark.skipif(not (cache() / "smollm2").exists(), reason="jcl fetch smollm2")
 @pytest.mark.parametrize("method", ["rome", "memit", "alphaedit", "ft_l"])
 def test_smollm2_says_lyon(tmp_path, capsys, method):
     to = tmp_path / "new"

@@ -28,6 +28,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 import pytest  # noqa: E402
 
 MAPS = Path("/proc/self/maps")
+BY_HAND = {"network", "gpu", "pairs"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,3 +44,14 @@ def _forgotten():
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no core waits for another in the end."""
     items.sort(key=lambda item: "tpu" not in item.path.parts)
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture is made, for one may download
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fails a test that is quick and also run by hand: `-m quick` on the command line replaces the
+    selection in pyproject.toml, which would leave it out.
+    """
+    marks = {mark.name for mark in item.iter_markers()}
+    if "quick" in marks and marks & BY_HAND:
+        both = " and ".join(sorted(marks & BY_HAND))
+        pytest.fail(f"{item.name} is marked quick and {both}, but must be only one of them", False)

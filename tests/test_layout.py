@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -187,3 +189,50 @@ def test_import_loads_the_core_alone() -> None:
     code = f"import sys, jcl; print([m for m in {heavy.split()!r} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Callable[..., str]:
+    """Runs pytest as this repository does over one empty test for each combination of marks."""
+    by_hand = ["network", "gpu", "pairs"]
+    text = "import pytest\ndef test_plain(): pass\n"
+    for marks in [[m] for m in (*by_hand, "slow", "quick")] + [["quick", m] for m in by_hand]:
+        text += "".join(f"@pytest.mark.{m}\n" for m in marks)
+        text += f"def test_{'_'.join(marks)}(): pass\n"
+    path = tmp_path / "test_marked.py"
+    path.write_text(text)
+
+    def run(*options: str) -> str:
+        root = PACKAGE.parent
+        command = [sys.executable, "-m", "pytest", "-c", str(root / "pyproject.toml"), "-n", "0"]
+        command += ["-p", "no:cacheprovider", "-p", "conftest", "-vv", *options, str(path)]
+        places = [str(root), str(root / "tests")]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
+        return subprocess.run(command, capture_output=True, text=True, env=env).stdout
+
+    return run
+
+
+def test_what_is_run_by_hand_is_never_run_by_default_or_as_quick(
+    marked: Callable[..., str],
+) -> None:
+    def passed(shown: str) -> list[str]:
+        return re.findall(r"::test_(\w+) PASSED", shown)
+
+    assert passed(marked()) == ["plain", "slow", "quick"]
+    assert passed(marked("-m", "network")) == ["network"]
+    quick = marked("-m", "quick")
+    assert passed(quick) == ["quick"]
+    for mark in (
+        "network",
+        "gpu",
+        "pairs",
+    ):  # fails before its fixtures are made
+        assert f"test_quick_{mark} is marked quick and {mark}, but must" in quick
+
+
+def test_ci_runs_the_command_that_the_readme_gives() -> None:
+    command = (PACKAGE.parent / ".ci" / "run").read_text().splitlines()[-1]
+    readme = (PACKAGE.parent / "README.md").read_text()
+    given = re.search(r"^pip install -e '\.\[test\]' && ([^#\n]+)", readme, re.MULTILINE)
+    assert given is not None and given[1].strip() == command

@@ -10,7 +10,6 @@ import pytest
 import tiny_model as tiny
 
 from jcl import cli, models
-from jcl.data.registry.fetch import cache
 from jcl.models import decoder
 from jcl.runs import edit
 
@@ -119,7 +118,6 @@ def test_the_subject_that_is_meant(prompt, subject):
 
 
 @pytest.mark.network
-@pytest.mark.skipif(not (cache() / "smollm2").exists(), reason="jcl fetch smollm2")
 @pytest.mark.parametrize("method", ["rome", "memit", "alphaedit", "ft_l"])
 def test_smollm2_says_lyon(tmp_path, capsys, method):
     to = tmp_path / "new"

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax.sharding import Mesh
 
+from jcl.records import record
+
 Params = Any
 """A nested dict of arrays; `None` stands where a leaf is frozen (see `trees.partition`)."""
 Batch = dict[str, jax.Array]
@@ -37,6 +39,7 @@ class Objective(Protocol):
         ...
 
 
+@record
 class Ctx(NamedTuple):
     """What a hook may read. Built anew inside every trace; never stored."""
 
@@ -72,6 +75,7 @@ class Ctx(NamedTuple):
     """What the program is spread over, for a hook that knows better than the compiler how."""
 
 
+@record
 class Info(NamedTuple):
     """What one step produced, for `observe` and `report`."""
 
@@ -131,6 +135,7 @@ def _idle(state: Any, ctx: Ctx) -> jax.Array | bool:
     return False
 
 
+@record
 class Method(NamedTuple):
     """A continual-learning method; every field but `name` defaults to what changes nothing.
 
@@ -168,6 +173,15 @@ class Method(NamedTuple):
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "phases": " ".join(phase for phase in PHASES if defines(self, phase)),
+            "reads": self.reads,
+            "needs": self.needs,
+            "writes": self.writes or None,
+        }
 
 
 READS = ("parameters", "gradients", "logits", "samples", "proxy")

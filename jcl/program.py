@@ -18,6 +18,7 @@ from jcl.losses import total_weight
 from jcl.method import Apply, Batch, Ctx, Info, LossFn, Method, Objective, Params, Tap, defines
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import replica_rows, split_rows
+from jcl.records import record
 
 Boundary = Literal["keep", "reset", "reset_moments"]
 Evaluate = Callable[["Program", "State"], Any]
@@ -26,6 +27,7 @@ Fetch = Callable[[Any], Batch]
 """Maps a slice of a stream to a batch inside the trace: a gather from arrays on the device, say."""
 
 
+@record
 class State(NamedTuple):
     """All that changes, and the one pytree that is checkpointed."""
 
@@ -45,12 +47,14 @@ class State(NamedTuple):
     """A typed PRNG key, constant through the run; draws fold in `step`."""
 
 
+@record
 class Program(NamedTuple):
     """Pure functions that a driver jits, scans or maps; see `make`."""
 
     init: Callable[[Params, Batch, jax.Array], State]
     """`(params, batch, key)`: `batch` is an example, read for shapes and dtypes only."""
     step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+    """`(state, batch) -> (state, reports)`: one optimizer step, and scalars to log by name."""
     consolidate: Callable[[State, Batch], State]
     """`(state, batches)` at a boundary: leaves [n, B, ...] of the finished stage's own data."""
     predict: Callable[..., Any]
@@ -62,10 +66,16 @@ class Program(NamedTuple):
     """`over_members(fn, *args)` calls `fn(program, *args)` for every member; there is one, unless
     `replicate` made more."""
     method: Method
+    """The chain of methods that it trains under."""
     members: int | None
     """How many members `replicate` made, None for a single program."""
     layout: meshes.Layout | None = None
     """How the state lies on a mesh; see `mesh.of_state`."""
+
+    def _facts(self) -> dict[str, Any]:
+        axes = {} if self.layout is None else self.layout.mesh.shape
+        mesh = ",".join(f"{axis}={size}" for axis, size in axes.items() if size > 1)
+        return {"method": self.method.name, "members": self.members, "mesh": mesh}
 
 
 def fill_batch(batch: Batch) -> Batch:

@@ -73,8 +73,7 @@ class Program(NamedTuple):
     """How the state lies on a mesh; see `mesh.of_state`."""
 
     def _facts(self) -> dict[str, Any]:
-        axes = {} if self.layout is None else self.layout.mesh.shape
-        mesh = ",".join(f"{axis}={size}" for axis, size in axes.items() if size > 1)
+        mesh = self.layout and ",".join(f"{a}={n}" for a, n in self.layout.mesh.shape.items())
         return {"method": self.method.name, "members": self.members, "mesh": mesh}
 
 
@@ -92,10 +91,6 @@ def _with_tap(apply: Apply) -> Apply:
         return apply
     # without taps it has no sites, which `taps.dense_sites` reports where a method needs them
     return lambda params, batch, tap=taps.identity: apply(params, batch)
-
-
-def _zero_moments(tx: optax.GradientTransformation, opt: optax.OptState) -> optax.OptState:
-    return optax.tree.map_params(tx, jnp.zeros_like, opt)
 
 
 class _Shares(NamedTuple):
@@ -295,7 +290,7 @@ def make(
         if boundary == "reset":
             opt = tx.init(learned)
         elif boundary == "reset_moments":
-            opt = _zero_moments(tx, opt)
+            opt = optax.tree.map_params(tx, jnp.zeros_like, opt)
         return state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
             stage=state.stage + 1, stage_step=jnp.zeros_like(state.stage_step),
@@ -315,12 +310,10 @@ def make(
         learning, frozen = split(state.params)
         return context(state, learning, frozen, batch, 3, False, read).apply(learning, batch)
 
-    def over_members(fn: Callable[..., Any], *args: Any) -> Any:
-        return fn(program, *args)
-
     program = Program(
-        init, step, consolidate, predict, read_params, over_members, method, None, layout
-    )
+        init, step, consolidate, predict, read_params,
+        lambda fn, *args: fn(program, *args), method, None, layout,
+    )  # fmt: skip
     return program
 
 

@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 
 Class = TypeVar("Class", bound=type)
 
+LONGEST, WIDEST = 200, 70
+"""Characters of a record in a line, and of one of its facts."""
 _SHORT = reprlib.Repr()
-_SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 4, 40, 40
+_SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxother = 4, WIDEST, WIDEST
 
 
 def record(cls: Class) -> Class:
@@ -55,12 +57,13 @@ def record(cls: Class) -> Class:
 
 
 def line(name: str, facts: Mapping[str, Any]) -> str:
-    """The facts as `name(key=value, ...)`.
+    """The facts as `name(key=value, ...)`, in at most `LONGEST` characters.
 
     >>> line("Stream", {"stages": 9, "names": tuple("abcdefghi"), "members": None})
     "Stream(stages=9, names=('a', 'b', 'c', 'd', ...))"
     """
-    return f"{name}({', '.join(f'{key}={text}' for key, text in _texts(facts).items())})"
+    shown = ", ".join(f"{key}={text}" for key, text in _texts(facts).items())
+    return f"{name}({_cut(shown, LONGEST - len(name) - 2)})"
 
 
 def table(name: str, facts: Mapping[str, Any]) -> str:
@@ -75,7 +78,11 @@ def table(name: str, facts: Mapping[str, Any]) -> str:
 def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
     """Each fact as text, long ones cut; None and what is empty says nothing and is left out."""
     told = {key: fact for key, fact in facts.items() if fact is not None and fact not in ("", ())}
-    return {key: _SHORT.repr(fact) for key, fact in told.items()}
+    return {key: _cut(_SHORT.repr(fact), WIDEST) for key, fact in told.items()}
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _listed(cls: type) -> dict[str, str]:

@@ -7,6 +7,7 @@ if another process was lost, both to be started again with `--resume`; 130 after
 from __future__ import annotations
 
 import functools
+import glob
 import inspect
 import os
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.markup import escape
 from tyro.conf import arg
@@ -48,6 +50,7 @@ COMMANDS = ("run", "list", "explain", "compare", "report", "export", "edit", "sh
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _hide_libtpu()
     warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
     with processes.preemptible():
         try:
@@ -57,6 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _code(error)
         processes.finish(code)
     return code
+
+
+def _hide_libtpu() -> None:
+    """Keeps JAX from libtpu where there is no TPU, for it would print five lines of errors.
+
+    JAX tries libtpu wherever it is installed, and no level of logging silences that. It finds it by
+    an import, which None in `sys.modules` refuses, or by the variable that such an import sets.
+    Nothing changes on a TPU VM, for there JAX has set `tpu,cpu` when it was imported; nor where the
+    user has said something by JAX_PLATFORMS (empty is JAX's own search) or JAX_FORCE_TPU_INIT. A
+    chip that this JAX doesn't know yet has a device file all the same, /dev/accel0 or /dev/vfio/0,
+    as Ray counts them too. To look for these takes microseconds.
+    """
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    if jax.config.jax_platforms is None and not chips:  # type: ignore[attr-defined]
+        sys.modules["libtpu"] = None  # type: ignore[assignment]
+        os.environ.pop("TPU_LIBRARY_PATH", None)
 
 
 def _code(error: BaseException) -> int:

@@ -39,7 +39,8 @@ USAGE = """usage: jcl COMMAND ...
   jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card
   jcl edit MODEL PROMPT ANSWER --to DIR      writes a fact into a model
   jcl shardings --model NAME --mesh fsdp=8   where a model's parameters lie on a mesh
-  jcl fetch NAME               gets a model or a data set; without a name, lists them
+  jcl fetch NAME               gets a model or a data set; without a name, lists them;
+                               --list shows what is cached, --remove NAME removes it
 
   jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
   jcl COMMAND --help           what a command takes
@@ -257,10 +258,32 @@ def _shardings(
 def _fetch(
     name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = "",
     to: Annotated[Path | None, arg(metavar="DIR")] = None,
+    list: tyro.conf.FlagCreatePairsOff[bool] = False,
+    remove: Annotated[str, arg(metavar="NAME")] = "",
 ) -> None:
-    """Gets a model or a data set, or a hub's org/model; without a name, lists what there is."""
+    """Gets a model or a data set, or a hub's org/model; without a name, lists what there is.
+
+    Args:
+      name: what to get.
+      to: the folder to unpack it into, new or empty; by default one in the cache.
+      list: what is in the cache: names, packages, sizes, dates and folders.
+      remove: what to remove from the cache.
+    """
     from jcl.data.registry import fetch
 
+    if bool(name) + list + bool(remove) > 1:
+        raise ValueError("jcl fetch takes one of NAME, --list and --remove NAME at a time")
+    if list:
+        found = fetch.cached()
+        wide = max((len(one.package) for one in found), default=0)
+        for one in found:
+            size, when = f"{one.size / 1e6:.1f} MB", f"{one.when:%Y-%m-%d %H:%M}"
+            print(f"{one.name:<14} {one.package:<{wide}} {size:>9}  {when}  {one.folder}")
+        return
+    if remove:
+        gone = fetch.remove(remove)
+        print(f"removed {gone.folder}: {gone.size / 1e6:.1f} MB freed")
+        return
     if name:
         print(fetch.fetch(name, to, lambda line: print(line, file=sys.stderr)))
         return

@@ -19,7 +19,6 @@ from typing import Annotated, Any
 
 import jax
 import tyro
-from rich.markup import escape
 from tyro.conf import arg
 
 from jcl import __version__, report
@@ -27,12 +26,12 @@ from jcl.chain import explain
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes
 from jcl.report import screen
-from jcl.runs import experiment, expression, flags, launch
+from jcl.runs import expression, flags, launch
 
 USAGE = """usage: jcl COMMAND ...
 
   jcl run EXPERIMENT|FILE.py   train through a stream of tasks; writes a folder with the results
-  jcl list                     experiments, methods, streams and models
+  jcl list [NAME]              experiments, methods, streams and models; or one of them whole
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs
   jcl report DIR               draws a run's figures and report.html again
@@ -131,40 +130,15 @@ def _call(function: Any, command: str, args: list[str]) -> int:
     return 0
 
 
-def _list() -> None:
-    """Lists experiments, methods and editors with their arguments, streams and models."""
-    from jcl import data, models
-    from jcl.runs import edit
+def _list(name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = "") -> None:
+    """Lists experiments, methods and editors with their arguments, streams and models.
 
-    console = screen.console()
+    Args:
+      name: of one of them, which is shown whole.
+    """
+    from jcl.runs import listing
 
-    def section(title: str, rows: Sequence[tuple[str, str]]) -> None:
-        console.print(f"[bold]{title}")
-        for name, text in rows:
-            console.print(f"  {escape(name)}\n      [dim]{escape(text)}", soft_wrap=True)
-
-    known = [(name, experiment.headline(path)) for name, path in experiment.available().items()]
-    streams = [getattr(data, name) for name in data.__all__]
-    section("experiments (jcl run NAME)", known)
-    section("methods (--method)", [_described(f) for f in expression.factories().values()])
-    section("editors (jcl edit --method)", [_described(f) for f in edit.EDITORS.values()])
-    section("streams (jcl.data)", [_described(f) for f in streams if inspect.isfunction(f)])
-    kinds = {name: m for name, m in vars(models).items() if inspect.ismodule(m)}
-    section("models (jcl.models)", [(n, _headline(m)) for n, m in kinds.items() if n != "layers"])
-
-
-def _headline(documented: Any) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]
-
-
-def _described(function: Any) -> tuple[str, str]:
-    """A call with its defaults, and the first line of what it says of itself."""
-    shown = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        default = parameter.default
-        text = getattr(default, "__name__", None) or repr(default)
-        shown.append(name if default is parameter.empty else f"{name}={text}")
-    return f"{function.__name__}({', '.join(shown)})", _headline(function)
+    listing.show(name) if name else listing.show_all()
 
 
 def _explain(method: Annotated[str, arg(metavar="EXPR")]) -> None:

@@ -19,8 +19,8 @@ from jcl.report import screen
 from jcl.runs import edit, experiment, expression
 
 GIVEN = {
-    "anneal": 30, "cooldown": 240, "layers": (2, 5), "slots": 5, "stages": 5, "steps": 300, "tasks": 5,
-    "warmup": 30,
+    "anneal": 30, "cooldown": 240, "layers": (2, 5), "slots": 5, "stages": 5, "steps": 300,
+    "tasks": 5, "warmup": 30,
 }  # fmt: skip
 """What an example gives for an argument without a default, as for five stages of 300 steps."""
 

@@ -13,9 +13,10 @@ import optax
 import pytest
 
 import jcl
-from jcl import data, losses, method, models, program
+from jcl import data, editing, losses, method, models, program
 from jcl.measures.evaluation import accuracy, evaluator
 from jcl.models import decoder, mlp
+from jcl.runs import experiment
 
 
 def scenario(names: tuple[str, ...]) -> data.Scenario:
@@ -108,8 +109,9 @@ def test_a_program_names_its_members_and_its_mesh() -> None:
 
 
 def public_records() -> list[type]:
-    """The NamedTuples that `jcl`, `jcl.data` and `jcl.models` export, and those of the contract."""
+    """The NamedTuples that the packages export, those of the contract, and `Experiment`."""
     found = [getattr(module, n) for module in (jcl, data, models) for n in module.__all__]
+    found += [editing.Editor, experiment.Experiment]
     for module in (method, program, losses):
         found += [x for n, x in vars(module).items() if not n.startswith("_")]
     classes = [x for x in found if inspect.isclass(x) and hasattr(x, "_fields")]

@@ -40,7 +40,7 @@ class Experiment(NamedTuple):
     name: str
     """What a report calls it."""
     scenario: str
-    """What its stages have in common and where they differ: `class`, `domain` or `task`, say."""
+    """What the stages are like, such as `class-incremental`."""
     stream: Callable[[int], Stream]
     """`seed -> Stream`."""
     init: Callable[[jax.Array], Params]

@@ -7,6 +7,7 @@ if another process was lost, both to be started again with `--resume`; 130 after
 from __future__ import annotations
 
 import functools
+import glob
 import inspect
 import os
 import sys
@@ -16,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import tyro
-from rich.markup import escape
 from tyro.conf import arg
 
 from jcl import __version__, report
@@ -25,19 +26,20 @@ from jcl.chain import explain
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes
 from jcl.report import screen
-from jcl.runs import experiment, expression, flags, launch
+from jcl.runs import expression, flags, launch
 
 USAGE = """usage: jcl COMMAND ...
 
   jcl run EXPERIMENT|FILE.py   train through a stream of tasks; writes a folder with the results
-  jcl list                     experiments, methods, streams and models
+  jcl list [NAME]              experiments, methods, streams and models; or one of them whole
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs
   jcl report DIR               draws a run's figures and report.html again
   jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card
   jcl edit MODEL PROMPT ANSWER --to DIR      writes a fact into a model
   jcl shardings --model NAME --mesh fsdp=8   where a model's parameters lie on a mesh
-  jcl fetch NAME               gets a model or a data set; without a name, lists them
+  jcl fetch NAME               gets a model or a data set; without a name, lists them;
+                               --list shows what is cached, --remove NAME removes it
 
   jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
   jcl COMMAND --help           what a command takes
@@ -48,6 +50,7 @@ COMMANDS = ("run", "list", "explain", "compare", "report", "export", "edit", "sh
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    _hide_libtpu()
     warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
     with processes.preemptible():
         try:
@@ -57,6 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _code(error)
         processes.finish(code)
     return code
+
+
+def _hide_libtpu() -> None:
+    """Keeps JAX from libtpu where there is no TPU, for it would print five lines of errors.
+
+    JAX tries libtpu wherever it is installed, and no level of logging silences that. It finds it by
+    an import, which None in `sys.modules` refuses, or by the variable that such an import sets.
+    Nothing changes on a TPU VM, for there JAX has set `tpu,cpu` when it was imported; nor where the
+    user has said something by JAX_PLATFORMS (empty is JAX's own search) or JAX_FORCE_TPU_INIT. A
+    chip that this JAX doesn't know yet has a device file all the same, /dev/accel0 or /dev/vfio/0,
+    as Ray counts them too. To look for these takes microseconds.
+    """
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    if jax.config.jax_platforms is None and not chips:  # type: ignore[attr-defined]
+        sys.modules["libtpu"] = None  # type: ignore[assignment]
+        os.environ.pop("TPU_LIBRARY_PATH", None)
 
 
 def _code(error: BaseException) -> int:
@@ -111,40 +130,15 @@ def _call(function: Any, command: str, args: list[str]) -> int:
     return 0
 
 
-def _list() -> None:
-    """Lists experiments, methods and editors with their arguments, streams and models."""
-    from jcl import data, models
-    from jcl.runs import edit
+def _list(name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = "") -> None:
+    """Lists experiments, methods and editors with their arguments, streams and models.
 
-    console = screen.console()
+    Args:
+      name: of one of them, which is shown whole.
+    """
+    from jcl.runs import listing
 
-    def section(title: str, rows: Sequence[tuple[str, str]]) -> None:
-        console.print(f"[bold]{title}")
-        for name, text in rows:
-            console.print(f"  {escape(name)}\n      [dim]{escape(text)}", soft_wrap=True)
-
-    known = [(name, experiment.headline(path)) for name, path in experiment.available().items()]
-    streams = [getattr(data, name) for name in data.__all__]
-    section("experiments (jcl run NAME)", known)
-    section("methods (--method)", [_described(f) for f in expression.factories().values()])
-    section("editors (jcl edit --method)", [_described(f) for f in edit.EDITORS.values()])
-    section("streams (jcl.data)", [_described(f) for f in streams if inspect.isfunction(f)])
-    kinds = {name: m for name, m in vars(models).items() if inspect.ismodule(m)}
-    section("models (jcl.models)", [(n, _headline(m)) for n, m in kinds.items() if n != "layers"])
-
-
-def _headline(documented: Any) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]
-
-
-def _described(function: Any) -> tuple[str, str]:
-    """A call with its defaults, and the first line of what it says of itself."""
-    shown = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        default = parameter.default
-        text = getattr(default, "__name__", None) or repr(default)
-        shown.append(name if default is parameter.empty else f"{name}={text}")
-    return f"{function.__name__}({', '.join(shown)})", _headline(function)
+    listing.show(name) if name else listing.show_all()
 
 
 def _explain(method: Annotated[str, arg(metavar="EXPR")]) -> None:
@@ -238,10 +232,32 @@ def _shardings(
 def _fetch(
     name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = "",
     to: Annotated[Path | None, arg(metavar="DIR")] = None,
+    list: tyro.conf.FlagCreatePairsOff[bool] = False,
+    remove: Annotated[str, arg(metavar="NAME")] = "",
 ) -> None:
-    """Gets a model or a data set, or a hub's org/model; without a name, lists what there is."""
+    """Gets a model or a data set, or a hub's org/model; without a name, lists what there is.
+
+    Args:
+      name: what to get.
+      to: the folder to unpack it into, new or empty; by default one in the cache.
+      list: what is in the cache: names, packages, sizes, dates and folders.
+      remove: what to remove from the cache.
+    """
     from jcl.data.registry import fetch
 
+    if bool(name) + list + bool(remove) > 1:
+        raise ValueError("jcl fetch takes one of NAME, --list and --remove NAME at a time")
+    if list:
+        found = fetch.cached()
+        wide = max((len(one.package) for one in found), default=0)
+        for one in found:
+            size, when = f"{one.size / 1e6:.1f} MB", f"{one.when:%Y-%m-%d %H:%M}"
+            print(f"{one.name:<14} {one.package:<{wide}} {size:>9}  {when}  {one.folder}")
+        return
+    if remove:
+        gone = fetch.remove(remove)
+        print(f"removed {gone.folder}: {gone.size / 1e6:.1f} MB freed")
+        return
     if name:
         print(fetch.fetch(name, to, lambda line: print(line, file=sys.stderr)))
         return

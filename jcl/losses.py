@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl.method import Apply, Batch, Params, check
+from jcl.records import record
 
 
 def total_weight(batch: Batch) -> jax.Array:
@@ -70,6 +71,7 @@ def allowed_classes(
     return jnp.broadcast_to(seen[last], (batch["task"].shape[0], classes.shape[1]))
 
 
+@record
 class CrossEntropy(NamedTuple):
     """Softmax cross-entropy of `outputs` [B, C] with integer labels `batch["y"]` [B].
 
@@ -127,6 +129,7 @@ def squared_error(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array
     return weighted_mean(per_row, batch["weight"]), outputs
 
 
+@record
 class TokenScores(NamedTuple):
     """What a language model says of given tokens instead of its logits; float32 [B, L] each.
 
@@ -172,6 +175,7 @@ def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, j
     return weighted_mean(nll, token_weight(batch)), logits
 
 
+@record
 class FusedNextToken(NamedTuple):
     """`next_token` over a model that answers `targets` with `TokenScores`, which are its outputs.
 

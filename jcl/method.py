@@ -13,10 +13,57 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax.sharding import Mesh
 
+from jcl.records import record
+
 Params = Any
 """A nested dict of arrays; `None` stands where a leaf is frozen (see `trees.partition`)."""
 Batch = dict[str, jax.Array]
-"""Arrays with a leading example axis; always with `weight` [B] float32 and `task` [B] int32."""
+"""Arrays with a leading example axis; always with `weight` [B] float32 and `task` [B] int32.
+
+These are the keys with a meaning, of rows with L tokens; a user's model may take others besides.
+
+key                 shape and dtype       what it is; who writes it -> who reads it
+weight              [B] float32           how much it counts, 0 pads; streams, replay -> every mean
+task                [B] int32             where it comes from; streams -> losses, memory, masks
+stage               [B] int32             the last stage trained; program, evaluation -> losses
+x                   [B, ...] float32      inputs; arrays -> mlp, users' models
+y                   [B] int32             labels, or targets [B, D] float32; arrays -> losses
+tokens              [B, L] int32          token ids; streams of text -> models, losses
+segments            [B, L] int32          documents of a row, 0 pads; streams of text -> models
+mask                [B, L-1] float32      which predictions count; streams of text, rho -> losses
+bytes               [B] float32           bytes that a row predicts; packed streams -> evaluation
+targets             [B, L] int32          tokens to score; losses, probes -> language models
+types               [B, L] int32          token types; the user -> encoder
+embeddings          [B, P, d] float       what stands before the tokens; prompts, images -> models
+embedding_segments  [B, P] int32          segments of these; prompts, images -> models
+inputs              [B, S] int32          what t5 reads, where it writes `tokens`; generation -> t5
+input_segments      [B, S] int32          segments of these; generation -> t5
+prefill             a model's Cache       keys and values to fill; generation -> models
+cache               a model's Cache       keys and values to go on from; generation -> models
+image               [B, H, W, C] float32  pixels, stored as uint8; images -> vision, multimodal
+has_image           [B] int32             whether a row has an image; images -> multimodal
+question            [B, L] int32          which tokens ask; editing's measures -> wise
+answer              [B, L-1] float32      which predictions are the answer's; pairs -> preference
+rejected_tokens     [B, L] int32          the prompt with the worse answer; pairs -> preference
+rejected_segments   [B, L] int32          segments of these; pairs -> preference
+rejected_answer     [B, L-1] float32      which of these predictions count; pairs -> preference
+rewards             [B] float32           asks a model for rewards; preference -> dpo
+reference           [B, L-1] float32      losses of a reference, or [B] of rows; the user -> rho
+reference           [B] float32           margins of a reference; the user -> preference.margin
+der/match           [B] int32             1 + the slot to match, 0 for none; der -> der
+derpp/match         [B] int32             the same of derpp; der -> der
+outputs             [B, ...] float        the model's, when a row was stored; der -> der
+indices             [B, ..., k] int32     classes of the k largest outputs, if `top_k`; der -> der
+copr/odds           [B] float32           log-odds of the optimal policy; copr -> copr
+copr/new            [B] float32           1 where the row is fresh; copr -> copr
+copr/stage          [B] int32             the stage that a stored row is of; copr -> copr
+subject             [N, P] int32          place of the subject's last token; editing -> editors
+essence             [N, L] int32          tokens of `SUBJECT is a`; editing -> editors
+essence_segments    [N, L] int32          segments of these; editing -> editors
+essence_subject     [N] int32             place of its subject's last token; editing -> editors
+row                 [B] int32             in a slice: which row of the data; streams -> their fetch
+start               [B] int32             in a slice: the first byte; byte streams -> their fetch
+"""
 Tap = Callable[[str, Any, jax.Array], jax.Array]
 """`tap(site, layer, h) -> h`, called by a model at its named sites (see `jcl.taps`)."""
 Apply = Callable[..., Any]
@@ -37,6 +84,7 @@ class Objective(Protocol):
         ...
 
 
+@record
 class Ctx(NamedTuple):
     """What a hook may read. Built anew inside every trace; never stored."""
 
@@ -72,6 +120,7 @@ class Ctx(NamedTuple):
     """What the program is spread over, for a hook that knows better than the compiler how."""
 
 
+@record
 class Info(NamedTuple):
     """What one step produced, for `observe` and `report`."""
 
@@ -131,6 +180,7 @@ def _idle(state: Any, ctx: Ctx) -> jax.Array | bool:
     return False
 
 
+@record
 class Method(NamedTuple):
     """A continual-learning method; every field but `name` defaults to what changes nothing.
 
@@ -168,6 +218,15 @@ class Method(NamedTuple):
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "phases": " ".join(phase for phase in PHASES if defines(self, phase)),
+            "reads": self.reads,
+            "needs": self.needs,
+            "writes": self.writes or None,
+        }
 
 
 READS = ("parameters", "gradients", "logits", "samples", "proxy")

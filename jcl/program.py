@@ -18,6 +18,7 @@ from jcl.losses import total_weight
 from jcl.method import Apply, Batch, Ctx, Info, LossFn, Method, Objective, Params, Tap, defines
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import replica_rows, split_rows
+from jcl.records import record
 
 Boundary = Literal["keep", "reset", "reset_moments"]
 Evaluate = Callable[["Program", "State"], Any]
@@ -26,6 +27,7 @@ Fetch = Callable[[Any], Batch]
 """Maps a slice of a stream to a batch inside the trace: a gather from arrays on the device, say."""
 
 
+@record
 class State(NamedTuple):
     """All that changes, and the one pytree that is checkpointed."""
 
@@ -45,12 +47,14 @@ class State(NamedTuple):
     """A typed PRNG key, constant through the run; draws fold in `step`."""
 
 
+@record
 class Program(NamedTuple):
     """Pure functions that a driver jits, scans or maps; see `make`."""
 
     init: Callable[[Params, Batch, jax.Array], State]
     """`(params, batch, key)`: `batch` is an example, read for shapes and dtypes only."""
     step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
+    """`(state, batch) -> (state, reports)`: one optimizer step, and scalars to log by name."""
     consolidate: Callable[[State, Batch], State]
     """`(state, batches)` at a boundary: leaves [n, B, ...] of the finished stage's own data."""
     predict: Callable[..., Any]
@@ -62,10 +66,15 @@ class Program(NamedTuple):
     """`over_members(fn, *args)` calls `fn(program, *args)` for every member; there is one, unless
     `replicate` made more."""
     method: Method
+    """The chain of methods that it trains under."""
     members: int | None
     """How many members `replicate` made, None for a single program."""
     layout: meshes.Layout | None = None
     """How the state lies on a mesh; see `mesh.of_state`."""
+
+    def _facts(self) -> dict[str, Any]:
+        mesh = self.layout and ",".join(f"{a}={n}" for a, n in self.layout.mesh.shape.items())
+        return {"method": self.method.name, "members": self.members, "mesh": mesh}
 
 
 def fill_batch(batch: Batch) -> Batch:
@@ -82,10 +91,6 @@ def _with_tap(apply: Apply) -> Apply:
         return apply
     # without taps it has no sites, which `taps.dense_sites` reports where a method needs them
     return lambda params, batch, tap=taps.identity: apply(params, batch)
-
-
-def _zero_moments(tx: optax.GradientTransformation, opt: optax.OptState) -> optax.OptState:
-    return optax.tree.map_params(tx, jnp.zeros_like, opt)
 
 
 class _Shares(NamedTuple):
@@ -285,7 +290,7 @@ def make(
         if boundary == "reset":
             opt = tx.init(learned)
         elif boundary == "reset_moments":
-            opt = _zero_moments(tx, opt)
+            opt = optax.tree.map_params(tx, jnp.zeros_like, opt)
         return state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
             stage=state.stage + 1, stage_step=jnp.zeros_like(state.stage_step),
@@ -305,12 +310,10 @@ def make(
         learning, frozen = split(state.params)
         return context(state, learning, frozen, batch, 3, False, read).apply(learning, batch)
 
-    def over_members(fn: Callable[..., Any], *args: Any) -> Any:
-        return fn(program, *args)
-
     program = Program(
-        init, step, consolidate, predict, read_params, over_members, method, None, layout
-    )
+        init, step, consolidate, predict, read_params,
+        lambda fn, *args: fn(program, *args), method, None, layout,
+    )  # fmt: skip
     return program
 
 

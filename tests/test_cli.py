@@ -1,8 +1,10 @@
+import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -90,7 +92,7 @@ def toy(tmp_path_factory):
 def run(toy, tmp_path, monkeypatch, capsys):
     """Runs the toy, in a folder of its own; returns the exit code, what was said, and where."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_spread", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
 
     def call(*args, out="out"):
         code = cli.main(["run", toy, *args, *(["--out", out] if out else [])])
@@ -409,7 +411,7 @@ def build(config):
 
 
 def test_a_pretrained_model_is_loaded_onto_the_mesh(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_spread", lambda: None)
+    monkeypatch.setattr(launch, "_split_cpu", lambda: None)
     config = models.decoder.Config(
         vocabulary=64, layers=2, width=32, heads=4, hidden=64, head_width=8
     )
@@ -492,6 +494,43 @@ def test_the_command_line_loads_without_what_only_a_run_needs():
         "assert not late, late; assert not b._backends"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu isn't installed")
+@pytest.mark.skipif(
+    any(map(os.path.exists, ("/dev/accel0", "/dev/vfio/0"))), reason="there is a TPU"
+)
+@pytest.mark.slow
+def test_libtpu_says_nothing_where_there_is_no_tpu(tmp_path):
+    own = ("JAX_PLATFORMS", "XLA_FLAGS", "TPU_LIBRARY_PATH")  # as a user's shell hasn't them
+    code = "import sys; from jcl.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "digits", "--epochs", "1", "--method", "naive()"],
+        env={k: v for k, v in os.environ.items() if k not in own},
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "results: runs" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "platforms, files, hidden",
+    [
+        (None, [], True),
+        (None, ["/dev/accel0"], False),  # a chip that JAX doesn't know
+        ("tpu,cpu", [], False),  # JAX has found one
+        ("", [], False),  # the user wants JAX's own search
+    ],
+)
+def test_libtpu_stays_where_there_is_a_tpu(monkeypatch, platforms, files, hidden):
+    config = types.SimpleNamespace(jax_platforms=platforms)
+    monkeypatch.setattr(cli, "jax", types.SimpleNamespace(config=config))
+    monkeypatch.setattr(cli.glob, "glob", lambda text: [f for f in files if f[:8] == text[:8]])
+    monkeypatch.setitem(sys.modules, "libtpu", types.ModuleType("libtpu"))
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "libtpu.so")
+    cli._hide_libtpu()
+    assert (sys.modules["libtpu"] is None) == hidden
+    assert ("TPU_LIBRARY_PATH" not in os.environ) == hidden
 
 
 def test_members_share_the_data_and_differ_in_their_order(toy):

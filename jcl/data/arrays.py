@@ -14,10 +14,12 @@ import numpy as np
 
 from jcl.data.stream import Arrays, Stream, pack
 from jcl.method import Batch, check
+from jcl.records import record
 
 _SHUFFLE, _BOUNDARY = 0, 1  # so that different uses of a seed never share their draws
 
 
+@record
 class Scenario(NamedTuple):
     """Data, and which rows of it each stage sees; `from_scenario` makes it a `Stream`.
 
@@ -49,6 +51,17 @@ class Scenario(NamedTuple):
     drift: float = 0.0
     tables: Any = ()
     transform: Callable[[Any, Batch], Batch] | None = None
+
+    def _facts(self) -> dict[str, Any]:
+        arrays = (f"{key} {x.dtype} {list(x.shape[1:])}" for key, x in self.rows.items())
+        return {
+            "stages": len(self.names),
+            "names": self.names,
+            "rows": tuple(map(len, self.stages)),
+            "arrays": ", ".join(arrays),
+            "tests": len(self.tests),
+            "classes": None if self.classes is None else self.classes.shape[1],
+        }
 
 
 Reordered = TypeVar("Reordered", Stream, Scenario)

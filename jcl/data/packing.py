@@ -9,10 +9,12 @@ import numpy as np
 from jcl.data.stream import Arrays
 from jcl.data.tokens import Tokens
 from jcl.method import check
+from jcl.records import record
 
 Packing = Literal["fit", "split", "alone"]
 
 
+@record
 class Rows(NamedTuple):
     """Which stretches of documents, pieces, lie in which row; `gather` makes them arrays.
 

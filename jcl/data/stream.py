@@ -14,11 +14,13 @@ import jax
 import numpy as np
 
 from jcl.method import Batch, check
+from jcl.records import record
 
 Arrays = dict[str, np.ndarray]
 """Numpy arrays with a leading example axis: `x`, `y`, ..., and `task` [N] int32."""
 
 
+@record
 class Stream(NamedTuple):
     """A sequence of stages; what is drawn is a pure function of (seed, stage, step), so a run
     resumes exactly.
@@ -49,6 +51,17 @@ class Stream(NamedTuple):
     tests: tuple[str, ...]
     test: Any
     members: int | None = None
+
+    def _facts(self) -> dict[str, Any]:
+        size = sum(x.nbytes for x in jax.tree.leaves(self.source))
+        return {
+            "stages": len(self.names),
+            "names": self.names,
+            "steps": sum(self.steps),
+            "tests": len(self.tests),
+            "megabytes": round(size / 1e6, 1),
+            "members": self.members,
+        }
 
 
 def pack(tests: Sequence[Arrays], limit: int = 512) -> Arrays:

@@ -18,6 +18,7 @@ from jcl.data.chats import joined, render
 from jcl.data.documents import Document
 from jcl.data.encode import Passage, check_tokenizer, encode, largest_id
 from jcl.data.registry import caches
+from jcl.records import record
 
 _FORMAT = 1  # of the cached files and of what is in them; another one makes them anew
 _BATCH = 1 << 20  # characters that are tokenised at once, and a progress event each
@@ -25,6 +26,7 @@ _BATCH = 1 << 20  # characters that are tokenised at once, and a progress event 
 OnEvent = Callable[[dict[str, Any]], None]
 
 
+@record
 class Tokens(NamedTuple):
     """Documents one after another, on disk (memory-mapped) or in memory.
 

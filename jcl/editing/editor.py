@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jcl.method import Apply, Batch, Params
+from jcl.records import record
 
 Facts = Batch
 """N edits of P contexts each, right-padded to L tokens (see `editing.encode`); leaves
@@ -28,6 +29,7 @@ def _forward(state: Any, apply: Apply) -> Apply:
     return apply
 
 
+@record
 class Editor(NamedTuple):
     """A knowledge editor.
 

@@ -23,6 +23,7 @@ from jcl.mechanisms import adapters
 from jcl.method import Params, check
 from jcl.models.decoder_families import DECODERS, Source
 from jcl.models.pretrained import FAMILIES, Model
+from jcl.records import record
 
 _UNREAD = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias",
@@ -34,6 +35,7 @@ _PLAIN = (True, False, "gaussian", "orthogonal", "eva")
 """Ways to draw a pair that leave the base as it is."""
 
 
+@record
 class Adapter(NamedTuple):
     """What `load_adapter` reads."""
 

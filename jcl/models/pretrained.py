@@ -27,23 +27,38 @@ from jcl.models.encoder_families import ENCODERS
 from jcl.models.tensors import Tensors, open_folder, write_folder
 from jcl.models.vision_families import INSIDE, TOWERS
 from jcl.parallel import mesh as meshes
+from jcl.records import record
 
 FAMILIES = DECODERS | ENCODERS | TOWERS
 """Everything that is read and written, by `model_type`."""
 
 
+@record
 class Model(NamedTuple):
     """A model as people have it."""
 
     config: Any
     """A `decoder.Config`, `encoder.Config`, `t5.Config` or `vision.Config`."""
     params: Params
+    """A nested dict of arrays."""
     tokenizer: Any
     """A transformers tokenizer, or None."""
     apply: Apply
     """The module's `apply_fn(config)`, such as `decoder`'s; make your own for other options."""
     given: dict[str, Any]
     """The folder's `config.json`, which `save` writes again."""
+
+    def _facts(self) -> dict[str, Any]:
+        leaves = jax.tree.leaves(self.params)
+        return {
+            "family": self.given.get("model_type"),
+            "parameters": f"{sum(x.size for x in leaves) / 1e6:,.1f} million",
+            "dtype": " ".join(sorted({str(x.dtype) for x in leaves})),
+            "layers": getattr(self.config, "layers", None),
+            "width": getattr(self.config, "width", None),
+            "vocabulary": getattr(self.config, "vocabulary", None),
+            "tokenizer": self.tokenizer and type(self.tokenizer).__name__,
+        }
 
 
 def load(

@@ -27,22 +27,28 @@ from jcl.data import Stream
 from jcl.mechanisms import adapters
 from jcl.method import Apply, Batch, Objective, Params, check
 from jcl.program import Boundary, Evaluate, Program, State, fill_batch, make
+from jcl.records import record
 from jcl.replicate import replicate
 from jcl.runs import expression
 from jcl.trees import Trainable
 
 
+@record
 class Experiment(NamedTuple):
     """What an experiment's file builds from its config: all that a run needs but the method."""
 
     name: str
+    """What a report calls it."""
     scenario: str
+    """What the stages are like, such as `class-incremental`."""
     stream: Callable[[int], Stream]
     """`seed -> Stream`."""
     init: Callable[[jax.Array], Params]
     """`key -> params`; not jitted here, lest loaded weights become constants."""
     apply: Apply
+    """The model, as `make` takes it."""
     loss: Objective
+    """The loss, as `make` takes it."""
     optimizer: Callable[[Any], optax.GradientTransformation]
     """`learning rate -> transformation`; the rate may be traced."""
     evaluate: Evaluate
@@ -50,9 +56,13 @@ class Experiment(NamedTuple):
     measure: str = "accuracy"
     """What a score is, e.g. `bits per byte`."""
     higher_is_better: bool = True
+    """Whether a higher score is the better one."""
     learning_rate: float = 1e-3
+    """What `optimizer` is called with, unless a sweep varies it."""
     boundary: Boundary = "keep"
+    """What happens to the optimizer's state at a boundary, see `make`."""
     microbatches: int = 1
+    """Parts of a batch that are computed one after another, see `make`."""
     trainable: Trainable | None = None
     """Which leaves learn; None is all of them, or adapters alone where a method brings any."""
     chunk: int = 100

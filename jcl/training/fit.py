@@ -27,6 +27,7 @@ from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params, check
 from jcl.parallel import mesh, processes
 from jcl.program import Evaluate, Program, State, advance, fill_batch
+from jcl.records import record
 from jcl.training import checkpoint
 from jcl.training.feed import Feed, everywhere, place
 
@@ -37,22 +38,45 @@ class Diverged(RuntimeError):
     """The loss is no longer finite; the message names task, step and the last good checkpoint."""
 
 
+@record
 class Result(NamedTuple):
     """What a run leaves behind. Leading axis [members] where `replicate` made the program."""
 
     state: State
+    """The last state."""
     scores: np.ndarray | None
     """float32 [stages + 1, tasks], row 0 before training; None without `evaluate`."""
     history: list[dict[str, Any]]
     """The lines of metrics.jsonl: `stage`, `name`, `step`, `loss` and what the methods report."""
     wall_seconds: float
+    """Seconds that the whole call took."""
     compile_seconds: float
+    """Those of them in which it was compiled."""
     examples_per_second: float
     """Fresh rows trained on, all members together, per second of training; compiling and
     evaluation excluded, work at boundaries included."""
     step_traces: int
+    """How often a step was traced: once, unless something is wrong."""
     peak_memory_bytes: int
+    """The most memory that the first device held, or this process where the device can't say."""
     out: Path | None
+    """The run's folder; None where it wrote nothing."""
+
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        if self.scores is not None:
+            *members, rows, tasks = self.scores.shape
+            last = self.scores[..., -1, :].reshape(-1, tasks).mean(axis=0)
+            facts["members"] = members[0] if members else None
+            facts["stages"] = rows - 1
+            facts["final_scores"] = tuple(round(float(score), 3) for score in last)
+            facts["mean"] = round(float(last.mean()), 3)
+        if self.history:
+            facts["steps"] = self.history[-1]["step"]
+            facts["loss"] = round(self.history[-1]["loss"], 4)
+        facts["wall_seconds"] = round(self.wall_seconds, 1)
+        facts["out"] = None if self.out is None else str(self.out)
+        return facts
 
 
 def chunk_size(steps: tuple[int, ...], limit: int) -> int:

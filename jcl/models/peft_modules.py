@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jcl.mechanisms import adapters
-from jcl.models.decoder_families import Source
+from jcl.models.layout import Source
 from jcl.models.pretrained import FAMILIES, Model
 
 

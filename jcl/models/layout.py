@@ -1,0 +1,101 @@
+"""How a published model's configuration and tensors become ours: what its families say of it.
+
+A family maps a Hugging Face configuration to ours, and each leaf of our parameter tree to the
+stored tensor that it is a view of. One view serves both ways: weights are read out of it, and
+written into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jcl.method import Apply, Params
+from jcl.models import decoder
+
+View = Callable[[np.ndarray], np.ndarray]
+
+
+class Source(NamedTuple):
+    """Where one leaf, or one layer or expert of it, is stored."""
+
+    name: str
+    """Of the tensor; `{layer}` and `{expert}` stand for indices along the leaf's first axes."""
+    shape: tuple[int, ...]
+    """Of the stored tensor."""
+    view: View = lambda stored: stored
+    """The leaf within the stored tensor, up to a reshape; without copying."""
+
+
+Layout = dict[str, Source]
+"""Leaf path, such as `blocks/query/kernel`, to its source."""
+
+
+class Family(NamedTuple):
+    """How one `model_type` is read and written."""
+
+    config: Callable[[Any], Any]
+    """Ours, from a transformers configuration in its 5.x form."""
+    layout: Callable[[Any], Layout]
+    """From our configuration."""
+    prefix: str
+    """Of the tensors of the body, which some checkpoints leave out."""
+    heads: Callable[[Any, Any, frozenset[str]], Any] = lambda config, given, names: config
+    """Ours again, with what only the names of the stored tensors tell."""
+    init: Callable[..., Params] = decoder.init
+    """`init(key, config)` of the module that computes it."""
+    apply_fn: Callable[..., Apply] = decoder.apply_fn
+
+
+def _transposed(stored: np.ndarray) -> np.ndarray:
+    return stored.T
+
+
+def linear(name: str, fan_in: int, fan_out: int) -> Source:
+    """torch.nn.Linear's weight [out, in] as a kernel [in, out]."""
+    return Source(f"{name}.weight", (fan_out, fan_in), _transposed)
+
+
+def vector(name: str, size: int) -> Source:
+    """A bias, or a norm's scale."""
+    return Source(name, (size,))
+
+
+def dense(ours: str, theirs: str, fan_in: int, fan_out: int) -> Layout:
+    """A linear layer with a bias."""
+    return {
+        f"{ours}/kernel": linear(theirs, fan_in, fan_out),
+        f"{ours}/bias": vector(f"{theirs}.bias", fan_out),
+    }
+
+
+def norm(ours: str, theirs: str, width: int) -> Layout:
+    """A layer norm with a bias."""
+    return {
+        f"{ours}/scale": vector(f"{theirs}.weight", width),
+        f"{ours}/bias": vector(f"{theirs}.bias", width),
+    }
+
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+}
+
+
+def activation_name(name: str) -> str:
+    """What `layers.ACTIVATIONS` calls it.
+
+    Raises:
+      ValueError: if it isn't among them.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"activation is {name!r}, but must be one of {list(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]

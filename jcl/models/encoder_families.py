@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 
 from jcl.method import check
 from jcl.models import encoder, t5
-from jcl.models.layout import Family, Layout, Source, activation_name, dense, linear, norm, vector
+from jcl.models.layout import (
+    Family,
+    Layout,
+    Source,
+    activation_name,
+    block,
+    dense,
+    linear,
+    norm,
+    vector,
+)
 
 
 def _bert(given: Any, offset: int = 0) -> encoder.Config:
@@ -103,17 +113,17 @@ def _layout(called: _Names, c: encoder.Config) -> Layout:
         "types/table": Source(f"{start}.token_type_embeddings.weight", (c.types, c.width)),
     }
     found |= norm("embed_norm", f"{start}.LayerNorm", c.width)
-    for ours, theirs, fan_in, fan_out in (
-        ("query", "attention.self.query", c.width, c.width),
-        ("key", "attention.self.key", c.width, c.width),
-        ("value", "attention.self.value", c.width, c.width),
-        ("output", "attention.output.dense", c.width, c.width),
-        ("up", "intermediate.dense", c.width, c.hidden),
-        ("down", "output.dense", c.hidden, c.width),
-    ):
-        found |= dense(f"blocks/{ours}", f"{at}.{theirs}", fan_in, fan_out)
-    found |= norm("blocks/attention_norm", f"{at}.attention.output.LayerNorm", c.width)
-    found |= norm("blocks/mlp_norm", f"{at}.output.LayerNorm", c.width)
+    parts = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "output": "attention.output.dense",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "mlp_norm": "output.LayerNorm",
+    }
+    found |= block(at, c.width, c.hidden, parts)
     if c.pooler:
         first = c.classes > 0 and c.pooling == "first"
         found |= dense("pooler", called.pooler(first), c.width, c.width)

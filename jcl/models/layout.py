@@ -7,7 +7,7 @@ written into it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +77,26 @@ def norm(ours: str, theirs: str, width: int) -> Layout:
         f"{ours}/scale": vector(f"{theirs}.weight", width),
         f"{ours}/bias": vector(f"{theirs}.bias", width),
     }
+
+
+def block(at: str, width: int, hidden: int, names: Mapping[str, str]) -> Layout:
+    """A block's dense layers and norms, all of them with biases.
+
+    Args:
+      at: where they stand in a layer, with `{layer}`.
+      width: of the residual stream.
+      hidden: width inside the MLP.
+      names: by our names, such as `query` and `mlp_norm`, theirs below `at`.
+    """
+    sizes = {"up": (width, hidden), "down": (hidden, width)}
+    found: Layout = {}
+    for ours, theirs in names.items():
+        if ours.endswith("_norm"):
+            found |= norm(f"blocks/{ours}", f"{at}.{theirs}", width)
+        else:
+            fan_in, fan_out = sizes.get(ours, (width, width))
+            found |= dense(f"blocks/{ours}", f"{at}.{theirs}", fan_in, fan_out)
+    return found
 
 
 _ACTIVATIONS = {

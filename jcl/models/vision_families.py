@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from jcl.models import vision
-from jcl.models.layout import Family, Layout, Source, View, activation_name, dense, norm, vector
+from jcl.models.layout import (
+    Family,
+    Layout,
+    Source,
+    View,
+    activation_name,
+    block,
+    dense,
+    norm,
+    vector,
+)
 
 _PREFIX = "vision_model."
 
@@ -70,17 +80,17 @@ def _layout(c: vision.Config) -> Layout:
         found["class_token/table"] = vector(f"{start}.class_embedding", c.width)
     if c.embed_norm:  # transformers' spelling
         found |= norm("embed_norm", f"{_PREFIX}pre_layrnorm", c.width)
-    for ours, theirs, fan_in, fan_out in (
-        ("query", "self_attn.q_proj", c.width, c.width),
-        ("key", "self_attn.k_proj", c.width, c.width),
-        ("value", "self_attn.v_proj", c.width, c.width),
-        ("output", "self_attn.out_proj", c.width, c.width),
-        ("up", "mlp.fc1", c.width, c.hidden),
-        ("down", "mlp.fc2", c.hidden, c.width),
-    ):
-        found |= dense(f"blocks/{ours}", f"{at}.{theirs}", fan_in, fan_out)
-    found |= norm("blocks/attention_norm", f"{at}.layer_norm1", c.width)
-    found |= norm("blocks/mlp_norm", f"{at}.layer_norm2", c.width)
+    parts = {
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj",
+        "output": "self_attn.out_proj",
+        "up": "mlp.fc1",
+        "down": "mlp.fc2",
+        "attention_norm": "layer_norm1",
+        "mlp_norm": "layer_norm2",
+    }
+    found |= block(at, c.width, c.hidden, parts)
     found |= norm("norm", f"{_PREFIX}post_layernorm", c.width)
     return found | (_pool(c) if c.probe else {})
 

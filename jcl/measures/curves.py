@@ -53,7 +53,7 @@ def worst_case_accuracy(curve: Any, ends: Sequence[int]) -> Any:
 
 
 def stability_gap(curve: Any, ends: Sequence[int]) -> Any:
-    """How deep old tasks fall within a stage below where they end that stage, on average.
+    """How far old tasks' scores fall within a stage below their scores at its end, on average.
 
     Mean over switches k and old tasks j < k of (score at the end of stage k) - (minimum over stage
     k): the passing loss that scores at ends of stages don't show. Arguments as `minimum_accuracy`.
@@ -70,7 +70,7 @@ def stability_gap(curve: Any, ends: Sequence[int]) -> Any:
 
 
 def anticipatory_recovery(losses: Any) -> Any:
-    """What share of its forgetting a text recovers before its turn comes again, in [0, 1].
+    """The share of its forgetting that a text recovers before its turn comes again, in [0, 1].
 
     (max - last) / (max - first) of a cycle's losses on one text, `losses` [..., steps]: the first
     is right after training on it, the last right before training on it again. 0: its loss is still

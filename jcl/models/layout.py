@@ -1,8 +1,7 @@
 """How a published model's configuration and tensors become ours: what its families say of it.
 
-A family maps a Hugging Face configuration to ours, and each leaf of our parameter tree to the
-stored tensor that it is a view of. One view serves both ways: weights are read out of it, and
-written into it.
+A family maps a Hugging Face configuration to ours, and each leaf of our parameter tree to a view
+of a stored tensor. The same view serves both ways: weights are read from it, and written into it.
 """
 
 from __future__ import annotations
@@ -22,31 +21,32 @@ class Source(NamedTuple):
     """Where one leaf, or one layer or expert of it, is stored."""
 
     name: str
-    """Of the tensor; `{layer}` and `{expert}` stand for indices along the leaf's first axes."""
+    """The tensor's name; `{layer}` and `{expert}` stand for indices along the leaf's first axes."""
     shape: tuple[int, ...]
-    """Of the stored tensor."""
+    """The stored tensor's shape."""
     view: View = lambda stored: stored
-    """The leaf within the stored tensor, up to a reshape; without copying."""
+    """Gives the leaf within the stored tensor, up to a reshape, without copying."""
 
 
 Layout = dict[str, Source]
-"""Leaf path, such as `blocks/query/kernel`, to its source."""
+"""The sources of leaves, by path such as `blocks/query/kernel`."""
 
 
 class Family(NamedTuple):
     """How one `model_type` is read and written."""
 
     config: Callable[[Any], Any]
-    """Ours, from a transformers configuration in its 5.x form."""
+    """Makes our configuration from one of transformers, in its 5.x form."""
     layout: Callable[[Any], Layout]
-    """From our configuration."""
+    """Makes the layout from our configuration."""
     prefix: str
-    """Of the tensors of the body, which some checkpoints leave out."""
+    """The prefix of the body's tensors, which some checkpoints leave out."""
     heads: Callable[[Any, Any, frozenset[str]], Any] = lambda config, given, names: config
-    """Ours again, with what only the names of the stored tensors tell."""
+    """Completes our configuration by what only the names of the stored tensors tell."""
     init: Callable[..., Params] = decoder.init
-    """`init(key, config)` of the module that computes it."""
+    """`init(key, config)` of the model's module."""
     apply_fn: Callable[..., Apply] = decoder.apply_fn
+    """`apply_fn(config)` of the model's module."""
 
 
 def _transposed(stored: np.ndarray) -> np.ndarray:
@@ -54,12 +54,12 @@ def _transposed(stored: np.ndarray) -> np.ndarray:
 
 
 def linear(name: str, fan_in: int, fan_out: int) -> Source:
-    """torch.nn.Linear's weight [out, in] as a kernel [in, out]."""
+    """The source of a kernel [in, out], which torch.nn.Linear stores as a weight [out, in]."""
     return Source(f"{name}.weight", (fan_out, fan_in), _transposed)
 
 
 def vector(name: str, size: int) -> Source:
-    """A bias, or a norm's scale."""
+    """The source of a bias, or of a norm's scale."""
     return Source(name, (size,))
 
 
@@ -111,10 +111,10 @@ _ACTIVATIONS = {
 
 
 def activation_name(name: str) -> str:
-    """What `layers.ACTIVATIONS` calls it.
+    """The name in `layers.ACTIVATIONS` of an activation of transformers.
 
     Raises:
-      ValueError: if it isn't among them.
+      ValueError: if there is no such activation.
     """
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation is {name!r}, but must be one of {list(_ACTIVATIONS)}")

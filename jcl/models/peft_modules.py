@@ -12,18 +12,18 @@ from jcl.models.pretrained import FAMILIES, Model
 
 
 class Module(NamedTuple):
-    """A module of theirs that adapters may sit on."""
+    """A module of transformers that may have an adapter."""
 
     name: str
-    """With `{layer}`."""
+    """Its name, with `{layer}`."""
     parts: dict[str, Source]
-    """Paths of our dense layers, and where each lies in the stored weight."""
+    """The paths of our dense layers in it, and where each lies in the stored weight."""
     layers: int
     turned: bool
     """Whether the weight is stored [in, out], as GPT-2's are."""
 
     def split(self, stored: np.ndarray, path: str) -> np.ndarray:
-        """What one part has of `stored` [out, n]: [n, out of the part], a view of it."""
+        """A view of one part of `stored` [out, n], as [n, out of the part]."""
         view = self.parts[path].view(stored.T if self.turned else stored)
         return view.reshape(stored.shape[1], -1) if view.ndim > 2 else view
 
@@ -34,12 +34,12 @@ class Module(NamedTuple):
 
     @property
     def short(self) -> str:
-        """Its name in every layer, as peft's options have it."""
+        """The name without layer, as in peft's options."""
         return self.name.partition("{layer}.")[2]
 
     @property
     def outputs(self) -> int:
-        """Of the stored weight."""
+        """How many outputs the stored weight has."""
         return next(iter(self.parts.values())).shape[1 if self.turned else 0]
 
 

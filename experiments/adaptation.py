@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 import numpy as np
 import optax
-from eras import pretrained
+from cells import run_cell
+from eras import pretrained, probe_evaluator
 
-from jcl import cli, data, growth, losses, models, probes, report
+from jcl import data, growth, losses, models, report
 from jcl.data.corpora import django_docs, held_out, state_of_the_union
 from jcl.measures.evaluation import evaluator, token_nll
 from jcl.report import figures
@@ -102,12 +103,6 @@ def build(config: Config) -> Experiment:
             test_batch=16, vocabulary=model.config.vocabulary,
         )  # fmt: skip
 
-    probe = None
-    if config.probe:
-        limit = None if full else config.items
-        asked = [probes.read(name, limit=limit) for name in config.probe]
-        encoded = probes.encode(asked, model.tokenizer, min(512, model.config.context), rows=4)
-        probe = probes.evaluator(encoded)
     return Experiment(
         name="adaptation",
         scenario=config.scenario,
@@ -124,7 +119,7 @@ def build(config: Config) -> Experiment:
         tokens_per_row=length,
         model=model,
         probe_names=config.probe,
-        probe=probe,
+        probe=probe_evaluator(config.probe, None if full else config.items, model),
     )
 
 
@@ -143,12 +138,7 @@ def cell(name: str, given: argparse.Namespace) -> report.Run:
     """A cell's run, which is made if need be."""
     method, settings = CELLS[name]
     folder = Path(given.out) / name.replace(" ", "-").replace("%", "")
-    if not (folder / "summary.json").exists():
-        arguments = ["run", "adaptation", "--method", method, "--seeds", str(given.seeds)]
-        arguments += [x for k, v in settings.items() for x in ("--set", f"{k}={v}")]
-        if cli.main([*arguments, "--out", str(folder)]):
-            raise SystemExit(f"{name} failed")
-    return report.load(folder)[0]
+    return report.load(run_cell(folder, "adaptation", method, settings, given.seeds))[0]
 
 
 def draw(runs: Mapping[str, report.Run], path: Path) -> None:

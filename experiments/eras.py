@@ -6,6 +6,7 @@ probes of general ability that no era teaches. Methods with adapters train those
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from jcl import data, losses, models, probes
 from jcl.data.corpora import eras, held_out, state_of_the_union
 from jcl.data.registry.fetch import fetch
 from jcl.measures.evaluation import evaluator, token_nll
+from jcl.program import Evaluate
 from jcl.runs.experiment import Experiment
 
 METHODS = ("lora()", "lora() + er(capacity=256, rows=2)")
@@ -59,10 +61,16 @@ def pretrained(name: str) -> models.Model:
     return models.load(fetch(name) if known else name)
 
 
-def _probes(config: Config, model: models.Model) -> probes.Encoded:
-    limit = None if config.preset == "full" else config.items
-    asked = [probes.read(name, limit=limit) for name in config.probe]
-    return probes.encode(asked, model.tokenizer, min(512, model.config.context), rows=4)
+def probe_evaluator(
+    names: Sequence[str], limit: int | None, model: models.Model
+) -> Evaluate | None:
+    """Scores of general ability, on at most `limit` items of each probe; None without a name."""
+    if not names:
+        return None
+    asked = [probes.read(name, limit=limit) for name in names]
+    return probes.evaluator(
+        probes.encode(asked, model.tokenizer, min(512, model.config.context), rows=4)
+    )
 
 
 def build(config: Config) -> Experiment:
@@ -85,7 +93,6 @@ def build(config: Config) -> Experiment:
             vocabulary=model.config.vocabulary, **amount,
         )  # fmt: skip
 
-    probe = probes.evaluator(_probes(config, model)) if config.probe else None
     apply = models.decoder.apply_fn(model.config, remat=config.remat)
     return Experiment(
         name="eras",
@@ -103,5 +110,5 @@ def build(config: Config) -> Experiment:
         tokens_per_row=length,
         model=model,
         probe_names=config.probe,
-        probe=probe,
+        probe=probe_evaluator(config.probe, None if full else config.items, model),
     )

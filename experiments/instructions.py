@@ -21,10 +21,10 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
-from eras import pretrained
+from eras import pretrained, probe_evaluator
 
 import jcl
-from jcl import adapters, data, losses, methods, models, probes, report
+from jcl import adapters, data, losses, methods, models, report
 from jcl.data import corpora, questions, rehearsal
 from jcl.data.instructions import (
     Task,
@@ -132,8 +132,6 @@ def build(config: Config) -> Experiment:
     exact = config.score == "exact"
     test = stream_of(config, texts, 0).test
     limit = None if config.preset == "full" else config.items
-    asked = [probes.read(name, limit=limit) for name in ("mmlu", "boolq")]
-    encoded = probes.encode(asked, model.tokenizer, min(512, model.config.context), rows=4)
     return Experiment(
         name="instructions",
         scenario="task-incremental",
@@ -153,7 +151,7 @@ def build(config: Config) -> Experiment:
         tokens_per_row=_length(config),
         model=model,
         probe_names=("mmlu", "boolq"),
-        probe=probes.evaluator(encoded),
+        probe=probe_evaluator(("mmlu", "boolq"), limit, model),
     )
 
 

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from cells import run_cell
 from eras import pretrained
 
 import jcl
-from jcl import cli, data, losses, methods, report
+from jcl import data, losses, methods, report
 from jcl.data.snapshots import translations
 from jcl.measures.evaluation import evaluator, token_nll
 from jcl.methods.schedules.schedule import branch
@@ -152,12 +153,7 @@ def cell(name: str, given: argparse.Namespace) -> Path:
     """The folder of a cell's run, which is made if need be."""
     method, settings = CELLS[name]
     folder = Path(given.out) / name.replace(" ", "-").replace(",", "").replace("%", "")
-    if not (folder / "summary.json").exists():
-        arguments = ["run", "pretraining", "--method", method, "--seeds", str(given.seeds)]
-        arguments += [x for k, v in settings.items() for x in ("--set", f"{k}={v}")]
-        if cli.main([*arguments, "--out", str(folder)]):
-            raise SystemExit(f"{name} failed")
-    return folder
+    return run_cell(folder, "pretraining", method, settings, given.seeds)
 
 
 def annealed(folder: Path, given: argparse.Namespace, steps: int = 15) -> np.ndarray:

@@ -21,10 +21,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
+from cells import run_cell
 from eras import pretrained
 
 import jcl
-from jcl import cli, data, losses, methods, metrics, report
+from jcl import data, losses, methods, metrics, report
 from jcl.data.corpora import Page, django_docs
 from jcl.data.snapshots import KINDS, Series, series, with_dates
 from jcl.measures.evaluation import evaluator, token_nll
@@ -170,12 +171,7 @@ def cell(name: str, given: argparse.Namespace) -> report.Run:
     """A cell's run, which is made if need be."""
     method, settings = CELLS[name]
     folder = Path(given.out) / name.replace(" ", "-").replace(",", "").replace("%", "percent")
-    if not (folder / "summary.json").exists():
-        arguments = ["run", "snapshots", "--method", method, "--seeds", str(given.seeds)]
-        arguments += [x for k, v in settings.items() for x in ("--set", f"{k}={v}")]
-        if cli.main([*arguments, "--out", str(folder)]):
-            raise SystemExit(f"{name} failed")
-    return report.load(folder)[0]
+    return report.load(run_cell(folder, "snapshots", method, settings, given.seeds))[0]
 
 
 def changes(run: report.Run) -> dict[str, np.ndarray]:

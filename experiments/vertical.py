@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import optax
-from eras import pretrained
+from eras import pretrained, probe_evaluator
 
-from jcl import data, losses, models, probes
+from jcl import data, losses, models
 from jcl.data.corpora import django_docs, eras, held_out, state_of_the_union
 from jcl.data.questions import Item, read
 from jcl.measures.evaluation import Score, bits_per_byte, evaluator, token_nll
@@ -61,10 +61,7 @@ def nodes(config: Config) -> list[Node]:
     full = config.preset == "full"
     model = pretrained(config.model)
     length = min(1024 if full else config.length, model.config.context)
-    asked = [probes.read(name, limit=None if full else config.items) for name in ("mmlu", "boolq")]
-    probe = probes.evaluator(
-        probes.encode(asked, model.tokenizer, min(512, model.config.context), rows=4)
-    )
+    probe = probe_evaluator(("mmlu", "boolq"), None if full else config.items, model)
 
     def trained(
         name: str, texts: Mapping[str, Any], score: Score, measure: str, **options: Any

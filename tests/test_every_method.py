@@ -1,4 +1,4 @@
-"""Every method × every invariant. A new method is one file, one row here, and its own checks.
+"""Every method × every invariant; the methods are the rows of `method_table`.
 
 The problem: a multilayer perceptron, three tasks of five steps, Adam; for adapters a decoder whose
 base is frozen. Compiled work is shared by a module-scoped fixture, so that a row costs one
@@ -8,9 +8,8 @@ compilation of each function it needs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,541 +17,11 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
+from method_table import CLASSES, FEATURES, MLP, ROWS, STEPS, TABLE, TASKS, Problem, Row
 
 import jcl
-from jcl import adapters, checkpoint, losses, mesh, methods, models, preference, trees
+from jcl import adapters, checkpoint, merging, mesh, methods
 from jcl.method import READS
-
-TASKS, STEPS, ROWS, FEATURES, HIDDEN, CLASSES = 3, 5, 8, 16, 32, 8
-
-
-class Problem(NamedTuple):
-    """What learns."""
-
-    apply: Callable[..., Any]
-    params: Any
-    trainable: trees.Trainable = trees.every_leaf
-    loss: Any = losses.cross_entropy()
-
-
-def decoder() -> Problem:
-    """Classes [B, C] after the last of a few tokens; only adapters learn."""
-    config = models.decoder.Config(
-        vocabulary=CLASSES, layers=2, width=16, heads=2, kv_heads=1, hidden=24
-    )
-    whole = models.decoder.apply_fn(config)
-    params = models.decoder.init(jax.random.key(1), config)
-    params = {**params, "embed": {"table": 20 * params["embed"]["table"]}}
-    return Problem(lambda p, b, tap: whole(p, b, tap)[:, -1], params, adapters.is_adapter)
-
-
-def viewer() -> Problem:
-    """Classes [B, C] after an image and a few tokens; only the projector and adapters learn."""
-    config = models.multimodal.Config(
-        models.vision.Config(image=4, patch=2, layers=1, width=16, heads=2, hidden=24),
-        models.decoder.Config(
-            vocabulary=CLASSES, layers=2, width=16, heads=2, kv_heads=1, hidden=24
-        ),
-    )
-    whole = models.multimodal.apply_fn(config)
-    params = models.multimodal.init(jax.random.key(1), config)
-    params = {**params, "embed": {"table": 20 * params["embed"]["table"]}}
-
-    def apply(params: Any, batch: Any, tap: Any) -> Any:
-        return whole(params, {**batch, "image": batch["x"].reshape(-1, 4, 4, 1)}, tap)[:, -1]
-
-    return Problem(apply, params, models.multimodal.projector_and_adapters)
-
-
-def ranker() -> Problem:
-    """The decoder whole, ranking the tokens of a row over those of another."""
-    config = models.decoder.Config(
-        vocabulary=CLASSES, layers=2, width=16, heads=2, kv_heads=1, hidden=24
-    )
-    return Problem(models.decoder.apply_fn(config), DECODER.params, loss=preference.ranking())
-
-
-MLP = Problem(
-    models.mlp.apply, models.mlp.init(jax.random.key(1), [FEATURES, HIDDEN, HIDDEN, CLASSES])
-)
-DECODER = decoder()
-RANKER = ranker()
-VIEWER = viewer()
-DENSE = r"dense_\d"
-FROZEN = "plain fine-tuning trains the base, which stands still here"
-
-
-def disturb(states: Any) -> Any:
-    """Another value in every float leaf: another anchor, buffer, running mean."""
-    return jax.tree.map(
-        lambda x: x * 1.5 + 0.5 if jnp.issubdtype(x.dtype, jnp.floating) else x, states
-    )
-
-
-def flip(states: Any) -> Any:
-    """Another mask: what was owned, used or seen is not, and the reverse."""
-    return jax.tree.map(
-        lambda x: ~x if x.dtype == bool else -1 - x if x.dtype == jnp.int8 else x, states
-    )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One method under test."""
-
-    name: str
-    build: Callable[..., jcl.Method]
-    arguments: dict[str, Any] = field(default_factory=dict)
-    neutral: dict[str, Any] | str = "why it has no neutral strength"
-    """Arguments at which it equals plain fine-tuning bit for bit, or the reason why none exist."""
-    bad: tuple[dict[str, Any], ...] = ()
-    """Arguments that must be refused."""
-    disturb: Callable[[Any], Any] | str = disturb
-    """Changes the method's state between tasks, or the reason why it has nothing to change."""
-    tolerance: float = 1e-5
-    """Of parameters, between programs that differ in rounding only."""
-    at_boundary: bool = False
-    """Whether its state acts on the parameters at a boundary, not in a step."""
-    problem: Problem = MLP
-
-    def make(self, **changes: Any) -> jcl.Method:
-        return self.build(**{**self.arguments, **changes})
-
-
-TABLE = [
-    Row("naive", methods.naive, neutral={}, disturb="it has no state"),
-    Row(
-        "ewc",
-        methods.ewc,
-        {"strength": 10.0},
-        neutral={"strength": 0.0},
-        bad=({"strength": -1.0}, {"labels": "mine"}),
-    ),
-    Row(
-        "online_ewc",
-        methods.online_ewc,
-        {"strength": 10.0},
-        neutral={"strength": 0.0},
-        bad=({"strength": -1.0}, {"decay": 1.5}),
-    ),
-    Row(
-        "si",
-        methods.si,
-        {"strength": 10.0},
-        neutral={"strength": 0.0},
-        bad=({"strength": -1.0}, {"damping": 0.0}),
-    ),
-    Row(
-        "mas",
-        methods.mas,
-        {"strength": 10.0},
-        neutral={"strength": 0.0},
-        bad=({"strength": -1.0}, {"anchor": "first"}),
-    ),
-    Row(
-        "rwalk",
-        methods.rwalk,
-        {"strength": 10.0, "interval": 3},
-        neutral={"strength": 0.0},
-        bad=(
-            {"strength": -1.0},
-            {"interval": 0},
-            {"mix": 1.5},
-            {"path": -1.0},
-            {"damping": 0.0},
-            {"labels": "mine"},
-        ),
-    ),
-    Row(
-        "l2sp",
-        methods.l2sp,
-        {"strength": 1.0},
-        neutral={"strength": 0.0},
-        bad=({"strength": -1.0}, {"start": -1}),
-    ),
-    Row(
-        "recadam",
-        methods.recadam,
-        {"midpoint": 2.0, "speed": 1.0},
-        neutral={"midpoint": -np.inf},
-        bad=({"strength": 2.0}, {"speed": 0.0}, {"start": -1}),
-    ),
-    Row(
-        "rewarm",
-        methods.rewarm,
-        {"warmup": 2, "steps": STEPS},
-        neutral={"warmup": 0, "final": 1.0},
-        bad=({"warmup": -1}, {"steps": 1}, {"peak": -1.0}, {"final": -1.0}),
-        disturb="it has no state",
-    ),
-    Row(
-        "constant",
-        methods.constant,
-        {"value": 0.5},
-        neutral={"value": 1.0},
-        bad=({"value": -1.0}, {"start": -1}),
-        disturb="it has no state",
-    ),
-    Row(
-        "infinite",
-        methods.infinite,
-        {"warmup": 2, "cooldown": 4, "anneal": 3},
-        neutral={"warmup": 0, "level": 1.0},
-        bad=(
-            {"warmup": -1},
-            {"cooldown": -1},
-            {"anneal": 0},
-            {"level": 0.0},
-            {"final": 0.0},
-            {"curve": "linear"},
-        ),
-        disturb=lambda states: {"infinite": states["infinite"]._replace(branched=jnp.int32(3))},
-    ),
-    Row(
-        "er",
-        methods.er,
-        {"capacity": 12, "rows": 4},
-        neutral={"start": TASKS},
-        bad=(
-            {"capacity": 0},
-            {"rows": 0},
-            {"weight": -1.0},
-            {"start": -1},
-            {"policy": "newest"},
-            {"select": "first"},
-            {"pool": 0},
-        ),
-    ),
-    Row(
-        "er + ewc",
-        lambda strength=10.0, start=1: jcl.chain(
-            methods.er(capacity=12, rows=4, start=start), methods.ewc(strength=strength)
-        ),
-        neutral={"strength": 0.0, "start": TASKS},
-    ),
-    Row(
-        "agem",
-        methods.agem,
-        {"capacity": 12, "rows": 4},
-        neutral="it has no strength: wherever the memory disagrees the gradient is projected",
-        bad=({"capacity": 0}, {"rows": 0}, {"at": "loss"}, {"policy": "newest"}),
-    ),
-    Row(
-        "er + agem",  # one buffer for both
-        lambda: jcl.chain(
-            methods.agem(capacity=12, rows=4, at="updates"), methods.er(rows=4, share="agem")
-        ),
-        neutral="it has no strength: wherever the memory disagrees the update is projected",
-    ),
-    Row(
-        "der",
-        methods.der,
-        {"capacity": 12, "rows": 4},
-        neutral={"alpha": 0.0},
-        bad=({"capacity": 0}, {"rows": 0}, {"alpha": -1.0}, {"start": -1}, {"top_k": 0}),
-    ),
-    Row(
-        "derpp",
-        methods.derpp,
-        {"capacity": 12, "rows": 4},
-        neutral={"alpha": 0.0, "beta": 0.0},
-        bad=({"beta": -1.0}, {"draws": 3}, {"policy": "herding"}),
-    ),
-    Row(
-        "gem",
-        methods.gem,
-        {"tasks": TASKS, "capacity_per_task": 4},
-        neutral="it has no strength: wherever a past stage disagrees the gradient is projected",
-        bad=({"tasks": 0}, {"capacity_per_task": 0}, {"margin": -1.0}, {"at": "loss"}),
-    ),
-    Row(
-        "gpm",
-        methods.gpm,
-        {"threshold": 0.7},
-        neutral="biases stop after the first stage, whatever the threshold",
-        bad=({"threshold": 0.0}, {"growth": -1.0}, {"rank": 0}, {"at": "loss"}),
-    ),
-    Row(
-        "lwf",
-        methods.lwf,
-        neutral={"strength": 0.0},
-        bad=({"strength": -1.0}, {"temperature": 0.0}),
-    ),
-    Row(
-        "ogd",
-        methods.ogd,
-        {"directions": 12, "per_stage": 4},
-        neutral="it has no strength: the span of the stored gradients is always removed",
-        bad=({"directions": 0}, {"per_stage": 0}, {"of": "logit"}, {"at": "loss"}),
-    ),
-    Row(
-        "packnet",
-        methods.packnet,
-        {"prune": 0.6, "tasks": TASKS, "retrain_steps": 3},
-        neutral="a finished stage keeps some weights for ever, or the model is zero",
-        bad=(
-            {"prune": 1.0},
-            {"tasks": 128},
-            {"retrain_steps": -1},
-            {"learning_rate": 0.0},
-            {"momentum": 1.0},
-        ),
-        disturb=flip,
-    ),
-    Row(
-        "hat",
-        methods.hat,
-        {"tasks": TASKS, "steps": STEPS},
-        neutral="its gates act from the first step, whatever the strength of the regulariser",
-        bad=({"tasks": 0}, {"steps": 0}, {"smax": 0.5}, {"strength": -1.0}),
-        disturb=flip,
-    ),
-    Row(
-        "mofo",
-        methods.mofo,
-        {"fraction": 0.2},
-        neutral={"fraction": 1.0},
-        bad=({"fraction": 0.0}, {"fraction": 1.5}, {"decay": 1.0}),
-    ),
-    Row(
-        "migu",
-        methods.migu,
-        neutral={"fraction": 1.0},
-        bad=({"fraction": 0.0}, {"at": "loss"}),
-        disturb="it has no state",
-    ),
-    Row(
-        "soft_mask",
-        methods.soft_mask,
-        neutral={"strength": 0.0, "at": "grads"},
-        bad=({"strength": 1.5}, {"at": "loss"}),
-        disturb=lambda states: jax.tree.map(lambda i: 1 - i, states),
-    ),
-    Row(
-        "seq",
-        methods.seq,
-        {"warmup": 3},
-        neutral="its backbone and its old classes are frozen after the first stage",
-        bad=({"warmup": -1},),
-        disturb=flip,
-    ),
-    Row(
-        "ema",
-        methods.ema,
-        {"decay": 0.7},
-        neutral={"decay": 0.0},
-        bad=({"decay": 1.5},),
-        at_boundary=True,
-    ),
-    Row(
-        "wise_ft",
-        methods.wise_ft,
-        neutral={"alpha": 1.0},
-        bad=({"alpha": -0.5}, {"anchor": "last"}),
-        at_boundary=True,
-    ),
-    Row(
-        "task_arithmetic",
-        methods.task_arithmetic,
-        neutral="every stage but the first starts from somewhere else",
-        bad=({"scale": -1.0}, {"start": "merged"}, {"drop": 1.0}),
-    ),
-    Row(
-        "ties",
-        methods.ties,
-        neutral="every stage but the first starts from somewhere else",
-        bad=({"density": 1.5}, {"scale": -1.0}, {"start": "merged"}, {"scope": "layer"}),
-    ),
-    Row(
-        "from_scratch",
-        methods.from_scratch,
-        neutral="every stage but the first starts from somewhere else",
-    ),
-    Row(
-        "lora",
-        methods.lora,
-        {"rank": 2, "targets": DENSE},
-        neutral={"alpha": 0.0},
-        bad=({"rank": 0},),
-        disturb="it has no state",
-    ),
-    Row(
-        "lora + ewc",  # DoRA's, and the base frozen
-        lambda: jcl.chain(
-            methods.lora(rank=2, targets=DENSE, dora=True), methods.ewc(strength=10.0)
-        ),
-        neutral=FROZEN,
-        problem=MLP._replace(trainable=adapters.is_adapter),
-    ),
-    Row(
-        "inclora",
-        methods.inclora,
-        {"tasks": TASKS, "rank": 2, "targets": DENSE},
-        neutral={"alpha": 0.0},
-        bad=({"tasks": 1}, {"rank": 0}, {"predict": "sum"}),
-    ),
-    Row(
-        "olora",
-        methods.olora,
-        {"tasks": TASKS, "rank": 2, "targets": DENSE},
-        neutral={"alpha": 0.0},
-        bad=(
-            {"tasks": 1},
-            {"rank": 0},
-            {"orthogonality": -1.0},
-            {"shrink": -1.0},
-            {"form": "cube"},
-        ),
-    ),
-    Row(
-        "ia3",
-        methods.ia3,
-        {"outputs": "dense_0", "inputs": "dense_2"},
-        neutral="its gains learn from the first step",
-        bad=({"outputs": None, "inputs": None},),
-        disturb="it has no state",
-    ),
-    Row(
-        "bottleneck",
-        methods.bottleneck,
-        {"width": 4},
-        neutral=FROZEN,
-        bad=({"width": 0}, {"after": ("head",)}),
-        disturb="it has no state",
-        problem=DECODER,
-    ),
-    Row(
-        "prompt_tuning",
-        methods.prompt_tuning,
-        {"length": 3},
-        neutral=FROZEN,
-        bad=({"length": 0},),
-        disturb="it has no state",
-        problem=DECODER,
-    ),
-    Row(
-        "prefix_tuning",
-        methods.prefix_tuning,
-        {"length": 3},
-        neutral=FROZEN,
-        bad=({"length": 0},),
-        disturb="it has no state",
-        problem=DECODER,
-    ),
-    Row(
-        "llama_pro",
-        methods.llama_pro,
-        {"layers": (1,)},
-        neutral="all but the given blocks stand still from the first step",
-        bad=({"layers": ()}, {"layers": (-1,)}),
-        disturb="it has no state",
-        problem=DECODER._replace(trainable=trees.every_leaf),
-    ),
-    Row(
-        "rho",  # of rows; tokens in its own tests
-        methods.rho,
-        {"share": 0.5, "unit": "row"},
-        neutral={"share": 1.0},
-        bad=({"share": 0.0}, {"share": 1.5}, {"reference": "first"}, {"unit": "document"}),
-    ),
-    Row(
-        "ir_dro",
-        methods.ir_dro,
-        neutral={"temperature": np.inf},
-        bad=({"temperature": 0.0},),
-        disturb="it has no state",
-    ),
-    Row(
-        "dpo",
-        methods.dpo,
-        {"reference": "previous"},
-        neutral="whatever its strength, pairs are scored against the reference",
-        bad=({"beta": 0.0}, {"reference": "last"}),
-        problem=RANKER,
-    ),
-    Row(
-        "kl_to_reference",
-        methods.kl_to_reference,
-        {"strength": 1.0, "reference": "previous"},
-        neutral={"strength": 0.0},
-        bad=({"strength": -1.0}, {"reference": "last"}, {"direction": "both"}),
-    ),
-    Row(
-        "copr",
-        methods.copr,
-        {"stages": TASKS, "capacity": 12},
-        neutral="it takes the objective's place",
-        bad=(
-            {"stages": 0},
-            {"beta": 0.0},
-            {"reward": -1.0},
-            {"sft": -1.0},
-            {"capacity": 0},
-            {"rows": 0},
-            {"rate": -1.0},
-        ),
-        problem=RANKER,
-    ),
-    Row(
-        "hma",
-        methods.hma,
-        neutral={"alpha": 1.0},
-        bad=({"alpha": 1.5}, {"parts": 0}, {"steps": -1}, {"rate": 0.0}, {"anchor": "last"}),
-        at_boundary=True,
-        problem=DECODER._replace(trainable=trees.every_leaf),
-    ),
-    Row(
-        "online_merging",
-        methods.online_merging,
-        {"density": 0.8},
-        neutral={"alpha": 0.0, "density": 1.0},
-        bad=({"alpha": 1.5}, {"density": 0.0}, {"form": "both"}),
-    ),
-    Row(
-        "distil",
-        lambda teacher=None, **options: methods.distil(
-            jax.tree.map(lambda x: 1.1 * x, MLP.params), **options
-        ),
-        {"strength": 0.5},
-        neutral={"strength": 0.0},
-        bad=({"strength": 1.5}, {"temperature": 0.0}),
-    ),
-    Row(
-        "moelora",
-        methods.moelora,
-        {"experts": 2, "rank": 4},
-        neutral=FROZEN,
-        bad=({"experts": 0}, {"rank": 3}),
-        disturb="it has no state",
-        problem=DECODER,
-    ),
-    Row(
-        "eproj",
-        methods.eproj,
-        {"slots": TASKS},
-        neutral="a stage's first step only looks",
-        bad=({"slots": 0}, {"threshold": 1.5}, {"predict": "mine"}),
-        disturb=partial(jax.tree.map, jnp.zeros_like),  # every projector is forgotten
-        problem=VIEWER,
-    ),
-    Row(
-        "progressive_prompts",
-        methods.progressive_prompts,
-        {"tasks": TASKS, "length": 2},
-        neutral=FROZEN,
-        bad=({"tasks": 0}, {"length": 0}, {"predict": "mine"}),
-        problem=DECODER,
-    ),
-    Row(
-        "infer_task",  # which reads, and leaves learning to another
-        lambda tasks=TASKS: jcl.chain(
-            methods.inclora(stages=TASKS, rank=2), methods.infer_task(tasks=tasks)
-        ),
-        neutral=FROZEN,
-        bad=({"tasks": 0},),
-        problem=DECODER,
-    ),
-]
 
 
 def stream() -> dict[str, jax.Array]:
@@ -617,18 +86,21 @@ class Loop:
 
         return counted
 
-    def stage(self, state: jcl.State, task: int) -> tuple[jcl.State, list[Any]]:
+    def steps(self, state: jcl.State, task: int) -> tuple[jcl.State, list[Any]]:
         reports = []
         for i in range(STEPS):
             state, aux = self.step(state, jax.tree.map(lambda x, i=i: x[task, i], STREAM))
             reports.append(aux)
-        return self.consolidate(state, jax.tree.map(lambda x: x[task], STREAM)), reports
+        return state, reports
+
+    def boundary(self, state: jcl.State, task: int) -> jcl.State:
+        return self.consolidate(state, jax.tree.map(lambda x: x[task], STREAM))
 
     def stages(self, key: jax.Array = KEY) -> tuple[list[jcl.State], list[Any]]:
         states, reports = [self.init(self.params, EXAMPLE, key)], []
         for task in range(TASKS):
-            state, new = self.stage(states[-1], task)
-            states.append(state)
+            state, new = self.steps(states[-1], task)
+            states.append(self.boundary(state, task))
             reports += new
         return states, reports
 
@@ -744,7 +216,7 @@ def test_at_neutral_strength_it_is_plain_fine_tuning(bench: Bench, plain: jcl.St
     neutral = bench.row.neutral
     if isinstance(neutral, str):
         assert len(neutral) > 20 and neutral != Row.neutral, "say why"
-        return
+        pytest.skip(neutral)
     states, _ = Loop(program_of(bench.row.make(**neutral), optimizer=EXACT)).stages()
     shared = {k: adapters.without_adapters(states[-1].params[k]) for k in plain.params}
     assert_identical(shared, plain.params)
@@ -825,6 +297,20 @@ def test_bad_arguments_are_refused_by_name(row: Row, wrong: dict[str, Any]) -> N
         row.make(**wrong)
     assert name in str(refused.value) and repr(value) in str(refused.value)
     assert "must be" in str(refused.value)
+
+
+def test_ties_cuts_where_no_weight_is_near() -> None:
+    # else the last bit decides which of two is kept, and bits differ between two compilations
+    row = next(r for r in TABLE if r.name == "ties")
+    loop = Loop(program_of(row.make(), row.problem), row.problem.params)
+    state = loop.init(loop.params, EXAMPLE, KEY)
+    for task in range(TASKS):
+        state, _ = loop.steps(state, task)
+        vector = merging.task_vector(state.params, state.methods["ties"].base)
+        sizes = np.sort(np.abs(np.concatenate([np.ravel(x) for x in jax.tree.leaves(vector)])))
+        kept = int(merging.count_of(row.arguments["density"], len(sizes)))
+        assert sizes[-kept] - sizes[-kept - 1] > 1e-5
+        state = loop.boundary(state, task)
 
 
 def test_every_public_method_has_a_row() -> None:

@@ -58,7 +58,6 @@ TOUCHES = {
 LONGEST = 400
 LONG_BY_NATURE = {
     "jcl/models/decoder.py": "a whole architecture",
-    "jcl/models/decoder_families.py": "a table of published decoders",
 }
 
 

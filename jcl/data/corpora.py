@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from jcl.data.packages import needed
 from jcl.data.registry.fetch import fetch
 from jcl.method import check
 
@@ -295,12 +296,8 @@ def conversations(folder: Path | None = None) -> list[Conversation]:
     Raises:
       ImportError: if PyYAML isn't installed; says how.
     """
-    try:
+    with needed("conversations", "PyYAML", "text"):
         import yaml
-    except ImportError as error:
-        raise ImportError(
-            "conversations needs PyYAML, which isn't installed: pip install 'jcl-kit[text]'"
-        ) from error
     found = []
     for path in sorted((folder or fetch("conversations")).glob("*.yml")):
         for turns in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:

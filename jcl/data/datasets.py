@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jcl.data.documents import Document, Documents, Field, Paths, files_of, pick
+from jcl.data.packages import needed
 from jcl.method import check
 
 
@@ -27,12 +28,8 @@ def read_dataset(paths: Paths, field: Field = "text", split: str | None = None) 
         column isn't there or a file is broken.
       ImportError: if pyarrow isn't installed; says how.
     """
-    try:
+    with needed("read_dataset", "pyarrow", "text"):
         import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "read_dataset needs pyarrow, which isn't installed: pip install 'jcl-kit[text]'"
-        ) from error
     if isinstance(paths, str | Path) and Path(paths).is_dir():
         files = _choose(Path(paths), split)
     else:
@@ -71,13 +68,8 @@ def read_tfds(
       ValueError: if there is no such dataset, split or field.
       ImportError: if tensorflow_datasets isn't installed; says how.
     """
-    try:
+    with needed("read_tfds", "tensorflow_datasets", "tfds"):
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ImportError(
-            "read_tfds needs tensorflow_datasets, which isn't installed: "
-            "pip install 'jcl-kit[tfds]'"
-        ) from error
     if Path(name).is_dir():
         builder = tfds.builder_from_directory(name)
     else:

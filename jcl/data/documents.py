@@ -102,6 +102,26 @@ def read_jsonl(
     return Documents(read)
 
 
+def read_list(path: str | Path) -> list[Any]:
+    """The entries of a JSON file that holds a list.
+
+    Raises:
+      ValueError: naming the file, if it can't be read, isn't JSON in UTF-8, or holds no list.
+    """
+    path = Path(path)
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from error
+    if not isinstance(read, list):
+        raise ValueError(f"{path} holds a {type(read).__name__}, but must hold a list of entries")
+    return read
+
+
 def records(
     files: Sequence[Path],
     make: Callable[[Any], Made],

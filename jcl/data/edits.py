@@ -16,6 +16,7 @@ import numpy as np
 from jcl.data import corpora
 from jcl.data.codes import CURRENCIES, LANGUAGES
 from jcl.data.corpora import Country
+from jcl.data.documents import read_list
 from jcl.method import check
 
 
@@ -167,18 +168,8 @@ def _hops(entry: _Entry) -> tuple[tuple[str, str], ...]:
 
 
 def _read(path: str | Path, one: Callable[[_Entry], Edit | None]) -> list[Edit]:
-    path = Path(path)
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from error
-    if not isinstance(read, list):
-        raise ValueError(f"{path} holds a {type(read).__name__}, but must hold a list of entries")
-    found = (one(_Entry(path, number, value)) for number, value in enumerate(read))
+    entries = enumerate(read_list(path))
+    found = (one(_Entry(Path(path), number, value)) for number, value in entries)
     return [edit for edit in found if edit is not None]
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jcl.data import sources
+from jcl.data.documents import read_list
 from jcl.data.encode import Passage, encode
 from jcl.data.registry.fetch import fetch
 from jcl.data.stream import Arrays
@@ -57,18 +58,8 @@ def read_conversations(path: str | Path) -> list[Conversation]:
     Source: haotian-liu/LLaVA, `llava/train/train.py`; zackschen/CoIN, `ETrain/Dataset` for
     training and `ETrain/Eval/LLaVA/CoIN` for testing.
     """
-    path = Path(path)
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {error.lineno} is no JSON: {error.msg}") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{path} holds a {type(entries).__name__}, but must hold a list")
-    return [_conversation(path, number, entry) for number, entry in enumerate(entries)]
+    entries = enumerate(read_list(path))
+    return [_conversation(Path(path), number, entry) for number, entry in entries]
 
 
 def _conversation(path: Path, number: int, entry: Any) -> Conversation:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcl.data.documents import Document
+from jcl.data.packages import needed
 from jcl.data.packing import Packing, Rows, gather, pack_rows
 from jcl.data.stages import Stage, each_stage, plan
 from jcl.data.stream import Arrays, Stream, pack
@@ -219,12 +220,8 @@ def _draws(
     ranges: Sequence[tuple[int, int]], shares: np.ndarray, seed: tuple[int, int], batch: int
 ) -> Callable[[int], np.ndarray]:
     """`(step) -> row numbers [batch]`: of each range, a first row and a count, by its share."""
-    try:
+    with needed("from_text", "grain", "text"):
         import grain
-    except ImportError as error:
-        raise ImportError(
-            "from_text needs grain, which isn't installed: pip install 'jcl-kit[text]'"
-        ) from error
 
     def shuffled(first: int, count: int) -> Any:
         if count >= _CIPHER:

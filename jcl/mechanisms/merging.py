@@ -6,6 +6,7 @@ two passes over the data, and as many entries chosen as asked for, ties included
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,8 @@ from jcl.method import Ctx, Params
 Mask = Any
 """A tree of bool arrays, shaped like parameters."""
 Scope = Literal["model", "leaf"]
+TreeHook = Callable[[Any, Ctx, Params], Params]
+"""A method's `grads` or `updates`: `(state, ctx, tree) -> tree`."""
 
 
 def count_of(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
@@ -234,7 +237,7 @@ def restarts(ctx: Ctx) -> jax.Array:
 def gradient_from(start: Params, ctx: Ctx, grads: Params) -> Params:
     """`grads`; at the first step of a later stage that of the fresh rows' loss at `start` instead.
 
-    For the `grads` phase of a method whose stages begin at `start`; see `update_from`.
+    For the `grads` phase of a method whose stages begin at `start`; see `begin_stages_at`.
     """
     there = jax.grad(lambda p: ctx.loss(p, ctx.batch)[0])
     return lax.cond(restarts(ctx), lambda: there(start), lambda: grads)
@@ -251,3 +254,18 @@ def update_from(start: Params, ctx: Ctx, updates: Params) -> Params:
         return jnp.where(again, (s - p) + u, u).astype(u.dtype)
 
     return jax.tree.map(one, updates, start, ctx.params)
+
+
+def begin_stages_at(start: Callable[[Any], Params]) -> tuple[TreeHook, TreeHook]:
+    """The `grads` and `updates` phases of a method whose later stages begin at `start(state)`.
+
+    See `gradient_from` and `update_from`.
+    """
+
+    def grads(state: Any, ctx: Ctx, tree: Params) -> Params:
+        return gradient_from(start(state), ctx, tree)
+
+    def updates(state: Any, ctx: Ctx, tree: Params) -> Params:
+        return update_from(start(state), ctx, tree)
+
+    return grads, updates

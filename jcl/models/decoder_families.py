@@ -1,68 +1,17 @@
 """The published decoders: what their `config.json` means, and what their tensors are called.
 
-A family maps a Hugging Face configuration to ours, and each leaf of our parameter tree to the
-stored tensor that it is a view of. One view serves both ways: weights are read out of it, and
-written into it. Encoders and T5 are in `encoder_families`.
+Encoders and T5 are in `encoder_families`, vision towers in `vision_families`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jcl.method import Apply, Params
-from jcl.models import decoder
 from jcl.models.decoder import Config
+from jcl.models.layout import Family, Layout, Source, View, activation_name, linear, norm, vector
 from jcl.models.rope import Rope
-
-View = Callable[[np.ndarray], np.ndarray]
-
-
-class Source(NamedTuple):
-    """Where one leaf, or one layer or expert of it, is stored."""
-
-    name: str
-    """Of the tensor; `{layer}` and `{expert}` stand for indices along the leaf's first axes."""
-    shape: tuple[int, ...]
-    """Of the stored tensor."""
-    view: View = lambda stored: stored
-    """The leaf within the stored tensor, up to a reshape; without copying."""
-
-
-Layout = dict[str, Source]
-"""Leaf path, such as `blocks/query/kernel`, to its source."""
-
-
-class Family(NamedTuple):
-    """How one `model_type` is read and written."""
-
-    config: Callable[[Any], Any]
-    """Ours, from a transformers configuration in its 5.x form."""
-    layout: Callable[[Any], Layout]
-    """From our configuration."""
-    prefix: str
-    """Of the tensors of the body, which some checkpoints leave out."""
-    heads: Callable[[Any, Any, frozenset[str]], Any] = lambda config, given, names: config
-    """Ours again, with what only the names of the stored tensors tell."""
-    init: Callable[..., Params] = decoder.init
-    """`init(key, config)` of the module that computes it."""
-    apply_fn: Callable[..., Apply] = decoder.apply_fn
-
-
-def _transposed(stored: np.ndarray) -> np.ndarray:
-    return stored.T
-
-
-def linear(name: str, fan_in: int, fan_out: int) -> Source:
-    """torch.nn.Linear's weight [out, in] as a kernel [in, out]."""
-    return Source(f"{name}.weight", (fan_out, fan_in), _transposed)
-
-
-def vector(name: str, size: int) -> Source:
-    """A bias, or a norm's scale."""
-    return Source(name, (size,))
 
 
 def _rows(start: int, stop: int) -> View:
@@ -73,28 +22,6 @@ def _rows(start: int, stop: int) -> View:
 def _columns(start: int, stop: int) -> View:
     """The same where the layer is stored [in, out], or of its bias."""
     return lambda stored: stored[..., start:stop]
-
-
-_ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "relu": "relu",
-}
-
-
-def activation_name(name: str) -> str:
-    """What `layers.ACTIVATIONS` calls it.
-
-    Raises:
-      ValueError: if it isn't among them.
-    """
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"activation is {name!r}, but must be one of {list(_ACTIVATIONS)}")
-    return _ACTIVATIONS[name]
 
 
 def _rope(given: Any, parameters: dict[str, Any], head: int) -> Rope:
@@ -349,10 +276,8 @@ def _gpt2_layout(c: Config) -> Layout:
         "positions/table": Source("transformer.wpe.weight", (c.context, c.width)),
     }
     for ours, theirs in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2")):
-        found[f"blocks/{ours}/scale"] = vector(f"{at}.{theirs}.weight", c.width)
-        found[f"blocks/{ours}/bias"] = vector(f"{at}.{theirs}.bias", c.width)
-    found["norm/scale"] = vector("transformer.ln_f.weight", c.width)
-    found["norm/bias"] = vector("transformer.ln_f.bias", c.width)
+        found |= norm(f"blocks/{ours}", f"{at}.{theirs}", c.width)
+    found |= norm("norm", "transformer.ln_f", c.width)
     for i, ours in enumerate(("query", "key", "value")):
         fused, part = f"{at}.attn.c_attn", _columns(i * c.width, (i + 1) * c.width)
         shape = (c.width, 3 * c.width)
@@ -376,17 +301,15 @@ def _neox_layout(c: Config) -> Layout:
     at, width = "gpt_neox.layers.{layer}", c.head_width
     found = {
         "embed/table": Source("gpt_neox.embed_in.weight", (c.vocabulary, c.width)),
-        "norm/scale": vector("gpt_neox.final_layer_norm.weight", c.width),
-        "norm/bias": vector("gpt_neox.final_layer_norm.bias", c.width),
     }
+    found |= norm("norm", "gpt_neox.final_layer_norm", c.width)
     if not c.tied:
         found["head/kernel"] = linear("embed_out", c.width, c.vocabulary)
     for ours, theirs in (
         ("attention_norm", "input_layernorm"),
         ("mlp_norm", "post_attention_layernorm"),
     ):
-        found[f"blocks/{ours}/scale"] = vector(f"{at}.{theirs}.weight", c.width)
-        found[f"blocks/{ours}/bias"] = vector(f"{at}.{theirs}.bias", c.width)
+        found |= norm(f"blocks/{ours}", f"{at}.{theirs}", c.width)
     for i, ours in enumerate(("query", "key", "value")):
 
         def kernel(a: np.ndarray, i: int = i) -> np.ndarray:

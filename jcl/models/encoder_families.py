@@ -1,6 +1,6 @@
 """The published encoders and T5: what their `config.json` means, what their tensors are called.
 
-Which heads a checkpoint has is told by the names of its tensors; see `families`.
+Which heads a checkpoint has is told by the names of its tensors; see `layout`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,17 @@ from typing import Any, NamedTuple
 
 from jcl.method import check
 from jcl.models import encoder, t5
-from jcl.models.decoder_families import Family, Layout, Source, activation_name, linear, vector
+from jcl.models.layout import (
+    Family,
+    Layout,
+    Source,
+    activation_name,
+    block,
+    dense,
+    linear,
+    norm,
+    vector,
+)
 
 
 def _bert(given: Any, offset: int = 0) -> encoder.Config:
@@ -93,20 +103,6 @@ def _heads(
     )
 
 
-def _dense(ours: str, theirs: str, fan_in: int, fan_out: int) -> Layout:
-    return {
-        f"{ours}/kernel": linear(theirs, fan_in, fan_out),
-        f"{ours}/bias": vector(f"{theirs}.bias", fan_out),
-    }
-
-
-def _norm(ours: str, theirs: str, width: int) -> Layout:
-    return {
-        f"{ours}/scale": vector(f"{theirs}.weight", width),
-        f"{ours}/bias": vector(f"{theirs}.bias", width),
-    }
-
-
 def _layout(called: _Names, c: encoder.Config) -> Layout:
     start, at = f"{called.body}.embeddings", f"{called.body}.encoder.layer.{{layer}}"
     found = {
@@ -116,27 +112,27 @@ def _layout(called: _Names, c: encoder.Config) -> Layout:
         ),
         "types/table": Source(f"{start}.token_type_embeddings.weight", (c.types, c.width)),
     }
-    found |= _norm("embed_norm", f"{start}.LayerNorm", c.width)
-    for ours, theirs, fan_in, fan_out in (
-        ("query", "attention.self.query", c.width, c.width),
-        ("key", "attention.self.key", c.width, c.width),
-        ("value", "attention.self.value", c.width, c.width),
-        ("output", "attention.output.dense", c.width, c.width),
-        ("up", "intermediate.dense", c.width, c.hidden),
-        ("down", "output.dense", c.hidden, c.width),
-    ):
-        found |= _dense(f"blocks/{ours}", f"{at}.{theirs}", fan_in, fan_out)
-    found |= _norm("blocks/attention_norm", f"{at}.attention.output.LayerNorm", c.width)
-    found |= _norm("blocks/mlp_norm", f"{at}.output.LayerNorm", c.width)
+    found |= norm("embed_norm", f"{start}.LayerNorm", c.width)
+    parts = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "output": "attention.output.dense",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "mlp_norm": "output.LayerNorm",
+    }
+    found |= block(at, c.width, c.hidden, parts)
     if c.pooler:
         first = c.classes > 0 and c.pooling == "first"
-        found |= _dense("pooler", called.pooler(first), c.width, c.width)
+        found |= dense("pooler", called.pooler(first), c.width, c.width)
     if c.masked:
-        found |= _dense("masked/transform", called.transform, c.width, c.width)
-        found |= _norm("masked/norm", called.norm, c.width)
+        found |= dense("masked/transform", called.transform, c.width, c.width)
+        found |= norm("masked/norm", called.norm, c.width)
         found["masked/bias"] = vector(called.bias, c.vocabulary)
     if c.classes:
-        found |= _dense("classifier", called.classifier, c.width, c.classes)
+        found |= dense("classifier", called.classifier, c.width, c.classes)
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jcl.data.packages import needed
 from jcl.models.tensors import Tensors
 
 _NAMES = {
@@ -114,12 +115,8 @@ def tokenizer(path: Path) -> Any:
 
 
 def _reader(path: Path) -> Any:
-    try:
+    with needed(path.name, "gguf", "text"):
         from gguf import GGUFReader
-    except ImportError as error:
-        raise ImportError(
-            f"{path.name} needs gguf, which isn't installed: pip install 'jcl-kit[text]'"
-        ) from error
     try:
         return GGUFReader(path)
     except (ValueError, IndexError) as error:

@@ -21,7 +21,8 @@ import numpy as np
 from jcl import trees
 from jcl.mechanisms import adapters
 from jcl.method import Params, check
-from jcl.models.decoder_families import DECODERS, Source
+from jcl.models.decoder_families import DECODERS
+from jcl.models.peft_modules import Module, modules_of
 from jcl.models.pretrained import FAMILIES, Model
 from jcl.records import record
 
@@ -45,53 +46,6 @@ class Adapter(NamedTuple):
     """Which of `jcl.methods` goes on from here: `lora`, `ia3` or `prompt_tuning`."""
     settings: dict[str, Any]
     """Its arguments."""
-
-
-class _Module(NamedTuple):
-    """A module of theirs that adapters may sit on."""
-
-    name: str
-    """With `{layer}`."""
-    parts: dict[str, Source]
-    """Paths of our dense layers, and where each lies in the stored weight."""
-    layers: int
-    turned: bool
-    """Whether the weight is stored [in, out], as GPT-2's are."""
-
-    def split(self, stored: np.ndarray, path: str) -> np.ndarray:
-        """What one part has of `stored` [out, n]: [n, out of the part], a view of it."""
-        view = self.parts[path].view(stored.T if self.turned else stored)
-        return view.reshape(stored.shape[1], -1) if view.ndim > 2 else view
-
-    def fill(self, stored: np.ndarray, path: str, rows: slice, value: np.ndarray) -> None:
-        """Writes [n, out of the part] into `stored` [out, all n]."""
-        view = self.parts[path].view(stored.T if self.turned else stored)[rows]
-        view[...] = value.reshape(view.shape)
-
-    @property
-    def short(self) -> str:
-        """Its name in every layer, as peft's options have it."""
-        return self.name.partition("{layer}.")[2]
-
-    @property
-    def outputs(self) -> int:
-        """Of the stored weight."""
-        return next(iter(self.parts.values())).shape[1 if self.turned else 0]
-
-
-def _modules(model: Model) -> list[_Module]:
-    kind = model.given["model_type"]
-    found: dict[str, dict[str, Source]] = {}
-    for leaf, source in FAMILIES[kind].layout(model.config).items():
-        path, _, last = leaf.rpartition("/")
-        if last == "kernel" and "{layer}" in source.name and "{expert}" not in source.name:
-            found.setdefault(source.name.removesuffix(".weight"), {})[path] = source
-
-    def layers(parts: dict[str, Source]) -> int:
-        return adapters.shape(adapters.subtree(model.params, next(iter(parts)))["kernel"])[0]
-
-    found = {name: parts for name, parts in found.items() if "blocks/router" not in parts}
-    return [_Module(n, parts, layers(parts), kind == "gpt2") for n, parts in found.items()]
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -143,7 +97,7 @@ def load_adapter(folder: str | Path, model: Model) -> Adapter:
 
 
 def _take(
-    tensors: dict[str, np.ndarray], model: Model, module: _Module, suffix: str
+    tensors: dict[str, np.ndarray], model: Model, module: Module, suffix: str
 ) -> dict[int, np.ndarray]:
     """One kind of a module's tensors by layer, taken out of `tensors`, in float32."""
     prefix = FAMILIES[model.given["model_type"]].prefix
@@ -177,7 +131,7 @@ def _load_lora(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mod
     factor = adapters.scale(rank, alpha, rslora)
     params = model.params
     targets: list[str] = []
-    for module in _modules(model):
+    for module in modules_of(model):
         first, second, magnitude = (
             _take(tensors, model, module, f"lora_{part}")
             for part in ("A.weight", "B.weight", "magnitude_vector")
@@ -218,7 +172,7 @@ def _load_ia3(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mode
     params = model.params
     outputs: list[str] = []
     inputs: list[str] = []
-    for module in _modules(model):
+    for module in modules_of(model):
         found = _take(tensors, model, module, "ia3_l")
         if not found:
             continue
@@ -313,7 +267,7 @@ def _lora(model: Model, params: Params, leaves: Leaves, scale: float | None) -> 
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     dora = any(path.endswith("/magnitude") for path in leaves)
-    for module in _modules(model):
+    for module in modules_of(model):
         pairs = {
             path: {k: leaves.pop(f"{path}/lora/{k}") for k in ("a", "b")}
             for path in module.parts
@@ -362,7 +316,7 @@ def _ia3(model: Model, leaves: Leaves) -> Written:
     tensors: dict[str, np.ndarray] = {}
     outputs: list[str] = []
     inputs: list[str] = []
-    for module in _modules(model):
+    for module in modules_of(model):
         gains = {p: leaves.pop(f"{p}/gain") for p in module.parts if f"{p}/gain" in leaves}
         before = {p: f"{p}/input_gain" for p in module.parts if f"{p}/input_gain" in leaves}
         if not gains and not before:

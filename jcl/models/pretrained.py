@@ -22,8 +22,9 @@ import numpy as np
 from jcl import trees
 from jcl.method import Apply, Params, check
 from jcl.models import decoder, encoder, gguf
-from jcl.models.decoder_families import DECODERS, Family, Layout, Source
+from jcl.models.decoder_families import DECODERS
 from jcl.models.encoder_families import ENCODERS
+from jcl.models.layout import Family, Layout, Source
 from jcl.models.tensors import Tensors, open_folder, write_folder
 from jcl.models.vision_families import INSIDE, TOWERS
 from jcl.parallel import mesh as meshes

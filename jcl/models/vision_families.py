@@ -1,6 +1,6 @@
 """The published vision towers: what their `config.json` means, what their tensors are called.
 
-Whether SigLIP's pooling is there is told by the names of its tensors; see `families`.
+Whether SigLIP's pooling is there is told by the names of its tensors; see `layout`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from jcl.models import vision
-from jcl.models.decoder_families import (
+from jcl.models.layout import (
     Family,
     Layout,
     Source,
     View,
     activation_name,
-    linear,
+    block,
+    dense,
+    norm,
     vector,
 )
 
@@ -63,20 +65,6 @@ def _third(which: int, width: int, transposed: bool) -> View:
     return lambda stored: stored[rows].T if transposed else stored[rows]
 
 
-def _dense(ours: str, theirs: str, fan_in: int, fan_out: int) -> Layout:
-    return {
-        f"{ours}/kernel": linear(theirs, fan_in, fan_out),
-        f"{ours}/bias": vector(f"{theirs}.bias", fan_out),
-    }
-
-
-def _norm(ours: str, theirs: str, width: int) -> Layout:
-    return {
-        f"{ours}/scale": vector(f"{theirs}.weight", width),
-        f"{ours}/bias": vector(f"{theirs}.bias", width),
-    }
-
-
 def _layout(c: vision.Config) -> Layout:
     start, at = f"{_PREFIX}embeddings", f"{_PREFIX}encoder.layers.{{layer}}"
     shape = (c.width, c.channels, c.patch, c.patch)
@@ -91,19 +79,19 @@ def _layout(c: vision.Config) -> Layout:
     if c.class_token:
         found["class_token/table"] = vector(f"{start}.class_embedding", c.width)
     if c.embed_norm:  # transformers' spelling
-        found |= _norm("embed_norm", f"{_PREFIX}pre_layrnorm", c.width)
-    for ours, theirs, fan_in, fan_out in (
-        ("query", "self_attn.q_proj", c.width, c.width),
-        ("key", "self_attn.k_proj", c.width, c.width),
-        ("value", "self_attn.v_proj", c.width, c.width),
-        ("output", "self_attn.out_proj", c.width, c.width),
-        ("up", "mlp.fc1", c.width, c.hidden),
-        ("down", "mlp.fc2", c.hidden, c.width),
-    ):
-        found |= _dense(f"blocks/{ours}", f"{at}.{theirs}", fan_in, fan_out)
-    found |= _norm("blocks/attention_norm", f"{at}.layer_norm1", c.width)
-    found |= _norm("blocks/mlp_norm", f"{at}.layer_norm2", c.width)
-    found |= _norm("norm", f"{_PREFIX}post_layernorm", c.width)
+        found |= norm("embed_norm", f"{_PREFIX}pre_layrnorm", c.width)
+    parts = {
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj",
+        "output": "self_attn.out_proj",
+        "up": "mlp.fc1",
+        "down": "mlp.fc2",
+        "attention_norm": "layer_norm1",
+        "mlp_norm": "layer_norm2",
+    }
+    found |= block(at, c.width, c.hidden, parts)
+    found |= norm("norm", f"{_PREFIX}post_layernorm", c.width)
     return found | (_pool(c) if c.probe else {})
 
 
@@ -115,10 +103,10 @@ def _pool(c: vision.Config) -> Layout:
         kernel, bias = (_third(which, c.width, t) for t in (True, False))
         found[f"pool/{name}/kernel"] = Source(f"{inside}_weight", (3 * c.width, c.width), kernel)
         found[f"pool/{name}/bias"] = Source(f"{inside}_bias", (3 * c.width,), bias)
-    found |= _dense("pool/output", f"{at}.attention.out_proj", c.width, c.width)
-    found |= _norm("pool/norm", f"{at}.layernorm", c.width)
-    found |= _dense("pool/up", f"{at}.mlp.fc1", c.width, c.hidden)
-    return found | _dense("pool/down", f"{at}.mlp.fc2", c.hidden, c.width)
+    found |= dense("pool/output", f"{at}.attention.out_proj", c.width, c.width)
+    found |= norm("pool/norm", f"{at}.layernorm", c.width)
+    found |= dense("pool/up", f"{at}.mlp.fc1", c.width, c.hidden)
+    return found | dense("pool/down", f"{at}.mlp.fc2", c.hidden, c.width)
 
 
 TOWERS = {

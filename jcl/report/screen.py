@@ -119,18 +119,18 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
+def _titled(heading: str) -> Table:
+    """An empty table under a bold heading at its left."""
+    return Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="bold")
+
+
 def matrix(run: Run) -> None:
     """Prints a run's mean score matrix, if it isn't too wide."""
     shown, factor = run.shown(), scale([run])
     if len(shown.tasks) > WIDE:
         return
     unit = f"{shown.measure}{' (%)' if factor == 100 else ''}"
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=escape(f"{shown.label}: {unit}"),
-        title_justify="left",
-        title_style="bold",
-    )
+    table = _titled(escape(f"{shown.label}: {unit}"))
     table.add_column("")
     for task in shown.tasks:
         table.add_column(escape(task), justify="right")
@@ -149,12 +149,7 @@ def ability(run: Run) -> None:
     """Prints what a run's stages did to general ability, if it was probed."""
     if run.probed is None:
         return
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=escape(f"{run.labels[run.best]}: right answers (%) on probes"),
-        title_justify="left",
-        title_style="bold",
-    )
+    table = _titled(escape(f"{run.labels[run.best]}: right answers (%) on probes"))
     table.add_column("")
     for name in run.probed["names"]:
         table.add_column(escape(name), justify="right")
@@ -168,8 +163,7 @@ def ability(run: Run) -> None:
 
 def shardings(title: str, rows: Sequence[Placed], totals: Sequence[tuple[str, int, int]]) -> None:
     """Prints where parameters lie on a mesh, and bytes of all that is kept: in all, on a device."""
-    out = Table(box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    out.title = title
+    out = _titled(title)
     out.add_column("parameter", overflow="fold")
     for name in ("shape", "cut by", "MB a device"):
         out.add_column(name, justify="right")
@@ -190,7 +184,7 @@ def table(runs: Sequence[Run]) -> None:
     seeds = f", mean ± 95 % over {facts['seeds']} seeds" if facts["seeds"] > 1 else ""
     unit = f"{facts['measure']}{' (%)' if factor == 100 else ''}"
     heading = f"{unit}, {'higher' if facts['higher_is_better'] else 'lower'} is better{seeds}"
-    out = Table(box=box.SIMPLE_HEAD, title=heading, title_justify="left", title_style="bold")
+    out = _titled(heading)
     out.add_column("method", overflow="fold")
     for measure in MEASURES:
         out.add_column(title(measure), justify="right")

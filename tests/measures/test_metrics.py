@@ -67,22 +67,6 @@ def test_one_stage_of_everything():
     assert found["forgetting"]["ci95"] is None
 
 
-def test_curves():
-    # task 0 dips to .3 in stage 1 and to .2 in stage 2; task 1 to .5
-    curve = np.array([[0.9, 0, 0], [0.3, 0.7, 0], [0.8, 0.9, 0], [0.2, 0.5, 0.1], [0.6, 0.8, 0.95]])
-    ends = (0, 2, 4)
-    assert np.isclose(metrics.minimum_accuracy(curve, ends), (0.2 + 0.5) / 2)
-    assert np.isclose(metrics.worst_case_accuracy(curve, ends), 0.95 / 3 + 2 / 3 * 0.35)
-    assert np.isclose(metrics.stability_gap(curve, ends), np.mean([0.5, 0.4, 0.3]))
-    both = metrics.stability_gap(np.stack([curve, curve * 2]), ends)
-    np.testing.assert_allclose(both, [0.4, 0.8])
-
-
-def test_a_task_s_minimum_starts_after_its_own_stage():
-    curve = np.array([[0.1, 0], [0.5, 0.2], [0.4, 0.9]])
-    assert np.isclose(metrics.minimum_accuracy(curve, (0, 2)), 0.4)
-
-
 def test_language_measures():
     assert np.isclose(metrics.perplexity(np.log(20.0)), 20.0)
     assert np.isclose(metrics.bits_per_byte(2 * np.log(2), tokens=10, size=40), 0.5)
@@ -120,6 +104,26 @@ def test_interval_is_student_s(count):
     np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-9)
 
 
+# column t.975 of NIST/SEMATECH's e-Handbook of Statistical Methods, 1.3.6.7.2
+@pytest.mark.parametrize(
+    "freedom, quantile",
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042), (100, 1.984)],
+)
+def test_interval_has_the_quantiles_of_a_table(freedom, quantile):
+    values = np.arange(freedom + 1.0)
+    error = np.std(values, ddof=1) / np.sqrt(freedom + 1)
+    half = metrics.interval(values)[1]
+    assert half is not None and round(half / error, 3) == quantile
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99, 0.999])
+def test_interval_of_two_and_three_is_the_closed_form(level):
+    two, three = (metrics.interval(np.arange(n), level)[1] for n in (2.0, 3.0))
+    assert two == pytest.approx(np.tan(np.pi * level / 2) * np.sqrt(1 / 2 / 2), rel=1e-9)
+    exact = level * np.sqrt(2 / (1 - level**2))
+    assert three == pytest.approx(exact * np.sqrt(1 / 3), rel=1e-9)
+
+
 def test_interval_of_one_has_no_width():
     assert metrics.interval([3.0]) == (3.0, None)
 
@@ -145,19 +149,12 @@ def test_bad_shapes_are_refused():
         metrics.backward_transfer(R, (0, 1, 3))
     with pytest.raises(ValueError, match="or tasks be given"):
         metrics.backward_transfer(np.zeros((5, 2)))
-    with pytest.raises(ValueError, match="increasing"):
-        metrics.minimum_accuracy(np.zeros((5, 2)), (3, 1))
 
 
 def test_vertical_forgetting_is_what_the_probes_lost():
     P = np.array([[0.5, 0.8], [0.6, 0.4], [0.4, 0.7]])
     assert metrics.vertical_forgetting(P) == pytest.approx(0.1)
     np.testing.assert_allclose(metrics.vertical_forgetting(np.stack([P, P[::-1]])), [0.1, -0.1])
-
-
-def test_anticipatory_recovery() -> None:
-    cycle = np.array([[1.0, 2.0, 3.0, 3.0], [1.0, 5.0, 4.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
-    np.testing.assert_allclose(metrics.anticipatory_recovery(cycle), [0.0, 1.0, 0.0])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from perturbed import perturb
 
 import jcl
 from jcl import adapters, losses, methods, models, taps, trees
@@ -51,10 +52,7 @@ def oracle(case: str) -> Any:
     config = transformers.AutoConfig.for_model(kind, **SMALL | TYPES[kind])
     torch.manual_seed(0)
     model = getattr(transformers, case)(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model.eval()
+    return perturb(model).eval()
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from perturbed import perturb
 
 import jcl
 from jcl import adapters, losses, methods, models, taps, trees
@@ -58,9 +59,7 @@ def test_logits_are_those_of_llava_in_transformers(
     )  # fmt: skip
     torch.manual_seed(0)
     reference = transformers.LlavaForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for p in reference.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+    perturb(reference)
     inner = reference.model
     inner.vision_tower.save_pretrained(tmp_path / "vision")
     language = transformers.LlamaForCausalLM(config.text_config)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from perturbed import perturb
 
 from jcl import losses, models
 from jcl.models import decoder
@@ -96,10 +97,7 @@ def oracle(case: str) -> Any:
     config = transformers.AutoConfig.for_model(kind, **SMALL | more)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model.eval()
+    return perturb(model).eval()
 
 
 @pytest.fixture(scope="module", params=list(CASES))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from perturbed import perturb
 
 import jcl
 from jcl import adapters, losses, methods, models, trees
@@ -66,9 +67,7 @@ def adapted(case: tuple[str, dict[str, Any]], folder: Path) -> tuple[Any, models
     config = transformers.AutoConfig.for_model(kind, **SMALL)
     torch.manual_seed(0)
     base = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for p in base.parameters():
-            p.add_(0.1 * torch.randn_like(p))
+    perturb(base)
     base.save_pretrained(folder / "base")
     options = dict(options)
     name = options.pop("kind")

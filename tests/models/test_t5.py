@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from perturbed import perturb
 
 import jcl
 from jcl import adapters, losses, methods, models, taps, trees
@@ -45,10 +46,7 @@ def oracle(case: str) -> Any:
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**SMALL | CASES[case]))
     if case == "1.1":  # whose head is its own, though transformers 5 makes none of it
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model.eval()
+    return perturb(model).eval()
 
 
 @pytest.fixture(scope="module", params=["1.0", "1.1"])

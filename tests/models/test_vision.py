@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from perturbed import perturb
 
 from jcl import models, taps, trees
 from jcl.models import vision
@@ -42,10 +43,7 @@ def oracle(case: str) -> Any:
         config = transformers.AutoConfig.for_model(kind, vision_config=SMALL, text_config=TEXT)
     torch.manual_seed(0)
     model = getattr(transformers, case)(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model.eval()
+    return perturb(model).eval()
 
 
 def answer(reference: Any, hidden: int = -1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from jcl.data.packages import needed
 from jcl.data.registry import caches
 from jcl.data.registry.archives import SOURCES, Source
 from jcl.data.registry.unpack import unpack
@@ -217,13 +218,8 @@ def _hub(name: str, to: str | Path | None) -> Path:
     """A model's folder from the Hugging Face hub, in the hub's own cache or in `to`."""
     known = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None
     check(known, "name", name, "one that jcl fetch lists, or a hub id such as org/model")
-    try:
+    with needed(name, "huggingface_hub", "text"):
         from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise ImportError(
-            f"{name} is fetched with huggingface_hub, which isn't installed: "
-            "pip install 'jcl-kit[text]'"
-        ) from error
     try:
         folder = snapshot_download(
             name, allow_patterns=list(_HUB_FILES), local_dir=None if to is None else str(to)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from jcl.data.packages import needed
+
 _SPECIALS = ["<pad>", "<unk>", "<bos>", "<eos>"]
 _SPACE = "▁"
 
@@ -21,13 +23,8 @@ def convert(folder: Path) -> None:
     Raises:
       ImportError: if safetensors isn't installed; says how.
     """
-    try:
+    with needed("glassllm", "safetensors", "text"):
         from safetensors.numpy import save_file
-    except ImportError as error:
-        raise ImportError(
-            "glassllm is converted with safetensors, which isn't installed: "
-            "pip install 'jcl-kit[text]'"
-        ) from error
     with np.load(folder / "en.npz") as arrays:  # never a pickle: that is np.load's default
         config = json.loads(str(arrays["__config__"]))
         weights = {k: v.astype(np.float32) for k, v in arrays.items() if k != "__config__"}

@@ -87,9 +87,8 @@ def alphaedit(
         return solve.least_change(solve.factor(prior), free, missing, 1.0)
 
     def write(params: Params, state: AlphaEditState, facts: Facts) -> tuple[Params, AlphaEditState]:
-        aims = values.aims(apply, params, facts, layers[-1], search, together)
         params = values.write_layers(
-            apply, params, facts, aims, layers, solver, state, path, together
+            apply, params, facts, layers, search, solver, state, path, together
         )
         site = f"{path}:in"
         keys = values.at_subjects(apply, params, facts, {site: layers}, together)[site]

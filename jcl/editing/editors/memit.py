@@ -73,9 +73,8 @@ def memit(
         return solve.least_change(root, keys, missing, slack)
 
     def write(params: Params, state: MemitState, facts: Facts) -> tuple[Params, MemitState]:
-        aims = values.aims(apply, params, facts, layers[-1], search, together)
         params = values.write_layers(
-            apply, params, facts, aims, layers, solver, state.root, path, together
+            apply, params, facts, layers, search, solver, state.root, path, together
         )
         return params, state
 

@@ -35,15 +35,10 @@ def from_scratch() -> Method:
     Source: the usual single-task reference, such as the random-initialisation term of forward
     transfer in Lopez-Paz & Ranzato, arXiv 1706.08840, section 3.
     """
+    grads, updates = merging.begin_stages_at(lambda state: state.start)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, FromScratchState]:
         return params, FromScratchState(trees.copy(params), jnp.float32(0))
-
-    def grads(state: FromScratchState, ctx: Ctx, tree: Params) -> Params:
-        return merging.gradient_from(state.start, ctx, tree)
-
-    def updates(state: FromScratchState, ctx: Ctx, tree: Params) -> Params:
-        return merging.update_from(state.start, ctx, tree)
 
     def consolidate(
         state: FromScratchState, ctx: Ctx, params: Params, batches: Batch

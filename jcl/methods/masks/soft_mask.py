@@ -128,20 +128,7 @@ def soft_mask(
         total = sum((jnp.sum(i) for i in state.importance.values()), jnp.float32(0))
         return {"importance": total / trees.size(state.importance)}
 
-    if at == "grads":
-        return Method(
-            "soft_mask",
-            init=init,
-            grads=slowed,
-            consolidate=consolidate,
-            report=report,
-            reads=("gradients",),
-        )
-    return Method(
-        "soft_mask",
-        init=init,
-        updates=slowed,
-        consolidate=consolidate,
-        report=report,
-        reads=("gradients",),
+    method = Method(
+        "soft_mask", init=init, consolidate=consolidate, report=report, reads=("gradients",)
     )
+    return method._replace(grads=slowed) if at == "grads" else method._replace(updates=slowed)

@@ -50,21 +50,13 @@ def task_arithmetic(
     check(start in ("initial", "previous"), "start", start, "'initial' or 'previous'")
     check((drop >= 0) & (drop < 1), "drop", drop, "in [0, 1)")
     sequential = start == "previous"
+    grads, updates = merging.begin_stages_at(lambda s: s.start if sequential else s.base)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, TaskArithmeticState]:
         begin = trees.copy(params) if sequential else ()
         return params, TaskArithmeticState(
             trees.copy(params), begin, trees.zeros(params), jnp.float32(0)
         )
-
-    def begins(state: TaskArithmeticState) -> Params:
-        return state.start if sequential else state.base
-
-    def grads(state: TaskArithmeticState, ctx: Ctx, tree: Params) -> Params:
-        return merging.gradient_from(begins(state), ctx, tree)
-
-    def updates(state: TaskArithmeticState, ctx: Ctx, tree: Params) -> Params:
-        return merging.update_from(begins(state), ctx, tree)
 
     def consolidate(
         state: TaskArithmeticState, ctx: Ctx, params: Params, batches: Batch

@@ -58,20 +58,12 @@ def ties(
     check(start in ("initial", "previous"), "start", start, "'initial' or 'previous'")
     check(scope in ("model", "leaf"), "scope", scope, "'model' or 'leaf'")
     sequential = start == "previous"
+    grads, updates = merging.begin_stages_at(lambda s: s.start if sequential else s.base)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, TiesState]:
         begin = trees.copy(params) if sequential else ()
         votes = merging.no_votes(params)
         return params, TiesState(trees.copy(params), begin, votes, jnp.float32(0))
-
-    def begins(state: TiesState) -> Params:
-        return state.start if sequential else state.base
-
-    def grads(state: TiesState, ctx: Ctx, tree: Params) -> Params:
-        return merging.gradient_from(begins(state), ctx, tree)
-
-    def updates(state: TiesState, ctx: Ctx, tree: Params) -> Params:
-        return merging.update_from(begins(state), ctx, tree)
 
     def consolidate(
         state: TiesState, ctx: Ctx, params: Params, batches: Batch

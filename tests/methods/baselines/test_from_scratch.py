@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from tiny_stages import after_boundaries
 
 import jcl
 from jcl import losses, methods, models
@@ -17,7 +18,6 @@ DATA = {
     "x": jax.random.normal(jax.random.key(1), (TASKS, STEPS, 8, 4)),
     "y": jax.random.normal(jax.random.key(2), (TASKS, STEPS, 8, 3)),
 }
-EXAMPLE = jax.tree.map(lambda x: x[0, 0], DATA)
 
 
 def stages(method: jcl.Method, tasks: list[int]) -> list[Any]:
@@ -26,14 +26,7 @@ def stages(method: jcl.Method, tasks: list[int]) -> list[Any]:
         method, models.mlp.apply, losses.squared_error,
         optax.sgd(0.05, momentum=0.9), boundary="reset",
     )  # fmt: skip
-    state = program.init(PARAMS, EXAMPLE, jax.random.key(3))
-    step, consolidate, seen = jax.jit(program.step), jax.jit(program.consolidate), []
-    for t in tasks:
-        for i in range(STEPS):
-            state, _ = step(state, jax.tree.map(lambda x, t=t, i=i: x[t, i], DATA))
-        state = consolidate(state, jax.tree.map(lambda x, t=t: x[t], DATA))
-        seen.append(state.params)
-    return seen
+    return after_boundaries(program, PARAMS, DATA, tasks)
 
 
 def close(a: Any, b: Any, tolerance: float) -> bool:

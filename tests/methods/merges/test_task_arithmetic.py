@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny_stages import after_boundaries
 
 import jcl
 from jcl import losses, methods, models
@@ -26,14 +27,7 @@ def merged(**arguments: Any) -> list[Any]:
     """The weights after each boundary."""
     method = methods.task_arithmetic(**arguments)
     program = jcl.make(method, models.mlp.apply, losses.squared_error, TX, boundary="reset")
-    state = program.init(PARAMS, EXAMPLE, jax.random.key(3))
-    seen = []
-    for t in range(TASKS):
-        for i in range(STEPS):
-            state, _ = jax.jit(program.step)(state, jax.tree.map(lambda x, i=i, t=t: x[t, i], DATA))
-        state = jax.jit(program.consolidate)(state, jax.tree.map(lambda x, t=t: x[t], DATA))
-        seen.append(state.params)
-    return seen
+    return after_boundaries(program, PARAMS, DATA)
 
 
 def expert(params: Any, task: int) -> Any:

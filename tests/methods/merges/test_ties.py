@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_stages import after_boundaries
 
 import jcl
 from jcl import losses, methods
@@ -19,7 +20,6 @@ DATA = {
     "x": jax.random.normal(jax.random.key(1), (TASKS, STEPS, 8, DIM)),
     "y": jax.random.normal(jax.random.key(2), (TASKS, STEPS, 8, 2)),
 }
-EXAMPLE = jax.tree.map(lambda x: x[0, 0], DATA)
 TX = optax.sgd(0.05)
 
 
@@ -30,14 +30,7 @@ def apply(params: Any, batch: Any) -> jax.Array:
 def merged(**arguments: Any) -> list[np.ndarray]:
     """The flat weights after each boundary."""
     program = jcl.make(methods.ties(**arguments), apply, losses.squared_error, TX)
-    state = program.init(PARAMS, EXAMPLE, jax.random.key(3))
-    seen = []
-    for t in range(TASKS):
-        for i in range(STEPS):
-            state, _ = jax.jit(program.step)(state, jax.tree.map(lambda x, i=i, t=t: x[t, i], DATA))
-        state = jax.jit(program.consolidate)(state, jax.tree.map(lambda x, t=t: x[t], DATA))
-        seen.append(flat(state.params))
-    return seen
+    return [flat(params) for params in after_boundaries(program, PARAMS, DATA)]
 
 
 def flat(tree: Any) -> np.ndarray:

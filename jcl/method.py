@@ -57,8 +57,8 @@ class Ctx(NamedTuple):
     """The fresh rows, before any replay. In `init` it is an example of zeros, to read shapes from,
     and in `consolidate` the first of the stage's batches."""
     apply: Apply
-    """The model with every method's `forward` around it, `(params, batch, tap=identity) -> outputs`;
-    `params` are the trainable ones."""
+    """The model with every method's `forward` around it:
+    `(params, batch, tap=identity) -> outputs`, of the trainable parameters."""
     loss: LossFn
     """The objective's loss, without any method's penalty: `(params, batch, tap=identity) -> (scalar
     float32, outputs)`."""

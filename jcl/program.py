@@ -118,9 +118,9 @@ class _Shares(NamedTuple):
 
             def add(carry: Any, part: Batch) -> Any:
                 (value, outputs), grads = whole(params, part)
-                sum_value, sum_grads = carry
                 # each part counts by its share of the weight, so the sum is the whole batch's mean
                 share = total_weight(part) / total
+                sum_value, sum_grads = carry
                 sum_grads = jax.tree.map(lambda s, g: s + share * g, sum_grads, grads)
                 return (sum_value + share * value, sum_grads), outputs
 

@@ -76,8 +76,8 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
     - The head is shared, and ungated: its weights from used units, and its bias, are frozen for
       those outputs that had a gradient in a finished stage. With a loss over each task's own
       classes this leaves the other classes' outputs free to learn, as separate heads would.
-    - Each row has the gate of its own `task`, so replayed rows pass the gates of the task that they came from. The
-      global clipping of gradients is left to the optimizer.
+    - Each row has the gate of its own `task`, so replayed rows pass the gates of the task that they
+      came from. The global clipping of gradients is left to the optimizer.
 
     It is for plain stacks of dense layers, gated behind the activation, and the data must name its
     tasks. The embeddings are parameters, `hat/<layer>`. No argument makes it plain fine-tuning, for

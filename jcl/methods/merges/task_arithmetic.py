@@ -31,8 +31,9 @@ def task_arithmetic(
     """Task arithmetic: after a stage θ = θ₀ + λ Σ_t τ_t, with τ_t = θ_t - θ₀ and experts θ_t.
 
     Within a stage the expert predicts. The merged model is evaluated at the end of a stage, and the
-    first step of the next stage goes back to where that stage starts. λ = 1 keeps the first stage's expert
-    exactly, and λ = 0 keeps θ₀; no λ is plain fine-tuning in later stages, which start elsewhere.
+    first step of the next stage goes back to where that stage starts. λ = 1 keeps the first stage's
+    expert exactly, and λ = 0 keeps θ₀; no λ is plain fine-tuning in later stages, which start
+    elsewhere.
 
     Source: Ilharco et al., arXiv 2212.04089, section 2; λ = 0.4 is common for eight tasks, and λ of
     one over their number averages the experts. Yu et al., arXiv 2311.03099, for `drop` (DARE).

@@ -103,8 +103,8 @@ def infinite(
 ) -> Method:
     """The infinite schedule: warm-up, cool-down, then constant for ever, over all stages.
 
-    The factor rises linearly from 0 to 1 in `warmup` steps, falls to `level` in `cooldown` more, and
-    stays; no stage re-warms. To get a model for use, `branch` a state off this trunk: its steps
+    The factor rises linearly from 0 to 1 in `warmup` steps, falls to `level` in `cooldown` more,
+    and stays; no stage re-warms. To get a model for use, `branch` a state off this trunk: its steps
     anneal exponentially to `final`, by level · (final / level)^(t / anneal), while the next stage
     goes on from the trunk.
 

@@ -20,8 +20,9 @@ class DistilState(NamedTuple):
 def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> Method:
     """Distillation: (1 - λ) L + λ T² KL(softmax(z_teacher / T) ‖ softmax(z / T)), a batch's mean.
 
-    z are the logits, L the loss that this one wraps. The teacher is the same model with other parameters, such as one that was tuned before its base
-    was upgraded (see `jcl.runs.recycle`). Frozen leaves are the student's own.
+    z are the logits, L the loss that this one wraps. The teacher is the same model with other
+    parameters, such as one that was tuned before its base was upgraded (see `jcl.runs.recycle`).
+    Frozen leaves are the student's own.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; as the second of two ways to recycle tuned
     weights, Qin et al., arXiv 2305.08702, section 5.2.

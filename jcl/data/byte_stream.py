@@ -28,7 +28,7 @@ def _bytes(data: Any, name: str, length: int) -> np.ndarray:
 
 
 def windows(data: np.ndarray, length: int, limit: int | None = None) -> np.ndarray:
-    """Windows int32 [n, length] in which every byte of `data` but the first is predicted at most once.
+    """Windows int32 [n, length] that predict every byte of `data` but the first at most once.
 
     Neighbours share a byte: the last of one, which is predicted there, is given as the first of the
     next.

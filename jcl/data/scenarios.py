@@ -182,7 +182,7 @@ def permuted(train: Any, test: Any, tasks: int = 10, seed: int = 0) -> Scenario:
 
 
 def rotation(size: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """The bilinear rotation of a square image about its centre, counter-clockwise, with zeros around.
+    """Bilinear rotation of a square image about its centre, counter-clockwise, zeros around it.
 
     Args:
       size: how many pixels a side has.

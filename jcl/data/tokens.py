@@ -161,7 +161,7 @@ def _identity(tokenizer: Any) -> list[Any]:
     if tokenizer is None:
         return [_FORMAT, None]
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content.pop("padding"), content.pop("truncation")  # set by the last call, not the tokenizer's own
+    content.pop("padding"), content.pop("truncation")  # the last call's, not the tokenizer's own
     return [_FORMAT, content, tokenizer.eos_token_id, tokenizer.chat_template]
 
 

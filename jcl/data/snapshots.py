@@ -35,7 +35,7 @@ class Difference(NamedTuple):
     unchanged: tuple[Passage, ...]
     """Paragraphs that the older version has, on this page or another."""
     updated: tuple[Passage, ...]
-    """Paragraphs in the place of a similar one; `text` is from the first to the last new sentence."""
+    """Paragraphs that replace a similar one; `text` is from the first to the last new sentence."""
     new: tuple[Passage, ...]
     """Paragraphs that resemble none in their place."""
 

@@ -1,4 +1,4 @@
-"""Unpacks some files of an archive below one folder, without links, ways out or running anything."""
+"""Unpacks some files of an archive below one folder: no links, no way out, nothing is run."""
 
 from __future__ import annotations
 

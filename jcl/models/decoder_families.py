@@ -1,8 +1,8 @@
-"""The published decoders: what their `config.json` means, and what their tensors are called.
+"""The published decoders: the meaning of their `config.json`, and the names of their tensors.
 
-A family maps a Hugging Face configuration to ours, and each leaf of our parameter tree to the
-stored tensor that it is a view of. One view serves both ways: weights are read out of it, and
-written into it. Encoders and T5 are in `encoder_families`.
+A family maps a Hugging Face configuration to ours, and each leaf of our parameter tree to a view
+of a stored tensor. The same view serves both ways: weights are read from it, and written into it.
+Encoders and T5 are in `encoder_families`.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ class Source(NamedTuple):
     """Where one leaf, or one layer or expert of it, is stored."""
 
     name: str
-    """Of the tensor; `{layer}` and `{expert}` stand for indices along the leaf's first axes."""
+    """The tensor's name; `{layer}` and `{expert}` stand for indices along the leaf's first axes."""
     shape: tuple[int, ...]
-    """Of the stored tensor."""
+    """The stored tensor's shape."""
     view: View = lambda stored: stored
-    """The leaf within the stored tensor, up to a reshape; without copying."""
+    """Gives the leaf within the stored tensor, up to a reshape, without copying."""
 
 
 Layout = dict[str, Source]
-"""Leaf path, such as `blocks/query/kernel`, to its source."""
+"""The sources of leaves, by path such as `blocks/query/kernel`."""
 
 
 class Family(NamedTuple):
     """How one `model_type` is read and written."""
 
     config: Callable[[Any], Any]
-    """Ours, from a transformers configuration in its 5.x form."""
+    """Makes our configuration from one of transformers, in its 5.x form."""
     layout: Callable[[Any], Layout]
-    """From our configuration."""
+    """Makes the layout from our configuration."""
     prefix: str
-    """Of the tensors of the body, which some checkpoints leave out."""
+    """The prefix of the body's tensors, which some checkpoints leave out."""
     heads: Callable[[Any, Any, frozenset[str]], Any] = lambda config, given, names: config
-    """Ours again, with what only the names of the stored tensors tell."""
+    """Completes our configuration by what only the names of the stored tensors tell."""
     init: Callable[..., Params] = decoder.init
-    """`init(key, config)` of the module that computes it."""
+    """`init(key, config)` of the model's module."""
     apply_fn: Callable[..., Apply] = decoder.apply_fn
+    """`apply_fn(config)` of the model's module."""
 
 
 def _transposed(stored: np.ndarray) -> np.ndarray:
@@ -56,22 +57,22 @@ def _transposed(stored: np.ndarray) -> np.ndarray:
 
 
 def linear(name: str, fan_in: int, fan_out: int) -> Source:
-    """torch.nn.Linear's weight [out, in] as a kernel [in, out]."""
+    """The source of a kernel [in, out], which torch.nn.Linear stores as a weight [out, in]."""
     return Source(f"{name}.weight", (fan_out, fan_in), _transposed)
 
 
 def vector(name: str, size: int) -> Source:
-    """A bias, or a norm's scale."""
+    """The source of a bias, or of a norm's scale."""
     return Source(name, (size,))
 
 
 def _rows(start: int, stop: int) -> View:
-    """Some of the outputs of a fused linear layer."""
+    """A view of some outputs of a fused linear layer."""
     return lambda stored: stored[start:stop].T
 
 
 def _columns(start: int, stop: int) -> View:
-    """The same where the layer is stored [in, out], or of its bias."""
+    """A view of some outputs of a fused layer that is stored [in, out], or of its bias."""
     return lambda stored: stored[..., start:stop]
 
 
@@ -87,10 +88,10 @@ _ACTIVATIONS = {
 
 
 def activation_name(name: str) -> str:
-    """What `layers.ACTIVATIONS` calls it.
+    """The name in `layers.ACTIVATIONS` of an activation of transformers.
 
     Raises:
-      ValueError: if it isn't among them.
+      ValueError: if there is no such activation.
     """
     if name not in _ACTIVATIONS:
         raise ValueError(f"activation is {name!r}, but must be one of {list(_ACTIVATIONS)}")
@@ -98,7 +99,7 @@ def activation_name(name: str) -> str:
 
 
 def _rope(given: Any, parameters: dict[str, Any], head: int) -> Rope:
-    """From transformers' `rope_parameters`."""
+    """Rotary positions from transformers' `rope_parameters`."""
     kind = parameters.get("rope_type", "default")
     context = given.max_position_embeddings
     original = parameters.get("original_max_position_embeddings") or context
@@ -118,7 +119,7 @@ def _rope(given: Any, parameters: dict[str, Any], head: int) -> Rope:
 
 
 def _windows(given: Any) -> dict[str, Any]:
-    """`window` and `local`, as few as say it."""
+    """The arguments `window` and `local`, without those that aren't needed."""
     window = getattr(given, "sliding_window", None)
     kinds = getattr(given, "layer_types", None)
     local = None if kinds is None else tuple(k == "sliding_attention" for k in kinds)
@@ -128,7 +129,7 @@ def _windows(given: Any) -> dict[str, Any]:
 
 
 def _common(given: Any, **more: Any) -> Config:
-    """What most configurations call by the same names."""
+    """Our configuration from the names that most configurations share."""
     head = getattr(given, "head_dim", None) or given.hidden_size // given.num_attention_heads
     if "rope" not in more:
         more["rope"] = _rope(given, given.rope_parameters, head)
@@ -253,7 +254,7 @@ def _neox(given: Any) -> Config:
 
 
 def _body(c: Config) -> Layout:
-    """Norms, attention, embedding and head, as Llama's heirs call them."""
+    """The layout of norms, attention, embedding and head, by the names of Llama's heirs."""
     assert c.head_width is not None
     q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
     at = "model.layers.{layer}"
@@ -325,7 +326,7 @@ def _moe_layout(c: Config) -> Layout:
 
 
 def _phi3_layout(c: Config) -> Layout:
-    """Query, key and value are one stored tensor, gate and up another."""
+    """Phi-3's layout, in which query, key and value are one stored tensor, gate and up another."""
     assert c.head_width is not None
     found = _llama_layout(c)
     q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
@@ -342,7 +343,7 @@ def _phi3_layout(c: Config) -> Layout:
 
 
 def _gpt2_layout(c: Config) -> Layout:
-    """Its linear layers are stored [in, out], with query, key and value side by side."""
+    """GPT-2's layout: linear layers are stored [in, out], query, key and value side by side."""
     at = "transformer.h.{layer}"
     found = {
         "embed/table": Source("transformer.wte.weight", (c.vocabulary, c.width)),
@@ -371,7 +372,7 @@ def _gpt2_layout(c: Config) -> Layout:
 
 
 def _neox_layout(c: Config) -> Layout:
-    """Query, key and value are stored head by head."""
+    """NeoX's layout, in which query, key and value are stored head by head."""
     assert c.head_width is not None
     at, width = "gpt_neox.layers.{layer}", c.head_width
     found = {
@@ -426,4 +427,4 @@ DECODERS = {
     "olmoe": Family(_olmoe, _moe_layout, "model."),
     "qwen3_moe": Family(_qwen3_moe, _moe_layout, "model."),
 }
-"""By `model_type`; SmolLM2 is a `llama`, Pythia a `gpt_neox`."""
+"""Families of decoders by `model_type`; SmolLM2 is a `llama`, Pythia a `gpt_neox`."""

@@ -1,7 +1,7 @@
 """The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, and so on.
 
-Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 75 after SIGTERM and 76
-if another process was lost, both to be started again with `--resume`; 130 after Ctrl-C.
+Exit codes: 0 done, 2 wrong arguments, 3 the run diverged, 75 stopped by SIGTERM, 76 another process
+was lost (start again with `--resume` after either), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jcl.runs import experiment, expression, flags, launch
 
 USAGE = """usage: jcl COMMAND ...
 
-  jcl run EXPERIMENT|FILE.py   train through a stream of tasks; writes a folder with the results
+  jcl run EXPERIMENT|FILE.py   train through a stream of stages; writes a folder with the results
   jcl list                     experiments, methods, streams and models
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _code(error: BaseException) -> int:
-    """The exit code of what was raised, which is printed as a sentence."""
+    """The exit code for an error, which is printed as a sentence."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, processes.Preempted):
@@ -138,7 +138,7 @@ def _headline(documented: Any) -> str:
 
 
 def _described(function: Any) -> tuple[str, str]:
-    """A call with its defaults, and the first line of what it says of itself."""
+    """A function's call with its defaults, and the first line of its docstring."""
     shown = []
     for name, parameter in inspect.signature(function).parameters.items():
         default = parameter.default

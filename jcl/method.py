@@ -16,8 +16,38 @@ from jax.sharding import Mesh
 Params = Any
 """A nested dict of arrays; `None` stands for a leaf of the other half after `trees.partition`."""
 Batch = dict[str, jax.Array]
-"""Arrays with a leading example axis [B, ...]. A method always finds `weight` float32 [B], where 0
-marks padding, and `task` int32 [B], which says where a row comes from."""
+"""Arrays with a leading example axis [B, ...], by these keys. Every batch has `weight` and `task`,
+for `program.fill_batch` adds them; the others are there where a stream, a model or a method brings
+them, and a column of any other name passes through.
+
+| key | shape and dtype | what it is | read by |
+|---|---|---|---|
+| `weight` | [B] float32 | how much a row counts, 0 for padding | all that averages |
+| `task` | [B] int32 | where a row comes from | losses, memory, masks, adapters |
+| `stage` | [B] int32 | the present stage; in scores, the last one trained on | losses, scores |
+| `x` | [B, ...] float32 | an input | `mlp`, users' models |
+| `y` | [B] int32 or [B, D] float32 | a label or target | losses, scores, memory |
+| `tokens` | [B, L] int32 | token ids | language models and their losses |
+| `segments` | [B, L] int32 | a row's documents from 1, 0 for padding | language models |
+| `mask` | [B, L - 1] float32 | how much the prediction of the next token counts | losses, scores |
+| `bytes` | [B] float32 | bytes that the predicted tokens stand for | `bits_per_byte` |
+| `targets` | [B, L] int32 | asks for `TokenScores` of these, not logits | language models |
+| `types` | [B, L] int32 | BERT's token types | `encoder` |
+| `embeddings` | [B, P, d] float | a soft prefix, written by prompt methods | language models |
+| `embedding_segments` | [B, P] int32 | 0 where the prefix is padding | `decoder` |
+| `inputs`, `input_segments` | [B, S] int32 | what the encoder reads | `t5` |
+| `prefill`, `cache` | a model's `Cache` | asks for last logits and cache | `decoder`, `t5` |
+| `image` | [B, H, W, C] float32 or uint8 | an image | `vision`, `multimodal` |
+| `has_image` | [B] int32 | 0 where the image only fills the batch | `multimodal` |
+| `question` | [B, L] int32 | 1 for tokens that decide the routing | `wise` |
+| `answer` | [B, L - 1] float32 | 1 where an answer's token is predicted | `preference`, `copr` |
+| `rejected_...` | as without it | the rejected answer's three arrays | `preference`, `copr` |
+| `rewards` | [B] float32 | asks for rewards, not scores | `dpo` |
+| `reference` | [B, L - 1] or [B] float32 | the reference's losses, or margin | `rho`, `margin` |
+
+Slices of a stream have `row` or `start` instead, which its `fetch` reads. The arrays of edits are
+listed at `jcl.editing.Facts`, and keys such as `copr/odds` belong to the method that they name.
+"""
 Tap = Callable[[str, Any, jax.Array], jax.Array]
 """`tap(site, layer, h) -> h`, which a model calls at its named sites (see `jcl.taps`)."""
 Apply = Callable[..., Any]

@@ -1,4 +1,4 @@
-"""What methods keep and cost, known from shapes before anything runs, and limits on it."""
+"""Costs of methods, which are known from shapes before anything runs, and limits on them."""
 
 from __future__ import annotations
 

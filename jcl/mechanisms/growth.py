@@ -48,7 +48,7 @@ def expand_blocks(params: Params, config: Any, every: int) -> Grown:
     need a warm-up to recover the function.
 
     Args:
-      params: of a decoder, without adapters; `blocks/...` leaves have a leading axis [layers].
+      params: a decoder's, without adapters; `blocks/...` leaves have a leading axis [layers].
       config: its `models.decoder.Config`.
       every: blocks in a group; a last group that is shorter gets no copy.
 
@@ -118,7 +118,7 @@ def widen(
 
     Args:
       key: the PRNG key of the noise.
-      params: of a decoder, without adapters.
+      params: a decoder's, without adapters.
       config: its `models.decoder.Config`.
       width: new width of the residual stream, a multiple of the present one, lest norms change.
       hidden: new width inside the MLP or each expert, at least the present one.

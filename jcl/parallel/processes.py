@@ -233,8 +233,8 @@ def stop(found: list[int], before: Callable[[], None]) -> None:
     """Ends a loop, on all processes alike, if a signal was noted on any.
 
     Args:
-      found: of `noted`.
-      before: what is to be done first, on all.
+      found: the list that `noted` yields.
+      before: called first, on all processes.
 
     Raises:
       KeyboardInterrupt: after SIGINT.

@@ -15,7 +15,7 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class GpmState(NamedTuple):
-    """What gpm carries, by the path of each dense layer; stacked layers have a leading axis."""
+    """The state of `gpm`, by the path of each dense layer; stacked layers have a leading axis."""
 
     basis: dict[str, jax.Array]
     """M: orthonormal input directions, float32 [..., in, rank]; columns from `used` on are 0."""

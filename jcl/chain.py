@@ -1,4 +1,4 @@
-"""Composing methods, and showing in which order their hooks will run."""
+"""Composes methods into one, and shows in which order their hooks will run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jcl import trees
 from jcl.method import PHASES, READS, Apply, Batch, Ctx, Info, LossFn, Method, Params, defines
 
-_PASSES = ("batch", "loss")  # what `idle` leaves out
+_PASSES = ("batch", "loss")  # the phases that `idle` leaves out
 
 
 def _own(ctx: Ctx, method: Method, phase: str) -> Ctx:
-    # by name, so that adding a method never changes another's draws
+    # the key comes from the name, so that adding a method never changes another's draws
     return ctx._replace(
         key=jax.random.fold_in(ctx.key, zlib.crc32(f"{method.name}/{phase}".encode()))
     )
@@ -45,15 +45,16 @@ def _paths(params: Params) -> list[str]:
 
 
 def chain(*methods: Method) -> Method:
-    """Composes methods into one, whose state is a dict of theirs by name.
+    """Composes methods into one, whose state is a dict of their states by name.
 
     `batch`, `grads`, `updates`, `observe` and `consolidate` run left to right; `forward` and
-    `loss` wrap left to right, so that the last is outermost. An empty chain is plain fine-tuning.
+    `loss` wrap left to right, so that the last method's wrapper is the outermost. An empty chain is
+    plain fine-tuning.
 
     Raises:
-      ValueError: if two methods share a name, a method reads the state of one that is not there,
-        a parameter writer comes after a reader, or a method adds parameters after another has
-        already shaped its state on them.
+      ValueError: if two methods share a name, a method reads the state of one that is not in the
+        chain, one that changes parameters at a boundary comes after one that reads them there, or
+        one that adds parameters comes after one whose state has their shapes.
 
     >>> from jcl import methods
     >>> chain(methods.er(capacity=200, rows=32), methods.ewc(strength=100.0)).name
@@ -153,7 +154,7 @@ _WHEN = {
 
 
 def _state_names(tx: Any) -> str:
-    """What an optimizer is known by: the states that it carries."""
+    """The names of the states that an optimizer carries, as text to append; "" without one."""
     if tx is None:
         return ""
     states = jax.tree.leaves(
@@ -164,6 +165,10 @@ def _state_names(tx: Any) -> str:
 
 def explain(method: Method, tx: Any = None) -> str:
     """The pipeline phase by phase, in the order in which it will run, as text to print.
+
+    Args:
+      method: one method or a `chain`.
+      tx: the optimizer, an optax transformation, whose states are then named too.
 
     >>> from jcl import methods
     >>> print(explain(chain(methods.er(capacity=200, rows=32), methods.ewc(strength=100.0))))

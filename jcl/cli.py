@@ -1,7 +1,7 @@
 """The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, and so on.
 
-Exit codes: 0 done, 2 for what was given wrongly, 3 for a run that diverged, 75 after SIGTERM and 76
-if another process was lost, both to be started again with `--resume`; 130 after Ctrl-C.
+Exit codes: 0 done, 2 wrong arguments, 3 the run diverged, 75 stopped by SIGTERM, 76 another process
+was lost (start again with `--resume` after either), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _hide_libtpu() -> None:
 
 
 def _code(error: BaseException) -> int:
-    """The exit code of what was raised, which is printed as a sentence."""
+    """The exit code for an error, which is printed as a sentence."""
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, processes.Preempted):

@@ -1,8 +1,8 @@
 """Losses over a model's outputs, as `loss(apply, params, batch) -> (scalar, outputs)`.
 
 A loss is a weighted mean over examples: rows of weight 0 are padding, and a batch of padding
-alone costs 0. Those that expose their predictive distribution also have `log_probs` and
-`relabel`, from which `jcl.importance` draws labels.
+alone costs 0. Losses that expose their predictive distribution also have `log_probs` and
+`relabel`, by which `jcl.importance` draws labels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jcl.records import record
 
 
 def total_weight(batch: Batch) -> jax.Array:
-    """What a loss divides by, float32 []: Σ weight, times a row's Σ mask over tokens if any."""
+    """What a loss divides by, float32 []: Σ weight, each row's times its Σ mask if it has one."""
     rows = batch["weight"]
     if "mask" in batch:
         rows = rows * jnp.sum(batch["mask"], axis=-1)
@@ -28,15 +28,16 @@ def weighted_mean(per_example: jax.Array, weight: jax.Array) -> jax.Array:
     """Σ w·l / Σ w over all axes, float32 []; 0 where every weight is 0."""
     weight = weight.astype(jnp.float32)
     total = jnp.sum(weight)
-    # the guard is on the sum, so that fractional weights are normalised too
+    # not maximum(total, 1), which would leave weights that sum to less than 1 unnormalised
     return jnp.sum(per_example * weight) / jnp.where(total == 0, 1.0, total)
 
 
 def batch_mean(values: jax.Array, batch: Batch) -> jax.Array:
     """Mean of `values` [B] or [B, L], float32 [], weighted as a loss over `batch` is.
 
-    A sequence counts by its weight; with `mask` [B, L - 1] or [B, L], its tokens by theirs.
-    Over the parts of a batch these means add up to the whole's as the losses do.
+    A sequence counts by its weight, and if the batch has a `mask` [B, L - 1] or [B, L], each token
+    by its own. The means of a batch's parts, by their `total_weight`, add up to the whole's, as
+    losses do.
     """
     values = values.astype(jnp.float32)
     if values.ndim > 1 and "mask" in batch:
@@ -57,9 +58,9 @@ def allowed_classes(
 
     Args:
       classes: row t says which classes task t has.
-      batch: `task` [B] is where a row comes from; `stage` [B] the stage that the model is in.
-      mask: `all` classes of the head, those `seen` up to the model's stage, or the row's `task`'s
-        own.
+      batch: `task` int32 [B] says where a row comes from, `stage` int32 [B] which stage it is.
+      mask: `all` allows every class of the head, `seen` those of the tasks up to the present stage,
+        `task` those of the row's own task.
       stage: int32 [], overrides `batch["stage"]`.
     """
     if mask == "task":
@@ -75,9 +76,9 @@ def allowed_classes(
 class CrossEntropy(NamedTuple):
     """Softmax cross-entropy of `outputs` [B, C] with integer labels `batch["y"]` [B].
 
-    The head is allocated in full and masked, so that nothing recompiles as classes arrive and
-    quadratic methods keep their shapes. The model's outputs themselves stay unmasked: what
-    der and lwf store of them remains valid when the mask grows.
+    The head has all classes from the start and is masked, so that nothing recompiles as classes
+    arrive and anchors keep their shapes. The model's outputs themselves stay unmasked, so that what
+    `der` and `lwf` store of them remains valid when the mask grows.
 
     Args:
       classes: bool [tasks, C], which classes a task has; None leaves the head unmasked.
@@ -100,7 +101,7 @@ class CrossEntropy(NamedTuple):
         return {**batch, "y": labels}
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """Mean over rows, and the unmasked logits [B, C]."""
+        """The mean over rows, in nats, and the unmasked logits [B, C]."""
         outputs = apply(params, batch)
         logp = self.log_probs(outputs, batch)
         # a product with one-hot rows: its gradient is dense, where a gather's is a slow scatter
@@ -109,7 +110,7 @@ class CrossEntropy(NamedTuple):
 
 
 def cross_entropy(classes: Any = None, mask: str = "all") -> CrossEntropy:
-    """See `CrossEntropy`.
+    """Makes a `CrossEntropy`, which explains the arguments.
 
     Raises:
       ValueError: if `mask` is not `all`, `seen` or `task`, or needs `classes` and there are none.
@@ -122,7 +123,7 @@ def cross_entropy(classes: Any = None, mask: str = "all") -> CrossEntropy:
 
 
 def squared_error(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """½ ‖outputs - y‖² with `outputs` and `batch["y"]` [B, D], mean over rows."""
+    """½ ‖outputs - y‖², the mean over rows of `outputs` and `batch["y"]` [B, D]."""
     outputs = apply(params, batch)
     error = outputs.astype(jnp.float32) - batch["y"].reshape(outputs.shape)
     per_row = 0.5 * jnp.sum(error.reshape(error.shape[0], -1) ** 2, axis=-1)
@@ -131,10 +132,10 @@ def squared_error(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array
 
 @record
 class TokenScores(NamedTuple):
-    """What a language model says of given tokens instead of its logits; float32 [B, L] each.
+    """What a language model answers about given tokens instead of logits; float32 [B, L] each.
 
-    A model that finds `targets` int32 [B, L] in a batch answers with these, and never holds
-    [B, L, V] logits.
+    A model that finds `targets` int32 [B, L] in a batch answers with these, so that logits
+    [B, L, V] never exist at once.
     """
 
     chosen: jax.Array
@@ -142,7 +143,7 @@ class TokenScores(NamedTuple):
     logsumexp: jax.Array
     """log Σ exp of all logits."""
     mean: jax.Array
-    """Mean of all logits."""
+    """The mean of all logits."""
 
     @property
     def nll(self) -> jax.Array:
@@ -157,7 +158,7 @@ def with_targets(batch: Batch) -> Batch:
 
 
 def token_weight(batch: Batch) -> jax.Array:
-    """Weight of predicting each of `tokens[:, 1:]`, float32 [B, L - 1]: of the row times `mask`."""
+    """The weight of predicting each of `tokens[:, 1:]`, float32 [B, L - 1]: row's times `mask`."""
     rows = batch["weight"].astype(jnp.float32)[:, None]
     shape = (batch["tokens"].shape[0], batch["tokens"].shape[1] - 1)
     return jnp.broadcast_to(rows, shape) * batch.get("mask", 1.0)
@@ -166,9 +167,9 @@ def token_weight(batch: Batch) -> jax.Array:
 def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy in nats of each token of `batch["tokens"]` int32 [B, L] given those before it.
 
-    `apply` returns logits [B, L, V]. The mean is over rows' predicted tokens, L - 1 a row, weighted
-    by `batch["mask"]` [B, L - 1] where there is one. The logits come back as outputs; where no
-    method reads them, `fused_next_token` never holds them.
+    `apply` returns logits [B, L, V], which come back as outputs. The mean is over the predicted
+    tokens, L - 1 a row, weighted by `batch["mask"]` [B, L - 1] where there is one. Where no method
+    reads logits, `fused_next_token` gives the same loss without holding them.
     """
     logits = apply(params, batch)
     nll = next_token_nll(logits, batch["tokens"])
@@ -179,7 +180,7 @@ def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, j
 class FusedNextToken(NamedTuple):
     """`next_token` over a model that answers `targets` with `TokenScores`, which are its outputs.
 
-    nll + z · logsumexp² - ε · (mean logit - target's logit), a token: with label smoothing the
+    A token costs nll + z · logsumexp² - ε · (mean logit - target's logit). With label smoothing the
     target is (1 - ε) of the label and ε of the uniform distribution (Szegedy et al., arXiv
     1512.00567); the z-loss keeps logits from drifting (Chowdhery et al., arXiv 2204.02311).
 
@@ -192,7 +193,7 @@ class FusedNextToken(NamedTuple):
     z: float | jax.Array = 0.0
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, TokenScores]:
-        """Mean over predicted tokens, and the scores [B, L] (the last of a row is of nothing)."""
+        """The mean over predicted tokens, and the scores [B, L]; the last column is of no token."""
         scores = apply(params, with_targets(batch))
         cost = scores.nll
         if not _absent(self.z):
@@ -203,14 +204,14 @@ class FusedNextToken(NamedTuple):
 
 
 def _absent(weight: float | jax.Array) -> bool:
-    """Whether a weight is a plain 0, whose term XLA would compute all the same."""
+    """Whether a weight is a plain 0, so that its term, which XLA would compute, can be left out."""
     return isinstance(weight, int | float) and weight == 0
 
 
 def fused_next_token(
     smoothing: float | jax.Array = 0.0, z: float | jax.Array = 0.0
 ) -> FusedNextToken:
-    """See `FusedNextToken`.
+    """Makes a `FusedNextToken`, which explains the arguments.
 
     Raises:
       ValueError: if `smoothing` isn't in [0, 1), or `z` is negative.
@@ -232,7 +233,9 @@ def distillation(
 ) -> jax.Array:
     """T² · KL(softmax(teacher/T) ‖ softmax(student/T)), float32 [...], over the last axis.
 
-    Source: Hinton et al., arXiv 1503.02531, section 2: T² keeps the gradients' size as T grows.
+    `student` and `teacher` are logits [..., V]; T² keeps the size of the gradients as T grows.
+
+    Source: Hinton et al., arXiv 1503.02531, section 2.
     """
     t = jnp.asarray(temperature, jnp.float32)
     p = jax.nn.log_softmax(teacher.astype(jnp.float32) / t)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jcl.records import record
 
 Params = Any
-"""A nested dict of arrays; `None` stands where a leaf is frozen (see `trees.partition`)."""
+"""A nested dict of arrays; `None` stands for a leaf of the other half after `trees.partition`."""
 Batch = dict[str, jax.Array]
 """Arrays with a leading example axis; always with `weight` [B] float32 and `task` [B] int32.
 
@@ -65,9 +65,9 @@ row                 [B] int32             in a slice: which row of the data; str
 start               [B] int32             in a slice: the first byte; byte streams -> their fetch
 """
 Tap = Callable[[str, Any, jax.Array], jax.Array]
-"""`tap(site, layer, h) -> h`, called by a model at its named sites (see `jcl.taps`)."""
+"""`tap(site, layer, h) -> h`, which a model calls at its named sites (see `jcl.taps`)."""
 Apply = Callable[..., Any]
-"""`apply(params, batch, tap=identity) -> outputs`."""
+"""A model: `apply(params, batch, tap=identity) -> outputs`."""
 LossFn = Callable[..., tuple[jax.Array, Any]]
 """`loss_fn(params, batch) -> (scalar float32, outputs)`."""
 
@@ -75,49 +75,52 @@ LossFn = Callable[..., tuple[jax.Array, Any]]
 class Objective(Protocol):
     """What a user hands to `make`: a loss over a model's outputs.
 
-    A plain function will do. Losses that expose their predictive distribution also have
-    `log_probs(outputs, batch)` and `relabel(batch, labels)` (see `jcl.losses`).
+    A plain function will do. A loss that exposes its predictive distribution, as `fisher` may ask
+    for, also has `log_probs(outputs, batch)` and `relabel(batch, labels)` (see `jcl.losses`).
     """
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> Any:
-        """Returns a scalar, or `(scalar, outputs)`."""
+        """Returns a scalar float32 [], or `(scalar, outputs)`."""
         ...
 
 
 @record
 class Ctx(NamedTuple):
-    """What a hook may read. Built anew inside every trace; never stored."""
+    """What a hook may read. It is built anew inside every trace and never stored."""
 
     params: Params
     """The trainable parameters before this step (`None` where a leaf is frozen)."""
     frozen: Params
-    """The other leaves, with `None` where a leaf is trainable."""
+    """The leaves that `trainable` excludes (`None` where a leaf is trainable)."""
     stage: jax.Array
     """int32 []: how many stages are finished, which is the index of the present one."""
     stage_step: jax.Array
-    """int32 []: steps taken in this stage."""
+    """int32 []: how many steps are taken in this stage."""
     step: jax.Array
-    """int32 []: steps taken in all."""
+    """int32 []: how many steps are taken in all."""
     key: jax.Array
-    """A key of this method's own, for this phase of this step."""
+    """A typed PRNG key of this method's own, another one in each phase and step."""
     batch: Batch
-    """The fresh rows, before any replay. In `init` an example, read for shapes only."""
+    """The fresh rows, before any replay. In `init` it is an example of zeros, to read shapes from,
+    and in `consolidate` the first of the stage's batches."""
     apply: Apply
-    """`(params, batch, tap=identity) -> outputs`, every method's `forward` included."""
+    """The model with every method's `forward` around it:
+    `(params, batch, tap=identity) -> outputs`, of the trainable parameters."""
     loss: LossFn
-    """`(params, batch, tap=identity) -> (scalar, outputs)`: the task's loss, unpenalised."""
+    """The objective's loss, without any method's penalty: `(params, batch, tap=identity) -> (scalar
+    float32, outputs)`."""
     objective: Objective
     """The loss object that was handed to `make`."""
     states: dict[str, Any]
-    """Every method's state by name, read only: how two methods share one buffer."""
+    """Every method's state by its name, to be read only. So two methods may share one buffer."""
     training: bool
-    """Static: True inside `step`, False in `predict`, `consolidate` and `init`."""
+    """A Python bool: True inside `step`, False in `predict`, `consolidate` and `init`."""
     grads: Params = None
-    """What the optimizer received, in the `updates` phase; None in every other."""
+    """The gradient that the optimizer received, in the `updates` phase; None in every other."""
     axis_name: str | None = None
-    """Of the replicas that run the same hook on the same rows, so that they may share its work."""
+    """The axis of replicas that run this hook on the same rows and may divide its work, if any."""
     mesh: Mesh | None = None
-    """What the program is spread over, for a hook that knows better than the compiler how."""
+    """The mesh, for a hook that shards its own work instead of leaving it to the compiler."""
 
 
 @record
@@ -129,11 +132,11 @@ class Info(NamedTuple):
     outputs: Any
     """The model's outputs for the fresh rows, or None where the loss returns only a scalar."""
     task_grads: Params
-    """Gradient of the unpenalised loss, before any method touched it."""
+    """The gradient of the unpenalised loss, replayed rows included, before methods change it."""
     grads: Params
-    """What the optimizer received."""
+    """The gradient that the optimizer received."""
     updates: Params
-    """What was added to the parameters."""
+    """The change that was added to the parameters."""
     params: Params
     """The trainable parameters after this step."""
     batch: Batch
@@ -182,25 +185,29 @@ def _idle(state: Any, ctx: Ctx) -> jax.Array | bool:
 
 @record
 class Method(NamedTuple):
-    """A continual-learning method; every field but `name` defaults to what changes nothing.
+    """A continual-learning method. Every field but `name` has a default that changes nothing.
+
+    The hooks' full signatures stand beside the fields; `state` is whatever `init` returned.
 
     Args:
-      name: how its state is keyed in `State.methods`, and the seed of its random draws.
-      init: `(ctx, params) -> (params, state)`; may add adapters or prompts to the tree.
+      name: the key of its state in `State.methods`; it also seeds the method's random draws.
+      init: makes the state, `(ctx, params) -> (params, state)`; may add adapters or prompts to the
+        tree.
       batch: appends replayed rows after the fresh ones, whose number and place stay.
       forward: wraps the model, in training and in prediction.
-      loss: wraps the loss: distillation, penalties that need a forward pass.
-      grads: before the optimizer: quadratic pulls, projections.
-      updates: after the optimizer: isolation, re-warming.
-      observe: after the step: reservoirs, path integrals, running means.
-      consolidate: at a boundary, `batches` [n, B, ...] being the finished stage's own data.
-      report: finite scalars to log.
-      idle: bool [], True while `batch` and `loss` would change nothing; their passes through the
-        model are then left out of the step by a `lax.cond`, without a second trace.
+      loss: wraps the loss, for distillation and for penalties that need a forward pass.
+      grads: changes the gradient before the optimizer sees it, by a quadratic pull or a projection.
+      updates: changes the optimizer's update before it is added, by a mask or a factor.
+      observe: makes the next state from what the step produced: reservoirs, path integrals, means.
+      consolidate: ends a stage: `batches` [n, B, ...] are its own data, and it may change both the
+        parameters and the state.
+      report: gives the finite scalars to log, float32 [] by name.
+      idle: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
+        leaves their passes through the model out of the step, without a second trace.
       writes: whether `consolidate` changes the parameters; writers precede readers in a chain.
       needs: names of methods in the same chain whose state this one reads.
-      reads: what of earlier stages it draws on, some of `READS`; adapters and schedules nothing.
-      parts: what `chain` composed, in order; empty for a method of its own.
+      reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
+      parts: the methods that `chain` composed, in order; empty for a single method.
     """
 
     name: str
@@ -230,8 +237,8 @@ class Method(NamedTuple):
 
 
 READS = ("parameters", "gradients", "logits", "samples", "proxy")
-"""What of earlier stages may be drawn on: weights; statistics of gradients or activations on their
-data; outputs; rows of their data; rows of a public stand-in for it."""
+"""What a method may draw on of earlier stages: their weights; statistics of gradients or
+activations on their data; outputs on it; rows of it; rows of a public stand-in for it."""
 
 PHASES = (
     "init",
@@ -244,7 +251,8 @@ PHASES = (
     "consolidate",
     "report",
 )
-"""The hooks in the order in which a step runs them."""
+"""The hooks in the order in which they run: `init` once, `consolidate` at the end of a stage, the
+others in every step."""
 
 
 def defines(method: Method, phase: str) -> bool:
@@ -255,7 +263,7 @@ def defines(method: Method, phase: str) -> bool:
 def check(holds: bool | jax.Array, name: str, value: Any, wanted: str) -> None:
     """Refuses an argument with one sentence that names it, its value and what would be right.
 
-    A traced value can't be looked at and passes.
+    A traced `holds` passes, for its value isn't known yet.
 
     Raises:
       ValueError: if `holds` is False.

@@ -1,4 +1,4 @@
-"""The names of version 0.1, each of which stands for its present one until the next release.
+"""Lets the names of version 0.1 stand for their present ones until the next release.
 
 `from jcl.fit import Result` still works and warns: `Result` is that of `jcl.training.fit`. Nothing
 is imported before an old path's contents are asked for. What `jcl` offers by its short name, such
@@ -93,7 +93,7 @@ ARGUMENTS = {
     name: {"tasks": "stages"}
     for name in ("gem", "inclora", "olora", "packnet", "progressive_prompts")
 }
-"""Arguments of methods, old and new: what counts stretches of time is called stages now."""
+"""Arguments of methods, old and new; those that count stretches of time are called stages now."""
 
 
 def _warn(old: str, new: str, level: int) -> None:
@@ -131,13 +131,13 @@ def arguments(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _renamed(module: str, old: str) -> Any:
-    """What a module's function is called now, None if it never had another name."""
+    """The present name of a module's function, None if it never had another name."""
     names = NAMES.get(module.removeprefix("jcl."), "").split()
     return dict(pair.split(":") for pair in names).get(old)
 
 
 def _old_name(module: ModuleType, name: str) -> Any:
-    """A module's `__getattr__`: its functions by their old names."""
+    """Makes a module's `__getattr__`, which finds its functions by their old names."""
     new = _renamed(module.__name__, name)
     if new is None:
         raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
@@ -146,7 +146,7 @@ def _old_name(module: ModuleType, name: str) -> Any:
 
 
 class _Old(ModuleType):
-    """Stands at an old path and hands on what is asked of it.
+    """A module at an old path, which takes its attributes from the new one.
 
     It is in `sys.modules` from the start, for a module that is found by the import system would
     take the place of the function of its name: `jcl.fit`, or `jcl.methods.ewc`.

@@ -1,4 +1,4 @@
-"""The pure program of an experiment, and `run`, which scans it over a whole stream of tasks."""
+"""The pure program of an experiment, and `run`, which scans it over a whole stream of stages."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ Boundary = Literal["keep", "reset", "reset_moments"]
 Evaluate = Callable[["Program", "State"], Any]
 """`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""
 Fetch = Callable[[Any], Batch]
-"""Maps a slice of a stream to a batch inside the trace: a gather from arrays on the device, say."""
+"""Maps a slice of a stream to a batch inside the trace, say by a gather from device arrays."""
 
 
 @record
 class State(NamedTuple):
-    """All that changes, and the one pytree that is checkpointed."""
+    """All that changes in a run. It is the one pytree that is checkpointed."""
 
     params: Params
-    """The whole tree."""
+    """The whole tree, trainable and frozen leaves."""
     optimizer: optax.OptState
     """The optimizer's state."""
     methods: dict[str, Any]
     """Each method's state, by its name."""
     stage: jax.Array
-    """int32 []: stages finished, which is the index of the stage in progress."""
+    """int32 []: how many stages are finished, which is the index of the stage in progress."""
     stage_step: jax.Array
-    """int32 []: steps taken in this stage."""
+    """int32 []: how many steps are taken in this stage."""
     step: jax.Array
-    """int32 []: steps taken in all."""
+    """int32 []: how many steps are taken in all."""
     key: jax.Array
     """A typed PRNG key, constant through the run; draws fold in `step`."""
 
@@ -52,16 +52,16 @@ class Program(NamedTuple):
     """Pure functions that a driver jits, scans or maps; see `make`."""
 
     init: Callable[[Params, Batch, jax.Array], State]
-    """`(params, batch, key)`: `batch` is an example, read for shapes and dtypes only."""
+    """`(params, batch, key) -> state`: `batch` is an example, read for shapes and dtypes only."""
     step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
     """`(state, batch) -> (state, reports)`: one optimizer step, and scalars to log by name."""
     consolidate: Callable[[State, Batch], State]
-    """`(state, batches)` at a boundary: leaves [n, B, ...] of the finished stage's own data."""
+    """`(state, batches) -> state` at the end of a stage: `batches` [n, B, ...] are its own data."""
     predict: Callable[..., Any]
     """`(state, batch, tap=identity) -> outputs`, every method's `forward` included."""
     read_params: Callable[[State, Batch], Params]
-    """`(state, batch) -> params`: the whole tree as `predict` has the model read it; `batch` is an
-    example. Where methods do more than change parameters, such as gating, that isn't in it."""
+    """`(state, batch) -> params`: the whole tree as the model reads it in `predict`, with pairs
+    scaled, say; `batch` is an example. What methods do beside it, such as gates, isn't in it."""
     over_members: Callable[..., Any]
     """`over_members(fn, *args)` calls `fn(program, *args)` for every member; there is one, unless
     `replicate` made more."""
@@ -89,12 +89,12 @@ def fill_batch(batch: Batch) -> Batch:
 def _with_tap(apply: Apply) -> Apply:
     if "tap" in inspect.signature(apply).parameters:
         return apply
-    # without taps it has no sites, which `taps.dense_sites` reports where a method needs them
+    # a model without taps visits no sites; a method that needs some says so by `taps.dense_sites`
     return lambda params, batch, tap=taps.identity: apply(params, batch)
 
 
 class _Shares(NamedTuple):
-    """How the rows of a step are shared out: to replicas, to microbatches one after another."""
+    """How the rows of a step are divided: among replicas, and into microbatches in turn."""
 
     microbatches: int
     axis_name: str | None
@@ -108,7 +108,7 @@ class _Shares(NamedTuple):
         return jax.tree.map(lambda x: lax.all_gather(x, name, axis=axis, tiled=True), batch)
 
     def value_and_grad(self, loss_fn: LossFn) -> Callable[..., Any]:
-        """`(params, batch) -> ((loss, outputs), grads)`, equal to that of one big batch."""
+        """`(params, batch) -> ((loss, outputs), grads)`, equal to those of one undivided batch."""
         whole = jax.value_and_grad(loss_fn, has_aux=True)
         name, count = self.axis_name, self.microbatches
         if count == 1 and name is None:
@@ -121,7 +121,8 @@ class _Shares(NamedTuple):
 
             def add(carry: Any, part: Batch) -> Any:
                 (value, outputs), grads = whole(params, part)
-                share = total_weight(part) / total  # a mean of means, weighted by what each is over
+                # each part counts by its share of the weight, so the sum is the whole batch's mean
+                share = total_weight(part) / total
                 sum_value, sum_grads = carry
                 sum_grads = jax.tree.map(lambda s, g: s + share * g, sum_grads, grads)
                 return (sum_value + share * value, sum_grads), outputs
@@ -161,20 +162,21 @@ def make(
       tx: any optax transformation; it sees trainable leaves only.
       trainable: static predicate over leaf paths such as `blocks/up/kernel`; other leaves get no
         gradient, no moments and no method state.
-      microbatches: the batch is split in so many and gradients are accumulated.
-      boundary: what happens to the optimizer's state at a task boundary: `keep` it, `reset` it,
+      microbatches: into how many parts the batch is split, over which gradients are accumulated.
+      boundary: what happens to the optimizer's state at the end of a stage: `keep` it, `reset` it,
         or `reset_moments` and keep the counts that schedules read.
-      mesh: what the program is spread over, by the compiler: the same program and numbers as on one
-        device; see `jcl.mesh`.
+      mesh: the devices over which the compiler spreads the program; the numbers are those of one
+        device, to rounding (see `jcl.mesh`).
       rules: where parameters lie on the mesh.
       axis_name: for scripts in the manner of `jax.pmap` or `jax.shard_map(..., check_vma=False)`:
         `step` and `consolidate` then run on every replica of the named axis, each given its part
         of the rows and the whole state, and average over it. Methods see all replicas' rows, so
         that a strength or a buffer means what it means on one device; what they measure example by
-        example, such as a Fisher, is shared out too.
+        example, such as a Fisher, is divided among the replicas.
 
     Raises:
-      ValueError: if an argument is not what it must be.
+      ValueError: if `method` is no `Method`, `boundary` is none of the three, `microbatches` is
+        below 1, or both `mesh` and `axis_name` are given; or as `chain` does.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from jcl import losses, methods
@@ -231,7 +233,7 @@ def make(
 
     def init(params: Params, batch: Batch, key: jax.Array) -> State:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), fill_batch(batch))
-        # three zeros, not one thrice: a donated state may hold no buffer twice
+        # three separate zeros, because a donated state must not hold one buffer twice
         state = State(params, (), {}, jnp.int32(0), jnp.int32(0), jnp.int32(0), key)
         learning, frozen = split(params)
         grown, states = method.init(context(state, learning, frozen, batch, 0, False), learning)
@@ -252,7 +254,7 @@ def make(
             loss_fn = method.loss(state.methods, ctx, ctx.loss)
             (value, outputs), grads = shares.value_and_grad(loss_fn)(learning, mixed)
             task_grads = grads
-            if penalised:  # compiled away unless a method reads it
+            if penalised:  # XLA drops this second gradient unless a method reads it
                 task_grads = shares.value_and_grad(ctx.loss)(learning, mixed)[1]
             outputs = jax.tree.map(lambda o: o[:rows], outputs)
             return value, outputs, task_grads, grads
@@ -303,7 +305,7 @@ def make(
 
     def read_params(state: State, batch: Batch) -> Params:
         def read(params: Params, rows: Batch, tap: Tap) -> Params:
-            model(params, rows, tap)  # for its sites, which methods ask for; compiled away
+            model(params, rows, tap)  # methods ask for its sites; XLA drops what it computes
             return params
 
         batch = fill_batch(batch)
@@ -324,18 +326,18 @@ def advance(
     fetch: Fetch | None = None,
     count: jax.Array | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """Many steps of one member in one compiled loop.
+    """Takes many steps of one program in one compiled loop.
 
     Args:
       program: a single program.
       state: where to start.
-      chunk: leaves [n, B, ...], a batch a step once `fetch` has mapped it.
+      chunk: leaves [n, ...], one slice a step, which `fetch` maps to a batch.
       fetch: see `Fetch`; None takes the chunk's slices as batches.
       count: int32 [], how many of the n steps to take, so that a short last chunk has the shape
         of the others and needs no second trace; None takes all.
 
     Returns:
-      The state after, and what each step reported, leaves [n]; of steps not taken, zeros.
+      The state after the steps, and what each reported, leaves [n], 0 for steps not taken.
     """
     fetch = fetch or (lambda batch: batch)
 
@@ -366,21 +368,21 @@ def run(
     fetch: Fetch | None = None,
     boundary_batches: int | None = None,
 ) -> tuple[State, dict[str, Any]]:
-    """The whole experiment as one pure function: a scan over tasks of a scan over steps.
+    """The whole experiment as one pure function: a scan over stages of a scan over steps.
 
-    Jit it; vmap it over keys or task orders; build the program inside to vmap over strengths.
+    Jit it; vmap it over keys or orders of stages; build the program inside to vmap over strengths.
 
     Args:
       program: from `make`.
       params: where training starts.
       key: a typed PRNG key.
-      stream: leaves [tasks, steps, B, ...].
-      evaluate: called before training and after every stage, boundary work done.
-      fetch: see `Fetch`.
-      boundary_batches: how many of a task's first batches `consolidate` gets; None is all.
+      stream: leaves [stages, steps, ...], or [stages, steps, B, ...] without `fetch`.
+      evaluate: called before training and at the end of every stage, after `consolidate`.
+      fetch: see `Fetch`; None takes the stream's slices as batches.
+      boundary_batches: how many of a stage's first batches `consolidate` gets; None is all.
 
     Returns:
-      The last state, and `{"steps": reports [tasks, steps], "scores": [tasks + 1, ...]}`.
+      The last state, and `{"steps": reports [stages, steps], "scores": [stages + 1, ...] or None}`.
     """
     fetch = fetch or (lambda batch: batch)
     example = jax.eval_shape(fetch, jax.tree.map(lambda x: x[0, 0], stream))

@@ -18,18 +18,19 @@ How = Literal["auto", "vmap", "map", "devices"]
 
 
 def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -> Program:
-    """One program for many members: seeds, task orders, hyper-parameters, in one compiled function.
+    """One program for many members: seeds, orders, hyper-parameters, in one compiled function.
 
-    Every function of the result takes and returns pytrees with a leading axis [members], states,
-    batches and keys alike; `predict` and `weights` take a batch without it.
+    Every function of the result takes and returns pytrees with a leading axis [members]: states,
+    batches and keys alike. Only `predict` and `read_params` take a batch without that axis.
 
     Args:
-      build: makes a member's program from its values; these are tracers, so they may be a
+      build: makes a member's program from its values; these are traced, so they may be a
         strength or a learning rate, never a shape.
-      values: pytree of arrays [members, ...]; `jnp.arange(8)` for eight seeds.
-      how: `vmap`; `map`, one after another in one call; `devices`, spread over the local devices
-        and one after another on each; `auto` picks `vmap` on accelerators and the others on CPU,
-        where vectorising small matrix products over members is slower than running them in turn.
+      values: pytree of arrays [members, ...], such as `jnp.arange(8)` for eight seeds.
+      how: `vmap` vectorises over members; `map` runs them one after another in one call; `devices`
+        spreads them over the local devices and runs them one after another on each. `auto` picks
+        `vmap` on accelerators and one of the others on CPU, where vectorised small matrix products
+        are slower than one member after another.
 
     Raises:
       ValueError: if the members' programs have a mesh.
@@ -64,7 +65,7 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
         )
         if members % used == 0:
             return spread(packed)
-        # the last member again, until every device has as many
+        # the last member is repeated until every device has equally many
         index = np.minimum(np.arange(-(-members // used) * used), members - 1)
         return jax.tree.map(lambda x: x[:members], spread(jax.tree.map(lambda x: x[index], packed)))
 

@@ -1,9 +1,10 @@
-"""Taps: how a method looks into, or changes, what flows through a model, without a second model.
+"""Taps: a method reads or changes what flows through a model, without a second model.
 
 A model calls `h = tap(site, layer, h)` at named places. Around the dense layer whose weights live
 at `blocks/up` in the parameter tree the sites are `blocks/up:in` and `blocks/up:out` (before the
-activation), so that a site names its kernel; `layer` is the index along the leading axis where
-layers are stacked and scanned, else 0. Other sites, such as `blocks:out`, each model lists itself.
+activation), so that a site names its kernel. Where layers are stacked and scanned, `layer` is the
+index along their leading axis, int32 [], else 0. Each model's docstring lists its other sites, such
+as `blocks:out`.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ def sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.ShapeDtyp
 
 
 def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
-    """Paths of the dense layers that `apply` visits, in order, with the shape of their input.
+    """Paths of the dense layers that `apply` visits, in order, with shape and dtype of their input.
 
     Raises:
-      ValueError: if the model has none, for then a method that works on layers can do nothing.
+      ValueError: if it visits none, for then a method that works on layers can do nothing.
     """
     found = {
         s[: -len(":in")]: h for s, h in sites(apply, params, batch).items() if s.endswith(":in")
@@ -61,7 +62,11 @@ def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.Sha
 
 @jax.custom_vjp
 def probe(h: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
-    """`h`; the gradient of `slot` is `value`, which brings it out of a scan over layers."""
+    """`h` itself, with a gradient of `slot` that is `value`.
+
+    Differentiating by `slot` thus brings `value` out of a scan over layers, which would not let it
+    out otherwise.
+    """
     return h
 
 
@@ -82,19 +87,18 @@ def read(
     batch: Batch,
     wanted: Mapping[str, tuple[Any, Callable[[jax.Array], jax.Array]]],
 ) -> tuple[dict[str, jax.Array], Any]:
-    """What passes some layers' sites, and the model's outputs, for the price of a forward pass.
+    """The values that pass some layers' sites, and the outputs, at the price of a forward pass.
 
     Args:
       apply: the model.
       params: its parameters.
-      batch: what it is asked.
-      wanted: `(layers, pick)` by site: indices of layers, an integer or several that differ, which
-        may be traced (a site outside a stack is layer 0), and what is taken of the value there,
-        such as `lambda h: h[:, -1]`.
+      batch: its input.
+      wanted: `(layers, pick)` by site. `layers` are indices, an integer or an array of distinct
+        ones, which may be traced (a site outside a stack is layer 0); `pick` takes what is wanted
+        of the value there, such as `lambda h: h[:, -1]`.
 
     Returns:
-      float32 [*shape of layers, ...] by site; and the outputs, which cost nothing where they aren't
-      used.
+      float32 [*shape of layers, *shape of what was picked] by site; and the outputs.
     """
     shapes = sites(apply, params, batch)
     picked = {s: jax.eval_shape(pick, shapes[s]).shape for s, (_, pick) in wanted.items()}

@@ -23,9 +23,9 @@ def match_path(pattern: str) -> Trainable:
     """A predicate for the leaves whose whole path a regular expression matches.
 
     Raises:
-      ValueError: if it is no regular expression.
+      ValueError: if `pattern` is no regular expression.
 
-    >>> matching(r"blocks/(up|down)/.*")("blocks/up/kernel")
+    >>> match_path(r"blocks/(up|down)/.*")("blocks/up/kernel")
     True
     """
     try:
@@ -43,14 +43,17 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def partition(tree: Tree, keep: Trainable) -> tuple[Tree, Tree]:
-    """Splits a tree in two of the same shape, with `None` where a leaf went to the other."""
+    """Splits a tree in two of its structure: the leaves whose path `keep` accepts, and the others.
+
+    Each half has `None` where a leaf went to the other.
+    """
     kept = jax.tree_util.tree_map_with_path(lambda p, x: x if keep(path_name(p)) else None, tree)
     rest = jax.tree_util.tree_map_with_path(lambda p, x: None if keep(path_name(p)) else x, tree)
     return kept, rest
 
 
 def merge(first: Tree, second: Tree) -> Tree:
-    """The inverse of `partition`, over nested dicts; either may have keys that the other lacks."""
+    """Undoes `partition`, over nested dicts; either half may have keys that the other lacks."""
     if first is None or second is None:
         return second if first is None else first
     if isinstance(first, dict):
@@ -65,7 +68,7 @@ def zeros(tree: Tree, dtype: Any = jnp.float32) -> Tree:
 
 
 def copy(tree: Tree) -> Tree:
-    """The same values in buffers of their own, so that what is kept outlives a donated `tree`."""
+    """The same values in buffers of their own, so that the copy outlives a donated `tree`."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
@@ -95,7 +98,7 @@ def scale(c: jax.Array | float, tree: Tree) -> Tree:
 
 
 def axpy(c: jax.Array | float, x: Tree, y: Tree) -> Tree:
-    """c · x + y, each leaf in `y`'s dtype."""
+    """c · x + y, each leaf in its dtype in `y`."""
     return jax.tree.map(lambda a, b: (c * a + b).astype(b.dtype), x, y)
 
 
@@ -111,7 +114,7 @@ def norm(tree: Tree) -> jax.Array:
 
 
 def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
-    """`yes` where a scalar condition holds, else `no`, leaf by leaf."""
+    """`yes` where a condition bool [] holds, else `no`, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 

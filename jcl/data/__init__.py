@@ -1,4 +1,4 @@
-"""Streams of tasks: what a sequence is made of, and how it is drawn."""
+"""Streams of stages: readers of data, scenarios that order it, and draws of batches from it."""
 
 from jcl.data.arrays import Scenario, from_arrays, from_scenario, reorder, scenario
 from jcl.data.byte_stream import from_bytes, windows

@@ -1,4 +1,4 @@
-"""Streams from arrays in memory: what a task's rows are, and which of them each stage draws."""
+"""Streams from arrays in memory: the rows of each task, and which rows each stage draws."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ class Scenario(NamedTuple):
     """Data, and which rows of it each stage sees; `from_scenario` makes it a `Stream`.
 
     Args:
-      names: one a stage.
+      names: the stages' names.
       tasks: which task each stage trains on; -1 is all of them at once.
-      rows: arrays [N, ...] with `task` [N] int32, where each row comes from. Others may be shorter,
-        N being a multiple: row i then reads i modulo their length, so that tasks which differ by
-        `transform` alone share one copy.
+      rows: arrays [N, ...] with `task` int32 [N], where each row comes from. Other arrays may be
+        shorter if their length divides N; row i then reads theirs at i modulo that length, so that
+        tasks which differ by `transform` alone share one copy.
       stages: for each stage int32 [n], the rows that it draws from.
-      tests: names of the tasks.
-      test: for each task, its test arrays.
+      tests: the tasks' names.
+      test: the test arrays of each task.
       classes: bool [tasks, C], which classes each task has, for `losses.cross_entropy`; or None.
-      times: None shuffles each stage; else for each stage numbers [n], when each of its rows comes,
-        in units of a task's length.
-      drift: how long the passage from one time to the next is, a linear mixture, in these units.
+      times: None shuffles each stage; else for each stage numbers [n], the time at which each of
+        its rows comes, in units of a task's length.
+      drift: how long the transition from one time to the next takes, in the same units; within it
+        the mixture shifts linearly.
       tables: arrays [tasks, ...] that `transform` reads.
-      transform: `(tables, batch) -> batch` inside the trace; or None.
+      transform: `(tables, batch) -> batch`, inside the trace; or None.
     """
 
     names: tuple[str, ...]
@@ -68,14 +69,14 @@ Reordered = TypeVar("Reordered", Stream, Scenario)
 
 
 def _narrow(x: Any) -> np.ndarray:
-    """64 bits to 32: what the device would make of them."""
+    """The array with 64-bit numbers made 32-bit, as the device would make them."""
     x = np.asarray(x)
     kinds = {"f": np.float32, "i": np.int32, "u": np.uint32}
     return x.astype(kinds[x.dtype.kind]) if x.dtype.itemsize == 8 and x.dtype.kind in kinds else x
 
 
 def _task(data: Any, name: str, classes: int | None) -> Arrays:
-    """A task's arrays, looked over."""
+    """A task's arrays, checked: of equal length, finite, with labels in range."""
     arrays = {k: _narrow(v) for k, v in dict(data).items()}
     if not arrays:
         raise ValueError(f"task {name!r} is {data!r}, but must be a dict of arrays such as x and y")
@@ -111,13 +112,13 @@ def scenario(
     names: Sequence[str] | None = None,
     classes: np.ndarray | None = None,
 ) -> Scenario:
-    """One stage a task, from arrays.
+    """A scenario of one stage for each task, from arrays.
 
     Args:
-      train: a dict of arrays [n, ...] for each task, such as `x` and integer labels `y`; n may
+      train: for each task a dict of arrays [n, ...], such as `x` and integer labels `y`; n may
         differ. 64-bit numbers become 32-bit.
-      test: the same, one for each task of `train`.
-      names: of the tasks; `task 0`, ... by default.
+      test: the same for testing, one dict for each task of `train`.
+      names: the tasks' names; `task 0`, ... by default.
       classes: bool [tasks, C], see `Scenario`.
 
     Raises:
@@ -159,7 +160,9 @@ def from_arrays(
     boundary_batches: int | None = None,
     test_batch: int = 512,
 ) -> Stream:
-    """One stage a task, from arrays: `from_scenario` of `scenario(train, test, names)`.
+    """A stream of one stage for each task, from arrays.
+
+    It is `from_scenario(scenario(train, test, names), ...)`; see both for the arguments.
 
     >>> task = {"x": np.zeros((10, 3)), "y": np.arange(10) % 2}
     >>> stream = from_arrays([task, task], [task, task], batch=4, epochs=1)
@@ -186,19 +189,19 @@ def from_scenario(
 ) -> Stream:
     """A stream of batches over a scenario's rows, drawn without replacement.
 
-    A stage's epochs, each shuffled anew, are laid end to end and cut into batches, so that all
-    are full but a stage's last, which weight 0 pads. A call of `chunk` needs memory for its slices
-    and one permutation of the stage's row numbers. Batches are `rows` gathered, `weight` float32
-    [B] and `task` int32 [B].
+    A stage's epochs, each shuffled anew, are laid end to end and cut into batches. All batches are
+    full but a stage's last, which is filled up with rows of weight 0. A call of `chunk` needs
+    memory for its slices and one permutation of the stage's row numbers. A batch has the gathered
+    `rows`, `weight` float32 [B] and `task` int32 [B].
 
     Args:
-      given: from `scenario` or `jcl.data.split` and friends.
-      batch: rows a step.
-      epochs: passes over each stage's rows; give this or `steps`.
-      steps: of every stage, however many rows it has.
-      seed: of the order.
-      boundary_batches: at most so many batches at a boundary; None is a full pass.
-      test_batch: at most so many test rows at once.
+      given: from `scenario`, or from `jcl.data.split` and the other scenarios.
+      batch: B, how many rows a step takes.
+      epochs: how often each stage passes over its rows; give this or `steps`.
+      steps: how many steps every stage has, however many rows it has.
+      seed: seeds the order of the rows.
+      boundary_batches: how many batches a boundary has at most; None is a full pass.
+      test_batch: how many test rows are scored at once at most.
 
     Raises:
       ValueError: if an argument is out of range, or `batch` is larger than a stage.
@@ -224,8 +227,8 @@ def from_scenario(
         rows = given.stages[stage]
         if times is None:
             return rows[rng.permutation(len(rows))]
-        # a row's time is spread over a task's length and over the passage's: sums of two
-        # uniforms have trapezoids as densities, so that mixtures shift linearly
+        # a row's time is spread uniformly over a task's length and over the transition's; the sum
+        # of two uniforms has a trapezoid as density, so that mixtures shift linearly
         passes = math.ceil(drawn[stage] / len(rows))
         rows, time = np.tile(rows, passes), np.tile(times[stage], passes)
         spread = rng.uniform(-0.5, 0.5, (2, len(rows)))
@@ -241,7 +244,7 @@ def from_scenario(
         return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
     def batches(rows: np.ndarray, count: int) -> Arrays:
-        """[n] -> [count, batch], the last row repeated with weight 0."""
+        """Row numbers [n] as slices [count, batch]; the last row fills up, with weight 0."""
         index = np.arange(count * batch)
         padded = rows[np.minimum(index, len(rows) - 1)].astype(np.int32)
         weight = (index < len(rows)).astype(np.float32)
@@ -283,10 +286,11 @@ def from_scenario(
 
 
 def reorder(given: Reordered, order: Sequence[int]) -> Reordered:
-    """The same stages in another order, as if they had been given so from the start.
+    """The same stages in another order, as if they had been given in this order.
 
-    Tasks are numbered anew by their first appearance, in batches, tests and columns, so that
-    "task t" is the t-th to arrive; a class table of a stream's own needs the same `classes[order]`.
+    Tasks are numbered anew by their first appearance, in batches, tests and columns, so that task t
+    is the t-th to arrive. A table of classes beside a stream must be reordered by
+    `classes[order]` too; a scenario's own is.
 
     Args:
       given: a `Stream` or a `Scenario`.

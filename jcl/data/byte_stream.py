@@ -13,7 +13,7 @@ from jcl.data.stages import Stage, each_stage, plan
 from jcl.data.stream import Arrays, Stream, pack
 from jcl.method import Batch, check
 
-_TRAIN, _BOUNDARY = 2, 3  # so that no use of a seed shares its draws with another
+_TRAIN, _BOUNDARY = 2, 3  # so that different uses of a seed never share their draws
 
 
 def _bytes(data: Any, name: str, length: int) -> np.ndarray:
@@ -30,12 +30,13 @@ def _bytes(data: Any, name: str, length: int) -> np.ndarray:
 def windows(data: np.ndarray, length: int, limit: int | None = None) -> np.ndarray:
     """Windows int32 [n, length] that predict every byte of `data` but the first at most once.
 
-    Neighbours share one byte: the last of one, predicted, is the first of the next, given.
+    Neighbours share a byte: the last of one, which is predicted there, is given as the first of the
+    next.
 
     Args:
       data: uint8 [N].
-      length: of a window.
-      limit: at most so many, evenly spread.
+      length: how many bytes a window has.
+      limit: how many windows there are at most, evenly spread; None is all.
     """
     starts = np.arange(0, len(data) - length + 1, length - 1)
     if limit is not None and len(starts) > limit:
@@ -57,21 +58,21 @@ def from_bytes(
 ) -> Stream:
     """A stream over domains of text: batches `tokens` int32 [B, length], `weight` and `task`.
 
-    Each step draws windows at random places, with replacement: the draw of step n costs the same
-    whatever came before it.
+    Each step draws windows at random places, with replacement, so that any step's draw costs the
+    same.
 
     Args:
-      domains: for each its `(train, test)` bytes; they are the tasks, in this order.
-      length: of a window in bytes, of which all but the first are predicted.
-      batch: windows a step.
-      steps: of every stage, or of each.
-      seed: of the places.
-      stages: what each stage trains on; default is each domain in turn. Names may recur, and shares
-        mix domains: row by row, each stage's normalised to 1. One stage with equal shares is joint
-        training.
-      boundary_batches: at most so many batches at a boundary, evenly spread; None is all windows.
-      test_rows: at most so many test windows a domain, evenly spread; None is all.
-      test_batch: at most so many at once.
+      domains: the `(train, test)` bytes of each domain; the domains are the tasks, in this order.
+      length: how many bytes a window has; all but the first are predicted.
+      batch: B, how many windows a step takes.
+      steps: how many steps all stages have, or each of them.
+      seed: seeds the places.
+      stages: what each stage trains on; None is each domain in turn. Names may recur. Shares, which
+        are normalised to 1, mix domains row by row; one stage with equal shares is joint training.
+      boundary_batches: how many batches a boundary has at most, drawn at random; None has all
+        windows.
+      test_rows: how many test windows a domain has at most, evenly spread; None is all.
+      test_batch: how many test windows are scored at once at most.
 
     Raises:
       ValueError: if an argument is out of range or a domain is shorter than `length`.
@@ -110,7 +111,7 @@ def from_bytes(
         place = offsets[task] + (u[:, 1] * (sizes[task] - length + 1)).astype(np.int64)
         return _slices(place, task, np.ones(task.shape, np.float32))
 
-    # a boundary's pass goes over windows side by side, of every domain that the stage has
+    # a boundary's windows lie side by side and cover every domain of the stage
     passes = [
         [np.arange(0, sizes[t] - length + 1, length - 1) + offsets[t] for t in np.flatnonzero(s)]
         for s in shares

@@ -1,4 +1,4 @@
-"""Conversations and prompt-answer pairs: their text, and which characters of it are learned."""
+"""Conversations and prompt-answer pairs as text, and which characters of it are learned."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ Messages = Sequence[Mapping[str, Any]]
 def chat(tokenizer: Any, messages: Messages) -> tuple[np.ndarray, np.ndarray]:
     """A conversation's tokens int32 [n], and the loss mask float32 [n - 1] of a text batch.
 
-    The text is what the tokenizer's own template makes. `mask[i]` is 1 where token i + 1 is of an
-    assistant's turn, the token that ends it included; system, user and tool turns, and headers such
-    as `<|im_start|>assistant`, are given and not learned. Where the template marks what is
-    generated (`{% generation %}`), its marks hold; else a turn is what follows the generation
-    prompt.
+    The text is made by the tokenizer's own template. `mask[i]` is 1 where token i + 1 belongs to an
+    assistant's turn, including the token that ends it. System, user and tool turns, and headers
+    such as `<|im_start|>assistant`, are given and not learned. If the template marks generated text
+    (`{% generation %}`), its marks hold; else a turn is what follows the generation prompt.
 
     Args:
       tokenizer: a fast tokenizer of transformers with a chat template.
-      messages: such as `{"role": "user", "content": "..."}`, in order.
+      messages: the turns in order, such as `{"role": "user", "content": "..."}`.
 
     Raises:
-      ValueError: if there is no template, no turn of an assistant's, or a turn can't be told from
-        what the template makes of it.
+      ValueError: if there is no template, no turn of an assistant, or a turn can't be found in the
+        text that the template makes.
     """
     return _tokens_and_mask(tokenizer, render(tokenizer, messages))
 
@@ -38,12 +37,12 @@ def pair(tokenizer: Any, prompt: str, answer: str) -> tuple[np.ndarray, np.ndarr
     """A prompt's and its answer's tokens int32 [n], and the loss mask float32 [n - 1].
 
     They are tokenised as one text, with no template and nothing between them, and end as a document
-    does; the answer and that end are learned. A token with characters of both counts as answer.
+    does. The answer and that end are learned. A token with characters of both counts as answer.
 
     Args:
-      tokenizer: a fast tokenizer of transformers; None for bytes.
-      prompt: what is given.
-      answer: what is learned; it brings the blank that it starts with, if one is to be there.
+      tokenizer: a fast tokenizer of transformers; None is for bytes.
+      prompt: the text that is given.
+      answer: the text that is learned, with the blank that it starts with, if it needs one.
     """
     return _tokens_and_mask(tokenizer, joined(prompt, answer))
 
@@ -91,10 +90,10 @@ def _text(tokenizer: Any, messages: Messages, prompt: bool = False) -> str:
 
 
 def _marked(tokenizer: Any, template: str, messages: Messages, ends: tuple[str, ...]) -> Passage:
-    """With the spans that the template itself marks as generated."""
+    """The passage with the spans that the template itself marks as generated."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    # as apply_chat_template does, which gives tokens, where blanks can hide a span's beginning
+    # like apply_chat_template, but by characters, for in tokens blanks can hide a span's beginning
     given = [{k: v for k, v in m.items() if v is not None} for m in messages]
     texts, spans = cast(
         tuple[list[str], list[list[tuple[int, int]]]],
@@ -110,7 +109,7 @@ def _marked(tokenizer: Any, template: str, messages: Messages, ends: tuple[str, 
 def _turn(
     tokenizer: Any, messages: Messages, i: int, full: str, ends: tuple[str, ...]
 ) -> tuple[int, int]:
-    """Which characters of `full` the i-th message is, from its first to the end of its turn."""
+    """The range of characters of the i-th message in `full`, up to the end of its turn."""
     if i == 0:
         raise ValueError(
             "messages begins with an assistant's, but must begin with another's, unless the chat "
@@ -122,16 +121,16 @@ def _turn(
     if prompt != before and full.startswith(prompt):
         start = len(prompt)
     elif full.startswith(before):
-        # no generation prompt, or one that opens a thought which `full` leaves out: what stands
+        # there is no generation prompt, or it opens a thought that `full` leaves out: the text
         # before the content is a header
         start = max(full.find(str(messages[i].get("content")).strip(), len(before)), len(before))
     else:
         raise _unclear(i)
     closing = max((e for e in ends if upto.rstrip().endswith(e)), key=len, default="")
     if full.startswith(upto):
-        # blanks after the token that ends a turn are the template's, nobody generates them
+        # blanks after the token that ends a turn are the template's and never generated
         return start, len(upto.rstrip()) if closing else len(upto)
-    # earlier turns are shown in another way than the last, without their thoughts, say
+    # the template shows earlier turns in another way, such as without their thoughts
     stop = full.find(closing, start) if closing else -1
     if stop < 0:
         raise _unclear(i)

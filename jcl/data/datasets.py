@@ -1,4 +1,4 @@
-"""Documents from data sets on disk: of Hugging Face, parquet and arrow, and TensorFlow Datasets."""
+"""Documents from data sets on disk: Hugging Face's parquet and arrow, and TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from jcl.method import check
 def read_dataset(paths: Paths, field: Field = "text", split: str | None = None) -> Documents:
     """Documents from a Hugging Face dataset on disk: parquet and arrow files.
 
-    That is a folder as the hub has it (`data/train-00000-of-00002.parquet`), as
+    The folder may be laid out as on the hub (`data/train-00000-of-00002.parquet`), as
     `Dataset.save_to_disk` writes it, or as `datasets` caches it. No code in it is run.
 
     Args:
       paths: the folder, or parquet and arrow files themselves.
       field: see `Field`.
-      split: which, if the folder has several.
+      split: the name of the split, if the folder has several.
 
     Raises:
-      ValueError: if the folder has none or several splits or configurations; when it is read, if a
-        column isn't there or a file is broken.
-      ImportError: if pyarrow isn't installed; says how.
+      ValueError: if the folder doesn't have exactly one such split and one configuration; when it
+        is read, if a column isn't there or a file is broken.
+      ImportError: if pyarrow isn't installed; the message says how to install it.
     """
     with needed("read_dataset", "pyarrow", "text"):
         import pyarrow  # noqa: F401
@@ -58,15 +58,15 @@ def read_tfds(
     """Documents from TensorFlow Datasets; TensorFlow itself isn't needed.
 
     Args:
-      name: of a dataset, which is downloaded and prepared the first time; or the folder of a
-        prepared one, in which `dataset_info.json` lies.
-      split: such as `train` or `train[:10%]`.
+      name: the name of a dataset, which is downloaded and prepared the first time; or the folder
+        of a prepared one, with its `dataset_info.json`.
+      split: the split, such as `train` or `train[:10%]`.
       field: see `Field`.
-      data_dir: where datasets are kept; TFDS's own place by default.
+      data_dir: the folder of all datasets; None is TFDS's default.
 
     Raises:
       ValueError: if there is no such dataset, split or field.
-      ImportError: if tensorflow_datasets isn't installed; says how.
+      ImportError: if tensorflow_datasets isn't installed; the message says how to install it.
     """
     with needed("read_tfds", "tensorflow_datasets", "tfds"):
         import tensorflow_datasets as tfds
@@ -102,7 +102,7 @@ def _choose(folder: Path, split: str | None) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         if any(p.startswith((".", "cache-")) for p in inside.parts):
-            continue  # what `datasets` keeps for itself
+            continue  # the own files of `datasets`
         if path.suffix not in (".parquet", ".arrow") or not path.is_file():
             continue
         name = re.sub(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$", "", path.stem)
@@ -118,14 +118,14 @@ def _choose(folder: Path, split: str | None) -> list[Path]:
             f"one: {configurations}"
         )
     splits = [name for _, name in groups]
-    # a cached dataset's files are called after it too: wikitext-train.arrow
+    # names of a cached dataset's files begin with its own: wikitext-train.arrow
     fits = [s for s in splits if split is None or s == split or s.endswith(f"-{split}")]
     check(len(fits) == 1, "split", split, f"one of {splits}")
     return groups[configurations[0], fits[0]]
 
 
 def _table(path: Path, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet or arrow file, some columns of them."""
+    """The rows of a parquet or arrow file, with the columns `names`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

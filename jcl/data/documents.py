@@ -1,7 +1,7 @@
 """Documents from plain text and JSONL, read lazily; `jcl.data.datasets` reads data sets.
 
-Every reader gives `Documents`, which read anew each time they are iterated over, so that nothing
-need be held in memory. Blank documents are dropped.
+Every reader returns `Documents`, which read the files anew in each iteration, so that nothing need
+be held in memory. Blank documents are dropped.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from typing import Any, Literal, TypeVar
 from jcl.method import check
 
 Document = str | tuple[str, str] | Sequence[Mapping[str, Any]]
-"""A text; a `(prompt, answer)`; or a conversation, messages such as `{"role": "user", "content":
-"..."}`. Of the latter two, models learn only the answers (see `jcl.data.chat`, `jcl.data.pair`)."""
+"""A text; a `(prompt, answer)` pair; or a conversation, messages such as `{"role": "user",
+"content": "..."}`. Of the latter two only answers are learned (see `jcl.data.chat` and `pair`)."""
 Field = str | tuple[str, str]
-"""Where a record has its text or its messages, or the two fields of its prompt and its answer."""
+"""The field of a record with its text or messages, or the two fields of its prompt and answer."""
 Paths = str | Path | Sequence[str | Path]
-"""A file, a folder, which stands for the files beneath it in the order of their names, or many."""
+"""A file; a folder, which stands for the files beneath it in the order of their names; or several
+of these."""
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Documents:
-    """What a reader gives: iterate over it as often as you like; each time it is read anew.
+    """Documents that can be iterated over any number of times; each time they are read anew.
 
     Args:
-      read: begins a pass.
+      read: begins a pass over the documents.
     """
 
     read: Callable[[], Iterator[Document]]
@@ -48,8 +49,8 @@ def read_text(paths: Paths, separator: str | None = None) -> Documents:
 
     Args:
       paths: see `Paths`.
-      separator: what stands between documents, such as `"\n"` or `"<|endoftext|>"`; `"\n\n"` is any
-        run of blank lines. None makes a file one document.
+      separator: the text between documents, such as `"\n"` or `"<|endoftext|>"`; `"\n\n"` is any
+        run of blank lines. None makes each file one document.
 
     Raises:
       ValueError: if a file isn't there, or, when it is read, isn't UTF-8.
@@ -68,7 +69,7 @@ def read_text(paths: Paths, separator: str | None = None) -> Documents:
 
     def read() -> Iterator[Document]:
         for path in files:
-            with _open(path, "rt", encoding="utf-8-sig") as file:  # a byte-order mark is no text
+            with _open(path, "rt", encoding="utf-8-sig") as file:  # drops a byte-order mark
                 for text in split(file):
                     if text.strip():
                         yield text.strip("\n") if blank_lines else text
@@ -84,15 +85,15 @@ def read_jsonl(
     Args:
       paths: see `Paths`.
       field: see `Field`; null is a blank document.
-      bad: what becomes of a line that is no JSON object with that field: `raise` an error, or
+      bad: what happens to a line that is no JSON object with that field: `raise` an error, or
         `skip` it, with one warning that says how many there were.
 
     Raises:
-      ValueError: if a file isn't there; when it is read, for a bad line, by file and number.
+      ValueError: if a file isn't there; when it is read, for a bad line, naming file and number.
     """
     files = files_of(paths, ("jsonl",))
     check(bad in ("raise", "skip"), "bad", bad, "'raise' or 'skip'")
-    told: list[str] = []  # documents may be read twice; their bad lines are told of once
+    told: list[str] = []  # documents may be read twice, but are warned of once
 
     def read() -> Iterator[Document]:
         for document in records(files, lambda record: pick(record, field), bad, told):
@@ -128,14 +129,17 @@ def records(
     bad: Literal["raise", "skip"] = "raise",
     told: list[str] | None = None,
 ) -> Iterator[Made]:
-    """What `make` makes of the JSON of each line, blank ones left out.
+    """`make` of the JSON of each line that isn't blank.
 
     Args:
       files: as `files_of` gives them.
       make: raises a ValueError that says what is wrong with a record, as in `it has no field 'a'`.
-      bad: what becomes of a line that isn't JSON or that `make` refuses: `raise` an error that
+      bad: what happens to a line that isn't JSON or that `make` refuses: `raise` an error that
         names file and line, or `skip` it, with one warning that says how many there were.
-      told: keeps what was warned of, so that another pass doesn't warn again.
+      told: a list that remembers the warning, so that another pass doesn't repeat it.
+
+    Raises:
+      ValueError: if a file can't be read, or for a bad line.
     """
     lines, wrong, first = 0, 0, ""
     for path in files:
@@ -161,7 +165,7 @@ def records(
 
 @contextmanager
 def _open(path: Path, mode: str, **options: Any) -> Iterator[Any]:
-    """A file, whose errors name it."""
+    """Opens a file; errors name it."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, mode, **options) as file:
             yield file
@@ -174,7 +178,11 @@ def _open(path: Path, mode: str, **options: Any) -> Iterator[Any]:
 
 
 def files_of(paths: Paths, endings: Sequence[str]) -> list[Path]:
-    """The files that `paths` stand for, at least one."""
+    """The files that `paths` stand for; of folders those with one of `endings`, gzipped or not.
+
+    Raises:
+      ValueError: if a path isn't there, or there are no files.
+    """
     found: list[Path] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         path = Path(path).expanduser()
@@ -191,7 +199,11 @@ def files_of(paths: Paths, endings: Sequence[str]) -> list[Path]:
 
 
 def pick(record: Any, field: Field) -> Document | None:
-    """The document in a record, None if it is blank."""
+    """The document in a record, None if it is blank.
+
+    Raises:
+      ValueError: if the record has no such field, or it is neither text nor messages.
+    """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {type(record).__name__}, but must be an object")
     values: list[Any] = []
@@ -203,7 +215,7 @@ def pick(record: Any, field: Field) -> Document | None:
     if any(v is None for v in values):
         return None
     if all(isinstance(v, str) for v in values):
-        # a prompt may be blank, what is to be learned not
+        # a prompt may be blank, but not the learned text
         if not values[-1].strip():
             return None
         return values[0] if len(values) == 1 else (values[0], values[1])

@@ -1,6 +1,6 @@
-"""Facts to edit: what is asked, the new answer, and what must, and what must not, change with it.
+"""Facts to edit: a prompt, the new answer, and prompts whose answers must or must not change.
 
-Read from the published files of zsRE and CounterFact, or made from the facts of real countries.
+They are read from the published files of zsRE and CounterFact, or made of facts about countries.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from jcl.method import check
 
 
 class Edit(NamedTuple):
-    """One fact that a model is to be taught.
+    """One fact that an editor writes into a model.
 
     Args:
-      prompt: what is asked, such as `The capital of France is`; the answer continues it.
+      prompt: a text that the answer continues, such as `The capital of France is`.
       subject: the part of the prompt that the fact is about, such as `France`.
       target: the new answer, such as `Lyon`, without white space around it.
-      truth: the answer until now, or empty if it isn't known.
-      paraphrases: other prompts with the same answer: generality.
-      neighbours: (prompt, true answer) that must stay as they are: locality.
-      hops: (prompt, answer) that follow from the new fact by one step: portability.
+      truth: the old answer, or "" if it isn't known.
+      paraphrases: other prompts with the same answer, which measure generality.
+      neighbours: (prompt, true answer) pairs that must stay the same, which measure locality.
+      hops: (prompt, answer) pairs that follow from the new fact by one step, which measure
+        portability.
     """
 
     prompt: str
@@ -43,18 +44,18 @@ class Edit(NamedTuple):
 
 
 def read_zsre(path: str | Path, new: Literal["alt", "answers"] = "alt") -> list[Edit]:
-    """Edits of a file in zsRE's format, which has one neighbour an edit, an unrelated question.
+    """Reads edits from a file in zsRE's format, with one unrelated question as neighbour of each.
 
-    A list of entries with `subject`, `src`, `rephrase`, `alt`, `answers`, `loc`, `loc_ans`, and
-    `portability` in EasyEdit's copy. Entries whose new answer is empty are left out.
+    The file is a list of entries with `subject`, `src`, `rephrase`, `alt`, `answers`, `loc`,
+    `loc_ans`, and `portability` in EasyEdit's copy. Entries with an empty new answer are left out.
 
     Args:
-      path: of the file, such as `zsre_mend_eval.json`.
-      new: which field is taught: `alt`, another answer (MEND, EasyEdit), or the first of `answers`,
-        the true one (ROME, MEMIT), which leaves `truth` empty.
+      path: the file, such as `zsre_mend_eval.json`.
+      new: which field is the new answer: `alt`, another answer (MEND, EasyEdit), or the first of
+        `answers`, the true one (ROME, MEMIT), which leaves `truth` empty.
 
     Raises:
-      ValueError: naming file, entry and field, if it isn't of this format.
+      ValueError: if the file isn't of this format, naming file, entry and field.
 
     Source: Levy et al., arXiv 1706.04115; Mitchell et al., arXiv 2110.11309; field names as in
     kmeng01/memit, `dsets/zsre.py`, and zjunlp/EasyEdit, `easyeditor/dataset/zsre.py`.
@@ -80,17 +81,17 @@ def read_zsre(path: str | Path, new: Literal["alt", "answers"] = "alt") -> list[
 
 
 def read_counterfact(path: str | Path) -> list[Edit]:
-    """Edits of a file in CounterFact's format.
+    """Reads edits from a file in CounterFact's format.
 
-    A list of entries with `requested_rewrite`, which holds `prompt` with one `{}` for the
-    `subject`, `target_new.str` and `target_true.str`; `paraphrase_prompts`; and
-    `neighborhood_prompts`, whose answer is the true one; and `portability` in EasyEdit's copy.
+    The file is a list of entries with `requested_rewrite`, which has `prompt` with one `{}` for the
+    `subject`, `target_new.str` and `target_true.str`; `paraphrase_prompts`; `neighborhood_prompts`,
+    whose answer is the true one; and `portability` in EasyEdit's copy.
 
     Args:
-      path: of the file, such as `counterfact.json`.
+      path: the file, such as `counterfact.json`.
 
     Raises:
-      ValueError: naming file, entry and field, if it isn't of this format.
+      ValueError: if the file isn't of this format, naming file, entry and field.
 
     Source: Meng et al., arXiv 2202.05262; field names as in kmeng01/memit, `dsets/counterfact.py`
     and `experiments/py/eval_utils_counterfact.py`.
@@ -116,7 +117,7 @@ def read_counterfact(path: str | Path) -> list[Edit]:
 
 
 class _Entry(NamedTuple):
-    """One entry of a file, read field by field; what isn't there is refused by its name."""
+    """One entry of a file, read field by field; errors name the field."""
 
     path: Path
     number: int
@@ -160,7 +161,7 @@ class _Entry(NamedTuple):
 
 
 def _hops(entry: _Entry) -> tuple[tuple[str, str], ...]:
-    """EasyEdit's, in copies that have them."""
+    """The hop of an entry, in EasyEdit's copies."""
     if "portability" not in entry.value:
         return ()
     question = entry.text("portability", "New Question")
@@ -174,16 +175,16 @@ def _read(path: str | Path, one: Callable[[_Entry], Edit | None]) -> list[Edit]:
 
 
 class _Relation(NamedTuple):
-    """What can be asked of a country; `{}` stands for its name."""
+    """Prompts about one fact of a country; `{}` stands for its name."""
 
     prompt: str
     paraphrases: tuple[str, ...]
     answers: Callable[[Country], Sequence[str]]
-    """All that are true, the first of which is asked for."""
+    """Gives all true answers, of which the first is asked for."""
     alias: str = ""
-    """The same question with the demonym in the place of the name: one step further."""
+    """The same prompt with the demonym in place of the name, one step further."""
     inverse: str = ""
-    """Asks which other country has the new answer, if there is but one."""
+    """A prompt for which other country has the new answer, if there is only one."""
 
 
 _RELATIONS = {
@@ -225,9 +226,9 @@ _RELATIONS = {
     ),
 }
 RELATIONS = tuple(_RELATIONS)
-"""What `countries` can make edits of; `country` asks of a capital whose it is."""
+"""The relations of which `countries` can make edits; `country` is a capital's country."""
 
-_NEIGHBOURS, _TARGETS = 24, 36  # countries that no edit is about
+_NEIGHBOURS, _TARGETS = 24, 36  # how many countries only serve as neighbours, and as new answers
 
 
 def countries(
@@ -237,22 +238,22 @@ def countries(
     neighbours: int = 2,
     facts: Sequence[Country] | None = None,
 ) -> list[Edit]:
-    """Counterfactual edits from real facts: in every seed others, in another order.
+    """Counterfactual edits from real facts; each seed gives other edits in another order.
 
-    The countries are dealt into three hands: some answer for the neighbours, some lend the new
-    answers, which are therefore true of a real country, and the others are edited. So no edit of
-    the stream is about a neighbour, or about the country that an edit's next step leads to. Each
-    edit has two paraphrases, and neighbours that are asked the same of other countries. It has up
-    to two hops: the question by the demonym, and which other country has the new answer.
+    The countries are divided at random into three groups: some serve as neighbours, some lend the
+    new answers, which are therefore true of a real country, and the others are edited. So no edit
+    of the stream is about a neighbour, or about a country to which a hop leads. Each edit has two
+    paraphrases, and neighbours with the same prompt about other countries. It has up to two hops:
+    the prompt with the demonym, and the prompt for which other country has the new answer.
 
-    Of 254 places 240 can be asked about; that makes 530 edits or so by default, and 1,050 with all
-    six relations.
+    Of 254 places 240 are usable, which makes about 530 edits by default, and 1,050 with all six
+    relations.
 
     Args:
-      seed: of the hands, the pairs and the order.
-      relations: of `RELATIONS`.
-      neighbours: of each edit.
-      facts: of `corpora.countries`, which is called if there are none.
+      seed: seeds the groups, the pairs and the order.
+      relations: some of `RELATIONS`.
+      neighbours: how many neighbours each edit has.
+      facts: the countries, as `corpora.countries` gives them; None calls it.
 
     Raises:
       ValueError: if a relation is unknown, or there are too few countries.
@@ -305,7 +306,7 @@ def countries(
 
 
 def _with_usable_names(facts: Sequence[Country]) -> list[Country]:
-    """Each once, without names that are no part of a sentence, and those that were."""
+    """Each country once, without former ones and names that don't fit into a sentence."""
     seen: dict[str, Country] = {}
     for country in facts:
         name = country.name
@@ -318,7 +319,7 @@ _GONE = ("Antilles néerlandaises", "Serbia and Montenegro")
 
 
 def _subject(relation: str, country: Country) -> str:
-    """What is asked about: the country's name, or its capital; empty where that is the same."""
+    """A prompt's subject: the country's name, or its capital; "" if the capital has the name."""
     if relation != "country":
         return country.name
     capital = next(iter(_RELATIONS["capital"].answers(country)), "")

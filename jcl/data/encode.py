@@ -1,4 +1,4 @@
-"""From text to tokens: their ids, which of them are to be learned, and the bytes they stand for."""
+"""Turns text into token ids, with which of them are learned and the bytes that they stand for."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 
 class Passage(NamedTuple):
-    """A text, and what of it is to be learned.
+    """A text, and which parts of it are learned.
 
     Args:
-      text: what is tokenised.
+      text: the text to tokenise.
       spans: half-open ranges of characters that are learned; None is all of them.
-      whole: whether the tokenizer adds what it begins and ends a document with, and the
-        end-of-document token follows; a chat template has written these itself.
+      whole: whether the tokenizer adds the tokens with which it begins and ends a document, and
+        the end-of-document token; False for a chat template's text, which has them already.
     """
 
     text: str
@@ -24,16 +24,18 @@ class Passage(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Tokens int32 [n], the bytes of text that each stands for, int32 [n], and whether to learn to
-    predict it, bool [n]."""
+    """The tokens of a passage."""
 
     tokens: np.ndarray
+    """int32 [n]: the ids."""
     bytes: np.ndarray
+    """int32 [n]: how many bytes of text each token stands for."""
     learn: np.ndarray
+    """bool [n]: whether a token is learned, that is predicted."""
 
 
 def check_tokenizer(tokenizer: Any) -> None:
-    """Refuses what isn't a tokenizer that says which characters a token stands for.
+    """Refuses a tokenizer that can't say which characters a token stands for.
 
     Raises:
       ValueError: if it is neither None nor a fast tokenizer of transformers.
@@ -51,16 +53,16 @@ def largest_id(tokenizer: Any) -> int:
 
 
 def encode(tokenizer: Any, passages: Sequence[Passage]) -> list[Encoded]:
-    """Each passage's tokens.
+    """The tokens of each passage.
 
-    A token stands for the bytes from the end of the token before it to its own end, so that what a
-    tokenizer drops, such as blanks, belongs to the next token or at the end to the last, and a
-    document's tokens stand for exactly its bytes in UTF-8. What the tokenizer adds stands for none;
-    of a chat template's text, nor do its special tokens. A token is learned if any of its
-    characters is in a span.
+    A token stands for the bytes from the end of the token before it to its own end. So characters
+    that a tokenizer drops, such as blanks, belong to the next token, or at the end to the last, and
+    a document's tokens stand for exactly its bytes in UTF-8. Tokens that the tokenizer adds stand
+    for no bytes, nor do the special tokens in a chat template's text. A token is learned if any of
+    its characters is in a span.
 
     Args:
-      tokenizer: a fast tokenizer of transformers; None for the UTF-8 bytes themselves, 0 to 255,
+      tokenizer: a fast tokenizer of transformers; None takes the UTF-8 bytes, 0 to 255, as ids,
         with no end-of-document token.
       passages: the texts. Lone surrogates, which UTF-8 can't hold, become U+FFFD.
     """
@@ -89,7 +91,7 @@ def _encoded(
     passage: Passage, ids: np.ndarray, where: Sequence[Any], end_id: int | None, special: np.ndarray
 ) -> Encoded:
     spots = np.array(where, np.int64).reshape(-1, 2)
-    # an end before the last one's belongs to a token that was added, or to a character's later part
+    # an end that lies before an earlier one belongs to an added token, or to part of a character
     ends = np.maximum.accumulate(spots[:, 1])
     before = np.concatenate([[0], ends[:-1]])
     learn = _overlap(np.minimum(spots[:, 0], before), ends, passage.spans)
@@ -119,7 +121,7 @@ def _bytes(passage: Passage) -> Encoded:
 def _overlap(
     starts: np.ndarray, ends: np.ndarray, spans: tuple[tuple[int, int], ...] | None
 ) -> np.ndarray:
-    """Which of the ranges [starts, ends) share a character with a span, bool [n]."""
+    """Whether each of the ranges [starts, ends) shares a character with a span, bool [n]."""
     if spans is None:
         return np.ones(len(starts), bool)
     hit = np.zeros(len(starts), bool)
@@ -141,12 +143,12 @@ def _sound(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        # pairs of surrogates, as JSON writes them, become their character
+        # pairs of surrogates, as JSON has them, become the character that they stand for
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
 def special_texts(tokenizer: Any) -> dict[int, str]:
-    """A tokenizer's special tokens, text by id: those that `skip_special_tokens` leaves out."""
+    """The texts of a tokenizer's special tokens by id, which `skip_special_tokens` leaves out."""
     added = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     return added | dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))

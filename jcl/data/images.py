@@ -1,7 +1,7 @@
-"""Images with questions about them: CoIN's and LLaVA's files, and worded tasks on real images.
+"""Images with questions about them: CoIN's and LLaVA's files, and tasks in words on real images.
 
-A conversation is about one image, or none. As arrays, `image` [n, H, W, C] uint8 goes before
-`tokens` (see `jcl.models.multimodal`), and only answers are learned.
+A conversation is about one image, or none. As arrays it has `image` uint8 [n, H, W, C], which the
+model reads before `tokens` (see `jcl.models.multimodal`); only answers are learned.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from jcl.data.stream import Arrays
 from jcl.method import check
 
 Turns = tuple[tuple[str, str], ...]
-"""(question, answer), without white space around them."""
+"""(question, answer) pairs, without white space around them."""
 SIDE = 28
-"""Pixels of a side of the images of `worded`."""
+"""How many pixels a side of the images of `image_questions` has."""
 
 
 class Conversation(NamedTuple):
-    """What was asked and answered about an image.
+    """Questions and answers about an image.
 
     Args:
-      image: its path below the folder of images; empty where there is none.
-      turns: one at least.
-      name: the entry's `id` or `question_id`, or empty.
+      image: the image's path below the folder of images; "" if there is none.
+      turns: the questions and answers, at least one.
+      name: the entry's `id` or `question_id`, or "".
     """
 
     image: str
@@ -42,18 +42,18 @@ class Conversation(NamedTuple):
 
 
 def read_conversations(path: str | Path) -> list[Conversation]:
-    """Conversations of a file in the format of LLaVA and CoIN.
+    """Reads conversations from a file in the format of LLaVA and CoIN.
 
-    A list of entries. In training files each has `conversations`, in which `human` and `gpt` take
-    turns, `{"from": "human", "value": "<image>\\nWhat is it?"}`, and an `image` unless it is text
-    alone; `<image>` stands once, in the first question. In CoIN's test files each has `text` and
-    `answer` instead.
+    The file is a list of entries. In training files each has `conversations`, in which `human` and
+    `gpt` take turns, `{"from": "human", "value": "<image>\\nWhat is it?"}`, and an `image` unless
+    it is text alone; `<image>` occurs once, in the first question. In CoIN's test files each entry
+    has `text` and `answer` instead.
 
     Args:
-      path: of the file, such as `Instruction_Original/GQA/train.json`.
+      path: the file, such as `Instruction_Original/GQA/train.json`.
 
     Raises:
-      ValueError: naming file, entry and field, if it isn't of this format.
+      ValueError: if the file isn't of this format, naming file, entry and field.
 
     Source: haotian-liu/LLaVA, `llava/train/train.py`; zackschen/CoIN, `ETrain/Dataset` for
     training and `ETrain/Eval/LLaVA/CoIN` for testing.
@@ -99,16 +99,16 @@ def _conversation(path: Path, number: int, entry: Any) -> Conversation:
         if marks != (i == 0 and bool(image)):
             wanted = "once in it" if i == 0 and image else "in the first question about an image"
             refuse(f"{at}.value", value, f"a text with <image> only {wanted}")
-        # as LLaVA does, wherever the mark stands: the image comes before the text
+        # the image comes before the text wherever the mark stands, as in LLaVA
         texts.append(text(f"{at}.value", value.replace("<image>", "")))
     return Conversation(image, tuple(zip(texts[::2], texts[1::2], strict=True)), name)
 
 
 def read_image(path: str | Path, side: int) -> np.ndarray:
-    """An image file as uint8 [side, side, 3]: its shorter side scaled to `side`, its middle cut.
+    """Reads an image as uint8 [side, side, 3]: its shorter side is scaled, its middle is cropped.
 
     Raises:
-      ValueError: if it can't be read as an image.
+      ValueError: if the file can't be read as an image.
     """
     from PIL import Image, ImageOps
 
@@ -131,11 +131,11 @@ def tokenised(
     Turns follow one another in one document; the answers and the document's end are learned.
 
     Args:
-      conversations: the turns of each.
-      tokenizer: a fast tokenizer of transformers; None for bytes, where a line break ends each
+      conversations: the turns of each conversation.
+      tokenizer: a fast tokenizer of transformers; None is for bytes, where a line break ends each
         answer.
-      length: of a row; shorter ones are padded.
-      template: what stands around a question and an answer.
+      length: how many tokens a row has; shorter ones are padded.
+      template: the text around a question, and around an answer.
 
     Raises:
       ValueError: if a conversation has more tokens than `length`.
@@ -171,14 +171,15 @@ def with_images(
 ) -> Arrays:
     """Conversations and their images as arrays for `data.from_arrays`, all in memory.
 
-    See `tokenised`; `image` uint8 [n, side, side, 3] and `has_image` int32 [n] come besides.
+    They are the arrays of `tokenised`, with `image` uint8 [n, side, side, 3] and `has_image`
+    int32 [n].
 
     Args:
       conversations: from `read_conversations`.
-      folder: that their `image` is below.
+      folder: the folder of the images.
       tokenizer: as in `tokenised`.
       length: as in `tokenised`.
-      side: of the tower's images, in pixels.
+      side: how many pixels a side of the vision tower's images has.
       template: as in `tokenised`.
 
     Raises:
@@ -193,10 +194,10 @@ def with_images(
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """An array of bytes in MNIST's `idx` format, gzipped.
+    """Reads a gzipped array of bytes in MNIST's `idx` format.
 
     Raises:
-      ValueError: if the file isn't in it, or is cut short.
+      ValueError: if the file isn't in this format, or is cut short.
     """
     try:
         raw = gzip.decompress(Path(path).read_bytes())
@@ -212,10 +213,11 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def fashion_mnist(split: Literal["train", "test"], root: Path | None = None) -> Arrays:
-    """60,000 or 10,000 images of clothes: `image` uint8 [n, 28, 28, 1], `y` int32 [n].
+    """Fashion-MNIST, 60,000 or 10,000 images: `image` uint8 [n, 28, 28, 1], `y` int32 [n].
 
-    Source: Xiao et al., arXiv 1708.07747; `fetch("fashion-mnist")`, which is called if `root`, its
-    folder, isn't given.
+    `root` is the folder of `fetch("fashion-mnist")`, which is called if it is None.
+
+    Source: Xiao et al., arXiv 1708.07747.
     """
     name = {"train": "train", "test": "t10k"}[split]
     root = fetch("fashion-mnist") if root is None else root
@@ -224,9 +226,9 @@ def fashion_mnist(split: Literal["train", "test"], root: Path | None = None) -> 
 
 
 def digits(split: Literal["train", "test"]) -> Arrays:
-    """1,438 or 359 handwritten digits (`sources.digits`) as `image` uint8 [n, 28, 28, 1], `y`.
+    """1,438 or 359 handwritten digits of `sources`: `image` uint8 [n, 28, 28, 1], `y` int32 [n].
 
-    Each of the 8 × 8 pixels becomes 3 × 3, and a margin of 2 goes around them.
+    Each of the 8 × 8 pixels becomes 3 × 3, with a margin of 2 pixels around.
     """
     given = sources.digits()[split == "test"]
     small = np.round(255 * given["x"]).astype(np.uint8).reshape(-1, 8, 8)
@@ -242,7 +244,7 @@ WORN = ("chest", "legs", "chest", "chest", "chest", "feet", "chest", "feet", "ha
 
 
 class _Task(NamedTuple):
-    """What is asked of the images of a source."""
+    """A question about the images of one source."""
 
     images: Literal["digits", "garments"]
     ask: Callable[[int, np.random.Generator], tuple[str, str]]
@@ -250,7 +252,7 @@ class _Task(NamedTuple):
 
 
 def _larger(label: int, rng: np.random.Generator) -> tuple[str, str]:
-    than = int(rng.integers(0, 9))  # so that half of the answers or so are yes
+    than = int(rng.integers(0, 9))  # so that about half of the answers are yes
     return f"Is it larger than {NUMBERS[than]}?", "yes" if label > than else "no"
 
 
@@ -267,15 +269,18 @@ _TASKS = {
     "caption garment": _Task("garments", lambda y, rng: ("Describe it.", f"a {GARMENTS[y]}")),
 }
 TASKS = tuple(_TASKS)
-"""What `worded` can ask, of digits and of garments."""
+"""The tasks that `image_questions` knows, about digits and garments."""
 
 
 class Worded(NamedTuple):
-    """Images uint8 [n, 28, 28, 1], and of each one turn and its label int32 [n]."""
+    """Images with a question about each."""
 
     image: np.ndarray
+    """uint8 [n, 28, 28, 1]."""
     turns: list[Turns]
+    """One question and answer for each image."""
     y: np.ndarray
+    """int32 [n]: the images' labels."""
 
 
 def image_questions(
@@ -291,10 +296,10 @@ def image_questions(
     Args:
       task: one of `TASKS`, such as `digit` (What digit is this? seven), `larger` (Is it larger than
         five? yes) or `garment` (What garment is this? sandal).
-      split: training or test images, which no two tasks mix.
-      limit: at most so many, drawn by `seed`.
-      seed: of the draw and of what is asked.
-      fashion: folder of Fashion-MNIST; see `fashion_mnist`.
+      split: whether to take the training or the test images, which all tasks divide alike.
+      limit: how many images there are at most, drawn at random; None is all.
+      seed: seeds the draw and the questions.
+      fashion: the folder of Fashion-MNIST; see `fashion_mnist`.
 
     Raises:
       ValueError: if the task is unknown.

@@ -1,8 +1,8 @@
-"""Tasks put as instructions: TRACE, Super-NaturalInstructions and CITB from their published files,
-and any multiple-choice probe or labelled texts, reworded.
+"""Tasks as instructions: TRACE, Super-NaturalInstructions, CITB, and reworded probes or labels.
 
-A task's rows are prompts with the answers that count as right; `documents` makes of them what
-`data.from_text` trains on, where the prompt is given and only the answer is in the loss.
+The first three are read from their published files. A task's rows are prompts with the answers that
+count as right. `documents` turns them into documents for `data.from_text`, in which the prompt is
+given and only the answer is learned.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from jcl.method import check
 
 
 class Instruction(NamedTuple):
-    """One instruction, with the answers of which any will do; the first is what is trained on."""
+    """An instruction and its right answers; training takes the first of them."""
 
     prompt: str
     answers: tuple[str, ...]
-    """As they continue the prompt, with the blank that they start with."""
+    """The answers as they continue the prompt, with the blank that they start with."""
 
 
 class Task(NamedTuple):
-    """A task's rows."""
+    """A task's training and test rows."""
 
     name: str
     train: tuple[Instruction, ...]
@@ -46,24 +46,24 @@ TRACE = (
 def documents(rows: Iterable[Instruction]) -> list[tuple[str, str]]:
     """`(prompt, answer)` pairs for `data.from_text`.
 
-    >>> documents([Asked("2 + 2 =", (" 4", " four"))])
+    >>> documents([Instruction("2 + 2 =", (" 4", " four"))])
     [('2 + 2 =', ' 4')]
     """
     return [(row.prompt, row.answers[0]) for row in rows]
 
 
 def read_trace(folder: str | Path, tasks: Sequence[str] = TRACE) -> list[Task]:
-    """TRACE's tasks: a folder each, with `train.json` and `test.json`.
+    """Reads TRACE's tasks, each a folder with `train.json` and `test.json`.
 
     Each file is a list of entries with `prompt` and `answer`, which are joined with nothing in
     between. `eval.json`, for choices made while training, isn't read.
 
     Args:
-      folder: such as `LLM-CL-Benchmark_5000`.
-      tasks: which, in this order.
+      folder: the folder of the tasks' folders, such as `LLM-CL-Benchmark_5000`.
+      tasks: which tasks, in this order.
 
     Raises:
-      ValueError: naming file, entry and field, if it isn't of this format.
+      ValueError: if a file isn't of this format, naming file, entry and field.
 
     Source: Wang et al., arXiv 2310.06762; BeyonderXX/TRACE, `utils/data/raw_datasets.py` and
     `utils/data/data_collator.py`; the order is that of its scripts.
@@ -86,22 +86,23 @@ def read_superni(
     path: str | Path, *, train: int | None = None, test: int = 100, positive: int = 0,
     validation: int = 0, seed: int = 0,
 ) -> Task:  # fmt: skip
-    """A task of Super-NaturalInstructions, split into training and test.
+    """Reads a task of Super-NaturalInstructions, split into training and test.
 
     Its file has `Definition`, `Positive Examples` and `Instances`. The prompt is Tk-Instruct's:
-    the definition, worked examples, and the instance's input. As there, the first instances are the
-    test.
+    the definition, worked examples, and the instance's input. As in Tk-Instruct the first instances
+    are the test.
 
     Args:
-      path: of the file, such as `tasks/task848_pubmedqa_classification.json`.
-      train: at most so many of the other instances, drawn at random; None is all.
-      test: how many of the first instances.
-      positive: worked examples in the prompt.
-      validation: so many instances after the test's are left alone.
-      seed: of the draw.
+      path: the file, such as `tasks/task848_pubmedqa_classification.json`.
+      train: how many of the other instances to train on at most, drawn at random; None is all.
+      test: how many of the first instances are the test.
+      positive: how many worked examples the prompt has.
+      validation: how many instances after the test's aren't used.
+      seed: seeds the draw.
 
     Raises:
-      ValueError: naming file, entry and field, if it isn't of this format or has too few instances.
+      ValueError: if the file isn't of this format, naming file, entry and field, or has too few
+        instances.
 
     Source: Wang et al., arXiv 2204.07705; field names as in allenai/natural-instructions, README;
     the prompt as in yizhongw/Tk-Instruct, `src/ni_collator.py`.
@@ -113,7 +114,7 @@ def read_superni(
     path = Path(path)
     task = _load(path, dict)
     given = task.get("Definition")
-    if isinstance(given, str):  # the first version of a file has it so
+    if isinstance(given, str):  # so in the files' first version
         given = [given]
     if not isinstance(given, list) or not given or not isinstance(given[0], str):
         _refuse(path, "field 'Definition'", given, "a list of texts, at least one")
@@ -144,20 +145,22 @@ def read_citb(
     order: str | Path, tasks: str | Path, *, train: int = 500, validation: int = 50,
     test: int = 100, positive: int = 2, seed: int = 0,
 ) -> list[Task]:  # fmt: skip
-    """A stream of CITB: a file that names a task of Super-NaturalInstructions a line, in order.
+    """Reads the tasks of a stream of CITB, which names tasks of Super-NaturalInstructions in order.
 
     Args:
-      order: the file, such as `task_orders/stream=cl_dialogue_tasks/order1.txt`.
-      tasks: the folder with `<task>.json` of each.
-      train: instances of each task; InstrDialog has 500, 50 and 100 of them.
-      validation: instances of each that are left alone.
-      test: instances of each, its first.
-      positive: worked examples in the prompt; CITB has two.
-      seed: of the draw of training instances.
+      order: a file with a task's name in each line, such as
+        `task_orders/stream=cl_dialogue_tasks/order1.txt`.
+      tasks: the folder with a file `<task>.json` for each task.
+      train: how many instances of each task to train on; InstrDialog has 500, 50 and 100 for
+        training, validation and test.
+      validation: how many instances of each task aren't used.
+      test: how many of the first instances of each task are its test.
+      positive: how many worked examples a prompt has; CITB has two.
+      seed: seeds the draw of training instances.
 
     Raises:
       ValueError: if there is no such file, it names a task twice or none, or a task's file isn't
-        of its format.
+        in its format.
 
     Source: Zhang et al., arXiv 2310.14510; hyintell/CITB, `data/CIT_data/task_orders` and
     `train_dev_test_split_by_task` of `continual_learning/utils.py`.
@@ -196,12 +199,12 @@ def questions_as_instructions(
     """A published set of questions as a task, split at random into training and test.
 
     Args:
-      name: as `questions.read` has it: `boolq`, `piqa`, `commonsenseqa`, `openbookqa`, `mmlu`.
+      name: one that `questions.read` knows: `boolq`, `piqa`, `commonsenseqa`, `openbookqa`, `mmlu`.
       answers: see `as_instructions`.
-      limit: at most so many questions, evenly spread.
+      limit: how many questions there are at most, evenly spread; None is all.
 
     Raises:
-      ValueError: as `questions.read` and `as_instructions`.
+      ValueError: as `questions.read` and `as_instructions` do.
     """
     return as_instructions(read(name, limit=limit), _WORDINGS[name], answers)
 
@@ -209,14 +212,14 @@ def questions_as_instructions(
 def as_instructions(
     probe: Probe, instruction: str, answers: Answers = "given", share: float = 0.2
 ) -> Task:
-    """A probe's questions as instructions, of which the right choice is the answer.
+    """A probe's questions as instructions, with the right choice as answer.
 
     Args:
-      probe: from `questions.read` or `questions.from_labels`, the latter for classification.
-      instruction: what stands before each prompt, in a line of its own.
-      answers: `given` as the probe has them, which is letters for CommonsenseQA and MMLU; `letters`
-        lists the choices in the prompt and `text` wants them in words, each whatever the probe has.
-      share: of the test, to chance; a question's side depends on its prompt alone.
+      probe: from `questions.read`, or for classification from `questions.from_labels`.
+      instruction: the line before each prompt.
+      answers: `given` are the probe's own, which are letters for CommonsenseQA and MMLU; `letters`
+        lists the choices in the prompt and asks for a letter; `text` asks for the words.
+      share: the chance that a question is in the test, which depends on its prompt alone.
 
     Raises:
       ValueError: if an argument is out of range, or a side of the split is empty.
@@ -224,9 +227,9 @@ def as_instructions(
     >>> from jcl.data.questions import Item
     >>> probe = Probe("tone", tuple(Item(f"{i}\\nTone:", (" bad", " good"), 1) for i in range(9)))
     >>> as_instructions(probe, "Name the tone.").train[0]
-    Asked(prompt='Name the tone.\\n0\\nTone:', answers=(' good',))
-    >>> as_instructions(probe, "Name the tone.", "letters").train[0]
-    Asked(prompt='Name the tone. Give the letter.\\n0\\nA. bad\\nB. good\\nTone:', answers=(' B',))
+    Instruction(prompt='Name the tone.\\n0\\nTone:', answers=(' good',))
+    >>> as_instructions(probe, "Name the tone.", "letters").train[0].prompt
+    'Name the tone. Give the letter.\\n0\\nA. bad\\nB. good\\nTone:'
     """
     check(answers in _HOW, "answers", answers, f"one of {list(_HOW)}")
     check(0 < share < 1, "share", share, "between 0 and 1")
@@ -241,7 +244,7 @@ def as_instructions(
 
 
 def _prompt_of(item: Item, answers: Answers) -> tuple[str, list[str]]:
-    """The prompt and the choices that an item has with such answers."""
+    """An item's prompt and choices for this kind of answers."""
     if answers == "given":
         return item.prompt, [f" {choice.strip()}" for choice in item.choices]
     letters = string.ascii_uppercase[: len(item.choices)]
@@ -250,7 +253,7 @@ def _prompt_of(item: Item, answers: Answers) -> tuple[str, list[str]]:
         head, cue = item.prompt, "Answer:"
     lettered = [choice.strip() for choice in item.choices] == list(letters)
     texts = [choice.strip() for choice in item.choices]
-    if lettered:  # the choices themselves are in the prompt
+    if lettered:  # the prompt lists the choices' texts
         stem = head
         for i, letter in reversed(list(enumerate(letters))):
             stem, _, texts[i] = stem.rpartition(f"\n{letter}. ")
@@ -262,13 +265,14 @@ def _prompt_of(item: Item, answers: Answers) -> tuple[str, list[str]]:
 
 
 def drop_long(task: Task, tokenizer: Any, length: int) -> Task:
-    """The rows whose prompt and first answer, with the ends of a document, are `length` tokens or
-    fewer.
+    """A task without the rows that don't fit into `length` tokens.
+
+    A row is its prompt and first answer, with room for a document's first and last token.
 
     Args:
-      task: any.
-      tokenizer: a fast tokenizer of transformers; None for bytes.
-      length: of a row that is to hold each.
+      task: the task.
+      tokenizer: a fast tokenizer of transformers; None is for bytes.
+      length: how many tokens fit.
 
     Raises:
       ValueError: if no row of a side fits.
@@ -288,7 +292,7 @@ def drop_long(task: Task, tokenizer: Any, length: int) -> Task:
 
 
 def _ended(text: str) -> str:
-    """With a full stop, unless it ends in punctuation, as Tk-Instruct has inputs and examples."""
+    """The text with a full stop, unless it ends in punctuation, as in Tk-Instruct."""
     text = text.strip()
     return text if text and text[-1] in string.punctuation else f"{text}."
 

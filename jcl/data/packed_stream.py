@@ -18,7 +18,7 @@ from jcl.data.stream import Arrays, Stream, pack
 from jcl.data.tokens import OnEvent, Tokens, tokenise
 from jcl.method import Batch, check
 
-_TRAIN, _BOUNDARY = 4, 5  # so that no use of a seed shares its draws with another
+_TRAIN, _BOUNDARY = 4, 5  # so that different uses of a seed never share their draws
 
 
 def from_text(
@@ -43,49 +43,53 @@ def from_text(
 ) -> Stream:
     """A stream over domains of documents.
 
-    Batches are `tokens` int32 [B, length]; `segments` int32 [B, length], a row's documents from 1,
-    0 for padding; `mask` float32 [B, length - 1], 1 where a token is predicted, which never is from
-    another document (see `pack_rows`); `bytes` float32 [B] of text that the predicted tokens stand
-    for, so that bits per byte compare across tokenizers; `weight` float32 [B]; `task` int32 [B].
+    A batch has these arrays:
+    - `tokens` int32 [B, length].
+    - `segments` int32 [B, length]: the number of the document within its row, from 1; 0 is padding.
+    - `mask` float32 [B, length - 1]: 1 where the next token is predicted, which it never is from
+      another document (see `pack_rows`).
+    - `bytes` float32 [B]: how many bytes of text the predicted tokens stand for, so that bits per
+      byte compare across tokenizers.
+    - `weight` float32 [B] and `task` int32 [B].
 
-    A stage draws its domains' rows without replacement, shuffled anew each epoch; in a mixture each
-    domain goes through its own epochs, in turns that keep the shares at every moment. What is drawn
-    is a pure function of (seed, stage, step) and of the arguments here, so a run goes on in
-    mid-epoch exactly where it stopped, at any step and at the same cost, with nothing to save.
-    With other documents, tokenizer, length, batch or packing it is another stream: a run can't be
-    resumed with it. Tokenising itself, when interrupted, begins anew.
+    A stage draws its domains' rows without replacement, shuffled anew in each epoch. In a mixture
+    each domain goes through its own epochs, in turns that keep the shares at every moment. Draws
+    are a pure function of (seed, stage, step) and of the arguments here, so a run resumes exactly
+    at any step, also in the middle of an epoch, with nothing to save. Other documents, or another
+    tokenizer, length, batch or packing, make another stream, with which a run can't be resumed.
+    Tokenising itself, when interrupted, begins anew.
 
     Args:
-      domains: for each its `(train, test)` documents, such as a list of texts, of conversations or
-        of `(prompt, answer)` pairs, or what the `read_...` functions give; or tokens already made.
-        They are the tasks, in this order.
-      tokenizer: a fast tokenizer of transformers; None for UTF-8 bytes.
-      length: of a row, in tokens.
-      batch: rows a step.
-      steps: of every stage, or of each; give this or `epochs`.
-      epochs: passes over the rows of each stage's domains, all together; weight 0 pads the last
-        batch.
-      stages: what each stage trains on, as in `from_bytes`; default is each domain in turn.
-      seed: of the order.
-      packing: see `pack_rows`; `alone` pads each document to the right.
+      domains: the `(train, test)` documents of each domain, such as a list of texts, of
+        conversations or of `(prompt, answer)` pairs, or the result of a `read_...` function; or
+        `Tokens`. The domains are the tasks, in this order.
+      tokenizer: a fast tokenizer of transformers; None is for UTF-8 bytes.
+      length: how many tokens a row has.
+      batch: B, how many rows a step takes.
+      steps: how many steps all stages have, or each of them; give this or `epochs`.
+      epochs: how often a stage passes over the rows of its domains, all together; rows of weight 0
+        fill up the last batch.
+      stages: what each stage trains on, as in `from_bytes`; None is each domain in turn.
+      seed: seeds the order.
+      packing: see `pack_rows`; `alone` pads each document on the right.
       overlong: see `pack_rows`; `cut` suits conversations.
-      boundary_batches: at most so many batches at a boundary, drawn from all rows of the stage's
-        domains; None is all rows, or 64 batches where rows aren't kept on the device, since a
-        boundary's are handed over at once.
-      test_rows: at most so many rows a domain's test, evenly spread; None is all.
-      test_batch: at most so many at once.
-      on_device: rows of all domains that take at most so many bytes are kept on the device: then
-        `chunk` hands out row numbers, a batch is gathered inside the compiled step, and nothing
-        is copied from the host while it trains. Larger ones stay on disk, `chunk` reads the rows
-        that it hands out, and `source` is ().
-      vocabulary: number of ids that the model knows; a token beyond it is refused, where inside a
+      boundary_batches: how many batches a boundary has at most, drawn from all rows of the stage's
+        domains. None is all rows; if rows aren't kept on the device it is 64 batches, since all of
+        a boundary's batches are read at once.
+      test_rows: how many rows a domain's test has at most, evenly spread; None is all.
+      test_batch: how many test rows are scored at once at most.
+      on_device: if the rows of all domains take at most this many bytes, they are kept on the
+        device: `chunk` gives row numbers, a batch is gathered inside the compiled step, and nothing
+        is copied from the host in training. Otherwise they stay on disk, `chunk` reads the rows
+        that it gives, and `source` is ().
+      vocabulary: how many ids the model knows; a token beyond them is refused, for inside a
         compiled step it would silently be read as another.
       cache: see `tokenise`.
-      on_event: see `tokenise`; the events have `domain` besides.
+      on_event: see `tokenise`; the events also have `domain`.
 
     Raises:
       ValueError: if an argument is out of range, or a domain has nothing to predict.
-      ImportError: if grain isn't installed; says how.
+      ImportError: if grain isn't installed; the message says how to install it.
 
     >>> texts = ["a text", "and another", "x"]
     >>> stream = from_text({"a": (texts, texts)}, length=8, batch=2, steps=3, cache=False)
@@ -136,7 +140,7 @@ def from_text(
     source = _concatenate([gather(r, np.arange(r.number)) for r in train]) if kept else ()
 
     def slices(rows: np.ndarray, weight: np.ndarray, part: slice) -> Arrays:
-        """What is handed out for row numbers [n, batch], those in `part` of each batch."""
+        """The slices for row numbers [n, batch], of which each batch's `part` is taken."""
         rows, weight = rows[:, part], weight[:, part]
         task = np.searchsorted(offsets, rows, side="right") - 1
         own = {"weight": weight.astype(np.float32), "task": task.astype(np.int32)}
@@ -147,7 +151,7 @@ def from_text(
         parts = [gather(train[t], flat[of == t] - offsets[t]) for t in np.unique(of)]
         back = np.argsort(order)
         got = {k: v[back] for k, v in _concatenate(parts).items()}
-        got["tokens"] = got["tokens"].astype(kind)  # whichever domains there are in it
+        got["tokens"] = got["tokens"].astype(kind)  # the same dtype for any domains
         return {k: v.reshape(*rows.shape, *v.shape[1:]) for k, v in got.items()} | own
 
     draws = [
@@ -200,7 +204,7 @@ def from_text(
 
 
 def _exam(rows: Rows, task: int, limit: int | None) -> Arrays:
-    """A test's rows, at most `limit`, evenly spread, in the dtypes of a batch."""
+    """The rows of a test, at most `limit`, evenly spread, in the dtypes of a batch."""
     count = rows.number if limit is None else min(limit, rows.number)
     got = gather(rows, np.arange(count) * rows.number // count)
     return {
@@ -241,5 +245,5 @@ def _draws(
 
 
 _CIPHER = 2**16
-"""Rows from which on Grain shuffles: it does so in no memory, but by a cipher of 16 bits or more,
-in which it walks until it comes upon one of the rows: 3.6 ms a draw at 10 rows (measured)."""
+"""From how many rows on Grain shuffles. It needs no memory for that, but uses a cipher of at least
+16 bits and walks until it meets one of the rows, which takes 3.6 ms a draw at 10 rows."""

@@ -1,4 +1,4 @@
-"""Rows of a fixed length from documents of any, in which nothing crosses from one to another."""
+"""Packs documents of any length into rows of a fixed one, of which each sees only itself."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Packing = Literal["fit", "split", "alone"]
 
 @record
 class Rows(NamedTuple):
-    """Which stretches of documents, pieces, lie in which row; `gather` makes them arrays.
+    """Which pieces of documents lie in which row; `gather` makes arrays of them.
 
     Args:
       tokens: the documents.
-      length: of a row, in tokens.
-      starts: int64 [pieces], where in `tokens` each begins; a row's follow one another.
-      sizes: int32 [pieces], tokens of each.
-      first: int64 [rows + 1], the first piece of each row, and their number.
+      length: how many tokens a row has.
+      starts: int64 [pieces], where in `tokens` each piece begins; a row's pieces are neighbours.
+      sizes: int32 [pieces], how many tokens each piece has.
+      first: int64 [rows + 1], the first piece of each row, and the number of pieces.
     """
 
     tokens: Tokens
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
     @property
     def number(self) -> int:
-        """How many rows."""
+        """How many rows there are."""
         return len(self.first) - 1
 
 
@@ -46,25 +46,24 @@ def pack_rows(
 ) -> Rows:
     """Lays documents into rows of `length` tokens.
 
-    Each token but a document's first is predicted in exactly one place (of those that are to be
-    learned, see `Tokens.learn`): the first has nothing before it in its document to be predicted
-    from, unless the tokenizer begins documents with a token of its own, which is then the first.
-    Hence a document of one token is left out. Where a document is cut, the last token before the
-    cut, predicted there, comes again as the first after it, given; the piece after the cut sees
-    nothing else of what was before it.
+    Each learned token (see `Tokens.learn`) is predicted in exactly one place, except a document's
+    first token, which has nothing before it to be predicted from. (Many tokenizers begin documents
+    with a token of their own, which is then the first.) A document of one token is left out. Where
+    a document is cut, the last token before the cut comes again as the first after it, where it is
+    given and not predicted; the piece after the cut sees nothing else of the text before.
 
     Args:
       tokens: the documents.
-      length: of a row.
-      packing: `fit` cuts only documents longer than a row, and puts pieces together so that little
-        is padding (best fit, the longest first); `split` lays them end to end and cuts wherever a
-        row is full, so that none is but in the last row, and the last place of a row where no
-        document could begin; `alone` has one piece a row.
-      overlong: what becomes of the rest of a document longer than a row: `split` makes further
+      length: how many tokens a row has.
+      packing: `fit` cuts only documents longer than a row, and combines pieces so that little is
+        padding (best fit, the longest first). `split` lays documents end to end and cuts wherever a
+        row is full, so that only the last row has padding, or the last place of a row where no
+        document could begin. `alone` puts one piece in each row.
+      overlong: what happens to the rest of a document longer than a row: `split` makes further
         pieces, `cut` leaves it out, which suits conversations (not with `packing="split"`).
 
     Raises:
-      ValueError: if an argument is out of range, or no token is to be predicted.
+      ValueError: if an argument is out of range, or no token would be predicted.
 
     Source: Ding et al., arXiv 2404.10830, for `fit`: fewer cuts make better models than `split`.
     """
@@ -77,7 +76,7 @@ def pack_rows(
     else:
         starts, sizes = _pieces(tokens.offsets, length, overlong == "split")
         row = np.arange(len(starts))
-    # what predicts nothing is left out, but end to end, where the others' places depend on it
+    # pieces that predict nothing are left out, but not end to end, where places depend on them
     learned = _any_learned(tokens.learn, starts, sizes)
     if not learned.any():
         raise ValueError("documents have nothing to predict: each is a single token or a prompt")
@@ -90,17 +89,17 @@ def pack_rows(
 
 
 def gather(rows: Rows, index: np.ndarray) -> Arrays:
-    """Rows as arrays, at a cost that only depends on how many.
+    """Some rows as arrays, at a cost that depends only on how many they are.
 
     Args:
       rows: from `pack_rows`.
-      index: int [n], which.
+      index: int [n], which rows.
 
     Returns:
-      `tokens` [n, L] as they are stored, 0 where a row is padding; `segments` [n, L] of the
-      smallest unsigned type, 1 for a row's first piece and 0 for padding; `mask` bool [n, L - 1],
-      whether token i + 1 is predicted; `bytes` float32 [n], of text that a row's predicted tokens
-      stand for.
+      `tokens` [n, L] in the dtype in which they are stored, 0 for padding; `segments` [n, L] in the
+      smallest unsigned dtype, 1 for a row's first piece and 0 for padding; `mask` bool [n, L - 1],
+      whether token i + 1 is predicted; `bytes` float32 [n], how many bytes of text a row's
+      predicted tokens stand for.
     """
     index = np.asarray(index)
     shape = (len(index), rows.length)
@@ -108,7 +107,7 @@ def gather(rows: Rows, index: np.ndarray) -> Arrays:
     piece = _ranges(rows.first[index], pieces)
     sizes = rows.sizes[piece].astype(np.int64)
     owner = np.repeat(np.repeat(np.arange(len(index)), pieces), sizes)
-    inside = _ranges(np.zeros_like(sizes), sizes)  # place in the piece
+    inside = _ranges(np.zeros_like(sizes), sizes)  # the place within the piece
     used = np.bincount(owner, minlength=len(index))
     place = owner * rows.length + _ranges(np.zeros_like(used), used)
     source = _ranges(rows.starts[piece], sizes)
@@ -136,7 +135,7 @@ def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _pieces(offsets: np.ndarray, length: int, further: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and sizes of documents cut where they are longer than a row, size at least 2."""
+    """Starts and sizes of pieces of at least 2 tokens, documents longer than a row being cut."""
     predicted = np.diff(offsets) - 1
     counts = -(-predicted // (length - 1))  # 0 for a document of one token
     if not further:
@@ -149,12 +148,12 @@ def _pieces(offsets: np.ndarray, length: int, further: bool) -> tuple[np.ndarray
 
 
 def _end_to_end(offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Starts, sizes and rows of documents laid one after another."""
+    """Starts, sizes and rows of pieces that are laid end to end."""
     found: list[tuple[int, int, int]] = []
     row, room = 0, length
     for at, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         while end - at >= 2:
-            if room < 2:  # of a single token nothing would be predicted
+            if room < 2:  # a piece of a single token would predict nothing
                 row, room = row + 1, length
             size = min(end - at, room)
             found.append((at, size, row))
@@ -168,13 +167,13 @@ def _any_learned(learn: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np
     if not len(starts):
         return np.zeros(0, bool)
     edges = np.stack([starts + 1, starts + sizes], axis=1).ravel()
-    # reduceat takes no edge at the very end, but runs to it if none follows
+    # reduceat allows no edge at the very end, but runs to the end after the last edge
     inside = edges[:-1] if edges[-1] == len(learn) else edges
     return np.logical_or.reduceat(learn, inside)[::2]
 
 
 def _best_fit(sizes: np.ndarray, length: int) -> np.ndarray:
-    """A row for each piece, the longest first, each where the least room is left over."""
+    """The row of each piece: the longest first, each goes where it leaves the least room."""
     rows = np.empty(len(sizes), np.int64)
     by_room: list[list[int]] = [[] for _ in range(length + 1)]  # open rows
     rooms = 0  # bit r is set where a row with room for r is open

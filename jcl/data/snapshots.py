@@ -1,4 +1,4 @@
-"""Versions of one text: what changed between two dates, and the same book in several languages."""
+"""Versions of a text: what changed between two dates, and a book in several languages."""
 
 from __future__ import annotations
 
@@ -23,40 +23,42 @@ class Passage(NamedTuple):
     """A paragraph of the newer version, or the part of it that changed."""
 
     path: str
-    """Of its page."""
+    """The path of its page."""
     text: str
     given: str = ""
     """The beginning of its paragraph, up to the first sentence that changed."""
 
 
 class Difference(NamedTuple):
-    """The newer version's paragraphs, by what the older one has of them."""
+    """The newer version's paragraphs, compared with the older version."""
 
     unchanged: tuple[Passage, ...]
-    """There before, on this page or another."""
+    """Paragraphs that the older version has, on this page or another."""
     updated: tuple[Passage, ...]
-    """In the place of one like them: `text` runs from the first changed sentence to the last."""
+    """Paragraphs that replace a similar one; `text` is from the first to the last new sentence."""
     new: tuple[Passage, ...]
-    """Like none that was in their place."""
+    """Paragraphs that resemble none in their place."""
 
 
 def paragraphs(text: str) -> list[str]:
-    """What stands between blank lines."""
+    """The parts of a text between blank lines."""
     return [p.strip("\n") for p in re.split(r"\n[ \t]*\n", text) if p.strip()]
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """What two texts are compared by: words, whatever their case and the marks around them."""
+    """The words by which two texts are compared, in lower case, without punctuation."""
     return tuple(re.sub(r"[^\w\s]", "", text).lower().split())
 
 
 def _likeness(a: Sequence[str], b: Sequence[str]) -> float:
-    """Share of the words of both that they have in common, in [0, 1]."""
+    """The share of the words of both that they have in common, in [0, 1]."""
     return 2 * (Counter(a) & Counter(b)).total() / max(len(a) + len(b), 1)
 
 
 def changed_part(before: str, after: str) -> tuple[str, str] | None:
-    """`(given, changed)` of a paragraph: from its first new sentence to its last; None if none is.
+    """Splits a paragraph into `(given, changed)` at its first new sentence; None if none is new.
+
+    `changed` ends with the last new sentence.
 
     >>> changed_part("It is. It was 1.", "It is. It was 2. So.")
     ('It is. ', 'It was 2. So.')
@@ -73,21 +75,20 @@ def changed_part(before: str, after: str) -> tuple[str, str] | None:
 def compare(
     old: Iterable[Page], new: Iterable[Page], shortest: int = 40, alike: float = 0.5
 ) -> Difference:
-    """Sorts the paragraphs of `new` by what `old` has of them.
+    """Sorts the paragraphs of `new` into unchanged, updated and new ones, against `old`.
 
-    Pages are matched by path and their paragraphs in order. Where others have taken the place of
-    some, each goes with the one among those that shares the most words. A text that comes twice is
-    there once.
+    Pages are matched by path, and their paragraphs in order. Where some paragraphs were replaced,
+    each new one is paired with the old one that shares the most words. Equal texts come once.
 
-    Source: the diff of TemporalWiki (Jang et al., arXiv 2204.14211, section 3.1), with its words
-    for what is equal (lower case, no punctuation); that is of sentences between equal lines of an
-    article, here they are paired, so that what was updated and what is new can be told apart.
+    Source: the diff of TemporalWiki (Jang et al., arXiv 2204.14211, section 3.1), with its
+    definition of equal (lower case, no punctuation). It takes the sentences between equal lines of
+    an article; here paragraphs are paired, so that updated and new ones can be told apart.
 
     Args:
-      old: pages of the older version.
-      new: of the newer.
-      shortest: characters of a paragraph, below which it is left out.
-      alike: share of words in common from which a paragraph counts as updated, in (0, 1].
+      old: the pages of the older version.
+      new: the pages of the newer version.
+      shortest: how many characters a paragraph has at least; shorter ones are left out.
+      alike: from which share of common words on a paragraph counts as updated, in (0, 1].
 
     Raises:
       ValueError: if an argument is out of range, or a version has a path twice.
@@ -140,7 +141,7 @@ def _by_path(pages: Iterable[Page], name: str) -> dict[str, list[str]]:
 
 
 def documents(passages: Iterable[Passage]) -> list[Document]:
-    """Texts, or `(given, text)` where something comes before, of which only the text is learned."""
+    """Passages as documents: texts, or `(given, text)` pairs, of which only the text is learned."""
     return [(p.given, p.text) if p.given.strip() else p.text for p in passages]
 
 
@@ -148,10 +149,10 @@ class Series(NamedTuple):
     """Versions of a corpus as `from_text` takes them."""
 
     domains: dict[str, tuple[list[Document], list[Document]]]
-    """`(train, test)` of the first version, by its name, and of each later one what is
-    `unchanged`, `updated` and `new`, by names such as `4.2 new`."""
+    """`(train, test)` documents by name: the first version by its own, and of each later one the
+    `unchanged`, `updated` and `new` passages, by names such as `4.2 new`."""
     changed: tuple[Stage, ...]
-    """Stages: the first version, then of each later one what was updated and what is new."""
+    """Stages: the first version, then the updated and new passages of each later one."""
     whole: tuple[Stage, ...]
     """Stages: the first version, then each later one as a whole."""
 
@@ -163,21 +164,21 @@ def series(
     share: float = 0.2,
     shortest: int = 40,
 ) -> Series:
-    """What each version of a corpus changed, to be trained on and to be probed, kind by kind.
+    """The changes of each version of a corpus, kind by kind, for training and for tests.
 
     Args:
-      versions: pages by version, the oldest first.
-      probe: whether tests are paragraphs that no stage trains on, or all `seen` ones are trained on
-        too, as the facts are whose recall CKL and TemporalWiki measure.
-      share: of the paragraphs held out, by chance that depends on a text alone.
-      shortest: characters of a paragraph, below which it is left out.
+      versions: the pages of each version, the oldest first.
+      probe: whether the paragraphs of the tests are `held_out` of training, or `seen` in it, as the
+        facts whose recall CKL and TemporalWiki measure.
+      share: the chance that a paragraph is in a test, which depends on its text alone.
+      shortest: how many characters a paragraph has at least; shorter ones are left out.
 
     Raises:
-      ValueError: if an argument is out of range, there is one version, or nothing of a kind
-        changed between two.
+      ValueError: if an argument is out of range, there is only one version, or two versions have
+        too few passages of a kind.
 
     Source: Jang et al., arXiv 2110.03215 (CKL) and 2204.14211 (TemporalWiki), for the three kinds;
-    `metrics.fuar` weighs what is lost on the unchanged against what is gained on the others.
+    `metrics.fuar` weighs the loss on unchanged ones against the gain on the others.
     """
     check(len(versions) >= 2, "number of versions", len(versions), "at least 2")
     check(probe in ("held_out", "seen"), "probe", probe, "'held_out' or 'seen'")
@@ -209,17 +210,17 @@ def series(
 def with_dates(
     texts: Iterable[Document], when: object, form: str = "Text from {when}: "
 ) -> list[tuple[str, str]]:
-    """Texts after the date that they are of, which isn't learned: `(prompt, answer)` pairs.
+    """Puts a date before texts, which isn't learned: `(prompt, answer)` pairs.
 
-    A row that begins in the midst of a longer text doesn't have the date; cut such texts first.
+    A row that begins in the middle of a longer text doesn't see the date; cut such texts first.
 
     Args:
-      texts: or pairs, whose prompt then follows the date.
-      when: a year, say.
-      form: of the prompt, with `{when}` in it.
+      texts: texts, or pairs whose prompt then follows the date.
+      when: the date, such as a year.
+      form: the text of the date, with `{when}` in it.
 
     Raises:
-      ValueError: if `form` lacks `{when}`, or something is a conversation.
+      ValueError: if `form` lacks `{when}`, or a document is a conversation.
 
     Source: Dhingra et al., arXiv 2106.15110, section 3: text modelled jointly with its time by a
     prefix that names it. The words are ours.
@@ -244,16 +245,16 @@ def translations(
     share: float = 0.2,
     folder: Path | None = None,
 ) -> dict[str, tuple[list[str], list[str]]]:
-    """`(train, test)` pages of the Debian handbook by language: the same pages in each.
+    """`(train, test)` pages of the Debian handbook by language, divided alike in each language.
 
-    Of a translation those lines are left out that are the original's too: what isn't translated,
-    and what is no language, such as commands.
+    A translation's lines that are also in the original are left out: they are untranslated, or no
+    language, such as commands.
 
     Args:
       languages: codes such as `de-DE`, see `corpora.handbook`.
-      original: the language that the others were translated from.
-      share: of the pages that are tests, by chance that depends on their name alone.
-      folder: see `corpora`.
+      original: the language from which the others were translated.
+      share: the chance that a page is in the test, which depends on its name alone.
+      folder: the folder of the fetched archive; None fetches it.
 
     Raises:
       ValueError: if `share` is out of range or a language isn't there.

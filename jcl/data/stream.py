@@ -1,6 +1,6 @@
 """Streams: sequences of stages whose every draw is a pure function of (seed, stage, step).
 
-A stream hands out small slices, of row numbers say; the data itself stays on the device and
+A stream hands out small slices, such as row numbers; the data itself stays on the device, and
 `fetch` gathers a batch inside the compiled step.
 """
 
@@ -22,22 +22,23 @@ Arrays = dict[str, np.ndarray]
 
 @record
 class Stream(NamedTuple):
-    """A sequence of stages; what is drawn is a pure function of (seed, stage, step), so a run
-    resumes exactly.
+    """A sequence of stages. Draws depend on (seed, stage, step) alone, so a run resumes exactly.
 
     Args:
-      names: one a stage.
-      tasks: which task each stage trains on; recurring streams repeat, -1 is all of them at once.
-      steps: steps of each stage.
-      chunk: `(stage, start, stop)` -> numpy leaves [stop - start, ...], a slice a step. It may take
-        `rows` too, a slice of every step's rows: with several processes each reads its own alone.
-      boundary: `(stage)` -> numpy leaves [n, ...]: what `consolidate` gets, one pass over the
-        stage's data, with the same n for all stages (padding has weight 0). It may take `rows` too.
-      source: pytree of arrays that stay on the device, the datasets; or ().
+      names: the stages' names.
+      tasks: which task each stage trains on; recurring streams repeat some, -1 is all at once.
+      steps: how many steps each stage has.
+      chunk: `(stage, start, stop)` -> numpy leaves [stop - start, ...], one slice for each step. It
+        may also take `rows`, a slice of every step's rows, so that with several processes each
+        reads only its own.
+      boundary: `(stage)` -> numpy leaves [n, ...], the slices that `consolidate` gets: one pass
+        over the stage's data, with the same n for all stages (padding has weight 0). It may also
+        take `rows`.
+      source: pytree of arrays that stay on the device, such as the datasets; or ().
       fetch: `(source, slice) -> batch`, inside the trace: gathers `{"x", "y", ..., "weight",
         "task"}`.
       tests: names of the test tasks, the columns of the score matrix.
-      test: numpy leaves [tasks, n, B, ...], where weight 0 pads.
+      test: numpy leaves [tasks, n, B, ...]; rows of weight 0 are padding.
       members: None, or the leading axis that chunk's and boundary's leaves have (see `members`).
     """
 
@@ -65,11 +66,11 @@ class Stream(NamedTuple):
 
 
 def pack(tests: Sequence[Arrays], limit: int = 512) -> Arrays:
-    """Test sets as leaves [tasks, n, B, ...], with `weight` 0 where a row only pads.
+    """Test sets as leaves [tasks, n, B, ...], in which rows of `weight` 0 are padding.
 
     Args:
-      tests: for each task a dict of arrays [rows, ...]; rows may differ.
-      limit: the largest B; B is as even as it can be, so that little is padding.
+      tests: for each task a dict of arrays [rows, ...]; the number of rows may differ.
+      limit: the largest B; B is chosen so that little is padding.
     """
     check(limit >= 1, "test_batch", limit, "at least 1")
     sizes = [len(next(iter(t.values()))) for t in tests]
@@ -78,7 +79,7 @@ def pack(tests: Sequence[Arrays], limit: int = 512) -> Arrays:
     index = np.arange(count * width)
 
     def lay(x: np.ndarray, n: int) -> np.ndarray:
-        # a copy of a real row: zeros could turn to NaN in a model that normalises
+        # padded with a real row, for zeros could become NaN in a model that normalises
         return x[np.minimum(index, n - 1)].reshape(count, width, *x.shape[1:])
 
     out = {k: np.stack([lay(t[k], n) for t, n in zip(tests, sizes, strict=True)]) for k in tests[0]}
@@ -90,8 +91,8 @@ def pack(tests: Sequence[Arrays], limit: int = 512) -> Arrays:
 def stack(stream: Stream) -> Any:
     """A whole stream of equally long stages, leaves [stages, steps, ...], for `jcl.run`.
 
-    A stream with members gives [members, stages, steps, ...]. The slices are small; hand `run`
-    the data with `fetch=partial(stream.fetch, stream.source)`.
+    A stream with members gives [members, stages, steps, ...]. The slices are small; `run` gets the
+    data itself by `fetch=partial(stream.fetch, stream.source)`.
 
     Raises:
       ValueError: if the stages' steps differ.
@@ -107,7 +108,7 @@ def stack(stream: Stream) -> Any:
 
 
 def from_leaves(leaves: Any) -> Stream:
-    """The inverse of `stack`: leaves [stages, steps, B, ...] that hold the batches themselves.
+    """A stream of leaves [stages, steps, B, ...] that hold the batches themselves, as `run` takes.
 
     A boundary gets all of its stage's batches; there are no test sets.
     """
@@ -126,7 +127,7 @@ def members(streams: Sequence[Stream]) -> Stream:
     """One stream for many members, whose `chunk` and `boundary` have a leading [members] axis.
 
     Args:
-      streams: over the same data, with the same stages and tests: they differ in their seed.
+      streams: streams that differ only in their seed, over the same data, stages and tests.
 
     Raises:
       ValueError: if they differ in more than that.

@@ -1,4 +1,4 @@
-"""Documents as one array of tokens, made once and kept on disk."""
+"""Documents as one array of tokens, which is made once and kept on disk."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from jcl.data.encode import Passage, check_tokenizer, encode, largest_id
 from jcl.data.registry import caches
 from jcl.records import record
 
-_FORMAT = 1  # of the cached files and of what is in them; another one makes them anew
-_BATCH = 1 << 20  # characters that are tokenised at once, and a progress event each
+_FORMAT = 1  # the version of the cached files; another one makes them anew
+_BATCH = 1 << 20  # how many characters are tokenised at once, with one progress event
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -31,9 +31,9 @@ class Tokens(NamedTuple):
     """Documents one after another, on disk (memory-mapped) or in memory.
 
     Args:
-      tokens: [N], of the smallest unsigned type that holds the vocabulary.
-      bytes: int32 [N], bytes of text that each token stands for; a document's add up to its own.
-      learn: bool [N], whether to learn to predict it: False in prompts.
+      tokens: [N], in the smallest unsigned dtype that holds the vocabulary.
+      bytes: int32 [N], how many bytes of text each token stands for; they add up to the document's.
+      learn: bool [N], whether a token is learned: False in prompts.
       offsets: int64 [documents + 1], where each document begins, and N.
     """
 
@@ -53,20 +53,20 @@ def tokenise(
     """The tokens of documents, each ended by the tokenizer's end-of-document token if it has one.
 
     They are kept in a folder of `cache_folder()` that is named by the sha256 of the tokenizer's and
-    the documents' content, so another call with the same reads no text but to hash it. The folder
-    appears when it is whole; work that is interrupted leaves none and begins anew. One that turns
-    out to be broken is made again. Delete what you no longer need: nothing else does.
+    the documents' content, so that another call with the same reads the documents only to hash
+    them. The folder appears when it is complete; interrupted work leaves none and begins anew. A
+    broken folder is made again. Nothing deletes old folders; delete those you no longer need.
 
     Args:
       documents: texts, `(prompt, answer)` pairs or conversations; blank ones are dropped. They are
         read twice, once to hash them; an iterator, which can't be, is held in memory.
-      tokenizer: a fast tokenizer of transformers; None for the UTF-8 bytes.
+      tokenizer: a fast tokenizer of transformers; None takes the UTF-8 bytes.
       cache: False keeps all in memory and writes nothing.
       on_event: called with `{"kind": "tokenise", "documents": so far, "tokens": so far}`.
 
     Raises:
-      ValueError: if there is nothing but blanks, or something that is no document, by its number.
-      OSError: if the cache can't be written; says what to do.
+      ValueError: if all documents are blank, or one, named by its number, isn't a document.
+      OSError: if the cache can't be written; the message says what to do.
 
     >>> tokens = tokenise(["ab", "", "c"], cache=False)
     >>> tokens.tokens, tokens.offsets
@@ -91,7 +91,7 @@ def tokenise(
 
 
 def cache_folder() -> Path:
-    """Where tokens are kept."""
+    """The folder in which tokens are kept."""
     return caches.folder("tokens")
 
 
@@ -115,7 +115,7 @@ def _passage(document: Any, number: int, tokenizer: Any) -> Passage | None:
 def _parts(
     documents: Iterable[Document], tokenizer: Any, emit: OnEvent
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """What is in `Tokens`: first no document and the first offset, then a batch at a time."""
+    """The arrays of `Tokens` in parts: first empty ones with the first offset, then by batches."""
     kind = np.min_scalar_type(largest_id(tokenizer))
     nothing = (np.zeros(0, kind), np.zeros(0, np.int32), np.zeros(0, bool))
     done = total = 0
@@ -148,7 +148,7 @@ def _parts(
 
 
 def _key(documents: Iterable[Document], tokenizer: Any) -> str:
-    """sha256 of all that the tokens follow from, in hexadecimal."""
+    """The sha256 of all that determines the tokens, in hexadecimal."""
     digest = hashlib.sha256(json.dumps(_identity(tokenizer), sort_keys=True).encode())
     for number, document in enumerate(documents):
         try:
@@ -186,7 +186,7 @@ def _load(folder: Path) -> Tokens | None:
 
 
 def _save(folder: Path, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
-    """Writes the arrays as they come, without ever holding them all; the folder appears whole."""
+    """Writes the arrays as they come, never holding all; the folder appears when it is complete."""
     with _writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
@@ -217,7 +217,7 @@ def _save(folder: Path, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Says of an error what to do about it."""
+    """Makes an error in writing say what to do about it."""
     try:
         yield
     except OSError as error:
@@ -228,7 +228,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _header(file: Any, dtype: np.dtype[Any], count: int) -> None:
-    """Of an .npy file; NumPy leaves room in it for any `count`, so that it can be written over."""
+    """Writes an .npy header; it has room for any `count`, so that it can be overwritten."""
     described = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_1_0(
         file, {"descr": described, "fortran_order": False, "shape": (count,)}

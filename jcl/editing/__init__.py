@@ -1,4 +1,4 @@
-"""Knowledge editing: facts written into a trained model, one a file."""
+"""Knowledge editing: facts are written into a trained model, by one editor a file."""
 
 from jcl.editing.editor import Editor, Facts
 from jcl.editing.editors.alphaedit import alphaedit

@@ -1,7 +1,7 @@
 """The contract of a knowledge editor: pure functions over parameters and a state of its own.
 
-An editor writes a batch of facts at once, or one after another; everything runs inside `jax.jit`
-and is traced once for a shape, however long the stream of edits.
+An editor writes a batch of facts, at once or one after another. Everything runs inside `jax.jit`
+and is traced once for each shape, however long the stream of edits is.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from jcl.method import Apply, Batch, Params
 from jcl.records import record
 
 Facts = Batch
-"""N edits of P contexts each, right-padded to L tokens (see `editing.encode`); leaves
+"""N edits in P contexts each, padded on the right to L tokens (see `editing.encode`). Its leaves:
 
-- `tokens` int32 [N, P, L]: context, prompt and target; row 0 has the bare prompt;
-- `segments` int32 [N, P, L]: 1 where a token is real, 0 where it pads;
-- `mask` float32 [N, P, L - 1]: 1 where the token that follows is the target's;
-- `subject` int32 [N, P]: place of the subject's last token;
-- `essence` int32 [N, L], `essence_segments` [N, L], `essence_subject` [N]: `{subject} is a`, whose
-  next token some editors hold still;
+- `tokens` int32 [N, P, L]: context, prompt and target; row 0 has no context;
+- `segments` int32 [N, P, L]: 1 for a token, 0 for padding;
+- `mask` float32 [N, P, L - 1]: 1 where the next token is the target's;
+- `subject` int32 [N, P]: the place of the subject's last token;
+- `essence` int32 [N, L], `essence_segments` [N, L], `essence_subject` [N]: the prompt
+  `{subject} is a`, whose predicted next token some editors keep unchanged;
 - `weight` float32 [N]: 0 where an edit only pads the batch.
 """
 
@@ -34,11 +34,10 @@ class Editor(NamedTuple):
     """A knowledge editor.
 
     Args:
-      name: as the field calls it.
+      name: its usual name in the field.
       init: `(params, facts) -> state`, preallocated; `facts` is an example, read for shapes only.
-      write: `(params, state, facts) -> (params, state)`: after it the model answers anew.
-      forward: `(state, apply) -> apply`: how the edited model predicts, where the weights are not
-        what changed.
+      write: `(params, state, facts) -> (params, state)`, after which the model knows the facts.
+      forward: `(state, apply) -> apply`, the edited model, for editors that don't change weights.
     """
 
     name: str

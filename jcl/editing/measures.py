@@ -1,4 +1,4 @@
-"""What an edited model answers, and what that says of its edits: by decoding, and by forcing."""
+"""Asks an edited model questions, and scores its answers, by decoding and by teacher forcing."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from jcl.models import decoder
 from jcl.models.generation import left_padded, sample
 
 Call = Callable[[Any, Any], Any]
-"""`(tree, batch)`: the edited model, an editor's `forward` included; gives logits, and what
-`jcl.models.generation.Call` does where the batch has a cache."""
+"""`call(tree, batch) -> logits`: the edited model, with its editor's `forward`. If the batch has a
+cache it behaves like a `jcl.models.generation.Call`."""
 KINDS = ("reliability", "generality", "locality", "portability")
-"""Of a question: the edit's own prompt, a paraphrase, a neighbour, a hop."""
+"""What a question measures: it is the edit's own prompt, a paraphrase, a neighbour or a hop."""
 
 
 class Exam(NamedTuple):
-    """Q questions about E edits, in the order of the edits, in pieces that are asked at once.
+    """Questions about E edits, in the order of the edits, in pieces of `rows` questions each.
 
-    Arrays [pieces, rows, ...]; what is beyond the last question has edit -1.
+    The arrays are [pieces, rows, ...]; rows beyond the last question have edit -1.
     """
 
     tokens: np.ndarray
     """int32 [..., W]: prompts, padded on the left."""
     segments: np.ndarray
-    """int32 [..., W]: 1 for a token."""
+    """int32 [..., W]: 1 for a token, 0 for padding."""
     answer: np.ndarray
     """int32 [..., A]: the answer's tokens, then -1."""
     edit: np.ndarray
-    """int32 [...]."""
+    """int32 [...]: which edit the question is about."""
     kind: np.ndarray
-    """int32 [...]: index into `KINDS`."""
+    """int32 [...]: its index in `KINDS`."""
 
 
 class Answers(NamedTuple):
-    """What a model says, int32 [pieces, rows, A] each."""
+    """A model's answers, int32 [pieces, rows, A] each."""
 
     decoded: jax.Array
-    """Written after the prompt, token by token, greedily."""
+    """The tokens that it writes after the prompt greedily."""
     forced: jax.Array
-    """The likeliest at each place of the answer, those before it being given."""
+    """The likeliest token at each place of the answer, given the answer's tokens before it."""
 
 
 def examine(
@@ -61,19 +61,20 @@ def examine(
     pieces: int | None = None,
     vocabulary: int | None = None,
 ) -> Exam:
-    """The questions of some edits: of each its prompt, paraphrases, neighbours and hops.
+    """The questions about some edits: each one's prompt, paraphrases, neighbours and hops.
 
-    Prompt, a space and the answer are tokenised as one text; where a token spans the two it is the
-    answer's, as in `encode`.
+    Prompt, a space and the answer are tokenised as one text; a token that spans both is part of the
+    answer, as in `encode`.
 
     Args:
-      edits: in the order of the stream.
-      tokenizer: of transformers; None for UTF-8 bytes.
-      rows: questions asked at once.
-      width: W; None is that of the longest prompt. Given, one compiled shape serves many exams.
-      longest: A, likewise; of a longer answer the first A tokens count.
-      pieces: how many there are at least, the last ones empty if need be.
-      vocabulary: number of ids that the model knows; None trusts the tokenizer.
+      edits: the edits, in the order of the stream.
+      tokenizer: one of transformers; None takes UTF-8 bytes.
+      rows: how many questions are asked at once.
+      width: W; None is the longest prompt's. A given width lets one compiled shape serve many
+        exams.
+      longest: A; None is the longest answer's. Of a longer answer the first A tokens count.
+      pieces: how many pieces there are at least, the last of which may be empty.
+      vocabulary: how many ids the model knows; None trusts the tokenizer.
 
     Raises:
       ValueError: if an argument is out of range, or a prompt has more than `width` tokens.
@@ -119,7 +120,7 @@ def examine(
     for row, ids in zip(padded, answers, strict=True):
         row[: min(longest, len(ids))] = ids[:longest]
     margin = ((0, 0), (width - wide, 0))
-    # rows beyond the last question have a token too, for attention to have something to look at
+    # rows beyond the last question have a token too, or attention would have nothing to attend to
     tokens, segments = piled(np.pad(tokens, margin), 0), piled(np.pad(segments, margin), 0)
     segments[..., -1] = 1
     return Exam(
@@ -134,14 +135,15 @@ def examine(
 def answers(
     call: Call, tree: Any, config: decoder.Config, exam: Exam, pieces: int | jax.Array | None = None
 ) -> Answers:
-    """What a model answers to the first pieces of an exam; to be called in `jax.jit`.
+    """A model's answers to the first pieces of an exam; to be called inside `jax.jit`.
 
     Args:
       call: see `Call`.
-      tree: what it takes first.
-      config: the decoder's, of which a cache is made.
+      tree: its first argument.
+      config: the decoder's configuration, which gives the cache's shape.
       exam: from `examine`.
-      pieces: how many pieces are asked, without another trace; None is all. Of the rest -1 is said.
+      pieces: how many pieces are asked, without another trace; None is all. The answers to the
+        others are -1.
     """
     tokens, segments, given = (jnp.asarray(x) for x in (exam.tokens, exam.segments, exam.answer))
     count, rows, width = tokens.shape
@@ -170,12 +172,12 @@ def answers(
 
 
 def perplexity(call: Call, tree: Any, batches: Batch) -> jax.Array:
-    """exp of the mean nats a token of text, float32 []; to be called in `jax.jit`.
+    """exp of the mean negative log-likelihood a token, float32 []; to be called inside `jax.jit`.
 
     Args:
       call: see `Call`.
-      tree: what it takes first.
-      batches: `tokens` int32 [n, B, L], and `segments` and `mask` [n, B, L - 1] or none.
+      tree: its first argument.
+      batches: `tokens` int32 [n, B, L], and perhaps `segments` [n, B, L] and `mask` [n, B, L - 1].
     """
 
     def add(carry: tuple[jax.Array, jax.Array], part: Batch) -> tuple[Any, None]:
@@ -192,21 +194,21 @@ def perplexity(call: Call, tree: Any, batches: Batch) -> jax.Array:
 
 
 def scores(exam: Exam, said: Answers, base: Answers) -> dict[str, np.ndarray]:
-    """How each edit did, float64 [E] a measure; NaN where an edit has no such question.
+    """The scores of each edit, float64 [E] by measure; NaN where an edit has no such question.
 
-    `reliability`, `generality` and `portability` are the share of questions to which exactly the
-    answer was written, token by token, and `locality` that of neighbours to which the same was
-    written as by the unedited model, over as many tokens as the true answer has. The same with
-    `_forced`, as the field has them: the share of the answer's tokens that are the likeliest when
-    those before it are given, and for locality the share that are the same as the unedited model's.
+    `reliability`, `generality` and `portability` are the share of questions to which the model
+    wrote exactly the answer. `locality` is the share of neighbours to which it wrote the same as
+    the unedited model, over as many tokens as the true answer has. Each also comes with `_forced`,
+    as is usual in the field: the share of the answer's tokens that are the likeliest given the
+    tokens before them, or, for locality, that are the same as the unedited model's.
 
-    Source: of the measures, Yao et al., arXiv 2305.13172, section 3; of the forced ones,
-    zjunlp/EasyEdit, `evaluate/evaluate_utils.py`.
+    Source: Yao et al., arXiv 2305.13172, section 3, for the measures; zjunlp/EasyEdit,
+    `evaluate/evaluate_utils.py`, for the forced ones.
 
     Args:
-      exam: what was asked.
-      said: what the edited model said.
-      base: what the unedited one said.
+      exam: the questions.
+      said: the edited model's answers.
+      base: the unedited model's answers.
     """
     there, edit, kind = exam.answer >= 0, exam.edit.ravel(), exam.kind.ravel()
     size, count = np.maximum(there.sum(-1), 1), int(edit.max()) + 1

@@ -1,4 +1,4 @@
-"""From edits in words to the arrays that an editor reads."""
+"""Turns edits in words into the arrays that an editor reads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ CONTEXTS = (
     "I have thought about it. {}",
     "You may have heard of this. {}",
 )
-"""What stands before a prompt, so that what is learned doesn't hang on the subject's place. MEMIT
-has the model go on from these five words; ours are the same for every model."""
+"""Contexts to put before a prompt, so that the edit doesn't depend on the subject's place. MEMIT
+lets the model continue each of these five first words; ours are the same for every model."""
 
 
 def encode(
@@ -34,16 +34,16 @@ def encode(
 ) -> Arrays:
     """The arrays of `Facts`, in NumPy, with weight 1.
 
-    Context, prompt, a space and the target are tokenised as one text, as the model meets it, with
-    what the tokenizer begins a document with. Where it merges across the prompt's end, the token is
-    the target's. A subject that stands in its prompt several times is taken at the last place where
-    it is a whole word, else at the last.
+    Context, prompt, a space and the target are tokenised as one text, as the model will read it,
+    after the tokens with which the tokenizer begins a document. A token that spans the prompt's end
+    is part of the target. If a subject occurs several times in its prompt, the last place where it
+    is a whole word counts, else the last place.
 
     Args:
-      edits: of which `prompt`, `subject` and `target` are read.
-      tokenizer: a fast tokenizer of transformers; None for the UTF-8 bytes.
+      edits: their `prompt`, `subject` and `target` are read.
+      tokenizer: a fast tokenizer of transformers; None takes the UTF-8 bytes.
       contexts: templates with one `{}` for the prompt each; the first is `{}` itself.
-      length: L; None is that of the longest text.
+      length: L; None is the longest text's.
 
     Raises:
       ValueError: if an edit has no target, a subject isn't in its prompt, a text is longer than
@@ -57,7 +57,7 @@ def encode(
     check(len(edits) >= 1, "number of edits", len(edits), "at least 1")
     fit = bool(contexts) and contexts[0] == "{}" and all(c.count("{}") == 1 for c in contexts)
     check(fit, "contexts", tuple(contexts), "texts with one {} each, of which the first is '{}'")
-    asked: list[Passage] = []  # each text once with the answer marked, and once the subject
+    asked: list[Passage] = []  # each text with its answer marked, and in `sought` its subject
     sought: list[Passage] = []
     for edit in edits:
         prompt, target = edit.prompt.rstrip(), edit.target.strip()
@@ -105,7 +105,7 @@ def encode(
 
 
 def _place(prompt: str, subject: str) -> tuple[int, int]:
-    """The characters of a subject in its prompt, half open."""
+    """Where a subject is in its prompt, as a half-open range of characters."""
     subject = subject.strip()
     check(bool(subject), "subject", subject, f"a part of the prompt {prompt!r}")
     word = re.escape(subject)
@@ -115,12 +115,12 @@ def _place(prompt: str, subject: str) -> tuple[int, int]:
 
 
 def pad(facts: Arrays, count: int) -> Arrays:
-    """The facts with rows of weight 0 at the end, `count` in all, so that one shape serves all.
+    """The facts filled up to `count` edits, so that one compiled shape serves all batches.
 
-    Such a row repeats the last edit.
+    The rows at the end repeat the last edit with weight 0.
 
     Raises:
-      ValueError: if there are more than `count`.
+      ValueError: if there are more than `count` edits.
     """
     there = len(facts["weight"])
     check(there <= count, "number of edits", there, f"at most {count}")

@@ -1,4 +1,4 @@
-"""The closed form behind the editors that write into a kernel, and how a kernel is written."""
+"""The closed form of editors that write into a kernel, and the writing of a kernel."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def factor(moment: jax.Array) -> jax.Array:
-    """The Cholesky factor [..., d, d], upper, of a symmetric matrix of no negative eigenvalue.
+    """The upper Cholesky factor [..., d, d] of a symmetric matrix without negative eigenvalues.
 
-    As much as float32 can't tell from it, its trace times 1e-7, is added to the diagonal, so that
-    directions that no key has taken don't make it singular.
+    The trace times float32's 1e-7 is added to the diagonal, so that directions without any key
+    don't make the matrix singular.
     """
     trace = jnp.trace(moment, axis1=-2, axis2=-1)[..., None, None]
     eye = jnp.eye(moment.shape[-1], dtype=moment.dtype)
@@ -45,8 +45,8 @@ def least_change(
       root: the `factor` of C [d, d].
       keys: K [n, d].
       values: V [n, out].
-      slack: may be traced.
-      met: M [n, d], where the values are to be met exactly; None is K.
+      slack: weighs the change against the error at the keys; may be traced.
+      met: M [n, d], the inputs at which the values should be met; None is K.
     """
     spread = cho_solve((root, False), keys.T)
     gram = product(keys if met is None else met, spread)
@@ -57,7 +57,7 @@ def kernel(params: Params, path: str, layers: tuple[int, ...]) -> jax.Array:
     """The kernel [all layers, in, out] at `path`.
 
     Raises:
-      ValueError: if there is none that can be written, or it has no such layers.
+      ValueError: if there is no plain, stacked kernel at `path`, or it has no such layers.
     """
     try:
         found = adapters.subtree(params, path)["kernel"]
@@ -82,7 +82,7 @@ def add(kernel: jax.Array, layer: Any, change: jax.Array) -> jax.Array:
 
 
 def check_moment(moment: jax.Array, kernel: jax.Array, layers: int) -> None:
-    """Refuses second moments that aren't those of the kernel's inputs.
+    """Refuses second moments whose shape doesn't fit a kernel's inputs.
 
     Raises:
       ValueError: if the shape isn't [layers, in, in].

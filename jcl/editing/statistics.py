@@ -1,4 +1,4 @@
-"""What enters a layer over much text: the second moments that closed-form editors hold still."""
+"""Second moments of a layer's inputs over much text, which closed-form editors preserve."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def second_moment(
 ) -> jax.Array:
     """C = E[k kᵀ], uncentred, of the inputs k of a dense layer, float32 [L, in, in].
 
-    The mean is over tokens: of the documents in `segments`, where 0 is padding and counts for
-    nothing, in rows of `weight` above 0. All is one scan, to be called in `jax.jit`.
+    The mean is over the tokens of rows with `weight` above 0, without padding, where `segments` is
+    0. It is one scan, to be called inside `jax.jit`.
 
     Source: Meng et al., arXiv 2202.05262, section 3.1, and the authors' code
     (kmeng01/rome: `layer_stats.py`), where it is over 100,000 pages of Wikipedia.
@@ -32,7 +32,7 @@ def second_moment(
       params: its parameters.
       batches: `tokens` int32 [n, B, T], maybe with `segments` [n, B, T] and `weight` [n, B].
       layers: L indices into the stacked layers.
-      path: of the dense layer.
+      path: the dense layer's path.
 
     Raises:
       ValueError: if the model has no such layer.

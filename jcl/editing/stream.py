@@ -1,4 +1,4 @@
-"""A stream of edits: written one after another or in batches, scored along the way, resumable."""
+"""Writes a stream of edits, one after another or in batches, scores it on the way and resumes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from jcl.models import decoder
 from jcl.training import checkpoint
 
 Line = dict[str, Any]
-"""What is measured at one point of a stream; see `run`."""
+"""A row of a stream's log, with what is measured at one point of it; see `run`."""
 
 
 class Base(NamedTuple):
-    """What the unedited model says, which editors of one stream can share."""
+    """The unedited model's answers, which all editors of a stream can share."""
 
     answers: Answers
     perplexity: float
 
 
 class Compiled(NamedTuple):
-    """What a stream calls, over and over; see `compiled`."""
+    """The compiled functions that a stream calls; see `compiled`."""
 
     editor: Editor
     write: Callable[..., Any]
@@ -46,12 +46,12 @@ class Compiled(NamedTuple):
 
 
 def compiled(editor: Editor, apply: Apply, config: decoder.Config) -> Compiled:
-    """One write and one scoring, which streams of the same shapes share.
+    """The jitted write and score of an editor, which streams of the same shapes share.
 
     Args:
       editor: see `Editor`.
       apply: the model.
-      config: the decoder's, of which a cache is made.
+      config: the decoder's configuration, which gives the cache's shape.
     """
     traces = {"write": 0, "score": 0}
     record = recorded(editor)
@@ -62,7 +62,7 @@ def compiled(editor: Editor, apply: Apply, config: decoder.Config) -> Compiled:
     def write(params: Params, state: Any, facts: Any) -> Any:
         traces["write"] += 1
         new, state, past = record(params, state, facts)
-        # only what it changes comes back, for the rest would be copied
+        # only changed leaves are returned, for jit would copy the others
         changed = jax.tree.map(lambda old, new: None if new is old else new, params, new)
         return changed, state, past
 
@@ -74,15 +74,18 @@ def compiled(editor: Editor, apply: Apply, config: decoder.Config) -> Compiled:
 
 
 class Result(NamedTuple):
-    """What a stream leaves behind."""
+    """The results of a stream."""
 
     params: Params
+    """The edited parameters."""
     state: Any
+    """The editor's state."""
     lines: list[Line]
-    """A line before the first edit, one for each scoring, the last after the last edit."""
+    """One line before the first edit and one for each scoring, the last after the last edit."""
     past: list[Past]
-    """What `undo` takes the latest writes back with, the last one last; of this call alone."""
+    """What `undo` needs to take back the latest writes of this call, the last one last."""
     base: Base
+    """The unedited model's answers."""
 
 
 def run(
@@ -101,28 +104,33 @@ def run(
 ) -> Result:
     """Writes a stream of edits and scores the model along it.
 
-    A line has `edits`, how many are written; for all of these the means of what
-    `measures.scores` gives: `reliability`, `generality`, `locality`, `portability` by decoding, and
-    each with `_forced`; `now`, the reliability of the edits since the line before, and `retained`,
-    that of all edits before those; `perplexity` of upstream text; `write_seconds` since the line
-    before, and `score_seconds`. What no edit has is None. The first line, at 0 edits, is of the
-    unedited model and of all edits.
+    A line has these keys, None where no edit has such a question:
+    - `edits`: how many edits are written.
+    - `reliability`, `generality`, `locality`, `portability`, and each with `_forced`: the means of
+      `measures.scores` over these edits.
+    - `now`: the reliability of the edits since the line before; `retained`: that of the edits
+      before those.
+    - `perplexity`: that of upstream text.
+    - `write_seconds` since the line before, and `score_seconds`.
 
-    With a folder the lines are in `stream.jsonl`, and at each one a checkpoint is made of the
+    The first line, at 0 edits, scores the unedited model on all edits.
+
+    With a folder the lines are written to `stream.jsonl`, and with each one a checkpoint of the
     leaves that the editor changes and of its state. Called again with the same arguments, it goes
     on from there, with the same numbers as if it had never stopped.
 
     Args:
       steps: from `compiled`.
-      params: unedited.
+      params: the unedited parameters.
       facts: E edits, from `encode`.
-      exam: of the same edits, from `measures.examine`.
-      upstream: text to keep, `tokens` [n, B, L] and maybe `segments` and `mask`.
-      batch: edits written at once.
-      every: edits between two lines, a multiple of `batch`.
-      folder: where it can be resumed; None keeps nothing.
-      keep: how many of the latest writes can be undone; each keeps what it has changed.
-      base: of an earlier stream of the same edits.
+      exam: the questions about the same edits, from `measures.examine`.
+      upstream: text whose perplexity is measured, `tokens` int32 [n, B, L], perhaps with `segments`
+        and `mask`.
+      batch: how many edits are written at once.
+      every: how many edits lie between two lines, a multiple of `batch`.
+      folder: the folder of the log and checkpoints; None writes none.
+      keep: how many of the latest writes can be undone; each holds the leaves that it changed.
+      base: that of an earlier stream of the same edits and model; None computes it.
       on_line: called with each line.
 
     Raises:
@@ -163,7 +171,7 @@ def run(
         params = trees.merge(new, params)
         jax.block_until_ready((params, state))
         past.append(before)
-        del new, before  # or what a write changed would be held where none is kept
+        del new, before  # or they would be held until the next write
         spent += time.perf_counter() - clock
         now = min(at + batch, count)
         if now % every == 0 or now == count:
@@ -178,20 +186,20 @@ def run(
 
 
 def _facts(facts: Arrays, start: int, batch: int) -> Any:
-    """The edits of one write, filled up with some of weight 0."""
+    """The edits of one write, filled up to `batch` with weight 0."""
     some = {k: x[start : start + batch] for k, x in facts.items()}
     return jax.tree.map(jnp.asarray, pad(some, batch))
 
 
 def _changed_leaves(params: Params, owned: Any) -> Params:
-    """The leaves that a write changes, None in the place of the others."""
+    """The leaves that a write changes, with None for the others."""
     return jax.tree.map(
         lambda own, x: x if own else None, owned, params, is_leaf=lambda x: x is None
     )
 
 
 def _line(exam: Exam, said: Answers, base: Base, edits: int, before: int, lost: float) -> Line:
-    """A line; at 0 edits it is of all of them."""
+    """A row of the log; the row at 0 edits scores all edits before any is written."""
     found = scores(exam, said, base.answers)
     line: Line = {"edits": edits}
     for name in (*KINDS, *(f"{k}_forced" for k in KINDS)):
@@ -203,13 +211,13 @@ def _line(exam: Exam, said: Answers, base: Base, edits: int, before: int, lost: 
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """Over those that are there."""
+    """The mean of the values that aren't NaN, None if there are none."""
     there = values[~np.isnan(values)]
     return float(there.mean()) if there.size else None
 
 
 class _Log:
-    """A stream's folder: `stream.json`, what stream it is; `stream.jsonl`; `checkpoints`."""
+    """A stream's folder: `stream.json` identifies the stream; `stream.jsonl` and `checkpoints`."""
 
     def __init__(
         self, folder: Path | None, editor: Editor, facts: Arrays, exam: Exam, batch: int, every: int
@@ -237,13 +245,13 @@ class _Log:
         card.write_text(json.dumps(about, indent=1))
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
-        """The last checkpoint and how many edits are in it; the lines up to there."""
+        """The last checkpoint and how many edits it has; reads the lines up to there."""
         if self.folder is None:
             return None
         found = checkpoint.restore(self.folder / "checkpoints", like)
         done = 0 if found is None else found[1]
         path = self.folder / "stream.jsonl"
-        if path.exists():  # what a killed run logged after its last checkpoint comes again
+        if path.exists():  # a killed run's lines after its last checkpoint are logged again
             for text in path.read_text().splitlines():
                 try:
                     line = json.loads(text)

@@ -1,4 +1,4 @@
-"""Taking an edit back, bit for bit, with no more kept than what it changed."""
+"""Takes an edit back exactly, by keeping only the leaves that it changed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from jcl.method import Params
 
 
 class Past(NamedTuple):
-    """What a write has changed, as it was; `None` where a leaf is still the same."""
+    """The leaves that a write changed, as they were before; `None` for unchanged ones."""
 
     params: Params
     state: Any
 
 
 def recorded(editor: Editor) -> Callable[[Params, Any, Facts], tuple[Params, Any, Past]]:
-    """`write(params, state, facts) -> (params, state, past)`, from which `undo` goes back."""
+    """An editor's `write` that also returns what `undo` needs.
+
+    It is `write(params, state, facts) -> (params, state, past)`.
+    """
 
     def write(params: Params, state: Any, facts: Facts) -> tuple[Params, Any, Past]:
         new_params, new_state = editor.write(params, state, facts)
-        # what a write doesn't change, it hands on
+        # a write returns the very arrays that it doesn't change
         past = jax.tree.map(
             lambda old, new: None if new is old else old, (params, state), (new_params, new_state)
         )
@@ -33,7 +36,7 @@ def recorded(editor: Editor) -> Callable[[Params, Any, Facts], tuple[Params, Any
 
 
 def undo(params: Params, state: Any, past: Past) -> tuple[Params, Any]:
-    """Parameters and state before a write; of several writes the last is taken back first."""
+    """The parameters and state before a write; of several writes, undo the last one first."""
     return jax.tree.map(
         lambda old, new: new if old is None else old,
         (past.params, past.state), (params, state), is_leaf=lambda x: x is None,

@@ -1,7 +1,7 @@
-"""What a layer would have to say at a subject for the answer to change: the search for values.
+"""Searches the output of a layer at the subject for which the model gives the new answer.
 
-And what the layers are told there at present. Both are shared by the editors that write into an
-MLP's last kernel, which they take for a memory: key [in] -> value [out].
+It also reads the present inputs and outputs there. Editors share this that write into an MLP's last
+kernel, which they regard as a memory: key [in] -> value [out].
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from jcl.method import Apply, Batch, Params, check
 
 
 class Search(NamedTuple):
-    """How a value is looked for.
+    """The settings of the search for a value, see `find`.
 
     Args:
-      steps: of Adam at most, less one.
-      rate: Adam's.
-      decay: β, weight of ‖δ‖ / ‖h‖².
-      kl: weight of the divergence at the essence prompt.
+      steps: one more than Adam takes at most.
+      rate: Adam's learning rate.
+      decay: β, the weight of ‖δ‖ / ‖h‖².
+      kl: the weight of the divergence at the essence prompt.
       clamp: ‖δ‖ is at most this times ‖h‖.
-      enough: the loss at which the search ends.
+      enough: the loss at which the search ends early.
     """
 
     steps: int
@@ -40,7 +40,7 @@ class Search(NamedTuple):
     enough: float | jax.Array
 
     def checked(self) -> Search:
-        """Itself.
+        """Returns these settings.
 
         Raises:
           ValueError: if an argument is out of range.
@@ -56,14 +56,14 @@ class Search(NamedTuple):
 
 
 def rows(tokens: jax.Array, segments: jax.Array) -> Batch:
-    """A batch [B, L] of prompts."""
+    """A batch of prompts, from `tokens` and `segments` int32 [B, L]."""
     count = tokens.shape[0]
     weight, task = jnp.ones(count, jnp.float32), jnp.zeros(count, jnp.int32)
     return {"tokens": tokens, "segments": segments, "weight": weight, "task": task}
 
 
 def target_nll(outputs: Any, rows: Batch) -> jax.Array:
-    """Mean over each row's target tokens, float32 [N], of `TokenScores` or of logits."""
+    """Mean nats over each row's target tokens, float32 [N], from `TokenScores` or logits."""
     if isinstance(outputs, losses.TokenScores):
         nll = outputs.nll[:, :-1]
     else:
@@ -72,19 +72,19 @@ def target_nll(outputs: Any, rows: Batch) -> jax.Array:
 
 
 def pick_at(places: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """Takes the value at a place [B] of each row: [B, L, d] -> [B, d]."""
+    """A function that picks the value at each row's place int32 [B]: [B, L, d] -> [B, d]."""
     return lambda h: h[jnp.arange(len(places)), places]
 
 
 def find(
     apply: Apply, params: Params, fact: Facts, site: str, layer: int | jax.Array, search: Search
 ) -> tuple[jax.Array, jax.Array]:
-    """δ and h, float32 [d]: h is at `site` of a layer at an edit's subject, δ is to be added to it.
+    """δ and h, float32 [d]: h is the value at `site` at an edit's subject, δ what to add to it.
 
     δ = argmin mean_p [-log p(target | context_p, prompt; h + δ) / tokens] + kl · KL + β ‖δ‖ / ‖h‖²,
     by Adam from 0, with ‖δ‖ ≤ clamp · ‖h‖, h being what the bare prompt has at the subject's last
-    token. The KL is of what the model expects after the subject of `{subject} is a`, from what it
-    expected.
+    token. The KL is from the unedited to the edited prediction of the token after the subject in
+    `{subject} is a`.
 
     Source: Meng et al., arXiv 2202.05262, equation 4, and 2210.07229, section 4.3, with the details
     of the authors' code (`compute_v.py`, `compute_z.py`): the decay's form, the clamp, the early
@@ -94,8 +94,8 @@ def find(
       apply: the model, giving logits [B, L, V].
       params: its parameters.
       fact: leaves of `Facts` without their first axis; one of weight 0 isn't searched for.
-      site: such as `blocks:out`.
-      layer: may be traced.
+      site: the site of the value, such as `blocks:out`.
+      layer: the index of the layer; may be traced.
       search: see `Search`.
     """
     tokens = jnp.concatenate([fact["tokens"], fact["essence"][None]])
@@ -125,7 +125,7 @@ def find(
         nll = -jnp.mean(jnp.sum(chosen * mask, axis=-1))
         now = essence(logits)
         divergence = jnp.sum(jnp.exp(now) * (now - held))
-        square = jnp.sum(delta**2)  # the root has no slope at 0, where there is nothing to decay
+        square = jnp.sum(delta**2)  # the root has no slope at 0
         size = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
         return nll + search.kl * divergence + search.decay * size / length**2
 
@@ -153,14 +153,14 @@ def find(
 def at_subjects(
     apply: Apply, params: Params, facts: Facts, wanted: Mapping[str, Any], together: int
 ) -> dict[str, jax.Array]:
-    """What the model has at each subject's last token, float32 [N, *shape of layers, P, d] by site.
+    """The values at each subject's last token, float32 [N, *shape of layers, P, d] by site.
 
     Args:
       apply: the model.
       params: its parameters.
       facts: the edits.
       wanted: layers by site, as `taps.read` takes them.
-      together: edits that are read at once.
+      together: how many edits are read at once.
     """
 
     def one(fact: Facts) -> dict[str, jax.Array]:
@@ -172,9 +172,9 @@ def at_subjects(
 
 
 def mean_key(keys: jax.Array) -> jax.Array:
-    """MEMIT's key of an edit: half the bare prompt's, half the mean of the others'.
+    """MEMIT's key of an edit: half the key of the bare prompt, half the mean of the others.
 
-    [..., P, in] -> [..., in].
+    `keys` are [..., P, in], the result is [..., in].
     """
     bare = keys[..., 0, :]
     return bare if keys.shape[-2] == 1 else (bare + jnp.mean(keys[..., 1:, :], axis=-2)) / 2
@@ -193,7 +193,7 @@ def aims(
 
 
 Solver = Callable[[Any, jax.Array, jax.Array], jax.Array]
-"""`(what it needs for the layer, keys [N, in], values [N, out]) -> change [in, out]`."""
+"""`(need, keys [N, in], values [N, out]) -> change [in, out]`; `need` is the layer's own."""
 
 
 def write_layers(

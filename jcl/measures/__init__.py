@@ -1,1 +1,1 @@
-"""What a model can do, and what it costs."""
+"""Measures of what a model can do, and of what it costs."""

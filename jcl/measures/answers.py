@@ -1,7 +1,7 @@
-"""Scoring what a model answers: whether its greedy answer is the right one, and written texts.
+"""Scores a model's greedy answers: whether they are exactly right, and as written texts.
 
-`exact_match` does so inside `jit` with one forward pass; `written` generates, outside, and scores
-the texts that `continued` gives.
+`exact_match` works inside `jit` with one forward pass. `score_texts` generates outside of it, and
+scores the texts that `continue_texts` gives.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from jcl.models.generation import Call, generate
 
 
 def exact_match() -> Score:
-    """Share of documents whose learned tokens are exactly what greedy decoding writes.
+    """A score: the share of documents whose learned tokens are exactly what greedy decoding writes.
 
-    Where each token of an answer is the likeliest after the prompt and the tokens before it, greedy
-    decoding writes that answer, and else another; so one forward pass over the right answer decides
-    it. The token that ends a document is part of the answer. For (prompt, answer) documents, on
-    text batches with `segments` and `mask`; takes logits [B, L, V].
+    Greedy decoding writes an answer if and only if each of its tokens is the likeliest after the
+    prompt and the tokens before it, so one forward pass over the right answer decides. The token
+    that ends a document is part of the answer. It is for (prompt, answer) documents, in text
+    batches with `segments` and `mask`, and takes logits [B, L, V].
     """
 
     def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -36,7 +36,7 @@ def exact_match() -> Score:
         rows, length = wanted.shape
         document = batch["segments"][:, 1:] + jnp.arange(rows)[:, None] * (length + 2)
 
-        def any_of(x: jax.Array) -> jax.Array:  # in each document of each row
+        def any_of(x: jax.Array) -> jax.Array:  # whether any is True, in each document of each row
             empty = jnp.zeros(rows * (length + 2), bool)
             return empty.at[document].max(x)
 
@@ -60,35 +60,35 @@ def continue_texts(
     temperature: float | None = None,
     top_p: float | None = None,
 ) -> list[str]:
-    """Texts that a model writes after prompts, each up to its end-of-document token.
+    """The texts that a model writes after prompts, each up to its end-of-document token.
 
     Args:
-      call: `model.apply`, or `program.predict` where methods have a say; each is compiled, so hand
-        in the same one again.
-      tree: the parameters, or the state.
-      config: of the model.
-      tokenizer: a fast tokenizer of transformers; None for bytes.
-      prompts: not empty.
-      steps: tokens to write at most.
-      batch: prompts at once.
-      soft: length of the soft prefix that `call` puts before a prompt.
-      key: of the draws; needed with a temperature.
+      call: `model.apply`, or `program.predict` to include the methods. It is compiled once for each
+        function, so pass the same one again.
+      tree: the parameters for `model.apply`, the state for `program.predict`.
+      config: the model's configuration.
+      tokenizer: a fast tokenizer of transformers; None is for bytes.
+      prompts: the texts to continue, none of them empty.
+      steps: how many tokens are written at most.
+      batch: how many prompts are continued at once.
+      soft: the length of the soft prefix that `call` puts before a prompt.
+      key: the PRNG key of the draws, needed with a temperature.
       temperature: divides the logits; None takes the likeliest token.
-      top_p: draw among the fewest that have so much probability together; None among all.
+      top_p: draws among the fewest tokens that together have this probability; None among all.
 
     Raises:
-      ValueError: as `generate`, or if `batch` is out of range.
+      ValueError: as `generate` does, or if `batch` is below 1.
     """
     check(batch >= 1, "batch", batch, "at least 1")
     end = None if tokenizer is None else tokenizer.eos_token_id
     ids = []
     for passage in encode(tokenizer, [Passage(prompt, ()) for prompt in prompts]):
-        tokens = passage.tokens.tolist()  # begun as training's are, and not ended
+        tokens = passage.tokens.tolist()  # begun as in training, but without the end token
         ids.append(tokens[:-1] if tokens and tokens[-1] == end else tokens)
     texts: list[str] = []
     for start in range(0, len(ids), batch):
         part = ids[start : start + batch]
-        part += part[:1] * (batch - len(part))  # no shape of its own for the last
+        part += part[:1] * (batch - len(part))  # so that the last batch has the same shape
         found = generate(
             call, tree, config, part,
             steps=steps, soft=soft, stop=() if end is None else (end,), temperature=temperature,
@@ -112,21 +112,21 @@ def score_texts(
     """Writes greedy answers, and scores their texts: exact match, F1 and ROUGE-L.
 
     Args:
-      call: see `continued`. For rows of task t, whose methods go by it,
+      call: see `continue_texts`. If methods read the rows' task t, it is
         `lambda state, batch: program.predict(state, {**batch, "task": jnp.full(n, t)})`.
-      tree: see `continued`.
-      config: of the model.
-      tokenizer: see `continued`.
-      rows: prompts, and the answers of which any will do.
-      steps: tokens to write at most.
-      batch: prompts at once.
-      soft: see `continued`.
+      tree: see `continue_texts`.
+      config: the model's configuration.
+      tokenizer: see `continue_texts`.
+      rows: prompts, each with the answers of which any will do.
+      steps: how many tokens are written at most.
+      batch: how many prompts are answered at once.
+      soft: see `continue_texts`.
 
     Returns:
       The mean scores, and the texts.
 
     Raises:
-      ValueError: as `continued`, or if there are no rows.
+      ValueError: as `continue_texts` does, or if there are no rows.
     """
     check(len(rows) >= 1, "number of rows", len(rows), "at least 1")
     prompts = [row.prompt for row in rows]

@@ -1,4 +1,4 @@
-"""What methods keep and cost, known from shapes before anything runs, and held to a budget."""
+"""Costs of methods, which are known from shapes before anything runs, and limits on them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from jcl.program import Program
 
 
 class Costs(NamedTuple):
-    """Of a method, beside plain fine-tuning."""
+    """What a method costs beyond plain fine-tuning."""
 
     examples: int
-    """Rows that its buffers have room for."""
+    """How many rows its buffers have room for."""
     bytes: int
-    """Of its whole state: buffers, anchors, statistics, banks."""
+    """The bytes of its whole state: buffers, anchors, statistics, banks."""
     parameters: int
-    """Added to the model's tree."""
+    """How many parameters it adds to the model's tree."""
     flops: float
-    """Of a stage, work at its end included, as a share of plain fine-tuning's; 0 is none more."""
+    """Operations that it adds to a stage and its end, as a share of plain fine-tuning's."""
 
 
 class Budget(NamedTuple):
-    """The most of each of `Costs`; None is without a limit.
+    """Upper limits of `Costs`; None is no limit.
 
-    A strict memory is `Budget(examples=0)`; a relaxed one leaves `examples` open and bounds what
-    is computed by `flops`.
+    `Budget(examples=0)` allows no memory of examples; a budget of `flops` alone allows any memory
+    but bounds computation.
     """
 
     examples: int | None = None
@@ -50,12 +50,12 @@ def costs(
     """What the methods of a program keep and cost; nothing is compiled or run.
 
     Args:
-      program: of one member.
-      plain: the same without methods.
-      params: the model's, or their shapes.
+      program: a program of one member.
+      plain: the same program without methods.
+      params: the model's parameters, or their shapes.
       batch: an example, or its shapes.
-      boundary: what `consolidate` gets, leaves [n, B, ...], or their shapes.
-      steps: of a stage.
+      boundary: the batches that `consolidate` gets, leaves [n, B, ...], or their shapes.
+      steps: how many steps a stage has.
     """
 
     def total(p: Program) -> tuple[Any, float]:
@@ -82,7 +82,7 @@ _UNITS = {
 
 
 def excess(found: Costs, budget: Budget) -> str:
-    """What goes beyond a budget, as the end of a sentence; empty if nothing does.
+    """Says what exceeds a budget, as the end of a sentence; "" if nothing does.
 
     >>> excess(Costs(200, 8, 0, 1.0), Budget(examples=100))
     'it takes 200 stored examples, but must take at most 100'

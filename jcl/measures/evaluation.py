@@ -1,7 +1,7 @@
-"""Scoring a state on every test task, as a pure function that a driver jits or scans.
+"""Scores a state on every test task, as a pure function that a driver jits or scans.
 
-An evaluator runs the tests in one scan; a score says what a batch adds to the sum and to the
-weight that the sum is divided by.
+An evaluator runs all tests in one scan. A score says what a batch adds to a task's sum, and to the
+weight by which the sum is divided.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def evaluator(
     Args:
       test: leaves [tasks, n, B, ...] with `weight` and `task`, such as `Stream.test`.
       score: what to measure, such as `accuracy()`.
-      prepare: what the model is asked, such as `losses.with_targets`, with which a language model
-        answers with `TokenScores` and never holds all logits.
+      prepare: changes a batch before the model reads it. With `losses.with_targets` a language
+        model answers with `TokenScores` and never holds all logits.
 
     >>> import numpy as np, optax
     >>> from jcl import losses, make, methods
@@ -68,7 +68,7 @@ def evaluator(
 
 def _allowed(classes: Any, batch: Batch, mask: str) -> jax.Array:
     keep = losses.allowed_classes(jnp.asarray(classes), batch, mask)
-    # before any training no class has been seen, and a guess is among them all
+    # before training no class has been seen, so all classes compete
     return keep | (batch["stage"] < 0)[:, None] if mask == "seen" else keep
 
 
@@ -77,12 +77,13 @@ def _check(classes: Any, mask: str) -> None:
 
 
 def accuracy(classes: Any = None, mask: str = "all") -> Score:
-    """Share of rows whose label `y` [B] has the largest of the outputs [B, C].
+    """A score: the share of rows whose label `y` int32 [B] has the largest of the outputs [B, C].
 
     Args:
       classes: bool [tasks, C], which classes each task has.
-      mask: which outputs compete in prediction: `all`; those `seen` in the stages trained on so
-        far, which is class-incremental; or the row's `task`'s own, which is task-incremental.
+      mask: which outputs compete in prediction: `all`; those of the classes `seen` in the stages
+        trained on so far, which is class-incremental; or those of the row's own `task`, which is
+        task-incremental.
 
     Raises:
       ValueError: if `mask` is none of these, or needs `classes` and there are none.
@@ -99,7 +100,7 @@ def accuracy(classes: Any = None, mask: str = "all") -> Score:
 
 
 def nll(classes: Any = None, mask: str = "all") -> Score:
-    """Negative log-likelihood of the labels `y` [B] in nats a row, from logits [B, C].
+    """A score: the negative log-likelihood of the labels `y` [B] in nats a row, from logits [B, C].
 
     Args:
       classes: as in `accuracy`.
@@ -121,10 +122,10 @@ def nll(classes: Any = None, mask: str = "all") -> Score:
 
 
 def token_nll() -> Score:
-    """Negative log-likelihood in nats a token, of each of `tokens` [B, L] given those before it.
+    """A score: the negative log-likelihood of `tokens` [B, L] in nats a token, given those before.
 
     Its exponential is the perplexity (`metrics.perplexity`). `mask` [B, L - 1] leaves tokens out.
-    Takes logits, or the `TokenScores` of a batch prepared by `losses.with_targets`.
+    It takes logits, or the `TokenScores` of a batch prepared by `losses.with_targets`.
     """
 
     def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -139,7 +140,7 @@ def token_nll() -> Score:
 
 
 def bits_per_byte() -> Score:
-    """Σ nll / ln 2 / Σ bytes, which compares models whatever their tokenizers; lower is better.
+    """A score: Σ nll / ln 2 / Σ bytes, comparable between tokenizers; lower is better.
 
     `batch["bytes"]` [B] says how many bytes a row's predicted tokens stand for; without it a token
     is a byte.

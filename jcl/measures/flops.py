@@ -1,8 +1,8 @@
-"""Floating-point operations of a function, counted in its jaxpr: nothing is compiled or run.
+"""Counts a function's floating-point operations in its jaxpr; nothing is compiled or run.
 
 XLA's own count takes the body of a scan once, whatever its length; this one takes it as often as it
-runs. Products of matrices and convolutions count, as is usual for language models; the rest, which
-memory bounds, does not. What no result depends on isn't counted, as it isn't computed.
+runs. Products of matrices and convolutions count, as is usual for language models. The rest, which
+is bound by memory, doesn't count, and neither does an operation on which no result depends.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from jax.extend.core import jaxprs_in_params
 
 
 def count(fn: Callable[..., Any], *args: Any) -> int:
-    """Multiplications and additions that `fn(*args)` takes, 2 m n k for a product of matrices.
+    """How many multiplications and additions `fn(*args)` takes; a product of matrices has 2 m n k.
+
+    Of a `cond` the dearest branch counts, and of a `while` of unknown length one round.
 
     Args:
       fn: anything that JAX traces.
       args: arrays, or `jax.ShapeDtypeStruct`s in their place.
-
-    Of a `cond` the dearest branch counts, of a `while` whose length isn't known one round.
 
     >>> import jax.numpy as jnp
     >>> count(lambda a, b: a @ b, jnp.zeros((2, 3)), jnp.zeros((3, 5)))
@@ -33,7 +33,7 @@ def count(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def _sum(jaxpr: Any, used: Sequence[bool]) -> int:
-    """Over the equations on which the outputs marked in `used` depend."""
+    """The operations of the equations on which the outputs marked in `used` depend."""
     needed = {id(v) for v, u in zip(jaxpr.outvars, used, strict=True) if u}
     total = 0
     for eqn in reversed(jaxpr.eqns):
@@ -53,15 +53,15 @@ def _one(eqn: Any, live: Sequence[bool]) -> int:
     if kind == "conv_general_dilated":
         outputs = shapes[1][params["dimension_numbers"].rhs_spec[0]]
         return 2 * math.prod(shapes[-1]) * math.prod(shapes[1]) // outputs
-    if kind.startswith("ragged_dot"):  # a row meets the kernel of its own group only
+    if kind.startswith("ragged_dot"):  # a row is multiplied by its own group's kernel alone
         return 2 * math.prod(shapes[0]) * shapes[-1][-1]
     if kind == "cond":
         return max(_sum(branch.jaxpr, live) for branch in params["branches"])
     total, times = 0, params.get("length", 1)
-    if kind == "shard_map":  # what is inside is what each device does
+    if kind == "shard_map":  # the inner jaxpr is that of one device
         times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     for inner in jaxprs_in_params(params):
-        # a call's results are its function's: what nobody reads isn't computed inside either
+        # the results of a call are its function's, so unread ones aren't computed inside either
         called = kind not in ("scan", "while") and len(inner.outvars) == len(live)
         total += _sum(inner, live if called else [True] * len(inner.outvars))
     return times * total

@@ -5,7 +5,7 @@
     model = harness.adapter(models.load("…"), length=1024)
     lm_eval.simple_evaluate(model=model, tasks=["arc_easy", "gsm8k"])
 
-For methods to have a say, give `call=program.predict` and `tree=state`.
+To include the methods of a trained program, pass `call=program.predict` and `tree=state`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def _scores(call: Call, tree: Any, batch: Batch, wanted: jax.Array) -> tuple[jax
 
     Args:
       call: the model.
-      tree: what it takes first.
+      tree: its first argument, the parameters or the state.
       batch: `tokens` int32 [B, L].
-      wanted: int32 [B, L], what is to follow each token; -1 where that isn't scored.
+      wanted: int32 [B, L], the wanted next token at each place; -1 where none is scored.
     """
     logits: Any = call(tree, batch)
     logits = logits.astype(jnp.float32)
@@ -43,7 +43,7 @@ def _scores(call: Call, tree: Any, batch: Batch, wanted: jax.Array) -> tuple[jax
 
 
 def _width(size: int, length: int) -> int:
-    """A power of two that holds `size` tokens, or `length`: few shapes to compile."""
+    """A power of two that holds `size` tokens, at most `length`, so that few shapes compile."""
     return min(max(32, 1 << (size - 1).bit_length()), length)
 
 
@@ -57,13 +57,13 @@ def adapter(
 
     Args:
       model: a `models.Model` with a tokenizer.
-      length: the most tokens of a context with its continuation, but its last.
-      rows: at once.
-      call: the model; default is `model.apply`.
-      tree: the parameters or the state that `call` takes; default is `model.params`.
+      length: how many tokens a context with its continuation has at most, without the last one.
+      rows: how many of them are read at once.
+      call: the model; None is `model.apply`.
+      tree: the parameters or the state that `call` takes; None is `model.params`.
 
     Raises:
-      ImportError: if lm-eval isn't installed; says how.
+      ImportError: if lm-eval isn't installed; the message says how to install it.
       ValueError: if the model has no tokenizer, or an argument is out of range.
 
     Source: Gao et al., the Language Model Evaluation Harness, zenodo.12608602; its
@@ -79,7 +79,7 @@ def adapter(
     weights = model.params if tree is None else tree
 
     class Adapter(TemplateLM):
-        """What lm-eval demands of a model."""
+        """The interface that lm-eval demands of a model."""
 
         tokenizer = model.tokenizer
         tokenizer_name = "jcl"
@@ -88,14 +88,14 @@ def adapter(
 
         @property
         def prefix_token_id(self) -> int:
-            """What stands before a text that has nothing before it."""
+            """The token before a text that nothing precedes."""
             begin = self.tokenizer.bos_token_id
             return self.eot_token_id if begin is None else begin
 
         def tok_encode(
             self, string: str, add_special_tokens: bool | None = None, **more: Any
         ) -> list[int]:
-            """Token ids of a text."""
+            """The token ids of a text."""
             given = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
             return list(self.tokenizer(string, verbose=False, **given)["input_ids"])
 
@@ -111,7 +111,7 @@ def adapter(
         def _loglikelihood_tokens(
             self, requests: Sequence[tuple[Any, list[int], list[int]]], **more: Any
         ) -> list[tuple[float, bool]]:
-            # the input is all but the last token, and loses its beginning where it is too long
+            # the input is all but the last token, and loses its beginning if it is too long
             given = [(context + answer)[-length - 1 :] for _, context, answer in requests]
             order = sorted(range(len(given)), key=lambda i: -len(given[i]))
             found: list[Any] = [None] * len(given)
@@ -135,7 +135,7 @@ def adapter(
         def loglikelihood_rolling(
             self, requests: Sequence[Any], disable_tqdm: bool = False
         ) -> list[float]:
-            """log p of whole texts, each token once, with as much before it as fits."""
+            """log p of whole texts, each token once, given as many tokens before it as fit."""
             totals = []
             for request in requests:
                 windows = utils.get_rolling_token_windows(
@@ -158,7 +158,7 @@ def adapter(
                 steps = max(w["max_gen_toks"] for w in wishes)
                 check(steps < length, "max_gen_toks", steps, f"below length, {length}")
                 prompts = [self.tok_encode(context)[steps - length :] for context, _ in part]
-                prompts += prompts[:1] * (rows - len(prompts))  # no shape of its own for the last
+                prompts += prompts[:1] * (rows - len(prompts))  # one shape for all
                 stop = () if self.eot_token_id is None else (self.eot_token_id,)
                 written = generate(run, weights, model.config, prompts, steps=steps, stop=stop)
                 for ids, wish in zip(written, wishes, strict=False):

@@ -1,4 +1,4 @@
-"""Between checkpoints: the line from one to another, and how alike their features are."""
+"""Loss along the line between two checkpoints, and likeness of their features."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def along(
 ) -> jax.Array:
     """`score` at θ = (1 - t) θ_start + t θ_end, t evenly from 0 to 1, float32 [points, ...].
 
-    Linear mode connectivity, Frankle et al., arXiv 1912.05671, section 2.
+    Source: linear mode connectivity, Frankle et al., arXiv 1912.05671, section 2.
 
     Args:
-      score: of a whole parameter tree, pure.
-      start: one end.
-      end: the other.
-      points: how many, both ends included.
+      score: a pure function of a whole parameter tree.
+      start: the parameters at t = 0.
+      end: the parameters at t = 1.
+      points: how many points there are, both ends included.
     """
     return lax.map(lambda t: score(merging.lerp(t, start, end)), jnp.linspace(0.0, 1.0, points))
 
@@ -31,8 +31,8 @@ def along(
 def barrier(losses: jax.Array) -> jax.Array:
     """max_t [L(t) - ((1 - t) L(0) + t L(1))], float32 [...], from `along`'s losses [points, ...].
 
-    0 is a line along which nothing stands in the way. For scores, of which higher is better, hand
-    over their negatives.
+    It is 0 if the loss is nowhere above the straight line between the ends' losses. For scores, of
+    which higher is better, pass their negatives.
 
     Source: Entezari et al., arXiv 2110.06296, definition 2.1.
     """

@@ -1,12 +1,12 @@
 """Measures of continual learning, as pure functions of the score matrix.
 
 `R` [..., stages + 1, tasks] has row 0 from before any training and row s + 1 from after stage s;
-column j is test task j. Leading axes, of seeds say, broadcast. NumPy in, NumPy out; JAX arrays work
-too, also inside a trace.
+column j is test task j. Leading axes, such as seeds, broadcast. NumPy arrays give NumPy arrays; JAX
+arrays work too, also inside a trace.
 
 Several measures have more than one published definition. Each function says which one it is, and
-`definitions` has them for a report. All are for scores of which higher is better: for losses hand
-in `-R`, as `summary(..., higher_is_better=False)` does.
+`definitions` has them for a report. All are for scores of which higher is better: for losses pass
+`-R`, as `summary(..., higher_is_better=False)` does.
 
 Streams in which stage s doesn't simply train on task s pass `tasks`, the task of each stage, -1
 being all of them at once. A task is *learned* in the first stage that trains on it, and *left*
@@ -30,7 +30,7 @@ from jcl.measures.curves import worst_case_accuracy as worst_case_accuracy
 from jcl.method import check
 
 Tasks = Sequence[int] | None
-"""Which task each stage trains on; None is the s-th in stage s."""
+"""Which task each stage trains on; None means that stage s trains on task s."""
 
 
 def _matrix(R: Any, tasks: Tasks) -> tuple[Any, list[int], list[int | None], list[int | None]]:
@@ -170,7 +170,7 @@ def learning_accuracy(R: Any, tasks: Tasks = None) -> Any:
 
 
 def intransigence(R: Any, reference: Any, tasks: Tasks = None) -> Any:
-    """Mean over stages of a*_k - R[k, k]: what a learner that forgets nothing would have reached.
+    """Mean over stages of a*_k - R[k, k]: by how much joint training would have reached more.
 
     Args:
       R: the score matrix.
@@ -178,7 +178,7 @@ def intransigence(R: Any, reference: Any, tasks: Tasks = None) -> Any:
         data of stages up to k (see `data.joint(cumulative=True)`).
       tasks: the task of each stage.
 
-    Source: Chaudhry et al., arXiv 1801.10112. Negative: the sequence helped.
+    Source: Chaudhry et al., arXiv 1801.10112. It is negative if the sequence helped.
     """
     R, stages, *_ = _matrix(R, tasks)
     reference = reference if hasattr(reference, "ndim") else np.asarray(reference, np.float64)
@@ -223,8 +223,8 @@ def bits_per_byte(nll: Any, tokens: Any, size: Any) -> Any:
     """Negative log-likelihood in nats a token, as bits a byte of the text.
 
     Args:
-      nll: mean over tokens, in nats.
-      tokens: how many.
+      nll: the mean over tokens, in nats.
+      tokens: how many tokens there are.
       size: how many bytes they stand for.
     """
     return nll / math.log(2) * tokens / size
@@ -239,8 +239,8 @@ def fuar(lost: Any, updated: Any, acquired: Any) -> float:
     Args:
       lost: for each earlier corpus i of n, how far the score on its time-invariant knowledge fell
         from the model of D_i to that of D_n.
-      updated: how far that on knowledge to be updated rose.
-      acquired: how far that on new knowledge rose.
+      updated: how far the score on knowledge to be updated rose.
+      acquired: how far the score on new knowledge rose.
 
     Source: Jang et al., arXiv 2110.03215, equation 1; a corpus without such a probe is left out.
     """
@@ -254,7 +254,7 @@ def interval(values: Any, level: float = 0.95) -> tuple[float, float | None]:
 
     Args:
       values: [n], a number for each seed.
-      level: of confidence.
+      level: the level of confidence.
 
     Returns:
       `(mean, half)`; half is None for a single value, which says nothing about its spread.
@@ -281,7 +281,7 @@ def vertical_forgetting(P: Any) -> Any:
 
     `P` [..., stages + 1, probes] has the scores of probes that no stage trains on, higher being
     better. It is -ΔR_T of TRACE (Wang et al., arXiv 2310.06762), whose ΔR_t is the mean over probes
-    of P[t, j] - P[0, j]. Negative: the stages taught the probes something.
+    of P[t, j] - P[0, j]. It is negative if the stages improved the probes' scores.
     """
     P = P if hasattr(P, "ndim") else np.asarray(P, np.float64)
     return (P[..., 0, :] - P[..., -1, :]).mean(-1)
@@ -295,7 +295,7 @@ def trace_deltas(P: Any, kinds: Sequence[str]) -> dict[str, Any]:
     Args:
       P: [..., stages + 1, probes], scores of probes that no stage trains on, higher being better,
         row 0 from before training.
-      kinds: of each probe.
+      kinds: the kind of each probe.
 
     Source: Wang et al., TRACE, arXiv 2310.06762; the last of one kind is `-vertical_forgetting`.
 
@@ -316,7 +316,7 @@ VERTICAL = (
     "mean over probes of P[0,j] - P[T,j], row 0 being the model before training "
     "(-ΔR of TRACE, arXiv 2310.06762); positive is forgetting"
 )
-"""What `vertical_forgetting` is, for a report."""
+"""The definition of `vertical_forgetting`, for a report."""
 
 definitions = {
     "average": "mean over tasks of the score after the last stage (GEM, arXiv 1706.08840)",
@@ -348,7 +348,7 @@ def summary(
 
     Returns:
       For each of `definitions` `{"mean", "ci95", "definition"}`. `ci95` is the interval's
-      half-width, None for one seed; `mean` is None too where the measure is undefined, such as a
+      half-width, None for one seed; `mean` is None too if the measure is undefined, such as a
       transfer over one stage.
     """
     matrix = np.asarray(matrix, np.float64)

@@ -1,7 +1,7 @@
-"""Multiple choice by likelihood, scored inside `jit`: what a model can do before and after a stage.
+"""Multiple-choice probes, scored by likelihood inside `jit`, before and after a stage.
 
-Every prompt with each of its choices is a document (choices of one token share theirs), and
-documents are packed into rows of one length, so that all probes are one scan of one shape.
+A prompt with one of its choices is a document (choices of one token share a document), and
+documents are packed into rows of one length, so that all probes run in one scan of one shape.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ Normalise = Literal["none", "tokens", "bytes"]
 
 
 class Encoded(NamedTuple):
-    """Probes as arrays of a fixed shape; I items of all probes, C choices of the widest.
+    """Probes as arrays of fixed shapes: I items of all probes, at most C choices each, D documents.
 
-    Documents are prompts with one choice each; choices of a single token share one document.
+    A document is a prompt with one choice; choices of a single token share a document.
     """
 
     names: tuple[str, ...]
-    """Of the probes."""
+    """The probes' names."""
     tokens: np.ndarray
-    """int32 [n, B, L], rows of packed documents."""
+    """int32 [n, B, L]: rows of packed documents."""
     segments: np.ndarray
-    """int32 [n, B, L], the document within the row from 1 on, 0 where a row is padding."""
+    """int32 [n, B, L]: the number of the document within its row, from 1 on; 0 is padding."""
     document: np.ndarray
-    """int32 [n, B, L]: the document, of D, whose token that follows is scored; D if none is."""
+    """int32 [n, B, L]: the document of the next token, if that token is scored; else D."""
     candidate: np.ndarray
-    """int32 [D + 1, K], what may follow there; -1 is the token that does."""
+    """int32 [D + 1, K]: the tokens to score there; -1 stands for the token that follows."""
     owner: np.ndarray
-    """int32 [D + 1, K], the choice that a candidate is of, item · C + choice; I · C if of none."""
+    """int32 [D + 1, K]: the choice of each candidate, item · C + choice; I · C if there is none."""
     sizes: np.ndarray
-    """int32 [I, C], a choice's tokens; 0 where an item has fewer choices."""
+    """int32 [I, C]: how many tokens a choice has; 0 where an item has fewer choices."""
     bytes: np.ndarray
-    """int32 [I, C], a choice's length in UTF-8, the space before it not counted."""
+    """int32 [I, C]: a choice's length in UTF-8, the space before it not counted."""
     answer: np.ndarray
-    """int32 [I], the right choice."""
+    """int32 [I]: which choice is right."""
     probe: np.ndarray
-    """int32 [I], which probe an item is of."""
+    """int32 [I]: which probe an item belongs to."""
 
 
 def encode(
@@ -61,18 +61,18 @@ def encode(
     rows: int = 8,
     packed: bool = True,
 ) -> Encoded:
-    """Tokenises and lays out probes.
+    """Tokenises probes and lays them out in arrays.
 
-    As lm-eval-harness does it, a choice's tokens are those of prompt and choice together after the
-    first k, where the prompt alone has k tokens: where the tokenizer merges across the border, a
-    token may be scored that holds the prompt's end. White space at a prompt's end goes to the
-    choice. What is too long loses the prompt's beginning.
+    As in lm-eval-harness, a choice's tokens are those of prompt and choice together after the first
+    k, where the prompt alone has k tokens. If the tokenizer merges across the border, a scored
+    token may hold the prompt's end. White space at a prompt's end goes to the choice. A document
+    that is too long loses the prompt's beginning.
 
     Args:
       probes: each gets a score of its own.
-      tokenizer: of transformers; None for the UTF-8 bytes.
-      length: of a row, at most the model's context; default is the longest prompt with its choice.
-      rows: B, at once.
+      tokenizer: one of transformers; None takes the UTF-8 bytes.
+      length: L, at most the model's context; None is the longest prompt with its choice.
+      rows: B, how many rows are read at once.
       packed: whether several documents share a row, which takes a model that heeds `segments`;
         else each has a row of its own.
 
@@ -91,7 +91,7 @@ def encode(
     starts = [len(ids) for ids in _ids(tokenizer, prompts)]
     whole = iter(_ids(tokenizer, [i.prompt + choice for i in items for choice in i.choices]))
     documents: list[list[int]] = []
-    scored: list[int] = []  # of each document so many tokens, its last
+    scored: list[int] = []  # how many of each document's last tokens are scored
     candidates: list[list[int]] = []
     owners: list[list[int]] = []
     for i, item in enumerate(items):
@@ -134,7 +134,7 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _table(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
-    """int32 [len(rows) + 1, widest], the last row and what is short filled up."""
+    """int32 [len(rows) + 1, widest]: the rows, with `fill` after their ends and in the last row."""
     table = np.full((len(rows) + 1, max(map(len, rows))), fill, np.int32)
     for i, row in enumerate(rows):
         table[i, : len(row)] = row
@@ -144,7 +144,7 @@ def _table(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
 def _lay_out(
     documents: Sequence[Sequence[int]], scored: Sequence[int], length: int, rows: int, packed: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`tokens`, `segments` and `document` of `Encoded`, in batches filled up with empty rows."""
+    """`tokens`, `segments` and `document` of `Encoded`; empty rows fill up the last batch."""
     offsets = np.cumsum([0, *map(len, documents)])
     tokens = np.concatenate([np.asarray(d, np.int32) for d in documents])
     ends = np.repeat(offsets[1:] - np.asarray(scored), np.diff(offsets))
@@ -174,7 +174,7 @@ def likelihoods(
     Args:
       predict: `batch -> TokenScores [B, L]` for `batch["targets"]`, or plain logits [B, L, V].
       encoded: the probes.
-      task: what the rows are said to be of, for methods that tell tasks apart.
+      task: the rows' `task`, for methods that tell tasks apart.
     """
     candidates, owners = jnp.asarray(encoded.candidate), jnp.asarray(encoded.owner)
 
@@ -198,7 +198,7 @@ def likelihoods(
             chosen = jnp.take_along_axis(outputs.astype(jnp.float32), targets[..., None], axis=-1)
             return jax.nn.logsumexp(outputs.astype(jnp.float32), axis=-1) - chosen[..., 0]
 
-        # mapped over candidates, on which nothing but the last gather depends: the model runs once
+        # the model runs once, for only the last gather depends on the mapped candidates
         lost = jax.vmap(nll, in_axes=-1, out_axes=-1)(candidates[document])
         return total.at[owners[document]].add(-lost), None
 
@@ -209,15 +209,15 @@ def likelihoods(
 
 
 def evaluator(encoded: Encoded, normalise: Normalise = "none") -> Evaluate:
-    """`evaluate(program, state) -> float32 [probes]`: share of items answered by the right choice.
+    """`evaluate(program, state) -> float32 [probes]`: the share of items answered rightly.
 
-    Rows count as of the stage last trained on, for methods that tell tasks apart.
+    The rows' `task` is the stage last trained on, for methods that tell tasks apart.
 
     Args:
       encoded: from `encode`.
-      normalise: what a choice's log-likelihood is divided by, lest short ones win: `none`
-        (lm-eval's acc), its number of `tokens`, or its `bytes` (lm-eval's acc_bytes, and its
-        acc_norm where all is ASCII).
+      normalise: what a choice's log-likelihood is divided by, so that short ones don't win: `none`
+        (lm-eval's acc), its number of `tokens`, or its `bytes` (lm-eval's acc_bytes, and for ASCII
+        its acc_norm).
 
     Raises:
       ValueError: if `normalise` is unknown.

@@ -1,4 +1,4 @@
-"""Scores of generated text against references: strings in, numbers from 0 to 1 out."""
+"""Scores generated texts against references, as numbers from 0 to 1."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jcl.method import check
 
 
 class Summary(NamedTuple):
-    """Means over generations, each against the reference that it matches best."""
+    """Mean scores of generated texts, each against the reference that it matches best."""
 
     exact_match: float
     f1: float
     rouge_l: float
     number: int
-    """How many generations."""
+    """How many texts were scored."""
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, articles and superfluous white space.
+    """The text in lower case, without punctuation, articles and superfluous white space.
 
     Source: the evaluation script of SQuAD 1.1, Rajpurkar et al., arXiv 1606.05250.
 
@@ -45,9 +45,9 @@ def exact_match(text: str, reference: str) -> float:
 
 
 def f1(text: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of words as a bag, after `normalise`.
+    """The harmonic mean of precision and recall of the words as bags, after `normalise`.
 
-    Where either has no words it is 1 if both have none, else 0, as in SQuAD 2.0's script.
+    If a text has no words, it is 1 if neither has, else 0, as in SQuAD 2.0's script.
 
     Source: Rajpurkar et al., arXiv 1606.05250, section 6.1, and arXiv 1806.03822.
 
@@ -61,10 +61,10 @@ def f1(text: str, reference: str) -> float:
 
 
 def rouge_l(text: str, reference: str) -> float:
-    """F-measure (β = 1) of the longest common subsequence of words, 0 where either has none.
+    """F-measure (β = 1) of the longest common subsequence of words; 0 if either text has none.
 
-    Words are runs of `a` to `z` and digits in lower case, not stemmed, as the rouge-score package
-    has them, so text in other scripts has none.
+    Words are runs of `a` to `z` and digits in lower case, not stemmed, as in the rouge-score
+    package, so text in other scripts has none.
 
     Source: Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", 2004, section 3.1.
 
@@ -74,7 +74,7 @@ def rouge_l(text: str, reference: str) -> float:
     words, wanted = (re.findall(r"[a-z0-9]+", t.lower()) for t in (text, reference))
     if not words or not wanted:
         return 0.0
-    # the row of lengths for each prefix of `wanted`, one word of `words` after another
+    # lengths[j] is for the words so far and the first j of `wanted`
     lengths = [0] * (len(wanted) + 1)
     for word in words:
         before = 0  # the length for one word fewer of both
@@ -96,15 +96,15 @@ def best(score: Callable[[str, str], float], text: str, references: Sequence[str
 
 
 def summary(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Summary:
-    """Mean scores of generations.
+    """The mean scores of generated texts.
 
     Args:
-      texts: what was generated.
-      references: for each, the answers of which any will do.
+      texts: the generated texts.
+      references: for each text, the answers of which any will do.
 
     Raises:
-      ValueError: if there is nothing to score, there are not as many references as texts, or a
-        text has none.
+      ValueError: if there is nothing to score, there are not as many lists of references as texts,
+        or a list is empty.
 
     >>> summary(["Paris", "the Rhine"], [["Paris", "Paris, France"], ["Danube"]])
     Summary(exact_match=0.5, f1=0.5, rouge_l=0.5, number=2)

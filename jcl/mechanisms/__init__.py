@@ -1,1 +1,1 @@
-"""What several methods share: adapters, importances, merging, preferences, growth."""
+"""Mechanisms that several methods share: adapters, importances, merging, preferences, growth."""

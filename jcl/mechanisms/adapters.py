@@ -1,9 +1,9 @@
-"""Adapters as leaves of a parameter tree: which they are, low-rank pairs, banks of them, merging.
+"""Adapters as leaves of a parameter tree: low-rank pairs, banks of pairs, and merging.
 
-A dense layer's dict holds beside `kernel` what `jcl.models.dense` adds to it: `lora`, a pair
-`{"a" [..., in, r], "b" [..., r, out]}` with DoRA's `magnitude` [..., out] or a `router`
-[..., in, experts] where it has one; `gain` [..., out]; `input_gain` [..., in]. Leading axes are
-stacked layers.
+A dense layer's dict holds, beside `kernel` [..., in, out], the adapters that `jcl.models.dense`
+applies: `lora`, a pair `{"a" [..., in, r], "b" [..., r, out]}`, with `magnitude` [..., out] for
+DoRA or `router` [..., in, experts] for a mixture; `gain` [..., out]; `input_gain` [..., in].
+Leading axes are stacked layers.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ NAMES = FOLDED | {"attention_adapter", "mlp_adapter", "prefix", "prompt"}
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a leaf is an adapter's: give it to `jcl.make(trainable=...)` to freeze the base."""
+    """Whether a leaf is an adapter's. `jcl.make(trainable=is_adapter)` freezes the base."""
     return not NAMES.isdisjoint(path.split("/"))
 
 
 def subtree(tree: Params, path: str) -> Params:
-    """What stands at a path such as `blocks/query`."""
+    """The part of a tree at a path such as `blocks/query`."""
     for key in path.split("/"):
         tree = tree[key]
     return tree
 
 
 def with_subtree(tree: Params, path: str, new: Params) -> Params:
-    """The tree with the keys of `new` added to the dict at `path`, which is made if need be."""
+    """The tree with the keys of `new` added to the dict at `path`, which may not exist yet."""
     key, _, rest = path.partition("/")
     inner = tree.get(key, {})
     return {**tree, key: with_subtree(inner, rest, new) if rest else {**inner, **new}}
@@ -60,9 +60,10 @@ def paths_with(tree: Params, keys: Set[str] = frozenset({"lora"}), at: str = "")
 
 
 def kernel_array(kernel: Any, dtype: Any) -> jax.Array:
-    """A kernel in the dtype to compute in; stored whole, or as `{"int8", "scale"}`.
+    """A kernel [..., in, out] in the dtype to compute in.
 
-    `int8` [..., in, out] times `scale` [..., out] (see `jcl.models.quantize`).
+    It may be stored as an array, or as `{"int8", "scale"}`, which stands for `int8` [..., in, out]
+    times `scale` [..., out] (see `jcl.models.quantize`).
     """
     if isinstance(kernel, dict):
         return kernel["int8"].astype(dtype) * kernel["scale"].astype(dtype)[..., None, :]
@@ -70,12 +71,12 @@ def kernel_array(kernel: Any, dtype: Any) -> jax.Array:
 
 
 def shape(kernel: Any) -> tuple[int, ...]:
-    """Of a kernel, however it is stored."""
+    """The shape of a kernel, whether it is stored as an array or in int8."""
     return (kernel["int8"] if isinstance(kernel, dict) else kernel).shape
 
 
 def column_norm(kernel: Any, lora: Params | None = None) -> jax.Array:
-    """‖W + AB‖ of each output, float32 [..., out], from W, AᵀW and AᵀA: W + AB is never held."""
+    """The norm of each column of W + AB, float32 [..., out], without ever holding W + AB."""
     wide = kernel_array(kernel, jnp.float32)
     square = jnp.sum(wide**2, axis=-2)
     if lora is not None:
@@ -86,7 +87,7 @@ def column_norm(kernel: Any, lora: Params | None = None) -> jax.Array:
 
 
 def dense_paths(ctx: Ctx, params: Params, targets: str) -> list[str]:
-    """Paths of the dense layers that the model visits and whose whole name `targets` matches.
+    """Paths of the dense layers that the model visits and whose whole path `targets` matches.
 
     Raises:
       ValueError: if `targets` is no regular expression or matches none.
@@ -98,9 +99,12 @@ def dense_paths(ctx: Ctx, params: Params, targets: str) -> list[str]:
 
 
 def init_pair(key: jax.Array, path: str, size: tuple[int, ...], rank: int) -> Params:
-    """A pair for one kernel [..., in, out]: a uniform in ±1/√in, b zeros, float32 (as PEFT)."""
+    """Draws a pair for a kernel of `size` [..., in, out]: a uniform in ±1/√in, b zeros, as peft.
+
+    Both are float32; the draw depends on `key` and `path`.
+    """
     *stack, fan_in, fan_out = size
-    # by name, so that another target never changes this one's draw
+    # the key comes from the path, so that another target never changes this one's draw
     own = jax.random.fold_in(key, zlib.crc32(path.encode()))
     limit = fan_in**-0.5
     a = jax.random.uniform(own, (*stack, fan_in, rank), jnp.float32, -limit, limit)
@@ -108,9 +112,10 @@ def init_pair(key: jax.Array, path: str, size: tuple[int, ...], rank: int) -> Pa
 
 
 def add_pairs(ctx: Ctx, params: Params, rank: int, targets: str, dora: bool = False) -> Params:
-    """The tree with a fresh pair at every target; pairs that stand there already are kept.
+    """The tree with a fresh pair at every target that has none yet.
 
-    Kernels may be in `params` or in `ctx.frozen`. The magnitude of DoRA starts at ‖W‖.
+    Kernels may be in `params` or in `ctx.frozen`. With `dora`, magnitudes start at the norms of the
+    kernel's columns.
 
     Raises:
       ValueError: see `dense_paths`.
@@ -135,12 +140,12 @@ def redraw_pairs(key: jax.Array, params: Params) -> Params:
 
 
 def scale(rank: int, alpha: Any, rslora: bool = False) -> Any:
-    """What a pair's product is scaled by: α / r, or α / √r (rsLoRA, arXiv 2312.03732)."""
+    """The factor of a pair's product: α / r, or α / √r (rsLoRA, arXiv 2312.03732)."""
     return alpha / (rank**0.5 if rslora else rank)
 
 
 def scale_pairs(params: Params, factor: Any) -> Params:
-    """The tree as the model takes it: every b times `factor` (see `scale`)."""
+    """The tree with every b times `factor` (see `scale`), as the model is to read it."""
     for path in paths_with(params):
         lora = subtree(params, path)["lora"]
         params = with_subtree(params, path, {"lora": {**lora, "b": factor * lora["b"]}})
@@ -148,11 +153,11 @@ def scale_pairs(params: Params, factor: Any) -> Params:
 
 
 def scale_hook(factor: Any) -> Callable[[Any, Ctx, Apply], Apply]:
-    """The `forward` hook of methods whose pairs stand in the tree, see `scaled`."""
+    """The `forward` hook of a method whose pairs stand in the tree: it applies `scale_pairs`."""
 
     def forward(state: Any, ctx: Ctx, apply: Apply) -> Apply:
         def apply_with_scale(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
-            # with the frozen leaves, for some of the pairs may be among them
+            # merged with the frozen leaves first, because some of the pairs may be frozen
             return apply(scale_pairs(trees.merge(params, ctx.frozen), factor), batch, tap)
 
         return apply_with_scale
@@ -161,11 +166,11 @@ def scale_hook(factor: Any) -> Callable[[Any, Ctx, Apply], Apply]:
 
 
 def merge(params: Params, factor: Any = 1.0) -> Params:
-    """Folds low-rank pairs and gains into their kernels; outputs are equal to rounding.
+    """Folds low-rank pairs and gains into their kernels; outputs stay the same to rounding.
 
     Args:
       params: a whole tree; kernels stored in int8 become float32.
-      factor: what pairs are scaled by (see `scale`); 1 if there are none.
+      factor: the factor of pairs (see `scale`); 1 if there are none.
 
     Raises:
       ValueError: if there are adapters that no kernel can hold: bottlenecks, prefixes, prompts,
@@ -197,9 +202,9 @@ def _paths(params: Params) -> list[str]:
 
 
 def bank(params: Params, slots: int) -> Params:
-    """Empty room for `slots` pairs beside every one: a [..., in, slots, r], b [..., slots, r, out].
+    """An empty bank of `slots` slots for each pair: a [..., in, slots, r], b [..., slots, r, out].
 
-    A tree with the same paths and no other leaves. Layers lead, as in the tree itself.
+    It is a tree with the pairs' paths and no other leaves; leading axes are stacked layers.
     """
     kept: Params = {}
     for path in paths_with(params):
@@ -213,7 +218,7 @@ def bank(params: Params, slots: int) -> Params:
 
 
 def store_pairs(kept: Params, params: Params, slot: Any) -> Params:
-    """The bank with the tree's pairs in a slot."""
+    """The bank `kept` with the tree's pairs in a slot."""
     for path in paths_with(kept):
         room, lora = subtree(kept, path)["lora"], subtree(params, path)["lora"]
         a = room["a"].at[..., slot, :].set(lora["a"])
@@ -223,7 +228,7 @@ def store_pairs(kept: Params, params: Params, slot: Any) -> Params:
 
 
 def join_pairs(params: Params, kept: Params) -> Params:
-    """The tree with its pairs and the bank's added up: joined along r, one pair of products.
+    """Joins the bank's pairs to the tree's along r, so that two products compute them all.
 
     An empty slot adds nothing.
     """
@@ -241,7 +246,7 @@ def join_pairs(params: Params, kept: Params) -> Params:
 
 
 def select_pairs(params: Params, kept: Params, slot: jax.Array) -> Params:
-    """The tree with the pairs of a slot in the place of its own, which -1 keeps."""
+    """The tree with the pairs of a slot in place of its own; slot -1 leaves its own."""
     for path in paths_with(kept):
         room, lora = subtree(kept, path)["lora"], subtree(params, path)["lora"]
         a = jnp.where(slot < 0, lora["a"], room["a"][..., slot, :])
@@ -251,13 +256,16 @@ def select_pairs(params: Params, kept: Params, slot: jax.Array) -> Params:
 
 
 def last_stages(last: jax.Array, stage: jax.Array, batch: Batch) -> jax.Array:
-    """The last stage that trained on each task, int32 [tasks], after a step of `stage`."""
+    """`last` int32 [tasks], the last stage that trained on each task, after a step of `stage`."""
     real = jnp.where(batch["weight"] > 0, batch["task"], len(last))
     return last.at[real].max(stage, mode="drop")
 
 
 def overlap(params: Params, kept: Params, form: Literal["absolute", "square"]) -> jax.Array:
-    """Σ |A_oldᵀ A_new| or Σ (A_oldᵀ A_new)² over entries, slots and layers, float32 []."""
+    """Σ |A_oldᵀ A_new| or Σ (A_oldᵀ A_new)² over entries, slots and layers, float32 [].
+
+    A_new are the `a` of the tree's pairs, A_old those in the bank `kept`.
+    """
     total = jnp.float32(0)
     for path in paths_with(kept):
         old, new = (subtree(tree, path)["lora"]["a"] for tree in (kept, params))

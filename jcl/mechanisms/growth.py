@@ -1,7 +1,7 @@
-"""Growing a decoder so that it computes what it computed: more blocks, more of every width.
+"""Grows a decoder, in blocks or in width, so that it computes the same outputs as before.
 
-Pure functions from parameters and config to larger ones. What is grown is trained by whatever
-program is made of the new `apply`, whose optimizer and methods start anew.
+These are pure functions from parameters and config to larger ones. Make a new program of the grown
+model's `apply`; its optimizer and methods start anew.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from jcl.method import Params, check
 
 
 class Grown(NamedTuple):
-    """A larger model."""
+    """A grown model."""
 
     params: Params
     config: Any
     """A `models.decoder.Config`."""
     layers: tuple[int, ...]
-    """Which of its blocks are new: what `methods.llama_pro(layers=...)` takes."""
+    """Which of its blocks are new, as `methods.llama_pro(layers=...)` takes them."""
 
 
 def _plain(params: Params) -> None:
@@ -36,11 +36,11 @@ def _plain(params: Params) -> None:
 
 
 def expand_blocks(params: Params, config: Any, every: int) -> Grown:
-    """After every so many blocks a copy of the last of them, which adds nothing yet.
+    """Inserts after every `every` blocks a copy of the last of them, which adds nothing yet.
 
     The copy's output projections, of attention and of the MLP, are zero, so that it is the
-    identity and outputs stay exactly. Where what a sublayer adds is normed before it is added
-    (`post_norm`), that norm is zeroed in their place, whose slope at zero is steep.
+    identity and outputs stay exactly. In a model that norms what a sublayer adds (`post_norm`), the
+    scale of that norm is zeroed instead, because a norm's slope at an input of zero is steep.
 
     Source: Wu et al., arXiv 2401.02415 (LLaMA Pro), section 3.2 and the authors'
     scripts/block_expansion.py, where P = 1 copy follows each group. It serves as the growth in
@@ -48,7 +48,7 @@ def expand_blocks(params: Params, config: Any, every: int) -> Grown:
     need a warm-up to recover the function.
 
     Args:
-      params: of a decoder, without adapters; `blocks/...` leaves have a leading axis [layers].
+      params: a decoder's, without adapters; `blocks/...` leaves have a leading axis [layers].
       config: its `models.decoder.Config`.
       every: blocks in a group; a last group that is shorter gets no copy.
 
@@ -83,9 +83,10 @@ def expand_blocks(params: Params, config: Any, every: int) -> Grown:
 
 
 def _split(key: jax.Array, x: jax.Array, source: jax.Array, noise: float | jax.Array) -> jax.Array:
-    """What reads a repeated input: rows [..., old, out] -> [..., new, out] that sum to the old.
+    """A kernel [..., old, out] for repeated inputs: [..., new, out], copies' rows sum to the old.
 
-    Each of c copies gets a c-th, and noise that adds up to 0 over the copies.
+    Each of c copies gets a c-th of the row, and noise that adds up to 0 over the copies. `source`
+    int32 [new] says which old input each new one copies.
     """
     copies = jnp.bincount(source, length=x.shape[-2])[source][:, None]
     wide = jnp.take(x, source, axis=-2).astype(jnp.float32)
@@ -105,24 +106,24 @@ def widen(
     kv_heads: int | None = None,
     noise: float | jax.Array = 0.1,
 ) -> Grown:
-    """A wider decoder with the same outputs: units are repeated, and what reads them is shared out.
+    """A wider decoder with the same outputs: its new units are copies of old ones.
 
-    New unit j copies unit j mod n with all that leads into it; the weights that lead out of c
-    copies each get a c-th. Copies would then learn alike for ever, so the shares differ by noise,
-    whose sum over the copies of a unit is 0: the function is kept with it (to rounding).
+    New unit j copies unit j mod n with the weights that lead into it; of the weights that lead out
+    of a unit each of its c copies gets a c-th. Equal copies would learn alike for ever, so these
+    parts differ by noise, which sums to 0 over the copies and so keeps the function (to rounding).
 
     Source: Net2Net (Chen et al., arXiv 1511.05641), on transformers bert2BERT (arXiv 2110.07143),
     as ELLE has it (Qin et al., arXiv 2203.06311, section 4.1). ELLE's noise is on all new copies
     and is not made to cancel, so that its function is kept only roughly.
 
     Args:
-      key: of the noise.
-      params: of a decoder, without adapters.
+      key: the PRNG key of the noise.
+      params: a decoder's, without adapters.
       config: its `models.decoder.Config`.
-      width: of the residual stream, a multiple of the present one, lest norms change.
-      hidden: inside the MLP or each expert, at least the present one.
-      kv_heads: at least the present ones; query heads grow in proportion.
-      noise: standard deviation against that of the leaf it is added to; 0 is an even split.
+      width: new width of the residual stream, a multiple of the present one, lest norms change.
+      hidden: new width inside the MLP or each expert, at least the present one.
+      kv_heads: how many key heads, at least the present number; query heads grow in proportion.
+      noise: its standard deviation as a share of that of the leaf; 0 splits evenly.
 
     Raises:
       ValueError: if an argument is out of range, there are adapters or int8 kernels, or a tied head

@@ -1,8 +1,9 @@
-"""How much each parameter matters: per-example statistics of gradients.
+"""How much each parameter matters, from gradients of single examples; and quadratic anchors.
 
-Squaring the gradient of a batch's mean is not the Fisher: its size would depend on the batch. So
-gradients are taken per example; where all parameters belong to dense layers that call their taps,
-Σ_b (a_b d_bᵀ)² = (A²)ᵀ(D²) gives that for the price of one batch gradient.
+The square of a batch's mean gradient is not the Fisher, for its size depends on the batch size. So
+gradients are taken per example. Where all parameters belong to dense layers that call their taps,
+with inputs A [B, in] and output gradients D [B, out], Σ_b (a_b d_bᵀ)² = (A²)ᵀ(D²) gives their
+squares at the price of one batch gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Scalar = Callable[..., jax.Array]
 
 
 def check_labels(labels: str) -> None:
-    """Refuses what `fisher` doesn't know.
+    """Refuses labels that `fisher` doesn't know.
 
     Raises:
       ValueError: if `labels` is none of `empirical`, `sampled`, `exact`.
@@ -35,7 +36,7 @@ def check_labels(labels: str) -> None:
 
 
 def _dense_paths(apply: Apply, params: Params, batch: Batch) -> list[str] | None:
-    """Dense layers that hold every leaf of `params` between them, or None if some leaf is left."""
+    """Paths of the dense layers that hold all of `params`, or None if a leaf isn't theirs."""
     visits: dict[str, list[bool]] = {}
 
     def note(site: str, layer: object, h: jax.Array) -> jax.Array:
@@ -45,7 +46,7 @@ def _dense_paths(apply: Apply, params: Params, batch: Batch) -> list[str] | None
         return h
 
     jax.eval_shape(lambda p, b: apply(p, b, note), params, batch)
-    # the gradient of a layer that is used twice is a sum of products, whose square is not one
+    # the gradient of a layer that is used twice is a sum of products, where the formula fails
     paths = [path for path, plain in visits.items() if plain == [True]]
     held = {f"{path}/{leaf}" for path in paths for leaf in _LEAVES}
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -73,8 +74,8 @@ def _dense(scalar: Scalar, paths: list[str], params: Params, batch: Batch, power
     nudges = {p: jnp.zeros(outs[f"{p}:out"].shape, outs[f"{p}:out"].dtype) for p in paths}
     slopes, inputs = jax.grad(run, has_aux=True)(nudges)
     weight = batch["weight"].astype(jnp.float32)[:, None]
-    # the mean's slope at row b is weight_b / Σ weight times the row's own; `exact` weighs rows by
-    # probabilities, which may be so small that Σ weight / weight_b overflows
+    # the mean's slope at row b is the row's own times weight_b / Σ weight, which is divided out;
+    # `exact` weighs rows by probabilities, so small that Σ weight / weight_b might overflow
     total = jnp.sum(weight)
     none = weight <= 1e-30 * total
     own = jnp.where(none, 0.0, total / jnp.where(none, 1.0, weight))
@@ -90,7 +91,7 @@ def _dense(scalar: Scalar, paths: list[str], params: Params, batch: Batch, power
 
 
 def _rows(scalar: Scalar, params: Params, batch: Batch, power: int) -> Params:
-    """The same for any model: a scan over single rows, which holds one gradient at a time."""
+    """Σ_b weight_b |∂ℓ_b/∂θ|^power of any model: a scan over rows, which holds one gradient."""
     slope = jax.grad(lambda p, row: scalar(p, row, taps.identity))
 
     def add(total: Params, row: Batch) -> tuple[Params, None]:
@@ -108,15 +109,15 @@ def per_example(
 ) -> Params:
     """Mean over examples of |∂ℓ/∂θ|^power, float32, shaped like `params`.
 
-    Replicas, and the slices of a mesh along `data`, share the examples out.
+    Replicas, and the slices of a mesh along `data`, divide the examples among them.
 
     Args:
-      scalar: the weighted mean of ℓ over a batch.
-      ctx: its `apply` is the model, asked for its dense layers.
+      scalar: gives the weighted mean of ℓ over a batch.
+      ctx: its `apply` is run once by shapes alone, to find the model's dense layers.
       params: where the gradient is taken.
       batches: leaves [n, B, ...].
       power: 2 for a Fisher, 1 for MAS.
-      mass: whether to divide by Σ weight; False gives the sum.
+      mass: whether to divide by Σ weight; False gives the weighted sum.
     """
     if ctx.mesh is not None and ctx.mesh.shape["data"] > 1:
         slice_ = ctx._replace(axis_name="data", mesh=None)
@@ -206,7 +207,9 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
 
 
 def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
-    """MAS: the mean over examples of |∂‖f(x)‖²/∂θ|, which needs no labels. float32.
+    """MAS: the mean over examples of |∂‖f(x)‖²/∂θ|, float32, shaped like `params`.
+
+    f(x) are the model's outputs for an example of `batches` [n, B, ...]; labels play no part.
 
     Source: Aljundi et al., arXiv 1711.09601, equations 2 and 3.
     """
@@ -226,9 +229,9 @@ def quadratic_pull(
     anchored: Params,
     params: Params,
 ) -> Params:
-    """grads + λ (Ωθ - ΣΩθ*): adds the gradient of ½ λ Σ_i Ω_i (θ_i - θ*_i)², of one anchor or many.
+    """grads + λ (ΣΩ θ - ΣΩθ*): adds the gradient of ½ λ Σ_i Ω_i (θ_i - θ*_i)², summed over anchors.
 
-    The quadratics of several anchors sum to one, with curvature ΣΩ and ΣΩθ*.
+    The quadratics of several anchors add up to a single one, so that only ΣΩ and ΣΩθ* are kept.
 
     Args:
       grads: the gradient to add to; the result has its dtypes.

@@ -1,7 +1,8 @@
 """Merging models as arithmetic over parameter trees: interpolation, task vectors, TIES, DARE.
 
-Thresholds are found by bisection over the bits of a float32 magnitude, never by a sort: a dozen or
-two passes over the data, and as many entries chosen as asked for, ties included. Sums are float32.
+Thresholds are found by bisection over the bits of a float32 magnitude, never by a sort. That takes
+a dozen or two passes over the data, and chooses exactly as many entries as were asked for, even
+among equal ones. Sums are float32.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ TreeHook = Callable[[Any, Ctx, Params], Params]
 
 
 def count_of(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
-    """How many of `size` entries a fraction is, rounded, int32 []; all of them at 1."""
+    """How many of `size` entries a fraction is, rounded, int32 []; exactly all of them at 1."""
     # rounded from the other end, so that float32 cannot lose an entry of a large array at 1
     return size - jnp.round((1 - jnp.float32(fraction)) * size).astype(jnp.int32)
 
 
 def _count(mask: jax.Array) -> jax.Array:
-    # down the columns in float32, exact below 2**24 rows: XLA's CPU sums of int32 are half as fast
+    # summing columns in float32, exact below 2**24 rows, takes XLA's CPU half the time of int32
     if mask.ndim > 1 and mask.shape[0] < 2**24:
         mask = jnp.sum(mask, axis=0, dtype=jnp.float32)
     return jnp.sum(mask, dtype=jnp.int32)
@@ -42,8 +43,11 @@ def largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
 
     Args:
       scores: an array or a tree of arrays, ranked together, as float32.
-      count: int32 []; more than there are marks all, less than one marks none.
+      count: int32 []; a count above the number of entries marks all, one below 1 none.
       among: bool, shaped like `scores`: where an entry may be marked. None is everywhere.
+
+    Returns:
+      bool, shaped like `scores`.
 
     Raises:
       ValueError: if there are 2³¹ entries or more, which int32 cannot count.
@@ -71,7 +75,7 @@ def largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
         low, high = bounds
         middle = low + (high - low) // 2
         found = at_least(middle)
-        # a bound that separates exactly is the last one needed
+        # a bound that separates exactly `count` entries ends the search
         high = jnp.where(found == count, middle + 1, jnp.where(found > count, high, middle))
         return jnp.where(found >= count, middle, low), high
 
@@ -94,7 +98,7 @@ def largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
         enough = total(early(middle)) >= needed
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    # nothing to split unless more are tied at the bound than are needed
+    # only if more entries are tied at the bound than are needed, the earliest have to be found
     _, end = lax.while_loop(open_, split_ties, (jnp.where(tied, 0, size - 1), jnp.int32(size)))
     return jax.tree.map(lambda b, e: (b > bound) | e, bits, early(end))
 
@@ -135,10 +139,10 @@ def task_vector(params: Params, base: Params) -> Params:
 
 
 def step_along(base: Params, params: Params, vector: Params, scale: jax.Array | float) -> Params:
-    """θ₀ + λ v in `params`' dtypes, where v is, or has a part in, θ's task vector τ = θ - θ₀.
+    """θ₀ + λ v in the dtypes of `params`, θ. v is the task vector τ = θ - θ₀, or made of it.
 
-    Computed as lerp(θ₀, θ, λ) + λ (v - τ), so that it is θ₀ exactly at λ = 0, and θ exactly at
-    λ = 1 while v is τ alone.
+    It is computed as lerp(θ₀, θ, λ) + λ (v - τ), so that it is θ₀ exactly at λ = 0, and θ exactly
+    at λ = 1 while v is τ alone.
     """
 
     def one(b: jax.Array, p: jax.Array, v: jax.Array) -> jax.Array:
@@ -164,7 +168,7 @@ def dare(key: jax.Array, vector: Params, drop: jax.Array | float) -> Params:
 
 
 def trim(vector: Params, density: jax.Array | float, scope: Scope = "model") -> Params:
-    """Keeps the `density` share of entries with the largest magnitude, zeros the others.
+    """Keeps the share `density` of entries that has the largest magnitudes, and zeros the others.
 
     Args:
       vector: a task vector.
@@ -181,20 +185,20 @@ def trim(vector: Params, density: jax.Array | float, scope: Scope = "model") -> 
 
 
 class Votes(NamedTuple):
-    """All that TIES needs of any number of trimmed task vectors, entry by entry."""
+    """All that TIES needs of any number of trimmed task vectors: four trees, shaped like one."""
 
     positive: Params
-    """Sum of the entries above zero, float32."""
+    """Sum of the values above zero at each entry, float32."""
     negative: Params
-    """Sum of those below zero, float32."""
+    """Sum of the values below zero, float32."""
     for_positive: Params
-    """How many are above zero, int16."""
+    """How many values are above zero, int16."""
     for_negative: Params
-    """How many are below zero, int16."""
+    """How many values are below zero, int16."""
 
 
 def no_votes(params: Params) -> Votes:
-    """Before the first task vector."""
+    """The votes before the first task vector: zeros, shaped like `params`."""
     return Votes(
         trees.zeros(params), trees.zeros(params),
         trees.zeros(params, jnp.int16), trees.zeros(params, jnp.int16),
@@ -202,7 +206,7 @@ def no_votes(params: Params) -> Votes:
 
 
 def vote(votes: Votes, vector: Params) -> Votes:
-    """Counts one more task vector, trimmed already."""
+    """The votes with one more task vector, which is trimmed already."""
     return Votes(
         jax.tree.map(lambda s, v: s + jnp.maximum(v, 0), votes.positive, vector),
         jax.tree.map(lambda s, v: s + jnp.minimum(v, 0), votes.negative, vector),
@@ -212,7 +216,7 @@ def vote(votes: Votes, vector: Params) -> Votes:
 
 
 def elect(votes: Votes) -> Params:
-    """The merged task vector, float32: the mean over those that agree with the sign of the sum.
+    """The merged task vector, float32: at each entry the mean of the values of the sum's sign.
 
     An entry whose sum is 0 takes the sign that most of the entries have, as in the authors' code,
     and where that is a tie too the entry is 0.
@@ -235,7 +239,7 @@ def restarts(ctx: Ctx) -> jax.Array:
 
 
 def gradient_from(start: Params, ctx: Ctx, grads: Params) -> Params:
-    """`grads`; at the first step of a later stage that of the fresh rows' loss at `start` instead.
+    """`grads`, or in a later stage's first step the gradient of the fresh rows' loss at `start`.
 
     For the `grads` phase of a method whose stages begin at `start`; see `begin_stages_at`.
     """
@@ -244,9 +248,10 @@ def gradient_from(start: Params, ctx: Ctx, grads: Params) -> Params:
 
 
 def update_from(start: Params, ctx: Ctx, updates: Params) -> Params:
-    """`updates`; at the first step of a later stage such that the parameters become start + update.
+    """`updates`, or in a later stage's first step those that lead to `start` + `updates`.
 
-    A boundary itself cannot move them there, for the merged model is evaluated after it.
+    `consolidate` itself can't move the parameters to `start`, for the merged model that it leaves
+    is evaluated after it.
     """
     again = restarts(ctx)
 

@@ -1,8 +1,8 @@
-"""Preferences between two answers to a prompt: what a model's rewards are, and losses over them.
+"""Preferences between two answers to a prompt: a model's rewards, and losses over them.
 
-A batch of pairs has, for the preferred answers with their prompts, `tokens` and `segments` int32
-[B, L] and `answer` float32 [B, L - 1], 1 where a token of the answer is predicted; the same for the
-answers that were passed over, as `rejected_tokens` and so on; and `weight` and `task` [B]. There is
+A batch of pairs has `tokens` and `segments` int32 [B, L] of the preferred answers with their
+prompts, and `answer` float32 [B, L - 1], 1 where a token of the answer is predicted. It has the
+same of the rejected answers, as `rejected_tokens` and so on, and `weight` and `task` [B]. There is
 no `mask`, for a pair counts as one however long its answers are.
 """
 
@@ -18,14 +18,15 @@ from jcl.losses import TokenScores
 from jcl.method import Apply, Batch, Params, check
 
 REWARDS = "rewards"
-"""A key of a batch: who finds it is asked for rewards, as `relative` makes them."""
+"""A key of a batch: where it is there, a model is asked for rewards, as `implicit_rewards` gives
+them, in place of plain scores."""
 
 _SIDES = ("tokens", "segments", "answer")
 _SHARED = ("weight", "task", "stage")
 
 
 class Rewards(NamedTuple):
-    """Of both answers of each pair, float32 [B] each."""
+    """The rewards of both answers of each pair, float32 [B] each."""
 
     preferred: jax.Array
     rejected: jax.Array
@@ -37,9 +38,9 @@ class Rewards(NamedTuple):
 
 
 def pair_rows(batch: Batch) -> Batch:
-    """What a model is asked of a batch of pairs: rows [2B, L], preferred before rejected.
+    """The rows [2B, L] that a model reads for a batch of pairs, preferred before rejected.
 
-    They have `targets`, so that it answers with `TokenScores` and never holds all logits.
+    They have `targets`, so that the model answers with `TokenScores` and never holds all logits.
     """
     rows = {k: jnp.concatenate([batch[k]] * 2) for k in _SHARED if k in batch}
     rows |= {k: jnp.concatenate([batch[k], batch[f"rejected_{k}"]]) for k in _SIDES}
@@ -63,9 +64,10 @@ def implicit_rewards(
 
 
 def rewards(apply: Apply, params: Params, batch: Batch) -> Rewards:
-    """Each answer's reward, from a model that a method such as `dpo` makes answer with them.
+    """Each answer's reward, from a model that a method such as `dpo` makes answer with rewards.
 
-    From one that knows of none, log-probabilities: the rewards of β = 1 and a uniform reference.
+    A model without such a method answers with log-probabilities, which are the rewards for β = 1
+    and a uniform reference.
     """
     rows = pair_rows(batch)
     rows[REWARDS] = jnp.ones_like(rows["weight"])
@@ -98,7 +100,7 @@ class Ranking(NamedTuple):
     smoothing: float | jax.Array = 0.0
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Rewards]:
-        """Mean over pairs, and the rewards."""
+        """The mean over pairs, and the rewards."""
         found = rewards(apply, params, batch)
         if self.form == "ipo":
             cost = squared(found.margin)
@@ -110,9 +112,9 @@ class Ranking(NamedTuple):
 def ranking(
     form: Literal["logistic", "ipo"] = "logistic", smoothing: float | jax.Array = 0.0
 ) -> Ranking:
-    """The objective of preference learning: preferred answers are to have the larger rewards.
+    """The objective of preference learning: preferred answers should have the larger rewards.
 
-    What a reward is, a method says: `methods.dpo` makes this DPO, or IPO. Alone it ranks answers by
+    A method defines the rewards: with `methods.dpo` this is DPO, or IPO. Alone it ranks answers by
     their log-probabilities, without a reference.
 
     Args:
@@ -120,7 +122,7 @@ def ranking(
       smoothing: share of labels that are taken to be wrong, for `logistic`; may be traced.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if `form` is neither, or `smoothing` isn't in [0, 0.5).
     """
     check(form in ("logistic", "ipo"), "form", form, "'logistic' or 'ipo'")
     check((smoothing >= 0) & (smoothing < 0.5), "smoothing", smoothing, "in [0, 0.5)")
@@ -128,7 +130,7 @@ def ranking(
 
 
 def imitation(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Supervised fine-tuning on the preferred answers: -log π(y | x) in nats, mean over pairs.
+    """Supervised fine-tuning on the preferred answers: -log π(y | x) in nats, the mean over pairs.
 
     The log-probabilities [B] come back as outputs.
     """
@@ -138,24 +140,27 @@ def imitation(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, ja
 
 
 def pair_log_probs(outputs: TokenScores, batch: Batch) -> Rewards:
-    """Log-probabilities of a batch of pairs, from what a model says of `both(batch)`."""
+    """The answers' log-probabilities in nats, from the model's outputs for `pair_rows(batch)`."""
     answer = jnp.concatenate([batch["answer"], batch["rejected_answer"]])
     return Rewards(*jnp.split(log_probs(outputs, answer), 2))
 
 
 def accuracy(outputs: TokenScores, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """A score for `jcl.evaluator(test, accuracy, both)`: the share of pairs ranked rightly.
+    """A score for `jcl.evaluator(test, accuracy, pair_rows)`: the share of pairs ranked rightly.
 
-    That is, by log π(preferred) > log π(rejected): what the model itself would rather say.
+    A pair is ranked rightly if log π(preferred) > log π(rejected).
+
+    Returns:
+      The weighted sum over pairs and the sum of weights, float32 [] each.
     """
     hit = (pair_log_probs(outputs, batch).margin > 0).astype(jnp.float32)
     return jnp.sum(hit * batch["weight"]), jnp.sum(batch["weight"])
 
 
 def margin(outputs: TokenScores, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """A score likewise: the mean margin of implicit rewards in nats, for β = 1.
+    """A score like `accuracy`: the mean margin of implicit rewards in nats, for β = 1.
 
-    The test's column `reference` [B] is the margin of the reference's log-probabilities.
+    The test's column `reference` float32 [B] is the margin of the reference's log-probabilities.
     """
     gained = pair_log_probs(outputs, batch).margin - batch["reference"]
     return jnp.sum(gained * batch["weight"]), jnp.sum(batch["weight"])

@@ -1,10 +1,11 @@
 """Replay memory: fixed-shape buffers on the device, as pure functions.
 
-A buffer is allocated once for an example batch, so that it lives in the compiled step; an empty
-slot weighs 0. Rows are dicts of arrays [B, ...] with `weight` [B]; padding is never stored. An
-insert writes B rows, whatever the capacity.
+A buffer is allocated once in the shapes of an example batch, so that it lives in the compiled
+step; an empty slot has weight 0. Rows are dicts of arrays [B, ...] with `weight` [B]; padding is
+never stored. An insert costs the writing of B rows, whatever the capacity.
 
-What to keep is a `policy`; what to replay is `sample` or, of more rows, the `hardest`.
+A `policy` decides which rows are kept. `sample` draws rows to replay, and `hardest` picks those of
+the highest loss among them.
 """
 
 from jcl.memory.buffer import (

@@ -1,4 +1,4 @@
-"""Slots of rows on the device: reading, drawing and writing them."""
+"""Slots of rows on the device, and how they are drawn, read and written."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jcl.method import Batch, Ctx, check
 
 
 class Ranks(NamedTuple):
-    """Why a stored row stays: those of the largest group go first, lowest score first."""
+    """Decides which stored row goes: that of the lowest score in the largest group."""
 
     group: jax.Array
-    """int32 [capacity], -1 where a slot is empty."""
+    """int32 [capacity]: the group of each slot's row, -1 where the slot is empty."""
     score: jax.Array
-    """float32 [capacity]."""
+    """float32 [capacity]: the score of each slot's row."""
     held: jax.Array
-    """int32 [groups]: slots that a group occupies."""
+    """int32 [groups]: how many slots a group occupies."""
     full: jax.Array
     """bool [groups]: whether a group has been a largest one since the buffer filled."""
     floor: jax.Array
@@ -26,14 +26,14 @@ class Ranks(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """Slots of rows, in one region or several of equal size that fill from their start."""
+    """Slots of rows, in one region or several of equal size, each of which fills from its start."""
 
     rows: Batch
     """Leaves [capacity, ...]; `weight` is 0 where a slot is empty."""
     seen: jax.Array
     """int32 [regions]: how many rows have been offered to each."""
     ranks: Any = ()
-    """`Ranks` where the policy compares rows."""
+    """`Ranks` where the policy compares rows, else ()."""
 
 
 def empty(example: Batch, capacity: int, regions: int = 1, groups: int = 0) -> Buffer:
@@ -41,12 +41,12 @@ def empty(example: Batch, capacity: int, regions: int = 1, groups: int = 0) -> B
 
     Args:
       example: read for shapes and dtypes only.
-      capacity: slots.
-      regions: parts of `capacity // regions` slots each.
-      groups: of which `ranked` keeps account; 0 for none.
+      capacity: how many slots there are.
+      regions: into how many parts of `capacity // regions` slots they are divided.
+      groups: how many groups `ranked` tells apart; 0 where rows aren't ranked.
 
     Raises:
-      ValueError: if there is less than one slot, or a region.
+      ValueError: if `capacity` is below 1, or `regions` isn't in [1, capacity].
     """
     check(capacity >= 1, "capacity", capacity, "at least 1")
     check(1 <= regions <= capacity, "regions", regions, f"in [1, capacity], capacity {capacity}")
@@ -62,15 +62,15 @@ def empty(example: Batch, capacity: int, regions: int = 1, groups: int = 0) -> B
 
 
 def capacity(buffer: Buffer) -> int:
-    """Number of slots."""
+    """How many slots a buffer has."""
     return buffer.rows["weight"].shape[0]
 
 
 def buffer_of(ctx: Ctx, name: str) -> Buffer:
-    """The buffer of another method in the chain.
+    """The buffer in the state of another method of the chain, found by its `name`.
 
     Raises:
-      ValueError: if that method has none.
+      ValueError: if that method's state has no buffer.
     """
     buffer = getattr(ctx.states[name], "buffer", None)
     if not isinstance(buffer, Buffer):
@@ -83,20 +83,20 @@ def _occupied(buffer: Buffer) -> jax.Array:
 
 
 def count_filled(buffer: Buffer) -> jax.Array:
-    """Number of occupied slots, int32 []."""
+    """How many slots are occupied, int32 []."""
     return jnp.sum(_occupied(buffer)).astype(jnp.int32)
 
 
 def draw(buffer: Buffer, key: jax.Array, count: int, regions: jax.Array | None = None) -> jax.Array:
-    """`count` occupied slots, uniformly and with replacement, int32 [count].
+    """Draws `count` occupied slots, uniformly and with replacement, int32 [count].
 
-    From an empty buffer they are `capacity`, which `take` reads as rows of weight 0.
+    From an empty buffer it draws the number `capacity`, which `take` reads as rows of weight 0.
 
     Args:
-      buffer: where to draw.
-      key: of the draw.
-      count: how many.
-      regions: bool [regions], which ones to draw from; None is all.
+      buffer: what to draw from.
+      key: the draw's PRNG key.
+      count: how many slots to draw.
+      regions: bool [regions], which regions to draw from; None is all.
     """
     held = _occupied(buffer)
     held = held if regions is None else jnp.where(regions, held, 0)
@@ -112,7 +112,7 @@ def draw(buffer: Buffer, key: jax.Array, count: int, regions: jax.Array | None =
 
 
 def take(buffer: Buffer, slots: jax.Array) -> Batch:
-    """The rows in `slots` int32 [n]; those out of range have weight 0."""
+    """The rows in `slots` int32 [n], leaves [n, ...]; a slot out of range gives weight 0."""
     size = capacity(buffer)
     inside = jnp.clip(slots, 0, size - 1)
     rows = jax.tree.map(lambda x: x[inside], buffer.rows)
@@ -125,9 +125,9 @@ def sample(buffer: Buffer, key: jax.Array, count: int) -> Batch:
 
 
 def append(batch: Batch, rows: Batch) -> Batch:
-    """`rows` [n, ...] after those of `batch` [B, ...].
+    """The rows of `batch` [B, ...] and after them `rows` [n, ...], leaves [B + n, ...].
 
-    Columns that only `batch` has are 0 in the new rows; those that only `rows` have are left out.
+    Columns that only `batch` has are 0 in the new rows; those that only `rows` has are left out.
     """
     count = rows["weight"].shape[0]
 
@@ -140,17 +140,19 @@ def append(batch: Batch, rows: Batch) -> Batch:
 
 
 def write(buffer: Buffer, slots: jax.Array, rows: Batch) -> Buffer:
-    """Puts row i in slot `slots[i]`; out of range drops it, and of several the last row wins.
+    """Puts row i in slot `slots[i]`.
+
+    A row whose slot is out of range is dropped; of several rows for one slot the last one stays.
 
     Args:
       buffer: what to write to.
-      slots: int32 [B].
+      slots: int32 [B], a slot for each row.
       rows: leaves [B, ...], with the buffer's keys.
     """
     size, count = capacity(buffer), slots.shape[0]
     order = jnp.arange(count)
-    # scatters with duplicates have no defined order: keep only each slot's last row
-    if count * count < 4 * size:  # pairs are fewer than slots: no pass over the buffer
+    # XLA doesn't define which of several writes to one slot wins, so only the last is left
+    if count * count < 4 * size:  # comparing all pairs is cheaper than a pass over all slots
         later = (slots[:, None] == slots[None, :]) & (order[:, None] < order[None, :])
         wins = ~jnp.any(later, axis=1)
     else:

@@ -1,4 +1,4 @@
-"""Which rows stay, and which of those drawn are worth replaying."""
+"""Decides which rows stay in a buffer, and which of those drawn are worth replaying."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jcl.method import Batch, LossFn, Params
 
 
 def row_losses(loss: LossFn, params: Params, rows: Batch) -> jax.Array:
-    """Each row's own loss, float32 [B]."""
+    """Each row's own loss, float32 [B], at the price of a forward pass."""
 
     def one(row: Batch) -> jax.Array:
         return loss(params, jax.tree.map(lambda x: x[None], row))[0]
@@ -36,7 +36,7 @@ def reservoir(buffer: Buffer, key: jax.Array, rows: Batch) -> Buffer:
     """
     size = capacity(buffer)
     real = rows["weight"] > 0
-    index = buffer.seen[0] + jnp.cumsum(real) - 1  # a row's place in the stream
+    index = buffer.seen[0] + jnp.cumsum(real) - 1  # each row's number among all that were offered
     place = jax.random.randint(key, index.shape, 0, jnp.maximum(index, 0) + 1)
     slots = jnp.where(index < size, index, place)
     slots = jnp.where(real & (slots < size), slots, size)
@@ -44,7 +44,7 @@ def reservoir(buffer: Buffer, key: jax.Array, rows: Batch) -> Buffer:
 
 
 def ring(buffer: Buffer, rows: Batch, region: jax.Array | int = 0) -> Buffer:
-    """First in, first out, within one region: it holds the last rows that it was offered."""
+    """First in, first out, within one `region`, which holds the last rows that it was offered."""
     size = capacity(buffer)
     length = size // buffer.seen.shape[0]
     real = rows["weight"] > 0
@@ -55,21 +55,21 @@ def ring(buffer: Buffer, rows: Batch, region: jax.Array | int = 0) -> Buffer:
 
 
 def ranked(buffer: Buffer, rows: Batch, group: jax.Array, score: jax.Array) -> Buffer:
-    """Class-balanced insertion: a full buffer makes room by the largest group's lowest score.
+    """Class-balanced insertion: a full buffer drops the row of lowest score in its largest group.
 
-    A group that has once been a largest one has its share for good: its rows then replace their
-    own group's lowest score, or are dropped if theirs is lower. With scores drawn at random each
-    group's rows are a uniform sample of all that it offered, which is CBRS; with losses or
-    herding ranks as scores they are the highest.
+    Once a group has been the largest one of a full buffer it never grows again: its new rows
+    replace the row of lowest score in their own group, or are dropped if their score is lower.
+    With random scores each group's rows are a uniform sample of all that it offered, which is CBRS;
+    with losses or herding ranks as scores they are those of the highest scores.
 
     Source: Chrysakis and Moens, ICML 2020, algorithm 1, whose draw m_c / n_c is here the chance
     that a random score is among the m_c highest of n_c. Of groups equally large the first shrinks.
 
     Args:
-      buffer: with ranks.
+      buffer: one with ranks.
       rows: leaves [B, ...], taken one after another.
-      group: int32 [B], clipped into the buffer's groups.
-      score: float32 [B].
+      group: int32 [B], clipped to the buffer's groups.
+      score: float32 [B]; rows of high scores stay.
     """
     size = capacity(buffer)
 
@@ -85,7 +85,7 @@ def ranked(buffer: Buffer, rows: Batch, group: jax.Array, score: jax.Array) -> B
             slot = jnp.argmin(scores)
             return slot.astype(jnp.int32), jnp.min(scores.at[slot].set(jnp.inf))
 
-        # the one pass over the scores is made only for rows that get in
+        # finding the row that goes takes a pass over all scores, made only for rows that get in
         slot, floor = lax.cond(swaps, evict, lambda _: (jnp.int32(size), r.floor[loser]), None)
         enters = swaps | (real & filling)
         slot = jnp.where(filling & real, seen, slot)
@@ -118,10 +118,10 @@ def gss(buffer: Buffer, key: jax.Array, rows: Batch, likeness: jax.Array) -> Buf
     Source: Aljundi et al., arXiv 1903.08671, algorithm 2.
 
     Args:
-      buffer: with ranks of one group.
-      key: of the draws.
+      buffer: one with ranks of one group, whose scores C are likenesses.
+      key: the draws' PRNG key.
       rows: leaves [B, ...].
-      likeness: float32 [B] in [0, 2], 1 + the largest cosine, see `gradient_likeness`.
+      likeness: c of each row, float32 [B] in [0, 2], from `gradient_likeness`.
     """
     size, ranks = capacity(buffer), buffer.ranks
     real = rows["weight"] > 0
@@ -146,8 +146,8 @@ def gss(buffer: Buffer, key: jax.Array, rows: Batch, likeness: jax.Array) -> Buf
 def gradient_likeness(loss: LossFn, params: Params, rows: Batch, others: Batch) -> jax.Array:
     """1 + the largest cosine of each row's gradient with those of `others`, float32 [B].
 
-    A row's own gradient is taken in turn, so that the others' n gradients and one more are held.
-    With no others (all of weight 0) it is 1.1, as in the authors' code.
+    The rows' own gradients are taken one after another, so that only the others' n gradients and
+    one more are held at once. With no others (all of weight 0) it is 1.1, as in the authors' code.
     """
 
     def slope(row: Batch) -> Params:
@@ -171,22 +171,22 @@ def gradient_likeness(loss: LossFn, params: Params, rows: Batch, others: Batch) 
 def herding(
     features: jax.Array, group: jax.Array, real: jax.Array, groups: int, quota: jax.Array | int
 ) -> jax.Array:
-    """iCaRL's order: rank k goes to the row that brings the mean of the first k nearest the mean.
+    """iCaRL's order: rank k goes to the row that brings the mean of ranks 0 to k nearest the mean.
 
-    Features and the mean are scaled to length 1. Keeping the first m of an order is the order that
-    m would have given.
+    Features and the group's mean are scaled to length 1. The first m ranks do not depend on how
+    many follow, so a smaller memory keeps them.
 
     Source: Rebuffi et al., arXiv 1611.07725, algorithm 4.
 
     Args:
-      features: [N, d].
-      group: int32 [N] in [0, groups); each is ranked by itself.
+      features: [N, d], a vector for each row.
+      group: int32 [N] in [0, groups); each group is ranked by itself.
       real: bool [N], False for padding.
-      groups: how many there are.
-      quota: ranks to give in each group; may be traced.
+      groups: how many groups there are.
+      quota: how many ranks to give in each group; may be traced.
 
     Returns:
-      int32 [N]: 0 is the first, N where a row was not chosen.
+      int32 [N], each row's rank: 0 is the first, N means not chosen.
     """
     count = features.shape[0]
 

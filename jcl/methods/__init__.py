@@ -1,4 +1,4 @@
-"""Continual-learning methods, one a file; each factory returns a `jcl.Method`."""
+"""Continual-learning methods, one to a file. Each factory here returns a `jcl.Method`."""
 
 from jcl.methods.adapters.bottleneck import bottleneck
 from jcl.methods.adapters.eproj import eproj

@@ -1,4 +1,4 @@
-"""Attention on the platform's best kernel, and who may look at whom."""
+"""Attention by the platform's fastest kernel, and masks of which token sees which."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from jcl.method import check
 from jcl.parallel import mesh as meshes
 
 Backend = Literal["auto", "xla", "cudnn", "splash"]
-"""`auto` takes cuDNN on GPUs for half precision, splash attention on TPUs, XLA elsewhere, and
-wherever there is a bias, or a mesh cuts rows along their length."""
+"""`auto` takes cuDNN on GPUs for half precision, splash attention on TPUs, and XLA elsewhere, for
+biases, or where a mesh cuts rows along their length."""
 BACKENDS = ("auto", "xla", "cudnn", "splash")
 
 
@@ -28,14 +28,14 @@ def visible(
     window: int | None = None,
     causal: bool = True,
 ) -> jax.Array:
-    """Which keys each query sees, bool [B, 1, T, S]: of its own segment, not later, not too old.
+    """Which keys each query sees, bool [B, 1, T, S]: those of its segment, not later, not too old.
 
     Args:
-      query: segments of the queries, int32 [B, T].
-      key: segments of the keys, int32 [B, S].
-      query_slots: where among the S keys each query stands, int32 [T].
-      window: how many of the latest keys are seen, the query's own included; None sees all.
-      causal: False sees the whole segment.
+      query: the segments of the queries, int32 [B, T].
+      key: the segments of the keys, int32 [B, S].
+      query_slots: the place of each query among the S keys, int32 [T].
+      window: how many of the latest keys a query sees, its own included; None is all.
+      causal: False lets a query see its whole segment.
     """
     same = query[:, :, None] == key[:, None]
     if not causal:
@@ -59,20 +59,20 @@ def attend(
     bias: jax.Array | None = None,
     backend: Backend = "auto",
 ) -> jax.Array:
-    """softmax(scale · q kᵀ + bias) v over what is visible, scores and softmax in float32.
+    """softmax(scale · q kᵀ + bias) v over the visible keys, scores and softmax in float32.
 
     Args:
       q: queries [B, T, H, D].
       k: keys [B, S, K, D]; each serves H / K query heads.
       v: values [B, S, K, D].
-      scale: of the scores.
-      segments: int32 [B, T], where T = S, which attention doesn't cross; None is one segment.
-      window: how many of the latest keys are seen, the query's own included; None sees all.
-      mask: bool [B or 1, 1, T, S], True where seen, instead of causality, segments and window.
+      scale: the factor of the scores.
+      segments: int32 [B, T], with T = S, which attention doesn't cross; None is one segment.
+      window: how many of the latest keys a query sees, its own included; None is all.
+      mask: bool [B or 1, 1, T, S], True where seen; it replaces causality, segments and window.
       cap: scores s become cap · tanh(s / cap) (Gemma 2).
-      causal: False sees later tokens too.
-      bias: float32 [B or 1, H, T, S]; not with `cap`.
-      backend: which kernel; see `Backend`.
+      causal: False lets a query see later tokens too.
+      bias: float32 [B or 1, H, T, S], added to the scores; not with `cap`.
+      backend: the kernel; see `Backend`.
 
     Returns:
       [B, T, H, D] in q's dtype.
@@ -83,7 +83,7 @@ def attend(
             segments = jnp.ones(q.shape[:2], jnp.int32)
         splash: Any = partial(_splash, scale=scale, window=window, cap=cap, causal=causal)
         cuts = _cuts(q, k)
-        if any(cuts):  # the compiler can't cut a kernel: each device runs it on its rows and heads
+        if any(cuts):  # the compiler can't cut a kernel, so each device runs it on its part
             specs = (cuts, cuts, cuts, PartitionSpec(*cuts[:2]))
             splash = meshes.by_parts(splash, specs, cuts, meshes.AXES)
         return splash(q, k, v, segments)
@@ -105,7 +105,7 @@ def attend(
     mask = visible(rows, rows, jnp.arange(q.shape[1]), window, causal)
     if not causal or kernel == "cudnn":
         return look(q, k, v, bias, mask)
-    # queries in a few pieces, each over the keys up to its last, for half the scores are masked
+    # queries go in a few pieces, each with the keys up to its end, for half the scores are masked
     count = max(1, min(4, q.shape[1] // 64))
     edges = [i * q.shape[1] // count for i in range(count + 1)]
     parts = [
@@ -123,8 +123,8 @@ def _pick_kernel(
     backend: Backend, q: jax.Array, own: bool, biased: bool
 ) -> Literal["xla", "cudnn", "splash"]:
     check(backend in BACKENDS, "attention backend", backend, f"one of {list(BACKENDS)}")
-    whole = _cuts(q, q)[1] is None  # of the length, which a kernel of one device must see
-    if backend == "splash":  # makes its own mask
+    whole = _cuts(q, q)[1] is None  # a kernel must see the whole length on one device
+    if backend == "splash":  # which makes its own mask
         return "splash" if own and whole and not biased else "xla"
     if backend != "auto":
         return backend
@@ -137,13 +137,13 @@ def _pick_kernel(
 
 
 def platform() -> str:
-    """What is compiled for: the devices of the context's mesh, wherever they are, or else ours."""
+    """The platform that is compiled for: that of the context's mesh, or else this machine's."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def _cuts(q: jax.Array, k: jax.Array) -> PartitionSpec:
-    """How the mesh of the context cuts [B, T, H, D]: rows, their length, heads."""
+    """How the context's mesh cuts [B, T, H, D]: by rows, their length and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     rows = (*meshes.row_spec(mesh, q.shape), None)[:2]
     heads = meshes.dividing_axes(mesh, ("tensor",), math.gcd(q.shape[2], k.shape[2])) or None
@@ -195,9 +195,9 @@ def _splash(
 
 
 def positions(segments: jax.Array) -> jax.Array:
-    """Place of each token within its segment, int32 [B, L], from `segments` [B, L].
+    """The place of each token within its segment, int32 [B, L], from `segments` [B, L].
 
-    Segments are numbered from 1 in order; 0, padding, takes no place.
+    Segments are numbered from 1 in order; padding, 0, takes no place.
     """
     real = segments > 0
     count = jnp.cumsum(real, axis=1) - 1
@@ -209,7 +209,7 @@ def positions(segments: jax.Array) -> jax.Array:
 def prefixed(
     prefix: Any, k: jax.Array, v: jax.Array, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keys, values and mask with prefix tuning's keys and values, which all see, before them.
+    """Puts prefix tuning's keys and values, which all queries see, before keys, values and mask.
 
     Args:
       prefix: `{"key", "value"}`, [P, K · D] each.

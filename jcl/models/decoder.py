@@ -1,15 +1,17 @@
 """One causal transformer decoder for the published families: Llama to Gemma, GPT-2 and mixtures.
 
 Layers are stacked along a leading axis and scanned, so that compile time doesn't grow with depth.
-A batch's keys say what is asked for:
+The batch's keys decide what goes in and what comes out:
 
-- `tokens` int32 [B, L] -> logits [B, L, V]; `segments` int32 [B, L] packs documents, numbered from
-  1 in order, 0 being padding: attention and positions don't cross them;
-- with a `classifier` among the parameters, logits [B, C] of the row, read at its last token;
-- with `targets` int32 [B, L] -> `losses.TokenScores` instead, never holding [B, L, V];
-- with `embeddings` [B, P, d], a soft prefix before the tokens, which has no outputs of its own, and
-  `embedding_segments` int32 [B, P] where some of it pads;
-- with `prefill` or `cache`, from `empty_cache`: (logits of the last position [B, V], cache).
+- `tokens` int32 [B, L] gives logits [B, L, V]. `segments` int32 [B, L] packs documents, numbered
+  from 1 in order, with 0 for padding; attention and positions don't cross them.
+- With a `classifier` among the parameters it gives logits [B, C] of the row, read at its last
+  token.
+- With `targets` int32 [B, L] it gives `losses.TokenScores` and never holds logits [B, L, V].
+- `embeddings` [B, P, d] is a soft prefix before the tokens, which has no outputs of its own;
+  `embedding_segments` int32 [B, P] is 0 where the prefix is padding.
+- With `prefill` or `cache`, from `empty_cache`, it gives the logits [B, V] of the last position and
+  the cache.
 """
 
 from __future__ import annotations
@@ -45,42 +47,47 @@ from jcl.models.rope import Rope
 
 @dataclass(frozen=True)
 class Config:
-    """What a decoder computes; the defaults are a small Llama over bytes.
+    """The architecture of a decoder; the defaults are a small Llama over bytes.
 
     Args:
-      vocabulary: number of token ids; 256 for bytes.
-      layers: blocks.
-      width: of the residual stream, d.
-      heads: query heads.
-      kv_heads: key and value heads; must divide `heads`.
-      head_width: of each; None is width / heads.
-      hidden: width inside the MLP, or inside each expert.
-      norm: `rms` or `layer`.
+      vocabulary: how many token ids there are; 256 for bytes.
+      layers: how many blocks there are.
+      width: d, the width of the residual stream.
+      heads: how many query heads there are.
+      kv_heads: how many key and value heads there are; must divide `heads`.
+      head_width: the width of a head; None is width / heads.
+      hidden: the width inside the MLP, or inside each expert.
+      norm: the kind of norms, `rms` or `layer`.
       norm_offset: added to the scales of RMS norms; 1 in Gemma.
       pre_norm: whether a sublayer's input is normed.
-      post_norm: whether what it adds to the stream is normed (OLMo 2; Gemma has both).
-      eps: of the norms.
-      parallel: attention and MLP read the same stream and add to it together (NeoX).
-      activation: of the MLP.
+      post_norm: whether a sublayer's output is normed before it is added (OLMo 2; Gemma has both).
+      eps: the ε of the norms.
+      parallel: whether attention and MLP read the same stream and add to it together (NeoX).
+      activation: the MLP's activation, one of `layers.ACTIVATIONS`.
       gated: whether the MLP has a gate.
-      qkv_bias: biases of query, key and value.
-      output_bias: bias of attention's output.
-      mlp_bias: biases of the MLP.
-      qk_norm: `head` norms each query and key head (Qwen3), `full` all heads as one (OLMo 2).
-      rope: rotary positions; None is learned ones.
-      local_rope: of the layers with a window, where they have their own (Gemma 3).
-      context: the most positions, where they are learned.
-      window: latest tokens that a windowed layer sees, its own included; None is all.
+      qkv_bias: whether query, key and value have biases.
+      output_bias: whether attention's output has a bias.
+      mlp_bias: whether the MLP has biases.
+      qk_norm: `head` norms each query and key head (Qwen3), `full` all heads as one (OLMo 2); None
+        norms none.
+      rope: the rotary positions; None means learned positions.
+      local_rope: the rotary positions of layers with a window, if they differ (Gemma 3).
+      context: how many positions there are, if they are learned.
+      window: how many of the latest tokens a layer with a window sees, its own included; None is
+        all.
       local: which layers have the window; None is every one.
-      query_scale: of the attention scores; None is 1 / √head_width.
-      attention_cap: tanh cap of attention scores (Gemma 2).
-      logit_cap: tanh cap of the logits (Gemma 2).
-      embed_scale: of the embeddings, √width in Gemma.
+      query_scale: the factor of attention scores; None is 1 / √head_width.
+      attention_cap: the tanh cap of attention scores (Gemma 2).
+      logit_cap: the tanh cap of the logits (Gemma 2).
+      embed_scale: the factor of the embeddings, √width in Gemma.
       clip_qkv: queries, keys and values are clipped to ± this (OLMoE).
       tied: whether the head is the embedding.
       experts: how many MLPs a mixture has; 0 is one plain MLP.
-      chosen_experts: how many each token takes.
+      chosen_experts: how many experts each token takes.
       renormalise: whether their probabilities are made to sum to 1.
+
+    Raises:
+      ValueError: if an argument is out of range.
     """
 
     vocabulary: int = 256
@@ -134,16 +141,16 @@ class Config:
 
 
 class Cache(NamedTuple):
-    """Keys and values of what was read, for generation."""
+    """The keys and values of the tokens read so far, for generation."""
 
     key: jax.Array
-    """[layers, B, S, kv_heads, head_width]."""
+    """The keys, [layers, B, S, kv_heads, head_width]."""
     value: jax.Array
-    """Likewise."""
+    """The values, [layers, B, S, kv_heads, head_width]."""
     segments: jax.Array
-    """int32 [B, S], 0 where a slot is padding or not filled yet."""
+    """int32 [B, S]: 0 where a slot is padding or not filled yet."""
     filled: jax.Array
-    """int32 []: slots filled."""
+    """int32 []: how many slots are filled."""
 
 
 def empty_cache(config: Config, rows: int, slots: int, dtype: Any = jnp.float32) -> Cache:
@@ -154,7 +161,7 @@ def empty_cache(config: Config, rows: int, slots: int, dtype: Any = jnp.float32)
 
 
 def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
-    """Parameters of a decoder: normal, 0.02, residual outputs scaled by 1/√(2·layers) (GPT-2).
+    """Draws a decoder's parameters: normal, 0.02, residual outputs times 1/√(2·layers) (GPT-2).
 
     `blocks/...` leaves have a leading axis [layers].
     """
@@ -214,16 +221,17 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
 
 
 class _Scene(NamedTuple):
-    """Where the tokens of one call stand, which all layers share."""
+    """The places of one call's tokens, which all layers share."""
 
     segments: jax.Array | None
     angles: tuple[jax.Array, jax.Array] | None
     local_angles: tuple[jax.Array, jax.Array] | None
     mask: jax.Array | None
-    """Over the slots of a cache; None without one."""
+    """What each token sees of a cache's slots; None without a cache."""
     local_mask: jax.Array | None
+    """The same for layers with a window."""
     slot: jax.Array | int
-    """Of the cache, where the first token goes."""
+    """The cache's slot for the first token."""
 
 
 def _scene(
@@ -240,7 +248,7 @@ def _scene(
 def _cached_scene(
     config: Config, segments: jax.Array | None, shape: tuple[int, ...], cache: Cache
 ) -> tuple[_Scene, jax.Array, jax.Array]:
-    """The same with a cache, whose segments after this call come third."""
+    """The scene with a cache, each token's position, and the cache's segments after this call."""
     new = jnp.ones(shape, jnp.int32) if segments is None else segments
     read = jnp.sum(cache.segments > 0, axis=1, keepdims=True)
     places = read + jnp.maximum(jnp.cumsum(new > 0, axis=1) - 1, 0)
@@ -275,13 +283,13 @@ def apply_fn(
     `blocks:attention`, `blocks:mlp` (what each adds to the residual stream), `blocks:out`.
 
     Args:
-      config: what is computed.
+      config: the architecture.
       remat: what the backward pass computes again: nothing, each `block`, or all in it but the
         matrix products (`dots`).
-      compute: dtype of activations and products, such as bfloat16 over float32 parameters; None
+      compute: the dtype of activations and products, such as bfloat16 over float32 parameters; None
         is the embedding's.
       backend: the attention kernel.
-      logits_limit: at most so many logits are held at once where `targets` are asked for.
+      logits_limit: with `targets`, how many logits are held at once at most.
 
     Raises:
       ValueError: if `remat` is unknown.
@@ -324,7 +332,7 @@ def apply_fn(
 
         def look(window: int | None, mask: jax.Array | None) -> jax.Array:
             rows, keys, values = scene.segments, k, v
-            if "prefix" in p:  # prefix tuning: what every token sees beside the others
+            if "prefix" in p:  # prefix tuning: keys and values that every token sees
                 if mask is None:
                     seen = jnp.ones((1, length), jnp.int32) if rows is None else rows
                     mask = attention.visible(seen, seen, jnp.arange(length), window)
@@ -368,7 +376,7 @@ def apply_fn(
         h = middle + after("mlp", feed(p, before("mlp", read), layer, tap))
         return tap("blocks:out", layer, h), kept
 
-    # which layers have the window: said once where all are alike, so that it is static
+    # if all layers are alike, whether they have the window is a Python bool, and so static
     windowed = c.window is not None
     alike = None if windowed and c.local is not None else windowed
 
@@ -435,14 +443,14 @@ def apply_fn(
 
 
 def _select_layer(local: Any, yes: Any, no: Any) -> Any:
-    """`yes` in a windowed layer, else `no`; `local` is a bool, or bool [] where layers differ."""
+    """`yes` in a layer with a window, else `no`; `local` is a bool, or bool [] if layers differ."""
     if isinstance(local, bool):
         return yes if local else no
     return yes if yes is no else jax.tree.map(partial(jnp.where, local), yes, no)
 
 
 def _cond_layer(local: Any, yes: Callable[[], jax.Array], no: Callable[[], jax.Array]) -> jax.Array:
-    """The same of two computations, only one of which is carried out."""
+    """`yes()` in a layer with a window, else `no()`; only one of the two is computed."""
     if isinstance(local, bool):
         return yes() if local else no()
     return lax.cond(local, yes, no)

@@ -1,4 +1,4 @@
-"""The published decoders: what their `config.json` means, and what their tensors are called.
+"""The published decoders: the meaning of their `config.json`, and the names of their tensors.
 
 Encoders and T5 are in `encoder_families`, vision towers in `vision_families`.
 """
@@ -15,17 +15,17 @@ from jcl.models.rope import Rope
 
 
 def _rows(start: int, stop: int) -> View:
-    """Some of the outputs of a fused linear layer."""
+    """A view of some outputs of a fused linear layer."""
     return lambda stored: stored[start:stop].T
 
 
 def _columns(start: int, stop: int) -> View:
-    """The same where the layer is stored [in, out], or of its bias."""
+    """A view of some outputs of a fused layer that is stored [in, out], or of its bias."""
     return lambda stored: stored[..., start:stop]
 
 
 def _rope(given: Any, parameters: dict[str, Any], head: int) -> Rope:
-    """From transformers' `rope_parameters`."""
+    """Rotary positions from transformers' `rope_parameters`."""
     kind = parameters.get("rope_type", "default")
     context = given.max_position_embeddings
     original = parameters.get("original_max_position_embeddings") or context
@@ -45,7 +45,7 @@ def _rope(given: Any, parameters: dict[str, Any], head: int) -> Rope:
 
 
 def _windows(given: Any) -> dict[str, Any]:
-    """`window` and `local`, as few as say it."""
+    """The arguments `window` and `local`, without those that aren't needed."""
     window = getattr(given, "sliding_window", None)
     kinds = getattr(given, "layer_types", None)
     local = None if kinds is None else tuple(k == "sliding_attention" for k in kinds)
@@ -55,7 +55,7 @@ def _windows(given: Any) -> dict[str, Any]:
 
 
 def _common(given: Any, **more: Any) -> Config:
-    """What most configurations call by the same names."""
+    """Our configuration from the names that most configurations share."""
     head = getattr(given, "head_dim", None) or given.hidden_size // given.num_attention_heads
     if "rope" not in more:
         more["rope"] = _rope(given, given.rope_parameters, head)
@@ -180,7 +180,7 @@ def _neox(given: Any) -> Config:
 
 
 def _body(c: Config) -> Layout:
-    """Norms, attention, embedding and head, as Llama's heirs call them."""
+    """The layout of norms, attention, embedding and head, by the names of Llama's heirs."""
     assert c.head_width is not None
     q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
     at = "model.layers.{layer}"
@@ -252,7 +252,7 @@ def _moe_layout(c: Config) -> Layout:
 
 
 def _phi3_layout(c: Config) -> Layout:
-    """Query, key and value are one stored tensor, gate and up another."""
+    """Phi-3's layout, in which query, key and value are one stored tensor, gate and up another."""
     assert c.head_width is not None
     found = _llama_layout(c)
     q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
@@ -269,7 +269,7 @@ def _phi3_layout(c: Config) -> Layout:
 
 
 def _gpt2_layout(c: Config) -> Layout:
-    """Its linear layers are stored [in, out], with query, key and value side by side."""
+    """GPT-2's layout: linear layers are stored [in, out], query, key and value side by side."""
     at = "transformer.h.{layer}"
     found = {
         "embed/table": Source("transformer.wte.weight", (c.vocabulary, c.width)),
@@ -296,7 +296,7 @@ def _gpt2_layout(c: Config) -> Layout:
 
 
 def _neox_layout(c: Config) -> Layout:
-    """Query, key and value are stored head by head."""
+    """NeoX's layout, in which query, key and value are stored head by head."""
     assert c.head_width is not None
     at, width = "gpt_neox.layers.{layer}", c.head_width
     found = {
@@ -349,4 +349,4 @@ DECODERS = {
     "olmoe": Family(_olmoe, _moe_layout, "model."),
     "qwen3_moe": Family(_qwen3_moe, _moe_layout, "model."),
 }
-"""By `model_type`; SmolLM2 is a `llama`, Pythia a `gpt_neox`."""
+"""Families of decoders by `model_type`; SmolLM2 is a `llama`, Pythia a `gpt_neox`."""

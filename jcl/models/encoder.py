@@ -1,15 +1,15 @@
 """One bidirectional transformer encoder for the published families: BERT, RoBERTa and MiniLM.
 
 Layers are stacked along a leading axis and scanned, so that compile time doesn't grow with depth.
-The parameters say what comes out, of `tokens` int32 [B, L]:
+The parameters decide what comes out for `tokens` int32 [B, L]:
 
-- with a `classifier`: logits [B, C] of the row;
-- else with `masked`, the head of a masked language model: logits [B, L, V], or
-  `losses.TokenScores` of `targets` int32 [B, L], never holding [B, L, V];
-- else features [B, L, d], which `mean` pools to those of the row.
+- With a `classifier` it is logits [B, C] of the row.
+- Else with `masked`, the head of a masked language model, it is logits [B, L, V], or
+  `losses.TokenScores` of `targets` int32 [B, L], which never hold [B, L, V].
+- Else it is features [B, L, d], which `mean` pools to features of the row.
 
-`segments` int32 [B, L] packs documents, numbered from 1 in order, 0 being padding: attention and
-positions don't cross them. `types` int32 [B, L] are BERT's token types, 0 where they are left out.
+`segments` int32 [B, L] packs documents, numbered from 1 in order, with 0 for padding; attention and
+positions don't cross them. `types` int32 [B, L] are BERT's token types, 0 if they are left out.
 `embeddings` [B, P, d] is a soft prefix before the tokens, which has no outputs of its own.
 """
 
@@ -43,24 +43,27 @@ Pooling = Literal["mean", "first"]
 
 @dataclass(frozen=True)
 class Config:
-    """What an encoder computes; the defaults are a small BERT over bytes.
+    """The architecture of an encoder; the defaults are a small BERT over bytes.
 
     Args:
-      vocabulary: number of token ids; 256 for bytes.
-      layers: blocks.
-      width: of the residual stream, d.
-      heads: of attention; must divide `width`.
-      hidden: width inside the MLP.
-      eps: of the norms.
-      activation: of the MLP.
-      context: the most positions.
-      offset: rows of the table of positions before the first position's; RoBERTa has 2.
-      types: number of token types.
+      vocabulary: how many token ids there are; 256 for bytes.
+      layers: how many blocks there are.
+      width: d, the width of the residual stream.
+      heads: how many attention heads there are; must divide `width`.
+      hidden: the width inside the MLP.
+      eps: the ε of the norms.
+      activation: the MLP's activation, one of `layers.ACTIVATIONS`.
+      context: how many positions there are.
+      offset: how many rows of the table of positions come before the first position; 2 in RoBERTa.
+      types: how many token types there are.
       pooler: whether there is a dense layer with tanh for the first token.
       masked: whether there is the head of a masked language model, tied to the embedding.
-      classes: of the classifier; 0 is none.
+      classes: how many classes the classifier has; 0 is no classifier.
       pooling: what a classifier reads: the `mean` over the tokens, or the `first` one through the
-        pooler, as BERT has it.
+        pooler, as in BERT.
+
+    Raises:
+      ValueError: if an argument is out of range.
     """
 
     vocabulary: int = 256
@@ -103,7 +106,7 @@ def _norm(dtype: Any, *shape: int) -> Params:
 
 
 def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
-    """Parameters of an encoder: normal, 0.02, with biases 0 (BERT).
+    """Draws an encoder's parameters: normal, 0.02, with biases 0 (BERT).
 
     `blocks/...` leaves have a leading axis [layers].
     """
@@ -133,7 +136,7 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
 
 
 def heads(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
-    """Those of the parameters that stand above the blocks, drawn likewise."""
+    """Draws the parameters above the blocks: pooler, masked head and classifier."""
     c = config
     keys = jax.random.split(key, 3)
     params: Params = {}
@@ -151,9 +154,9 @@ def heads(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
 
 
 def mean(features: jax.Array, segments: jax.Array | None = None) -> jax.Array:
-    """Mean over the tokens that aren't padding, [B, d] in float32, from features [B, L, d].
+    """The mean over tokens that aren't padding, float32 [B, d], from features [B, L, d].
 
-    A sentence's embedding, as sentence-transformers has it before it is scaled to length 1.
+    It is a sentence's embedding as in sentence-transformers, before it is scaled to length 1.
     """
     wide = features.astype(jnp.float32)
     if segments is None:
@@ -177,11 +180,11 @@ def apply_fn(
     stream), `blocks:out`.
 
     Args:
-      config: what is computed.
+      config: the architecture.
       remat: as in `decoder.apply_fn`.
       compute: as in `decoder.apply_fn`.
       backend: the attention kernel.
-      logits_limit: at most so many logits are held at once where `targets` are asked for.
+      logits_limit: with `targets`, how many logits are held at once at most.
 
     Raises:
       ValueError: if `remat` is unknown; from `apply`, if a row without segments is longer than the
@@ -204,7 +207,7 @@ def apply_fn(
 
         q, k, v = split("query"), split("key"), split("value")
         mask = None
-        if "prefix" in p:  # prefix tuning: what every token sees beside the others
+        if "prefix" in p:  # prefix tuning: keys and values that every token sees
             rows = jnp.ones((1, length), jnp.int32) if segments is None else segments
             mask = attention.visible(rows, rows, jnp.arange(length), causal=False)
             k, v, mask = attention.prefixed(p["prefix"], k, v, mask)

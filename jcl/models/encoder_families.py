@@ -1,4 +1,4 @@
-"""The published encoders and T5: what their `config.json` means, what their tensors are called.
+"""The published encoders and T5: the meaning of their `config.json`, the names of their tensors.
 
 Which heads a checkpoint has is told by the names of its tensors; see `layout`.
 """
@@ -47,11 +47,11 @@ def _roberta(given: Any) -> encoder.Config:
 
 
 class _Names(NamedTuple):
-    """What a family calls its parts, without `.weight`."""
+    """A family's names of its parts, without `.weight`."""
 
     body: str
     transform: str
-    """Of a masked language model's head."""
+    """The dense layer of a masked language model's head."""
     norm: str
     bias: str
     classifier: str
@@ -83,7 +83,10 @@ _ROBERTA = _Names(
 def _heads(
     called: _Names, config: encoder.Config, given: Any, names: frozenset[str]
 ) -> encoder.Config:
-    """Which heads there are. A classifier of transformers' own reads the first token."""
+    """The configuration with the heads that the checkpoint has.
+
+    A classifier that transformers wrote reads the first token.
+    """
 
     def there(name: str) -> bool:
         short = name.removeprefix(f"{called.body}.")
@@ -158,7 +161,7 @@ def _t5(given: Any) -> t5.Config:
 
 
 def _t5_head(config: t5.Config, given: Any, names: frozenset[str]) -> t5.Config:
-    """1.1 has a head of its own; some files of 1.0 hold the embedding once more in its place."""
+    """The configuration with `tied`: 1.1 has its own head, some files of 1.0 a copied embedding."""
     return replace(config, tied=config.scaled or "lm_head.weight" not in names)
 
 
@@ -203,4 +206,4 @@ ENCODERS = {
     ),
     "t5": Family(_t5, _t5_layout, "", _t5_head, t5.init, t5.apply_fn),
 }  # fmt: skip
-"""By `model_type`; MiniLM is a `bert`, Flan-T5 a `t5`."""
+"""Families of encoders and T5 by `model_type`; MiniLM is a `bert`, Flan-T5 a `t5`."""

@@ -1,4 +1,4 @@
-"""Writing text: batched decoding with a cache, the whole loop in one compiled function."""
+"""Generates text: batched decoding with a cache, with the whole loop in one compiled function."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from jcl.method import check
 from jcl.models import decoder, t5
 
 Call = Callable[[Any, dict[str, Any]], tuple[jax.Array, Any]]
-"""`(tree, batch)`: a model's `apply` with its parameters, or `program.predict` with a state."""
+"""`(tree, batch) -> (logits, cache)`: a model's `apply` with its parameters, or `program.predict`
+with a state."""
 
 
 class Written(NamedTuple):
-    """What was written after each prompt."""
+    """The generated continuation of each prompt."""
 
     tokens: jax.Array
     """int32 [B, steps]; 0 after a stop token."""
     lengths: jax.Array
-    """int32 [B]: tokens before the stop token."""
+    """int32 [B]: how many tokens come before the stop token."""
 
 
 def sample(
@@ -41,20 +42,21 @@ def sample(
     top_p: float | jax.Array | None = None,
     stop: Sequence[int] = (),
 ) -> Written:
-    """Continues prompts until each has met a stop token, or `steps` tokens are written.
+    """Continues prompts until all have met a stop token, or `steps` tokens are written.
 
     Args:
       call: the model; see `Call`.
-      tree: what `call` takes first.
-      cache: empty, with a slot for each token of prompt, soft prefix and continuation.
-      tokens: prompts int32 [B, P], padded on the left.
+      tree: the first argument of `call`.
+      cache: an empty cache, with a slot for each token of prompt, soft prefix and continuation.
+      tokens: the prompts, int32 [B, P], padded on the left.
       segments: int32 [B, P], 1 for a token and 0 for padding.
-      key: of the draws.
-      inputs: what else the model reads with the prompts: T5's `inputs` and `input_segments`.
-      steps: tokens to write at most.
+      key: the PRNG key of the draws.
+      inputs: other arrays that the model reads with the prompts: T5's `inputs` and
+        `input_segments`.
+      steps: how many tokens are written at most.
       temperature: divides the logits; None takes the likeliest token. May be traced.
-      top_k: draw among the k likeliest; None among all.
-      top_p: draw among the fewest that have so much probability together; None among all
+      top_k: draws among the k likeliest tokens; None among all.
+      top_p: draws among the fewest tokens that together have this probability; None among all
         (Holtzman et al., arXiv 1904.09751). May be traced.
       stop: token ids that end a text.
     """
@@ -99,7 +101,7 @@ def _likeliest(logits: jax.Array, top_k: int | None, top_p: Any) -> jax.Array:
         falling = -jnp.sort(-logits, axis=-1)
         shares = jax.nn.softmax(falling, axis=-1)
         before = jnp.cumsum(shares, axis=-1) - shares
-        needed = (before < top_p) | (jnp.asarray(top_p) >= 1)  # rounding loses no tail
+        needed = (before < top_p) | (jnp.asarray(top_p) >= 1)  # at 1 rounding must drop none
         least = jnp.min(jnp.where(needed, falling, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
@@ -114,9 +116,9 @@ def left_padded(
     """Prompts of different length as `tokens` and `segments`, int32 [B, P].
 
     Args:
-      prompts: token ids.
-      vocabulary: number of ids that the model knows.
-      multiple: P is one of it, so that a few compiled shapes serve all prompts.
+      prompts: the token ids of each prompt.
+      vocabulary: how many ids the model knows.
+      multiple: P is a multiple of it, so that a few compiled shapes serve all prompts.
 
     Raises:
       ValueError: if a prompt is empty, or an id isn't in the vocabulary.
@@ -156,18 +158,21 @@ def generate(
     A T5 reads the prompts with its encoder, and writes from its start token.
 
     Args:
-      call: `model.apply`, or `program.predict` where methods have a say.
-      tree: the parameters, or the state.
-      config: of the model.
-      prompts: token ids, one list a prompt.
-      steps: tokens to write at most.
-      key: of the draws; needed with a temperature.
+      call: `model.apply`, or `program.predict` to include the methods.
+      tree: the parameters for `model.apply`, the state for `program.predict`.
+      config: the model's configuration.
+      prompts: the token ids of each prompt.
+      steps: how many tokens are written at most.
+      key: the PRNG key of the draws, needed with a temperature.
       temperature: as in `sample`.
       top_k: as in `sample`.
       top_p: as in `sample`.
       stop: token ids that end a text and aren't returned.
-      soft: length of a soft prefix that `call` puts before the prompt.
-      dtype: of the cache; None is float32.
+      soft: the length of a soft prefix that `call` puts before the prompt.
+      dtype: the cache's dtype; None is float32.
+
+    Returns:
+      The written token ids of each prompt, without the prompt.
 
     Raises:
       ValueError: if an argument is out of range, or an id isn't in the vocabulary.
@@ -211,17 +216,17 @@ def write(
     stop: Sequence[int] = (),
     **options: Any,
 ) -> list[str]:
-    """Continues texts with a loaded model; options are `generate`'s.
+    """Continues texts with a loaded model.
 
     Args:
       model: a `models.Model` with a tokenizer.
-      prompts: texts, as the tokenizer is to read them.
-      params: other ones than the model's own.
-      stop: token ids beside the tokenizer's end of text.
-      **options: of `generate`.
+      prompts: the texts, which the tokenizer reads as they are.
+      params: the parameters; None takes the model's own.
+      stop: token ids that end a text, beside the tokenizer's end of text.
+      **options: further arguments of `generate`.
 
     Raises:
-      ValueError: as `generate`.
+      ValueError: if the model has no tokenizer, or as `generate` does.
     """
     check(model.tokenizer is not None, "tokenizer", None, "there; give token ids to generate")
     ids = [model.tokenizer(p)["input_ids"] for p in prompts]

@@ -1,8 +1,8 @@
-"""GGUF files, as llama.cpp stores quantised models: read, never written.
+"""Reads GGUF files, in which llama.cpp stores quantised models.
 
-Tensors come dequantised to float32 under their Hugging Face names, so that a family's layout
-reads them as it reads safetensors. The file stores queries and keys for interleaved rotary
-positions; they are put back in halves.
+Tensors are dequantised to float32 and get their Hugging Face names, so that a family's layout reads
+them like safetensors. The file stores queries and keys for interleaved rotary positions; they are
+reordered into halves.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ _ARCHITECTURES = {
 
 
 def find(path: Path) -> Path | None:
-    """The GGUF file that `path` is, or that is the only model in the folder `path`."""
+    """The GGUF file at `path`, or the only model in the folder `path`; None if there is none.
+
+    Raises:
+      ValueError: if the folder has several GGUF files.
+    """
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     files = sorted(path.glob("*.gguf"))
@@ -53,10 +57,11 @@ def find(path: Path) -> Path | None:
 
 
 def open_file(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """The configuration as `config.json` would have it, and the tensors.
+    """The configuration in the form of a `config.json`, and the tensors.
 
     Raises:
-      ValueError: if the file is damaged or of an architecture that isn't known.
+      ValueError: if the file is damaged or of an unknown architecture.
+      ImportError: if gguf isn't installed.
     """
     reader = _reader(path)
 
@@ -108,7 +113,7 @@ def open_file(path: Path) -> tuple[dict[str, Any], Tensors]:
 
 
 def tokenizer(path: Path) -> Any:
-    """The transformers tokenizer that is inside the file."""
+    """The file's own tokenizer, as one of transformers."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

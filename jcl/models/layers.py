@@ -1,9 +1,9 @@
 """Layers as plain functions over parameter dicts.
 
-A dense layer's dict may hold, beside `kernel` and `bias`, what adapters add to it: `lora`, a
-low-rank residual `{"a" [in, r], "b" [r, out]}`, with DoRA's `magnitude` [out], or with a `router`
-[in, experts] that splits r among experts; `gain` [out], which scales the output, bias included;
-`input_gain` [in]. They stand inside the tree, so they are scanned and sharded with the layer.
+A dense layer's dict may hold adapters beside `kernel` and `bias`: `lora`, a low-rank residual `{"a"
+[in, r], "b" [r, out]}`, with `magnitude` [out] for DoRA or a `router` [in, experts] that splits r
+among experts; `gain` [out], which scales the output, bias included; and `input_gain` [in]. They are
+leaves of the tree, so they are scanned and sharded with the layer.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
 }
-"""Of an MLP, by the name that a `Config` gives."""
+"""Activations of an MLP, by the names that a `Config` uses."""
 
 
 Remat = Literal["none", "block", "dots"]
-"""What the backward pass computes again: nothing, each block, or all in it but the products."""
+"""What the backward pass computes again: nothing, each block, or each block but its products."""
 
 
 def rematerialise(remat: Remat) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -55,14 +55,14 @@ def rematerialise(remat: Remat) -> Callable[[Callable[..., Any]], Callable[..., 
 def dense(
     params: Params, x: jax.Array, site: str, tap: Tap = taps.identity, layer: Any = 0
 ) -> jax.Array:
-    """x [..., in] @ kernel [in, out] + bias [out] if there is one, tapped on both sides.
+    """x [..., in] @ kernel [in, out], plus bias [out] and adapters if there are any.
 
     Args:
-      params: `{"kernel", "bias", "lora", "gain", "input_gain"}`; kernel may stand alone.
-      x: the input, whose dtype is computed in.
+      params: a dict with `kernel`, and perhaps `bias`, `lora`, `gain` and `input_gain`.
+      x: the input; its dtype is computed in.
       site: the path of `params` in the model's parameter tree.
-      tap: called with `{site}:in` and `{site}:out`.
-      layer: index in a stack of scanned layers, else the Python int 0.
+      tap: called on the input as `{site}:in` and on the output as `{site}:out`.
+      layer: the index in a stack of scanned layers, else the Python int 0.
     """
     x = tap(f"{site}:in", layer, x)
     flat = flattened(x)
@@ -75,7 +75,7 @@ def dense(
         if "router" in lora:
             inner = routed(inner, flat @ lora["router"].astype(x.dtype))
         y = y + inner @ lora["b"].astype(x.dtype)
-        if "magnitude" in lora:  # the norm is taken as a constant: arXiv 2402.09353, section 4.3
+        if "magnitude" in lora:  # the gradient takes the norm as constant: arXiv 2402.09353, 4.3
             length = column_norm(*lax.stop_gradient((params["kernel"], lora)))
             y = y * (lora["magnitude"] / length).astype(x.dtype)
     if "bias" in params:
@@ -86,22 +86,22 @@ def dense(
 
 
 def length_cuts() -> int:
-    """Into how many parts rows are cut along their length by the mesh of the context."""
+    """Into how many parts the context's mesh cuts rows along their length."""
     return jax.sharding.get_abstract_mesh().shape.get("sequence", 1)
 
 
 def flattened(x: jax.Array) -> jax.Array:
-    """[..., d] as [n, d] around a product: [B, L, d] has slow transposed fusions backward.
+    """Flattens [..., d] to [n, d] for a product, since [B, L, d] has slow fusions in its gradient.
 
-    Rows that a mesh cuts along their length stay, since n couldn't be cut so.
+    Rows that a mesh cuts along their length stay as they are, since n couldn't be cut like that.
     """
     return x if length_cuts() > 1 else x.reshape(-1, x.shape[-1])
 
 
 def routed(inner: jax.Array, scores: jax.Array) -> jax.Array:
-    """`inner` [..., r], an equal part of r an expert's, times the softmax of its `scores`.
+    """`inner` [..., r] with each expert's part of r times its share, the softmax of `scores`.
 
-    Scores are [..., experts]. What each expert adds is then summed by the product with b.
+    `scores` are [..., experts]. The following product with b sums over the experts.
     """
     shares = jax.nn.softmax(scores.astype(jnp.float32)).astype(inner.dtype)
     return inner * jnp.repeat(shares, inner.shape[-1] // shares.shape[-1], axis=-1)
@@ -110,21 +110,21 @@ def routed(inner: jax.Array, scores: jax.Array) -> jax.Array:
 def product(
     x: jax.Array, kernel: Any, multiply: Callable[[jax.Array, jax.Array], jax.Array] = jnp.matmul
 ) -> jax.Array:
-    """x [n, in] @ kernel [in, out] in x's dtype, whatever the kernel is stored in."""
+    """x [n, in] @ kernel [in, out] in x's dtype; the kernel may be of another, or in int8."""
     if not isinstance(kernel, dict) and kernel.dtype == x.dtype:
         return multiply(x, kernel)
 
     def converted(x: jax.Array, kernel: Any) -> jax.Array:
         return multiply(x, kernel_array(kernel, x.dtype))
 
-    # the backward pass converts the kernel again, or it would hold those of all layers converted
+    # the backward pass converts the kernel again, so that no layer's converted copy is held
     return jax.checkpoint(converted, prevent_cse=False)(x, kernel)
 
 
 def init_dense(
     key: jax.Array, fan_in: int, fan_out: int, bias: bool = True, dtype: Any = jnp.float32
 ) -> Params:
-    """Kernel [fan_in, fan_out] uniform in ±1/√fan_in (as torch.nn.Linear), bias likewise."""
+    """Draws kernel [fan_in, fan_out] and bias, uniform in ±1/√fan_in (as torch.nn.Linear)."""
     limit = fan_in**-0.5
     k, b = jax.random.split(key)
     params = {"kernel": jax.random.uniform(k, (fan_in, fan_out), dtype, -limit, limit)}
@@ -164,10 +164,11 @@ def bottleneck(params: Params, x: jax.Array) -> jax.Array:
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
-    """Rows of a table [V, d] for tokens [B, L], as [B, L, d] in a dtype.
+    """The rows of a table [V, d] for tokens [B, L], as [B, L, d] in a dtype.
 
-    Where a mesh cuts d like the rows of a batch, a device looks up its part of d for all of the
-    axis and hands each its own: activations travel, where the compiler may gather the table.
+    If a mesh cuts d over an axis that also cuts the batch's rows, each device looks up its part of
+    d for the tokens of the whole axis and sends every other device its own. So activations travel,
+    where the compiler might gather the table.
     """
     mesh = jax.sharding.get_abstract_mesh()
     where = meshes.row_spec(mesh, tokens.shape)
@@ -190,22 +191,23 @@ def token_scores(
     targets: jax.Array,
     limit: int,
 ) -> TokenScores:
-    """What a loss needs of each token's logits, without holding [B, L, V] of them.
+    """What a loss needs of each token's logits, without holding logits [B, L, V].
 
-    Rows go through `project` in pieces of their length, of at most `limit` logits if a position of
-    all rows has no more, which the backward pass computes again; where one piece holds them all,
-    nothing is computed twice. On a mesh each device has its own rows' pieces, and the head is
-    gathered once for all of them: the compiler would gather it, and sum its gradient, for each.
+    The rows are cut along their length into pieces of at most `limit` logits (but at least one
+    position), which go through `project` one after another. The backward pass computes pieces
+    again, unless there is only one. On a mesh each device has the pieces of its own rows, and the
+    head is gathered once for all pieces; the compiler would gather it, and sum its gradient, for
+    each.
 
     Args:
       project: `(head, features [n, d]) -> logits float32 [n, V]`.
-      head: `kernel` [d, V], however it is stored, and what else `project` reads, such as `bias`.
+      head: `kernel` [d, V], as an array or in int8, and other leaves that `project` reads.
       h: features [B, L, d].
       targets: int32 [B, L].
-      limit: logits a piece, on each device.
+      limit: how many logits a piece has at most, on each device.
 
     Returns:
-      float32 [B, L] each.
+      The scores, float32 [B, L] each.
     """
     mesh = jax.sharding.get_abstract_mesh()
     vocabulary = adapters.shape(head["kernel"])[-1]
@@ -249,7 +251,7 @@ def token_scores(
         kernel = head["kernel"]
         if split:
             kernel = lax.all_gather(kernel, "fsdp", tiled=True)
-        # wide, so that the gradients of pieces are added up wide
+        # in float32, so that the gradients of pieces are added up in float32
         return cut_up({**head, "kernel": kernel.astype(jnp.float32)}, h, targets)
 
     narrow = {**head, "kernel": kernel_array(head["kernel"], h.dtype)}

@@ -1,4 +1,4 @@
-"""A multilayer perceptron: the literature's model for Split-MNIST."""
+"""A multilayer perceptron, the usual model for Split-MNIST."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def init(key: jax.Array, sizes: Sequence[int]) -> Params:
 
 
 def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
-    """Logits [B, C] of `batch["x"]` [B, ...], flattened; ReLU between layers."""
+    """Logits [B, C] for the flattened `batch["x"]` [B, ...], with ReLU between layers."""
     h = batch["x"].reshape(batch["x"].shape[0], -1)
     depth = sum(name.startswith("dense_") for name in params)
     for i in range(depth):

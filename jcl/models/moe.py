@@ -3,8 +3,8 @@
 Tokens are sorted by expert and go through one `jax.lax.ragged_dot` a projection, so nothing is
 padded to a capacity and no token is dropped.
 
-Source: Shazeer et al., arXiv 1701.06538, as Mixtral (arXiv 2401.04088), OLMoE (arXiv 2409.02060)
-and Qwen3 have it: softmax over all experts, then the k largest.
+Source: Shazeer et al., arXiv 1701.06538, in the form of Mixtral (arXiv 2401.04088), OLMoE (arXiv
+2409.02060) and Qwen3: softmax over all experts, then the k largest.
 """
 
 from __future__ import annotations
@@ -33,22 +33,23 @@ def mix(
 ) -> jax.Array:
     """Σ over a token's k experts e of p_e · down_e(act(gate_e x) · up_e x), [B, L, d].
 
-    On a mesh with an `expert` axis each device has some experts: it gathers the tokens of the axis,
-    takes those that chose them, and what experts add to a token is summed where the token is.
+    On a mesh with an `expert` axis each device has some of the experts. It gathers the tokens of
+    the axis and processes those that chose its experts; the results for a token are summed on the
+    token's device.
 
     Args:
       params: `gate` and `up` kernels [E, d, f], `down` [E, f, d].
       x: tokens [B, L, d].
       scores: the router's logits [B, L, E].
-      chosen: k.
+      chosen: k, how many experts a token takes.
       renormalise: whether the k probabilities are made to sum to 1.
-      activation: of the gate.
+      activation: the gate's activation.
     """
     experts = scores.shape[-1]
     kernels = {name: params[name]["kernel"] for name in ("gate", "up", "down")}
 
     def work(kernels: Params, x: jax.Array, scores: jax.Array, first: Any = 0) -> jax.Array:
-        """What `kernels`, of the experts from `first` on, add to tokens [n, d]."""
+        """What the experts from `first` on, which have `kernels`, add to tokens [n, d]."""
         held = jax.tree.leaves(kernels)[0].shape[0]
         chances, picked = lax.top_k(jax.nn.softmax(scores.astype(jnp.float32), axis=-1), chosen)
         if renormalise:
@@ -77,7 +78,7 @@ def mix(
         return flat.reshape(x.shape)
 
     def shared(kernels: Params, x: jax.Array, scores: jax.Array) -> jax.Array:
-        """The same on each device, for its tokens and experts."""
+        """The mixture on each device, for its tokens and experts."""
         shape = x.shape
         x, scores = (
             lax.all_gather(a.reshape(-1, a.shape[-1]), "expert", tiled=True) for a in (x, scores)

@@ -1,13 +1,14 @@
 """Images before text, in the manner of LLaVA: a vision tower, a projector and a decoder.
 
 They are one parameter tree: `vision/...`, `projector/...`, and beside them the decoder's own
-leaves, so that all that works on a decoder's tree works on this one. A batch's `image` [B, H, W, C]
-becomes the tower's patch features, the projector brings these to the decoder's width, and they
-stand as `embeddings` [B, N, d] before the tokens. Everything else is as in `decoder`: `segments`,
-`targets`, `prefill` and `cache`, a `classifier`. Without `image` it is the decoder alone.
+leaves, so that whatever works on a decoder's tree works on this one. The tower turns a batch's
+`image` [B, H, W, C] into features of patches, the projector brings these to the decoder's width,
+and the decoder reads them as `embeddings` [B, N, d] before the tokens. Everything else is as in
+`decoder`: `segments`, `targets`, `prefill` and `cache`, a `classifier`. Without `image` the model
+is the decoder alone.
 
-- `has_image` int32 [B], 0 for rows of text whose `image` is only there to fill the batch;
-- `embeddings` and `embedding_segments`, where given, stand before the image.
+- `has_image` int32 [B] is 0 for rows of text whose `image` only fills the batch.
+- `embeddings` and `embedding_segments`, if given, come before the image.
 
 Source: Liu et al., arXiv 2304.08485, section 4.1 (linear projector), and arXiv 2310.03744,
 LLaVA-1.5 (two layers with GELU between); `multimodal_projector/builder.py` of their code, as in
@@ -31,13 +32,16 @@ from jcl.models.layers import dense, init_dense
 
 @dataclass(frozen=True)
 class Config:
-    """What a model of images and text computes.
+    """The architecture of a model of images and text.
 
     Args:
-      vision: the tower.
-      language: the decoder.
+      vision: the tower's configuration.
+      language: the decoder's configuration.
       projector: `linear`, or `mlp`, two layers with an exact GELU between (LLaVA-1.5).
-      select: whose output the projector reads, see `vision.apply_fn`; -2 in LLaVA with CLIP.
+      select: which block's output the projector reads, see `vision.apply_fn`; -2 in LLaVA.
+
+    Raises:
+      ValueError: if `projector` is neither.
     """
 
     vision: vision.Config = field(default_factory=vision.Config)
@@ -51,7 +55,7 @@ class Config:
 
 
 def projector(key: jax.Array, config: Config) -> Params:
-    """Fresh parameters of the projector, drawn as torch.nn.Linear: `first`, and `second` of an MLP.
+    """Draws the projector's parameters as torch.nn.Linear: `first`, and `second` of an MLP.
 
     `{"vision": tower, "projector": projector(key, config), **decoder}` is the tree of a model whose
     two halves were trained apart.
@@ -65,7 +69,7 @@ def projector(key: jax.Array, config: Config) -> Params:
 
 
 def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
-    """Parameters of a model that was never trained."""
+    """Draws the parameters of all three parts."""
     keys = jax.random.split(key, 3)
     return {
         "vision": vision.init(keys[0], config.vision, dtype),
@@ -77,8 +81,8 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
 def projector_and_adapters(path: str) -> bool:
     """Whether a leaf is the projector's or an adapter's, for `jcl.make(trainable=...)`.
 
-    Without adapters it is the projector alone, LLaVA's first stage; with LoRA's it is how CoIN
-    trains. Tower and decoder stand still.
+    Without adapters the projector alone learns, which is LLaVA's first stage; with LoRA it is how
+    CoIN trains. Tower and decoder are frozen.
     """
     return path.startswith("projector/") or adapters.is_adapter(path)
 
@@ -89,9 +93,10 @@ def all_but_vision(path: str) -> bool:
 
 
 def project(params: Params, features: jax.Array, tap: Tap = taps.identity) -> jax.Array:
-    """Features [B, N, d of the tower] at the width of the decoder; `second` makes it an MLP.
+    """Projects features [B, N, width of the tower] to [B, N, width of the decoder].
 
-    Kernels [B, in, out] and biases [B, out] are each row's own.
+    With `second` it is an MLP. Kernels [B, in, out] and biases [B, out] give each row its own
+    projector.
     """
     h = _layer(params["first"], features, "projector/first", tap)
     if "second" not in params:
@@ -117,11 +122,12 @@ def apply_fn(config: Config, **options: Any) -> Apply:
     the projector reads.
 
     Args:
-      config: what is computed.
-      options: of `decoder.apply_fn`; `remat` and `compute` also hold for the tower.
+      config: the architecture.
+      options: further arguments of `decoder.apply_fn`; `remat`, `compute` and `backend` also hold
+        for the tower.
 
     Raises:
-      ValueError: as `vision.apply_fn` and `decoder.apply_fn`.
+      ValueError: as `vision.apply_fn` and `decoder.apply_fn` do.
     """
     shared = {k: v for k, v in options.items() if k in ("remat", "compute", "backend")}
     tower = vision.apply_fn(config.vision, select=config.select, **shared)

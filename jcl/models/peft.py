@@ -1,8 +1,8 @@
-"""Adapters as PEFT folders: LoRA (rsLoRA and DoRA), (IA)³ and prompt tuning, both ways.
+"""Loads and saves adapters as PEFT folders: LoRA (rsLoRA and DoRA), (IA)³ and prompt tuning.
 
-PEFT names an adapter's tensors after the module they belong to. Where a family stores query, key
-and value as one module, each of ours gets a copy of the module's A and its own part of B; written
-back, A's stand above one another and B's along a diagonal, so that ranks add up.
+PEFT names an adapter's tensors after their module. Where a family stores query, key and value as
+one module, each of our layers gets a copy of the module's A and its own part of B. Written back,
+the A are stacked and the B lie along a diagonal, so that ranks add up.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _UNREAD = (
     "modules_to_save", "monteclora_config", "target_parameters", "trainable_token_indices",
     "use_bdlora", "use_qalora", "velora_config",
 )  # fmt: skip
-"""Options that change what an adapter computes, and that we don't have."""
+"""Options that change what an adapter computes and that we don't support."""
 _PLAIN = (True, False, "gaussian", "orthogonal", "eva")
 """Ways to draw a pair that leave the base as it is."""
 
 
 @record
 class Adapter(NamedTuple):
-    """What `load_adapter` reads."""
+    """A loaded adapter, see `load_adapter`."""
 
     params: Params
-    """The model's, with the adapter's leaves among them."""
+    """The model's parameters with the adapter's leaves."""
     method: str
-    """Which of `jcl.methods` goes on from here: `lora`, `ia3` or `prompt_tuning`."""
+    """The name of the method that trains it further: `lora`, `ia3` or `prompt_tuning`."""
     settings: dict[str, Any]
-    """Its arguments."""
+    """The method's arguments."""
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -63,21 +63,21 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def load_adapter(folder: str | Path, model: Model) -> Adapter:
-    """An adapter that peft wrote, as leaves beside a model's own.
+    """Loads an adapter that peft wrote, as leaves beside a model's own.
 
     >>> adapter = load_adapter(folder, model)                              # doctest: +SKIP
     >>> method = getattr(methods, adapter.method)(**adapter.settings)      # doctest: +SKIP
 
     Args:
-      folder: with `adapter_config.json` and `adapter_model.safetensors`.
+      folder: a folder with `adapter_config.json` and `adapter_model.safetensors`.
       model: the base, as loaded.
 
     Returns:
-      Leaves are float32. Where modules or layers differ in rank, pairs are padded with zeros;
-      where they differ in scale, the difference is in b.
+      The adapter, float32. If modules or layers differ in rank, pairs are padded with zeros; if
+      they differ in scale, b takes up the difference.
 
     Raises:
-      ValueError: if the kind of adapter is unknown, it has an option that we don't have, or a
+      ValueError: if the kind of adapter is unknown, it has an option that we don't support, or a
         tensor doesn't belong to a dense layer of the model.
     """
     given, tensors = _read(Path(folder))
@@ -91,7 +91,7 @@ def load_adapter(folder: str | Path, model: Model) -> Adapter:
     check(drawn in _PLAIN, f"init_lora_weights in {folder}", drawn, f"one of {_PLAIN}")
     short = {k.removeprefix("base_model.model."): v for k, v in tensors.items()}
     adapter = readers[kind](given, short, model)
-    # what was read has been taken out
+    # the readers have taken out what they read
     check(not short, f"tensors of {folder}", sorted(short), "on dense layers of the model")
     return adapter
 
@@ -99,7 +99,7 @@ def load_adapter(folder: str | Path, model: Model) -> Adapter:
 def _take(
     tensors: dict[str, np.ndarray], model: Model, module: Module, suffix: str
 ) -> dict[int, np.ndarray]:
-    """One kind of a module's tensors by layer, taken out of `tensors`, in float32."""
+    """Takes one kind of a module's tensors out of `tensors`, by layer, as float32."""
     prefix = FAMILIES[model.given["model_type"]].prefix
     found = {}
     for layer in range(module.layers):
@@ -118,7 +118,7 @@ def _fits(name: str, found: np.ndarray | None, wanted: tuple[int, ...]) -> np.nd
 
 
 def _pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    """A module's own value, as peft looks it up."""
+    """A module's own value among `patterns`, looked up as in peft."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", name):
             return value
@@ -211,11 +211,10 @@ def save_adapter(
 
     Args:
       model: the base, as loaded.
-      params: whole, of one kind of adapter: that of `lora`, `ia3` or `prompt_tuning`.
-      folder: must not exist, or be empty.
-      scale: what low-rank pairs are scaled by, `adapters.scale(rank, alpha, rslora)`; it is
-        written as the α of plain LoRA.
-      base: where peft finds the base: a folder or a Hugging Face id.
+      params: the whole tree, with one kind of adapter: that of `lora`, `ia3` or `prompt_tuning`.
+      folder: a new or empty folder.
+      scale: the factor of low-rank pairs, see `adapters.scale`; it becomes the α of plain LoRA.
+      base: the base's folder or Hugging Face id, for peft to find it.
 
     Raises:
       ValueError: if the folder holds something, PEFT has no place for the adapter, or there are
@@ -255,9 +254,9 @@ def save_adapter(
 
 
 Leaves = dict[str, np.ndarray]
-"""By path; what is written is taken out."""
+"""Leaves by path; a writer takes out those that it writes."""
 Written = tuple[dict[str, Any], dict[str, np.ndarray]]
-"""`adapter_config.json` and the tensors."""
+"""The contents of `adapter_config.json`, and the tensors."""
 
 
 def _lora(model: Model, params: Params, leaves: Leaves, scale: float | None) -> Written:

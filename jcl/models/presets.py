@@ -8,7 +8,7 @@ from jcl.models.decoder import Config
 from jcl.models.rope import Rope
 
 _ROPE = Rope(500_000.0)
-"""Without the scaling for long contexts, which changes no shape."""
+"""Rotary positions without the scaling for long contexts, which changes no shape."""
 _8B = Config(
     vocabulary=128_256, layers=32, width=4096, heads=32, kv_heads=8, hidden=14_336, rope=_ROPE,
     tied=False,
@@ -21,4 +21,4 @@ PRESETS: dict[str, Config] = {
     "llama-8b": _8B,
     "llama-70b": replace(_8B, layers=80, width=8192, heads=64, hidden=28_672),
 }
-"""Llamas are those of versions 3.1 and 3.2."""
+"""Configurations by name; the Llamas are those of versions 3.1 and 3.2."""

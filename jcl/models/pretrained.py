@@ -1,4 +1,4 @@
-"""Pretrained models: from a Hugging Face folder to a parameter tree, and back.
+"""Loads pretrained models from Hugging Face folders into parameter trees, and saves them again.
 
 Weights go leaf by leaf from the files into (sharded) device arrays; the model is never held twice.
 Code in a model's folder is never run.
@@ -31,12 +31,12 @@ from jcl.parallel import mesh as meshes
 from jcl.records import record
 
 FAMILIES = DECODERS | ENCODERS | TOWERS
-"""Everything that is read and written, by `model_type`."""
+"""The families of models that can be loaded and saved, by `model_type`."""
 
 
 @record
 class Model(NamedTuple):
-    """A model as people have it."""
+    """A loaded model: configuration, parameters, tokenizer and `apply`."""
 
     config: Any
     """A `decoder.Config`, `encoder.Config`, `t5.Config` or `vision.Config`."""
@@ -47,7 +47,7 @@ class Model(NamedTuple):
     apply: Apply
     """The module's `apply_fn(config)`, such as `decoder`'s; make your own for other options."""
     given: dict[str, Any]
-    """The folder's `config.json`, which `save` writes again."""
+    """The contents of the folder's `config.json`, which `save` writes again."""
 
     def _facts(self) -> dict[str, Any]:
         leaves = jax.tree.leaves(self.params)
@@ -68,16 +68,16 @@ def load(
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Model:
-    """A model from a folder, a `.gguf` file or a folder that holds one, or a Hugging Face id.
+    """Loads a model from a folder, a `.gguf` file or a folder with one, or by a Hugging Face id.
 
-    Of CLIP and SigLIP it is the vision tower, which is then saved as one.
+    Of CLIP and SigLIP it loads the vision tower alone, which is then also saved alone.
 
     Args:
       source: a folder with `config.json` and safetensors, sharded or not; or an id such as
         `HuggingFaceTB/SmolLM2-135M`, which needs the internet once.
-      dtype: of the parameters; None keeps each tensor's own, float32 for quantised ones.
-      mesh: parameters are laid out over it by `mesh.RULES`; None takes the mesh that is set, as by
-        `jax.set_mesh`, or puts them on the default device if there is none.
+      dtype: the parameters' dtype; None keeps each tensor's own, float32 for quantised ones.
+      mesh: the mesh over which `mesh.RULES` lay out the parameters; None takes the mesh set by
+        `jax.set_mesh`, or else the default device.
 
     Raises:
       ValueError: if the architecture is unknown, a tensor is missing or has another shape than
@@ -100,10 +100,10 @@ def load(
 
 
 def shapes(source: str | Path) -> tuple[Any, Params]:
-    """The configuration of what `load` would read, and the shapes of its parameters; no weights.
+    """The configuration and the shapes of the parameters that `load` would read, without weights.
 
     Args:
-      source: as for `load`; of a folder `config.json` is enough.
+      source: as for `load`; in a folder only `config.json` is needed.
 
     Raises:
       ValueError: if the architecture is unknown.
@@ -147,7 +147,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _tower(given: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the vision tower, where there is one of text beside it."""
+    """The vision tower's configuration, if the model has a text tower beside it."""
     kind = given.get("model_type")
     if kind not in INSIDE:
         return given
@@ -184,7 +184,7 @@ def _tokenizer(folder: Path, quantised: Path | None) -> Any:
 
 
 def _tensor_name(tensors: Tensors, family: Family, name: str) -> str:
-    """A tensor's name in these files, some of which leave the body's prefix out or are BERT's."""
+    """A tensor's name in these files, which may lack the body's prefix or have BERT's old names."""
     short = name.removeprefix(family.prefix)
     for full in (name, short):
         old = full.replace("LayerNorm.weight", "LayerNorm.gamma")
@@ -195,7 +195,7 @@ def _tensor_name(tensors: Tensors, family: Family, name: str) -> str:
 
 
 def _stack_axes(source: Source) -> int:
-    """How many leading axes of the leaf are indices in the name: layers, experts."""
+    """How many leading axes of the leaf are indices in the tensor's name: layers, experts."""
     return ("{layer}" in source.name) + ("{expert}" in source.name)
 
 
@@ -204,7 +204,7 @@ def _name(source: Source, index: tuple[int, ...]) -> str:
 
 
 def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Uninitialised, at an address that lets JAX's CPU backend take it without a copy."""
+    """An uninitialised array, aligned so that JAX's CPU backend can take it without a copy."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -234,7 +234,7 @@ def _read(
     def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.Array:
         source = layout[trees.path_name(path)]
         depth = _stack_axes(source)
-        # one tensor's dtype is taken for all layers'
+        # the first layer's dtype is taken for all
         kept = np.dtype(dtype or stored(source, (0,) * depth).dtype)
 
         def part(index: Any) -> np.ndarray:
@@ -264,10 +264,10 @@ def save(
 
     Args:
       model: as loaded, or made with `of`; its configuration and tokenizer are written too.
-      params: trained ones, shaped like `model.params`; adapters must be merged first.
-      folder: must not exist, or be empty.
-      dtype: to store in; None keeps each leaf's own.
-      shard_gb: size of a file at most, in 10⁹ bytes.
+      params: the parameters to write, shaped like `model.params`; adapters must be merged first.
+      folder: a new or empty folder.
+      dtype: the dtype in which to store them; None keeps each leaf's own.
+      shard_gb: how large a file is at most, in 10⁹ bytes.
 
     Raises:
       ValueError: if the folder holds something, or the tree isn't the model's.
@@ -300,7 +300,7 @@ def save(
 def _tensors(
     layout: Layout, leaves: dict[str, Any], dtype: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Stored tensors one by one; those that hold several leaves are filled through their views."""
+    """Yields the tensors to store; those that hold several leaves are filled through views."""
     fused: dict[str, list[str]] = {}
     for path, source in layout.items():
         fused.setdefault(source.name, []).append(path)
@@ -316,7 +316,7 @@ def _tensors(
 
 
 def of(config: decoder.Config, params: Params, tokenizer: Any = None) -> Model:
-    """A model that was trained here from scratch, so that it can be saved as a Llama.
+    """Makes a `Model` of a decoder trained here from scratch, so that `save` writes it as a Llama.
 
     Raises:
       ValueError: if its configuration isn't a Llama's.
@@ -343,7 +343,7 @@ def of(config: decoder.Config, params: Params, tokenizer: Any = None) -> Model:
         "eos_token_id": None,
     }
     read = DECODERS["llama"].config(_configuration(given))
-    # `None` says of a head's width that all of it is turned
+    # a width of None means the whole head's width
     turned = config.rope if config.rope.width else replace(config.rope, width=config.head_width)
     assert read.rope is not None
     expected = replace(read, rope=replace(read.rope, original=turned.original))
@@ -355,15 +355,15 @@ def of(config: decoder.Config, params: Params, tokenizer: Any = None) -> Model:
 def classifier(
     model: Model, classes: int, key: jax.Array, pooling: encoder.Pooling = "mean"
 ) -> Model:
-    """An encoder with a fresh classifier of its rows, instead of the heads that it has.
+    """An encoder with a new classifier of its rows in place of its other heads.
 
     `save` writes one that reads the `first` token as transformers' `...ForSequenceClassification`.
-    Those have no pooling by `mean`: `load` reads it again, transformers reads the encoder below.
+    Pooling by `mean` has no such class: `load` reads it again, transformers reads the encoder only.
 
     Args:
-      model: as loaded.
-      classes: number of them.
-      key: of the draw.
+      model: an encoder, as loaded.
+      classes: how many classes there are.
+      key: the PRNG key of the classifier's weights.
       pooling: what the classifier reads; see `encoder.Config`.
 
     Raises:
@@ -377,7 +377,7 @@ def classifier(
         old, classes=classes, pooling=pooling, masked=False, pooler=old.pooler or pooling == "first"
     )
     body = {k: v for k, v in model.params.items() if k not in ("masked", "classifier")}
-    # a pooler that is there is kept
+    # the body comes last, so that a pooler that it has is kept
     params = {**encoder.heads(key, config, body["embed"]["table"].dtype), **body}
     names = [f"LABEL_{i}" for i in range(classes)]
     given = {

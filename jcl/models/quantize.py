@@ -23,11 +23,12 @@ def quantize(params: Params, targets: str = r"blocks/(?!router).*") -> Params:
     Source: Dettmers et al., arXiv 2208.07339, section 2.1, absmax quantisation, of weights alone.
 
     Args:
-      params: a model's; freed as it goes where nothing else holds it.
-      targets: regular expression for the whole path of a layer with a kernel.
+      params: a model's parameters; each old kernel is freed once it is replaced, unless something
+        else holds it.
+      targets: regular expression for the whole paths of the layers whose kernels are stored so.
 
     Raises:
-      ValueError: if `targets` matches none.
+      ValueError: if `targets` matches no layer with a kernel.
     """
     there = adapters.paths_with(params, {"kernel"})
     found = [path for path in there if trees.match_path(targets)(path)]

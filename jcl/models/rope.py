@@ -1,6 +1,6 @@
 """Rotary positions, and the ways in which published models stretch them to longer contexts.
 
-Source: Su et al., arXiv 2104.09864; the stretchings as transformers 5 computes them
+Source: Su et al., arXiv 2104.09864; the ways to stretch them as transformers 5 computes them
 (`modeling_rope_utils.py`): linear, NTK (`dynamic`), YaRN (arXiv 2309.00071), LongRoPE
 (arXiv 2402.13753) and that of Llama 3.1.
 """
@@ -23,15 +23,15 @@ KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 @dataclass(frozen=True)
 class Rope:
-    """How positions turn heads.
+    """How positions turn the heads' dimensions.
 
     Args:
-      theta: base of the frequencies.
-      width: how many of a head's dimensions are turned, from the first; even. None is all.
+      theta: the base of the frequencies.
+      width: how many of a head's dimensions are turned, from the first on; even. None is all.
       kind: one of `KINDS`.
       factor: how far the context is stretched; unused by `default`.
-      original: context in training, in tokens; for `dynamic` the context beyond which it stretches.
-      options: what `kind` needs beside, under the names of transformers' `rope_parameters`.
+      original: the context in training, in tokens; `dynamic` stretches beyond this context.
+      options: what else `kind` needs, under the names of transformers' `rope_parameters`.
 
     Raises:
       ValueError: if `kind` is unknown or `width` is odd.
@@ -50,12 +50,14 @@ class Rope:
 
 
 def frequencies(rope: Rope, head: int, length: int) -> tuple[np.ndarray, float]:
-    """Radians a position turns each pair by, float32 [width / 2], and the scale of sin and cos.
+    """The radians by which a position turns each pair, float32 [width / 2], and a scale.
+
+    The scale is a factor of sin and cos.
 
     Args:
       rope: the kind and its parameters.
-      head: width of a head.
-      length: tokens that the context may hold, prompt and generation together; `dynamic` and
+      head: the width of a head.
+      length: how many tokens the context may hold, prompt and generation together; `dynamic` and
         `longrope` depend on it.
     """
     width = rope.width or head
@@ -89,9 +91,9 @@ def _longrope_scale(rope: Rope, options: Mapping[str, Any]) -> float:
 
 
 def _llama3(rope: Rope, plain: np.ndarray, options: Mapping[str, Any]) -> np.ndarray:
-    """Long waves are stretched, short ones kept, those between interpolated."""
+    """Stretches long waves, keeps short ones and interpolates those between."""
     low, high = options["low_freq_factor"], options["high_freq_factor"]
-    turns = rope.original * plain / (2 * np.pi)  # of each pair, over the original context
+    turns = rope.original * plain / (2 * np.pi)  # by each pair over the original context
     keep = np.clip((turns - low) / (high - low), 0, 1)
     return (keep * plain + (1 - keep) * plain / rope.factor).astype(np.float32)
 
@@ -100,7 +102,7 @@ def _yarn(
     rope: Rope, width: int, plain: np.ndarray, options: Mapping[str, Any]
 ) -> tuple[np.ndarray, float]:
     def pair(turns: float) -> float:
-        """The pair that turns so often over the original context."""
+        """The pair that makes this many turns over the original context."""
         span = math.log(rope.original / (turns * 2 * math.pi))
         return width * span / (2 * math.log(rope.theta))
 
@@ -129,9 +131,9 @@ def angles(rope: Rope, head: int, positions: jax.Array, length: int) -> tuple[ja
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns the first dimensions of each head, x [B, L, H, D] by cos and sin [B, L, half].
+    """Turns the first 2 · half dimensions of heads x [B, L, H, D] by cos and sin [B, L, half].
 
-    Dimension i is paired with i + half, as Hugging Face stores weights.
+    Dimension i is paired with i + half, as in the weights that Hugging Face stores.
     """
     half = cos.shape[-1]
     cos, sin = cos[..., None, :].astype(x.dtype), sin[..., None, :].astype(x.dtype)

@@ -1,16 +1,16 @@
 """T5, versions 1.0 and 1.1: an encoder that reads and a decoder that writes.
 
 Layers are stacked along a leading axis and scanned, so that compile time doesn't grow with depth.
-A batch's keys say what is asked for:
+The batch's keys decide what goes in and what comes out:
 
-- `inputs` int32 [B, S] for the encoder and `tokens` int32 [B, L] for the decoder, the first of them
-  the start token -> logits [B, L, V] of what comes after each;
-- `input_segments` and `segments` int32, likewise, pack documents, numbered from 1 in order, 0 being
-  padding: attention doesn't cross them, and document n is written from input n;
-- with `targets` int32 [B, L] -> `losses.TokenScores` instead, never holding [B, L, V];
-- with `embeddings` [B, P, d], a soft prefix before the inputs;
-- with `prefill` or `cache`, from `empty_cache`: (logits of the last position [B, V], cache). The
-  inputs are read with `prefill` and remembered.
+- `inputs` int32 [B, S] for the encoder and `tokens` int32 [B, L] for the decoder, which begin with
+  the start token, give logits [B, L, V] of the token after each.
+- `input_segments` [B, S] and `segments` [B, L], int32, pack documents, numbered from 1 in order,
+  with 0 for padding; attention doesn't cross them, and document n is written from input n.
+- With `targets` int32 [B, L] it gives `losses.TokenScores` and never holds logits [B, L, V].
+- `embeddings` [B, P, d] is a soft prefix before the inputs.
+- With `prefill` or `cache`, from `empty_cache`, it gives the logits [B, V] of the last position and
+  the cache. The inputs are read with `prefill` and kept in the cache.
 """
 
 from __future__ import annotations
@@ -41,24 +41,27 @@ from jcl.models.layers import (
 
 @dataclass(frozen=True)
 class Config:
-    """What a T5 computes; the defaults are a small one of version 1.1 over bytes.
+    """The architecture of a T5; the defaults are a small one of version 1.1 over bytes.
 
     Args:
-      vocabulary: number of token ids; 256 for bytes.
-      layers: blocks of the encoder.
-      decoder_layers: blocks of the decoder.
-      width: of the residual streams, d.
-      heads: of attention.
-      head_width: of each.
-      hidden: width inside the MLP.
-      activation: of the MLP: `relu` in 1.0, `gelu_tanh` in 1.1.
+      vocabulary: how many token ids there are; 256 for bytes.
+      layers: how many blocks the encoder has.
+      decoder_layers: how many blocks the decoder has.
+      width: d, the width of the residual streams.
+      heads: how many attention heads there are.
+      head_width: the width of a head.
+      hidden: the width inside the MLP.
+      activation: the MLP's activation: `relu` in 1.0, `gelu_tanh` in 1.1.
       gated: whether the MLP has a gate, as in 1.1.
-      buckets: of distances between tokens that have a bias of their own.
-      reach: distance from which on there is one bucket for all.
-      eps: of the norms.
+      buckets: into how many buckets distances between tokens fall, each with its own bias.
+      reach: the distance from which on all share the last bucket.
+      eps: the ε of the norms.
       tied: whether the head is the embedding.
       scaled: whether the head's input is scaled by 1 / √width, as in 1.0.
-      start: the token that writing starts from.
+      start: the token with which the decoder starts.
+
+    Raises:
+      ValueError: if an argument is out of range.
     """
 
     vocabulary: int = 256
@@ -89,20 +92,20 @@ class Config:
 
 
 class Cache(NamedTuple):
-    """Keys and values of what was read, for generation."""
+    """The keys and values of the tokens read so far, for generation."""
 
     key: jax.Array
-    """Of the tokens, [decoder_layers, B, slots, heads, head_width]."""
+    """The tokens' keys, [decoder_layers, B, slots, heads, head_width]."""
     value: jax.Array
-    """Likewise."""
+    """The tokens' values, [decoder_layers, B, slots, heads, head_width]."""
     segments: jax.Array
-    """int32 [B, slots], 0 where a slot is padding or not filled yet."""
+    """int32 [B, slots]: 0 where a slot is padding or not filled yet."""
     filled: jax.Array
-    """int32 []: slots filled."""
+    """int32 []: how many slots are filled."""
     inputs: Any = None
-    """Keys and values of the inputs, [decoder_layers, B, S, heads, head_width] each."""
+    """The inputs' keys and values, [decoder_layers, B, S, heads, head_width] each."""
     input_segments: Any = None
-    """int32 [B, S]."""
+    """int32 [B, S]: the inputs' segments."""
 
 
 def empty_cache(config: Config, rows: int, slots: int, dtype: Any = jnp.float32) -> Cache:
@@ -113,7 +116,7 @@ def empty_cache(config: Config, rows: int, slots: int, dtype: Any = jnp.float32)
 
 
 def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
-    """Parameters of a T5: normal, scaled by fan-in, queries by 1 / √head_width more (T5).
+    """Draws a T5's parameters: normal, scaled by fan-in, queries also by 1 / √head_width (T5).
 
     `{encoder,decoder}/blocks/...` leaves have a leading axis [layers].
     """
@@ -154,10 +157,10 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
 
 
 def bucket(ahead: np.ndarray, buckets: int, reach: int, causal: bool) -> np.ndarray:
-    """Which bias a key that is so many tokens ahead of the query has, int32 [...].
+    """The bucket of keys that are `ahead` [...] tokens ahead of the query, int32 [...].
 
-    Half of the buckets are for one distance each; the others grow up to `reach`. Without causality
-    one half of them all is for keys ahead, the other for those behind.
+    Half of the buckets hold one distance each; the others grow up to `reach`. Without causality one
+    half of all buckets is for keys ahead, the other for keys behind.
 
     Source: Raffel et al., arXiv 1910.10683, section 2.1; mesh_tensorflow's transformer_layers.py.
     """
@@ -165,7 +168,7 @@ def bucket(ahead: np.ndarray, buckets: int, reach: int, causal: bool) -> np.ndar
     side = np.where(ahead > 0, 0 if causal else count, 0)
     distance = np.maximum(-ahead, 0) if causal else np.abs(ahead)
     exact = count // 2
-    # in float32, as where the weights were trained, for some distances lie on an edge
+    # in float32 as in training, for some distances lie on an edge between buckets
     far = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     far = far / np.float32(np.log(reach / exact)) * np.float32(count - exact)
     far = np.minimum(exact + far.astype(np.int32), count - 1)
@@ -188,11 +191,11 @@ def apply_fn(
     (what each adds to the residual stream), `{encoder,decoder}/blocks:out`.
 
     Args:
-      config: what is computed.
+      config: the architecture.
       remat: as in `decoder.apply_fn`.
       compute: as in `decoder.apply_fn`.
-      backend: the attention kernel where no bias is added: what the decoder sees of the inputs.
-      logits_limit: at most so many logits are held at once where `targets` are asked for.
+      backend: the kernel of attention without a bias, which is the decoder's to the inputs.
+      logits_limit: with `targets`, how many logits are held at once at most.
 
     Raises:
       ValueError: if `remat` is unknown; from `apply`, if there are no inputs.
@@ -203,7 +206,7 @@ def apply_fn(
     normed = partial(rms_norm, eps=c.eps)
 
     def distances(table: jax.Array, slots: jax.Array, keys: int, causal: bool) -> jax.Array:
-        """The bias of the queries that stand at `slots` [T] for the keys, float32 [1, H, T, S]."""
+        """The bias for queries at `slots` [T] and all keys, float32 [1, H, T, S]."""
         ahead = np.arange(1 - keys, keys)
         by_distance = table.astype(jnp.float32)[bucket(ahead, c.buckets, c.reach, causal)]
         places = jnp.arange(keys)[None] - slots[:, None] + keys - 1
@@ -216,7 +219,7 @@ def apply_fn(
     def pair(
         p: Params, at: str, prefix: str, x: jax.Array, layer: jax.Array, tap: Tap
     ) -> tuple[jax.Array, ...]:
-        """Keys and values of what is read."""
+        """The keys and values of x [B, S, d]."""
         return tuple(split(p, at, f"{prefix}{name}", x, layer, tap) for name in ("key", "value"))
 
     def attend(
@@ -225,7 +228,7 @@ def apply_fn(
     ) -> jax.Array:  # fmt: skip
         q = split(p, at, f"{prefix}query", x, layer, tap)
         k, v = (y.astype(q.dtype) for y in seen)
-        # scores aren't scaled
+        # T5 doesn't scale the scores
         mixed = attention.attend(q, k, v, scale=1.0, backend=backend, **how)
         mixed = mixed.reshape(*x.shape[:2], -1)
         return dense(p[f"{prefix}output"], mixed, f"{at}/{prefix}output", tap, layer)
@@ -244,7 +247,7 @@ def apply_fn(
         return lax.scan(rematerialised(body), start, xs)
 
     def encode(params: Params, batch: Batch, dtype: Any, tap: Tap) -> tuple[jax.Array, jax.Array]:
-        """What was read of the inputs, [B, S, d], and its segments."""
+        """The encoder's output for the inputs, [B, S, d], and their segments."""
         h = params["embed"]["table"][batch["inputs"]].astype(dtype)
         segments = batch.get("input_segments", jnp.ones(h.shape[:2], jnp.int32))
         if "embeddings" in batch:

@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors, whole or sharded, read one at a time and written in shards."""
+"""Safetensors on disk, in one file or several: read one tensor at a time, written in shards."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ import numpy as np
 
 
 class Tensors(NamedTuple):
-    """Named tensors, of which `read` brings one into memory."""
+    """Named tensors on disk."""
 
     names: frozenset[str]
     read: Callable[[str], np.ndarray]
+    """Reads one tensor into memory."""
     file: Callable[[str], Path]
-    """Where a tensor is, for errors to name."""
+    """Gives the file of a tensor, to name it in errors."""
 
 
 def open_folder(folder: Path) -> Tensors:
-    """All `*.safetensors` of a folder.
+    """The tensors in all `*.safetensors` of a folder, or in those that its index names.
 
     Raises:
-      ValueError: if there is none, or one is damaged.
+      ValueError: if there is no file, or one is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -51,7 +52,10 @@ def open_folder(folder: Path) -> Tensors:
 
 
 def write_folder(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int) -> None:
-    """Writes tensors as they come, to files of about `shard_bytes`, with an index if several."""
+    """Writes tensors as they come to files of at most `shard_bytes`, with an index if several.
+
+    A tensor that is larger gets a file of its own.
+    """
     from safetensors.numpy import save_file
 
     shards: list[list[str]] = []

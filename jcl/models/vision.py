@@ -1,11 +1,11 @@
 """One vision transformer for the published towers, CLIP's and SigLIP's, and for small ones.
 
 Layers are stacked along a leading axis and scanned, so that compile time doesn't grow with depth.
-A batch's `image` is [B, H, W, C] float, normalised as the tower wants it, or an integer type, which
-is read as 0 to 255 and scaled to 0 to 1. The parameters say what comes out:
+A batch's `image` [B, H, W, C] is float and normalised as the tower needs it, or of an integer type,
+which is read as 0 to 255 and scaled to 0 to 1. The parameters decide what comes out:
 
-- with a `classifier`: logits [B, classes] of the image, read at the mean of its patches;
-- else features [B, N, d] of the N = (H / patch) · (W / patch) patches, row by row.
+- With a `classifier` it is logits [B, classes] of the image, read at the mean of its patches.
+- Else it is features [B, N, d] of the N = (H / patch) · (W / patch) patches, row by row.
 """
 
 from __future__ import annotations
@@ -26,25 +26,28 @@ from jcl.models.layers import ACTIVATIONS, Remat, bottleneck, dense, layer_norm,
 
 @dataclass(frozen=True)
 class Config:
-    """What a vision tower computes; the defaults are a small one for images of 28 × 28.
+    """The architecture of a vision tower; the defaults are a small one for images of 28 × 28.
 
     Args:
-      image: pixels of a side.
-      channels: of an image, 3 for colours.
-      patch: pixels of a patch's side; must divide `image`.
-      layers: blocks.
-      width: of the residual stream, d.
-      heads: of attention; must divide `width`.
-      hidden: width inside the MLP.
-      eps: of the norms.
-      activation: of the MLP; `quick_gelu` in CLIP, `gelu_tanh` in SigLIP.
-      class_token: whether a learned token stands before the patches (CLIP).
-      embed_norm: whether what enters the first block is normed (CLIP).
+      image: how many pixels a side of the image has.
+      channels: how many channels an image has, 3 for colours.
+      patch: how many pixels a side of a patch has; must divide `image`.
+      layers: how many blocks there are.
+      width: d, the width of the residual stream.
+      heads: how many attention heads there are; must divide `width`.
+      hidden: the width inside the MLP.
+      eps: the ε of the norms.
+      activation: the MLP's activation; `quick_gelu` in CLIP, `gelu_tanh` in SigLIP.
+      class_token: whether a learned token comes before the patches (CLIP).
+      embed_norm: whether the first block's input is normed (CLIP).
       patch_bias: whether the patches' projection has a bias (SigLIP).
-      norm_features: whether the last norm is over all features (SigLIP), or over what `pool` makes
-        of them (CLIP).
+      norm_features: whether the last norm is applied to all features (SigLIP), or by `pool` to the
+        class token alone (CLIP).
       probe: whether `pool` is attention from a learned probe (SigLIP).
-      classes: of the classifier; 0 is none.
+      classes: how many classes the classifier has; 0 is no classifier.
+
+    Raises:
+      ValueError: if an argument is out of range.
     """
 
     image: int = 28
@@ -76,12 +79,12 @@ class Config:
 
     @property
     def patches(self) -> int:
-        """N, of an image."""
+        """N, how many patches an image has."""
         return (self.image // self.patch) ** 2
 
 
 def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
-    """Parameters of a tower: normal, 0.02, with biases 0; kernels of the blocks by 1/√in.
+    """Draws a tower's parameters: kernels normal with 1/√in, others normal with 0.02, biases 0.
 
     `blocks/...` leaves have a leading axis [layers].
     """
@@ -144,12 +147,12 @@ def apply_fn(
     `blocks:out`.
 
     Args:
-      config: what is computed.
-      select: whose output the features are: -1 the last block's, with the norm after it where
-        there is one; -2 the one's before it, without, which LLaVA reads CLIP at.
-      keep_class: whether the class token's feature is the first, [B, 1 + N, d], as `pool` wants it.
+      config: the architecture.
+      select: which block's output the features are: -1 is the last block's, with the norm after it
+        if there is one; -2 is the last but one's, without a norm, which LLaVA reads of CLIP.
+      keep_class: whether the class token's feature comes first, [B, 1 + N, d], as `pool` needs it.
       remat: as in `decoder.apply_fn`.
-      compute: dtype of activations and products; None is the parameters'.
+      compute: the dtype of activations and products; None is the parameters'.
       backend: the attention kernel.
 
     Raises:
@@ -175,7 +178,7 @@ def apply_fn(
             for n in ("query", "key", "value")
         )
         mask = None
-        if "prefix" in p:  # prefix tuning: what every token sees beside the others
+        if "prefix" in p:  # prefix tuning: keys and values that every token sees
             rows = jnp.ones((1, x.shape[1]), jnp.int32)
             mask = attention.visible(rows, rows, jnp.arange(x.shape[1]), causal=False)
             k, v, mask = attention.prefixed(p["prefix"], k, v, mask)
@@ -225,10 +228,10 @@ def apply_fn(
 
 
 def pool(config: Config, params: Params, features: jax.Array) -> jax.Array:
-    """What the published towers make of an image, [B, d], from features [B, (1 +) N, d].
+    """Pools features [B, N or 1 + N, d] of the last block to those of the image, [B, d].
 
-    CLIP's class token, normed; or SigLIP's probe, which attends to all patches and goes through an
-    MLP. The features are those of the last block, with the class token's if there is one.
+    It is CLIP's class token, normed, or SigLIP's probe, which attends to all patches and goes
+    through an MLP. The features include the class token's if there is one (`keep_class`).
 
     Raises:
       ValueError: if the tower has neither.

@@ -1,4 +1,4 @@
-"""The published vision towers: what their `config.json` means, what their tensors are called.
+"""The published vision towers: the meaning of their `config.json`, the names of their tensors.
 
 Whether SigLIP's pooling is there is told by the names of its tensors; see `layout`.
 """
@@ -60,7 +60,7 @@ def _pixels(stored: np.ndarray) -> np.ndarray:
 
 
 def _third(which: int, width: int, transposed: bool) -> View:
-    """Of torch.nn.MultiheadAttention's query, key and value, which are one tensor."""
+    """A view of query, key or value, which torch.nn.MultiheadAttention stores as one tensor."""
     rows = slice(which * width, (which + 1) * width)
     return lambda stored: stored[rows].T if transposed else stored[rows]
 
@@ -115,6 +115,6 @@ TOWERS = {
     ),
     "siglip_vision_model": Family(_siglip, _layout, _PREFIX, _probe, vision.init, vision.apply_fn),
 }
-"""By `model_type`."""
+"""Families of vision towers by `model_type`."""
 INSIDE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-"""Models of two towers, of which the vision tower is read."""
+"""Models of two towers, and the `model_type` of their vision tower, which alone is read."""

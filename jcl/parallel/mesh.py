@@ -1,12 +1,14 @@
 """Meshes of devices, and where everything that a run carries lies on them.
 
-A run's arrays are laid out by four rules. Parameters by `RULES`, from their paths to the mesh's
-axes. A method's state and an optimizer's moments like the parameter that they shadow: the one whose
-path their own path ends with, and whose shape their own shape ends with. A memory's rows over the
-axes that share out a batch, like the batch itself. The rest, counters and keys, everywhere.
+Four rules lay out a run's arrays:
+- `RULES` map the paths of parameters to the mesh's axes.
+- A method's state and an optimizer's moments lie like the parameter that they belong to: the one
+  whose path their own path ends with, and whose shape their own shape ends with.
+- A memory's rows are divided over the same axes as the rows of a batch.
+- The rest, counters and keys, is whole on every device.
 
-What is computed follows from that: the compiler inserts the communication, as between the blocks
-of a model, where `constrain` pins activations down.
+The compiler inserts the communication that follows from this; `constrain` tells it where the
+activations between a model's blocks lie.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from jcl.method import Apply, Batch, Params, Tap, check
 from jcl.parallel.storage import Int8, OnHost
 
 AXES = ("data", "fsdp", "expert", "sequence", "tensor")
-"""What a mesh may have: `data` copies parameters, `fsdp` cuts them and gathers each layer's where
-it is needed, `expert` cuts a mixture by expert, `sequence` cuts rows along their length, `tensor`
-cuts products along their features. The last are neighbours on the machine."""
+"""The axes of a mesh: `data` copies parameters, `fsdp` cuts them and gathers each layer's where it
+is needed, `expert` cuts a mixture by expert, `sequence` cuts rows along their length, `tensor` cuts
+products along their features. Devices along the last axes are neighbours on the machine."""
 ROWS = ("data", "fsdp", "expert")
-"""The axes that share out a batch's rows, and a memory's."""
+"""The axes over which the rows of a batch, and of a memory, are divided."""
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 """Regular expressions for whole paths of parameters, and the axes of their last dimensions."""
@@ -50,9 +52,9 @@ RULES: Rules = (
     (r"(.*/)?kernel", ("fsdp", "tensor")),
     (r"(.*/)?table", (None, "fsdp")),
 )
-"""For every backbone here; the first that matches counts. Of a product that reads the stream the
-outputs are cut by `tensor`, of one that adds to it the inputs, so that the two need one sum. Norms
-and biases of the stream are whole everywhere: they are a few parts in ten thousand."""
+"""The rules for every model here; the first that matches counts. `tensor` cuts the outputs of a
+product that reads the residual stream, and the inputs of one that adds to it, so that the two need
+one sum. The stream's norms and biases, a few parts in ten thousand, are whole on every device."""
 
 
 class Layout(NamedTuple):
@@ -63,30 +65,30 @@ class Layout(NamedTuple):
 
 
 def make(devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
-    """A mesh with all of `AXES`, such as `make(data=2, fsdp=4)`; those not named have size 1.
+    """A mesh with all of `AXES`, such as `make(data=2, fsdp=4)`; axes not named have size 1.
 
     Args:
-      devices: what it is made of; None takes as many as are needed of all there are, in the order
-        that suits how they are connected.
-      axes: their sizes; one may be -1, which is as many as are left.
+      devices: the devices that it is made of; None takes as many of all as are needed, in an order
+        that suits their connections.
+      axes: the axes' sizes; one may be -1, which stands for as many devices as are left.
 
     Raises:
       ValueError: if an axis is unknown, or the sizes don't make up the devices.
     """
     there = list(jax.devices() if devices is None else devices)
     sizes = _sizes(axes, len(there))
-    # Auto, where the default is Explicit: the compiler decides what isn't said
+    # Auto, not the default Explicit, lets the compiler decide what isn't constrained
     kinds = (AxisType.Auto,) * len(AXES)
     used = there[: math.prod(sizes)]
     try:
         return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=used)
-    except NotImplementedError:  # an axis here is part of one of the machine's
+    except NotImplementedError:  # an axis that is a part of one of the machine's axes
         grid = mesh_utils.create_device_mesh(sizes, used, allow_split_physical_axes=True)
         return Mesh(grid, AXES, axis_types=kinds)
 
 
 def abstract(**axes: int) -> AbstractMesh:
-    """The same of devices that aren't here: for tables and shapes, not for computing.
+    """A mesh of devices that aren't here, for tables and shapes but not for computing.
 
     Raises:
       ValueError: if an axis is unknown or has no size of its own.
@@ -96,7 +98,7 @@ def abstract(**axes: int) -> AbstractMesh:
 
 
 def _sizes(axes: dict[str, int], there: int | None) -> tuple[int, ...]:
-    """Of all `AXES`; `there` is how many devices there are, None for any number."""
+    """The sizes of all `AXES`; `there` is how many devices there are, None for any number."""
     sizes = dict.fromkeys(AXES, 1)
     for name, size in axes.items():
         check(name in sizes, "mesh axis", name, f"one of {list(AXES)}")
@@ -118,10 +120,10 @@ def _sizes(axes: dict[str, int], there: int | None) -> tuple[int, ...]:
 
 
 def parse(text: str) -> dict[str, int]:
-    """The axes of `fsdp=16,tensor=4`.
+    """The axes and sizes in a text such as `fsdp=16,tensor=4`.
 
     Raises:
-      ValueError: if it is written otherwise.
+      ValueError: if the text is not written like that.
 
     >>> parse("fsdp=16, tensor=4")
     {'fsdp': 16, 'tensor': 4}
@@ -136,7 +138,7 @@ def parse(text: str) -> dict[str, int]:
 
 
 def dividing_axes(mesh: Mesh | AbstractMesh, axes: Sequence[str], size: int) -> tuple[str, ...]:
-    """Those of the axes, from the first on, over which `size` can be cut evenly."""
+    """The axes, taken in order, over all of which together `size` can be cut evenly."""
     taken: list[str] = []
     for axis in axes:
         count = math.prod(mesh.shape.get(a, 1) for a in (*taken, axis))
@@ -147,11 +149,11 @@ def dividing_axes(mesh: Mesh | AbstractMesh, axes: Sequence[str], size: int) -> 
 
 
 def spec(path: str, shape: Sequence[int], layout: Layout) -> PartitionSpec:
-    """Where a parameter lies. A dimension that an axis doesn't divide isn't cut by it.
+    """Where a parameter lies: for each dimension the axis that cuts it, if it divides it evenly.
 
     Args:
-      path: such as `blocks/query/kernel`.
-      shape: its shape; dimensions before those that a rule speaks of, layers say, aren't cut.
+      path: its path, such as `blocks/query/kernel`.
+      shape: its shape; dimensions before those that the rule names, such as layers, aren't cut.
       layout: the mesh and its rules.
     """
     mesh = layout.mesh
@@ -160,7 +162,7 @@ def spec(path: str, shape: Sequence[int], layout: Layout) -> PartitionSpec:
             named = axes[-len(shape) :] if shape else ()
             axes = (None,) * (len(shape) - len(named)) + tuple(named)
             break
-    else:  # a parameter that no rule knows: along its longest dimension
+    else:  # a parameter that no rule matches is cut along its longest dimension
         longest = max(range(len(shape)), key=lambda i: shape[i], default=0)
         axes = tuple("fsdp" if i == longest else None for i in range(len(shape)))
     cut = [
@@ -178,12 +180,12 @@ def of_params(params: Params, layout: Layout) -> Params:
 
 
 def of_batch(batch: Any, layout: Layout, leading: int = 0) -> Any:
-    """The shardings of a batch: rows over `ROWS`, and what rows consist of over `sequence`.
+    """The shardings of a batch: its rows are cut over `ROWS`, each row's length over `sequence`.
 
     Args:
-      batch: leaves [B, ...], read for their shapes.
+      batch: leaves [..., B, L, ...], read for their shapes.
       layout: the mesh.
-      leading: how many dimensions come before, such as steps.
+      leading: how many dimensions come before B, such as steps.
     """
 
     def place(x: Any) -> NamedSharding:
@@ -193,7 +195,10 @@ def of_batch(batch: Any, layout: Layout, leading: int = 0) -> Any:
 
 
 def row_spec(mesh: Mesh | AbstractMesh, shape: Sequence[int], leading: int = 0) -> PartitionSpec:
-    """Where [B, L, ...] lies; axes that don't divide B cut L, so that one long row is shared."""
+    """Where [B, L, ...] lies. Axes that don't divide B cut L, so that one long row is divided too.
+
+    `shape` has `leading` dimensions before B, which aren't cut.
+    """
     own = shape[leading:]
     if not own:
         return PartitionSpec()
@@ -208,8 +213,8 @@ def of_state(state: Any, layout: Layout) -> Any:
     """The shardings of a run's state, leaf by leaf.
 
     Args:
-      state: a `jcl.State`, or its shapes from `jax.eval_shape`; what isn't under `params` is laid
-        out like the parameter that it shadows, like a batch if it is a memory's, else everywhere.
+      state: a `jcl.State`, or its shapes from `jax.eval_shape`. A leaf outside `params` lies like
+        the parameter that it belongs to, like a batch if it is a memory's, else on every device.
       layout: the mesh and its rules.
     """
     mesh = layout.mesh
@@ -220,7 +225,7 @@ def of_state(state: Any, layout: Layout) -> Any:
 
     def shadow(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = trees.path_name(path).split("/")
-        for start in range(len(name)):  # the longest suffix first
+        for start in range(len(name)):  # the longest end of the path first
             shape, found = known.get("/".join(name[start:]), (None, PartitionSpec()))
             if shape is not None and leaf.shape[len(leaf.shape) - len(shape) :] == shape:
                 lead = [None] * (len(leaf.shape) - len(shape))
@@ -244,14 +249,17 @@ def of_state(state: Any, layout: Layout) -> Any:
 
 
 def _mapped(place: Callable[[tuple[Any, ...], Any], Any], tree: Any) -> Any:
-    """`place(path, node)` of each leaf, or of each node that lies otherwise than by its leaves."""
+    """`place(path, node)` for each leaf and for each `Buffer`, `Int8` or `OnHost` as a whole."""
     return jax.tree_util.tree_map_with_path(
         place, tree, is_leaf=lambda node: isinstance(node, Buffer | Int8 | OnHost)
     )
 
 
 def constrain_batch(batch: Batch, layout: Layout | None, leading: int = 0) -> Batch:
-    """A batch inside a compiled function, told to lie as `of_batch` says; without layout as is."""
+    """Constrains a batch to the sharding of `of_batch`, inside a compiled function.
+
+    Without a layout the batch stays as it is.
+    """
     if layout is None:
         return batch
     here = layout._replace(mesh=_automatic_mesh(layout.mesh))
@@ -259,21 +267,21 @@ def constrain_batch(batch: Batch, layout: Layout | None, leading: int = 0) -> Ba
 
 
 def _automatic_mesh(mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
-    """A program's mesh, or within a `shard_map` over some of its axes what is left of it."""
+    """The program's mesh, or inside a `shard_map` the axes that are still automatic."""
     context = jax.sharding.get_abstract_mesh()
     return context if context.manual_axes else mesh
 
 
 _CUT = ("query:out", "gate:out", "up:out", "output:in", "down:in", "cross_query:out")
-"""Sites inside a block, whose features `tensor` cuts, and with them attention heads."""
+"""Sites inside a block whose features, and thus attention heads, `tensor` cuts."""
 _SEEN = ("key:out", "value:out", "cross_key:out", "cross_value:out")
-"""Those that attention needs along the whole length."""
+"""Sites that attention needs along a row's whole length."""
 
 
 def constrain(apply: Apply, layout: Layout | None) -> Apply:
-    """The same model, its activations [B, L, d] held where the batch and the parameters suggest.
+    """The same model, its activations [B, L, d] constrained to lie as the batch's rows do.
 
-    Left alone, the compiler may as well gather activations where weights are smaller.
+    Without this the compiler might gather activations where weights are smaller.
     """
     if layout is None:
         return apply
@@ -302,10 +310,10 @@ def by_parts(
     out_specs: Any,
     axes: Sequence[str] = (*ROWS, "sequence"),
 ) -> Callable[..., Any]:
-    """`fn` on each device's part, for a model that a mesh is the context of.
+    """`fn` mapped over each device's part of its arguments, inside a model on the context's mesh.
 
-    It is for what the compiler would cut badly. What `fn` is given is cut as the specs say, by
-    `axes`; the mesh's other axes stay the compiler's.
+    It is for a computation that the compiler would cut badly. `in_specs` and `out_specs` cut the
+    arguments and results by `axes`; the mesh's other axes are left to the compiler.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return jax.shard_map(
@@ -319,7 +327,7 @@ def by_parts(
 
 
 class Placed(NamedTuple):
-    """A row of the table that `jcl shardings` shows."""
+    """A row of the table that `jcl shardings` shows: a parameter and where it lies."""
 
     path: str
     shape: tuple[int, ...]
@@ -328,7 +336,7 @@ class Placed(NamedTuple):
 
 
 def device_bytes(tree: Any, shardings: Any) -> int:
-    """Bytes of a tree on one device."""
+    """How many bytes of a tree one device holds."""
 
     def here(x: Any, where: NamedSharding) -> int:
         return math.prod(where.shard_shape(x.shape)) * x.dtype.itemsize

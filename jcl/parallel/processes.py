@@ -40,7 +40,7 @@ class Preempted(RuntimeError):
 
 
 def has_peers() -> bool:
-    """Whether there is more than this process."""
+    """Whether there are other processes than this one."""
     return jax.process_count() > 1
 
 
@@ -50,15 +50,15 @@ def is_leader() -> bool:
 
 
 def start(text: str, patience: float = 300.0) -> None:
-    """Makes this process one of several; to be called before anything is computed.
+    """Makes this process one of several. It must be called before anything is computed.
 
     Args:
-      text: `auto`, where a TPU pod, Slurm, Kubernetes or Open MPI says who there is; or
-        `HOST:PORT,PROCESSES,INDEX`, where process 0 listens at HOST:PORT.
+      text: `auto`, where a TPU pod, Slurm, Kubernetes or Open MPI tells how many processes there
+        are and which this is; or `HOST:PORT,PROCESSES,INDEX`, process 0 listening at HOST:PORT.
       patience: seconds to wait for the others.
 
     Raises:
-      ValueError: if it is written otherwise, or nothing around says who there is.
+      ValueError: if `text` is written otherwise, or is `auto` where none of these is found.
       OSError: if the others can't be reached.
     """
     # SIGTERM is ours, see `noted`
@@ -129,7 +129,7 @@ def _reach(host: str, port: int, index: int, patience: float) -> None:
 
 
 def largest_of_all(number: int) -> int:
-    """The largest of what the processes say."""
+    """The largest of the numbers that the processes give."""
     if not has_peers():
         return number
     from jax.experimental import multihost_utils
@@ -138,10 +138,10 @@ def largest_of_all(number: int) -> int:
 
 
 def from_leader(read: Callable[[], Any]) -> Any:
-    """What `read` gives on process 0, as JSON has it, on all.
+    """Calls `read` on process 0 alone and returns its result, sent as JSON, on all processes.
 
     Raises:
-      ValueError: if it raises that on process 0; on all, then.
+      ValueError: on all processes, if `read` raises ValueError or OSError on process 0.
     """
     if not has_peers():
         return read()
@@ -168,10 +168,10 @@ def broadcast(mine: np.ndarray) -> np.ndarray:
 
 
 def check_same(what: str, mine: Any) -> None:
-    """Makes sure that all processes were given the same.
+    """Makes sure that all processes were given the same dict `mine`, which `what` names.
 
     Raises:
-      ValueError: on all of them, if not.
+      ValueError: on all of them, if one differs from process 0.
     """
     if has_peers():
         theirs = from_leader(lambda: mine)
@@ -233,8 +233,8 @@ def stop(found: list[int], before: Callable[[], None]) -> None:
     """Ends a loop, on all processes alike, if a signal was noted on any.
 
     Args:
-      found: of `noted`.
-      before: what is to be done first, on all.
+      found: the list that `noted` yields.
+      before: called first, on all processes.
 
     Raises:
       KeyboardInterrupt: after SIGINT.
@@ -370,7 +370,7 @@ def is_watched() -> bool:
 
 
 def exit_if_peer_lost() -> None:
-    """After an error: ends this process as `_Watch` does, if it came of another's being lost."""
+    """After an error, ends this process as the watcher does if a lost peer was the cause."""
     if _watch.watching:
         time.sleep(3.0)
 

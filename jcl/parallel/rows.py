@@ -1,4 +1,4 @@
-"""A batch's rows in equal parts: for microbatches one after another, for replicas, for slices."""
+"""Divides a batch's rows into equal parts: for microbatches, for replicas, for slices of a mesh."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jcl.method import Batch
 
 
 def split_rows(batch: Batch, parts: int) -> Batch:
-    """[B, ...] -> [parts, ceil(B / parts), ...], with rows of weight 0 at the end."""
+    """Splits rows [B, ...] into [parts, ceil(B / parts), ...]; rows of weight 0 fill up the end."""
     rows = batch["weight"].shape[0]
     pad = -rows % parts
 
@@ -27,17 +27,20 @@ def split_rows(batch: Batch, parts: int) -> Batch:
 
 
 def replica_rows(batch: Batch, axis_name: str, parts: int = 1) -> Batch:
-    """This replica's `parts` of rows [B, ...] that all replicas of a named axis have."""
+    """This replica's own rows, in `parts` parts, of rows [B, ...] that all replicas hold.
+
+    The result is [parts, rows, ...]; `axis_name` is the axis of the replicas.
+    """
     first = parts * lax.axis_index(axis_name)
     pieces = split_rows(batch, parts * lax.axis_size(axis_name))
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, parts), pieces)
 
 
 def by_slices(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`fn` with a mesh's `data` as a named axis, whose slices then share out the rows themselves.
+    """`fn` run on each slice of a mesh along its named axis `data`, so that it divides the rows.
 
-    All slices have all of what `fn` is given, and must return the same. The mesh's other axes stay
-    the compiler's.
+    Every slice gets all of the arguments, and all must return the same. The mesh's other axes are
+    left to the compiler.
     """
     whole = PartitionSpec()
     return jax.shard_map(

@@ -1,7 +1,8 @@
 """How a method's state is kept between its uses: in fewer bits, or in the host's memory.
 
-Both wrap a method and give one that does the same. What is computed stays float32 and on the
-device: a state is unpacked where a hook reads it, and packed again where a hook made another.
+`compress` and `offload` each wrap a method and give one that does the same. Computing stays in
+float32 and on the device: a state is unpacked before a hook reads it and packed after one changes
+it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ Kind = Literal["bfloat16", "int8"]
 
 
 class Int8(NamedTuple):
-    """A float32 array of two or more dimensions in a quarter of its bytes, and a little more."""
+    """A float32 array of two or more dimensions, in little more than a quarter of its bytes."""
 
     values: Any
-    """int8 [..., n]."""
+    """int8 [..., n]: the array divided by `scale`, rounded."""
     scale: Any
     """float32 [..., 1]: the largest absolute value along the last axis, over 127."""
 
@@ -39,19 +40,19 @@ def _quantise(x: jax.Array) -> Int8:
 
 
 def compress(method: Method, dtype: Kind = "bfloat16") -> Method:
-    """Keeps the float32 arrays of a method's state, those of two or more dimensions, in fewer bits.
+    """Keeps the float32 arrays of two or more dimensions in a method's state in fewer bits.
 
-    They are rounded when a boundary has made new ones: to bfloat16's 8 bits of precision, or to 127
-    steps of the largest value along the last axis (absmax quantisation; Dettmers et al., arXiv
-    2208.07339, section 2.1).
+    They are rounded when the end of a stage has made new ones: to bfloat16's 8 bits of precision,
+    or to 127 steps of the largest value along the last axis (absmax quantisation; Dettmers et al.,
+    arXiv 2208.07339, section 2.1).
 
     Args:
       method: one whose state changes at boundaries only, such as `ewc`, `mas`, `lwf` or `l2sp`.
       dtype: `bfloat16` or `int8`.
 
     Raises:
-      ValueError: if the method observes every step, since what it adds up would be rounded as
-        often; or if `dtype` is neither.
+      ValueError: if `method` is a chain, or observes every step, since its sums would be rounded
+        as often; or if `dtype` is neither.
     """
     _alone(method)
     check(dtype in ("bfloat16", "int8"), "dtype", dtype, "'bfloat16' or 'int8'")
@@ -77,8 +78,8 @@ def compress(method: Method, dtype: Kind = "bfloat16") -> Method:
 def offload(method: Method) -> Method:
     """Keeps a method's state in the host's memory; each step copies what it reads to the device.
 
-    Give the compiled functions the shardings of `mesh.of_state`, as `fit` does with a program that
-    has a mesh, be it of one device: they say `pinned_host` for what lies there.
+    Give the compiled functions the shardings of `mesh.of_state`, which put such a state into
+    `pinned_host` memory. `fit` does so if the program has a mesh, which may be of one device.
 
     Args:
       method: one whose state is large and rarely changed: anchors, a Fisher, a teacher.
@@ -102,7 +103,7 @@ def _alone(method: Method) -> None:
 
 
 def _around(method: Method, pack: Callable[[Any], Any], read: Callable[[Any], Any]) -> Method:
-    """`method`, its state packed after each hook that makes one and read before each that takes it.
+    """`method` with its state packed by `pack` after a hook made it, unpacked by `read` before one.
 
     Hooks that the method doesn't have stay undefined, so that nothing is unpacked for them.
     """

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, its figures and page, and what the terminal shows of it."""
+"""The results of a run: its folder, its figures and page, and what the terminal shows."""
 
 from jcl.report.folder import Run, Scores, forgetting, group, load, save_json, writable, write
 from jcl.report.format import MEASURES, format_mean, labelled, scale, scale_of, title, unit

@@ -1,7 +1,7 @@
-"""What a run's folder holds: written, and read back.
+"""Writes and reads the results in a run's folder.
 
-`summary.json` has the measures and the mean score matrix, `matrix.csv` the latter alone, and
-`scores.csv` every score of every seed. `jcl.report.page` draws what is read back.
+`summary.json` has the measures and the mean score matrix, `matrix.csv` only the latter, and
+`scores.csv` every score of every seed. `jcl.report.page` draws figures of what is read.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from jcl.measures import metrics
 
 
 class Scores(NamedTuple):
-    """One run, or one point of a sweep, as tables and figures take it."""
+    """The scores of one run, or one point of a sweep, for tables and figures."""
 
     label: str
     scores: np.ndarray
     """[seeds, stages + 1, tasks]; row 0 is before any training."""
     forgetting: np.ndarray
-    """[seeds, tasks], positive where something was lost; NaN where there is nothing to forget."""
+    """[seeds, tasks], positive for a loss; NaN for a task that no later stage follows."""
     learned: Sequence[int]
-    """For each task the first row in which it has been trained on."""
+    """For each task the first row of `scores` after training on it."""
     stages: Sequence[str]
     tasks: Sequence[str]
     measure: str
@@ -35,7 +35,7 @@ class Scores(NamedTuple):
 
     @property
     def average(self) -> np.ndarray:
-        """Mean over tasks in the end, [seeds]."""
+        """The mean over tasks at the end, [seeds]."""
         return np.mean(self.scores[:, -1], axis=1)
 
     @property
@@ -48,21 +48,21 @@ class Scores(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One compiled run, as its folder has it."""
+    """The results of one compiled run, as its folder has them."""
 
     folder: Path
     summary: dict[str, Any]
     points: list[dict[str, Any]]
-    """The values of each point of a sweep; `[{}]` where nothing was swept."""
+    """The values of each point of a sweep; `[{}]` if nothing was swept."""
     labels: list[str]
-    """The method, for each point with its values."""
+    """The method with the values of each point."""
     scores: np.ndarray
     """[points, seeds, stages + 1, tasks]."""
 
     @property
     def probed(self) -> dict[str, Any] | None:
-        """Of the best point `names` of probes, `matrix` [stages + 1][probes] and
-        `vertical_forgetting`; None where there are no probes."""
+        """The best point's `names` of probes, `matrix` [stages + 1][probes] and
+        `vertical_forgetting`; None without probes."""
         return self.summary.get("probes")
 
     @property
@@ -73,7 +73,7 @@ class Run(NamedTuple):
         return int(np.argmax(sign * average))
 
     def shown(self, point: int | None = None, label: str | None = None) -> Scores:
-        """A point (by default the best one) as the figures take it."""
+        """The scores of a point, None being the best one, for figures."""
         point = self.best if point is None else point
         facts, R = self.summary, self.scores[point]
         return Scores(
@@ -112,7 +112,7 @@ def forgetting(R: np.ndarray, stage_tasks: Sequence[int], higher_is_better: bool
 
 
 def _numbers(R: np.ndarray) -> Any:
-    """Nested lists without the digits that float32 doesn't have."""
+    """An array as nested lists, without digits that float32 doesn't have."""
     return np.vectorize(lambda x: float(f"{x:.7g}"), otypes=[object])(R).tolist()
 
 
@@ -127,7 +127,7 @@ def write(
     """Writes summary.json, matrix.csv and scores.csv.
 
     Args:
-      folder: of the run; it exists.
+      folder: the run's folder, which exists.
       facts: what summary.json says beside the scores: `method`, `tasks`, `wall_seconds`, ....
       points: values of each point of a sweep, or `[{}]`.
       labels: the method with each point's values, to be shown.
@@ -175,7 +175,7 @@ def _probes(probes: Mapping[str, np.ndarray], best: int) -> dict[str, Any]:
 
 
 def save_json(path: Path, content: Any) -> None:
-    """Writes JSON that people can read too."""
+    """Writes JSON that people can read too, with a line for each innermost list."""
     text = json.dumps(content, indent=1)
 
     def on_one_line(innermost: re.Match[str]) -> str:
@@ -199,7 +199,7 @@ def writable(folder: Path) -> None:
 
 
 def load(folder: Path) -> list[Run]:
-    """The runs in a folder: itself, or its subfolders.
+    """The runs in a folder: the one that it is of, or those of its subfolders.
 
     Raises:
       ValueError: if it is no folder of a finished run.

@@ -1,4 +1,4 @@
-"""Numbers and names of a run as text: for tables in the terminal, pages and model cards."""
+"""Formats the numbers and names of a run for tables in the terminal, pages and model cards."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from jcl.measures import metrics
 from jcl.report.folder import Run, Scores
 
 MEASURES = tuple(metrics.definitions)
-"""Names of the measures of a summary, in the order in which they are shown."""
+"""The measures of a summary, in the order in which they are shown."""
 
 
 def scale_of(run: Scores) -> int:
-    """100 where a score is a share, to speak of per cent; else 1."""
+    """100 if a run's scores are shares, which are shown in per cent; else 1."""
     low, high = np.nanmin(run.scores, initial=0.0), np.nanmax(run.scores, initial=0.0)
     return 100 if run.higher_is_better and low >= 0 and high <= 1 else 1
 
 
 def format_mean(value: Mapping[str, Any], scale: int = 1) -> str:
-    """`mean ± interval` as text."""
+    """A measure as text, `mean ± interval`."""
     if value["mean"] is None:
         return "–"
     digits = 1 if scale == 100 else 3
@@ -30,12 +30,12 @@ def format_mean(value: Mapping[str, Any], scale: int = 1) -> str:
 
 
 def scale(runs: Sequence[Run]) -> int:
-    """100 where all scores are shares, which are shown as per cent; else 1."""
+    """100 if all runs' scores are shares, which are shown in per cent; else 1."""
     return min(scale_of(run.shown()) for run in runs)
 
 
 def labelled(runs: Sequence[Run]) -> list[Scores]:
-    """Each run's best point, told apart by folder where the method is the same."""
+    """Each run's best point; runs of the same method are told apart by their folders."""
     names = [run.labels[run.best] for run in runs]
     return [
         run.shown(label=f"{name} ({run.folder.name})" if names.count(name) > 1 else name)
@@ -49,7 +49,7 @@ def title(measure: str) -> str:
 
 
 def unit(runs: Sequence[Run]) -> str:
-    """What the scores are, how they are shown, and which are good."""
+    """What the scores are, in which unit, and which direction is better."""
     facts = runs[0].summary
     sense = "higher" if facts["higher_is_better"] else "lower"
     return f"{facts['measure']}{' in %' if scale(runs) == 100 else ''}, {sense} is better"

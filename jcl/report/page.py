@@ -99,18 +99,18 @@ def compare(runs: Sequence[Run], path: Path) -> None:
 
 
 def _saved(path: Path, figure: Figure) -> str:
-    """Writes a PNG; returns an <img> that has it inside."""
+    """Writes a PNG, and returns an <img> that contains it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     path.write_bytes(buffer.getvalue())
     code = base64.b64encode(buffer.getvalue()).decode()
-    wide = round(72 * figure.get_figwidth())  # in fewer pixels its letters would be too small
+    wide = round(72 * figure.get_figwidth())  # narrower, its letters would be too small
     image = f'<img alt="{path.stem}" style="min-width:{wide}px" src="data:image/png;base64,{code}">'
     return f'<div class="wide figure">{image}</div>'
 
 
 def _figures(run: Run) -> dict[str, str]:
-    """A run's own figures by name, those of its best point where it is a sweep."""
+    """A run's figures by name; those of a sweep show its best point."""
     best = run.shown()
     drawn: dict[str, Figure] = {}
     names = list(run.points[0])
@@ -130,7 +130,7 @@ def _figures(run: Run) -> dict[str, str]:
 
 
 def _swept(folder: Path, runs: Sequence[Run]) -> list[str]:
-    """The curve over the one argument that was swept, the other runs being levels beside it."""
+    """The curve over the one argument that was swept, with the other runs as levels."""
     traced = [run for run in runs if len(run.points) > 1 and len(run.points[0]) == 1]
     outer = [run for run in runs if len(run.summary["outer"]) == 1]
     if len(traced) == 1 and not outer:
@@ -160,7 +160,7 @@ def _note(text: str) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]], tight: bool = True) -> str:
-    """A table that scrolls sideways where it must; `tight` cells after the first don't wrap."""
+    """A table that can scroll sideways; with `tight`, only the first column's cells wrap."""
     cell = "<td class=n>" if tight else "<td>"
     top = "".join(f"<th>{html.escape(h)}" for h in head)
     body = ""
@@ -190,7 +190,7 @@ def _one(run: Run) -> str:
 
 
 def _ability(runs: Sequence[Run]) -> str:
-    """General ability on the probes before, and after each stage."""
+    """The table of general ability on the probes, before training and after each stage."""
     parts = []
     for run in runs:
         if run.probed is None:

@@ -1,4 +1,4 @@
-"""What a run shows: progress while it goes, tables when it is done; plain lines in a pipe."""
+"""Shows a run in the terminal: progress while it runs, tables when it is done."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from jcl.report.folder import Run
 from jcl.report.format import MEASURES, format_mean, labelled, scale, title
 
 WIDE = 12
-"""So many tasks still fit a table."""
+"""How many tasks fit into a table."""
 EVERY = 10.0
-"""Seconds between plain lines of progress."""
+"""Seconds between lines of progress where there is no terminal."""
 
 
 def console() -> Console:
-    """A terminal as it is; a file or a pipe without colours, and wide enough for tables."""
+    """A console: a terminal as it is; a file or pipe without colours, wide enough for tables."""
     terminal = Console(highlight=False)
     return terminal if terminal.is_terminal else Console(width=120, highlight=False)
 
 
 class Watch:
-    """Shows a run's events, and hands them on to TensorBoard where the extra is installed."""
+    """Shows a run's events, and writes them for TensorBoard if tensorboardX is installed."""
 
     def __init__(
         self, title: str, stages: int, tasks: Sequence[str], unit: tuple[str, int]
@@ -146,7 +146,7 @@ def matrix(run: Run) -> None:
 
 
 def ability(run: Run) -> None:
-    """Prints what a run's stages did to general ability, if it was probed."""
+    """Prints general ability before and after a run's stages, if it was probed."""
     if run.probed is None:
         return
     table = _titled(escape(f"{run.labels[run.best]}: right answers (%) on probes"))
@@ -178,7 +178,7 @@ def shardings(title: str, rows: Sequence[Placed], totals: Sequence[tuple[str, in
 
 
 def table(runs: Sequence[Run]) -> None:
-    """Prints the measures of runs, a line each, and of a sweep a line for each point."""
+    """Prints the measures of runs, one line for each run or point of a sweep."""
     factor = scale(runs)
     facts = runs[0].summary
     seeds = f", mean ± 95 % over {facts['seeds']} seeds" if facts["seeds"] > 1 else ""

@@ -1,4 +1,4 @@
-"""One fact written into a model that is saved again: what `jcl edit` does."""
+"""The command `jcl edit`: writes one fact into a model and saves it again."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ EDITORS: dict[str, Callable[..., Editor]] = {
     "memit": editing.memit,
     "rome": editing.rome,
 }
-"""Those that leave a model of the same layout."""
-ROWS, LENGTH = 8, 128  # of a batch of the text over which a kernel's inputs are averaged
-SHOWN = 12  # tokens of an answer
+"""The editors that leave a model of the same layout, which can be saved."""
+ROWS, LENGTH = 8, 128  # rows and tokens of a batch of the text for the second moment
+SHOWN = 12  # how many tokens of an answer are shown
 SMALL = {
     "a", "an", "at", "by", "for", "from", "how", "in", "is", "it", "of", "on", "that", "the",
     "this", "to", "was", "what", "when", "where", "which", "who", "whose", "why",
@@ -41,12 +41,14 @@ SMALL = {
 
 
 class Result(NamedTuple):
-    """What came of it."""
+    """The result of an edit."""
 
     before: str
-    """Prompt and greedy answer."""
+    """The prompt and the unedited model's greedy answer."""
     after: str
+    """The prompt and the edited model's greedy answer."""
     folder: Path
+    """The folder of the edited model."""
 
 
 def write(
@@ -58,16 +60,16 @@ def write(
     method: str = "rome",
     text: Path | None = None,
 ) -> Result:
-    """Writes a fact into a model and saves it; says so where the model still doesn't tell it.
+    """Writes a fact into a model and saves it; warns if the model still doesn't tell it.
 
     Args:
-      name: what `fetch` knows, a folder, or a Hugging Face id.
-      prompt: what is asked.
-      target: how it is to go on.
+      name: a name that `fetch` knows, a folder, or a Hugging Face id.
+      prompt: the text that the answer continues.
+      target: the new answer.
       to: the folder to write, new or empty.
-      subject: what the fact is about; empty is `guessed`.
-      method: an expression of one of `EDITORS`. Where it names no layers, those a fifth of the way
-        up are taken, but for ft_l.
+      subject: the part of the prompt that the fact is about; "" takes the result of `guessed`.
+      method: an expression of one of `EDITORS`. If it names no layers, those a fifth of the way up
+        are taken, except for ft_l.
       text: a file of text over which the second moment is taken; None is State of the Union
         addresses, which are fetched.
 
@@ -80,7 +82,7 @@ def write(
     if text is not None and not text.is_file():
         raise ValueError(f"text is {str(text)!r}, but must be a file of text")
     edit = Edit(prompt, subject or guessed(prompt), target)
-    editing.encode([edit])  # objects before a model is loaded
+    editing.encode([edit])  # for its errors, before a model is loaded
     model = _load(name)
     facts = jax.tree.map(jnp.asarray, editing.encode([edit], model.tokenizer))
     editor = _editor(call, model, facts, text)
@@ -102,7 +104,7 @@ def write(
 
 
 def guessed(prompt: str) -> str:
-    """The last words of a prompt that begin with a capital, a first word such as `The` left out.
+    """The last words of a prompt that begin with a capital, except a first word such as `The`.
 
     Raises:
       ValueError: if there are none.
@@ -164,14 +166,14 @@ def _editor(
         return factory(model.apply, moment=moment, **arguments)
 
     shape = jax.ShapeDtypeStruct((len(layers), width, width), jnp.float32)
-    jax.eval_shape(lambda x: made(x).init(model.params, facts), shape)  # objects before the work
+    jax.eval_shape(lambda x: made(x).init(model.params, facts), shape)  # for its errors
     batches = {"tokens": jnp.asarray(_tokens(model, text, width))}
     moment = jax.jit(lambda p: editing.second_moment(model.apply, p, batches, layers, path))
     return made(moment(model.params))
 
 
 def _tokens(model: models.Model, text: Path | None, width: int) -> np.ndarray:
-    """Text as int32 [n, ROWS, LENGTH], more tokens than a kernel has inputs."""
+    """A text's tokens, int32 [n, ROWS, LENGTH], more of them than a kernel has inputs."""
     if text is None:
         words = "\n\n".join(address.text for address in state_of_the_union()[-8:])
     else:

@@ -1,7 +1,7 @@
-"""What an experiment is, where its file is found, and how one compiled run of it is set up.
+"""Finds experiments' files, and sets up one compiled run of an experiment.
 
 A file under `experiments/` has `Config`, a frozen dataclass whose documented fields become flags;
-`METHODS`, the expressions that run side by side where none is given; and `build(config)`. One that
+`METHODS`, the expressions that run side by side if none is given; and `build(config)`. A file that
 has `nodes(config)` instead of the last two is a pipeline (see `jcl.runs.pipeline`).
 """
 
@@ -35,7 +35,7 @@ from jcl.trees import Trainable
 
 @record
 class Experiment(NamedTuple):
-    """What an experiment's file builds from its config: all that a run needs but the method."""
+    """What an experiment's file builds from its config: all that a run needs except the method."""
 
     name: str
     """What a report calls it."""
@@ -44,7 +44,7 @@ class Experiment(NamedTuple):
     stream: Callable[[int], Stream]
     """`seed -> Stream`."""
     init: Callable[[jax.Array], Params]
-    """`key -> params`; not jitted here, lest loaded weights become constants."""
+    """`key -> params`; it isn't jitted, so that loaded weights don't become constants."""
     apply: Apply
     """The model, as `make` takes it."""
     loss: Objective
@@ -54,7 +54,7 @@ class Experiment(NamedTuple):
     evaluate: Evaluate
     """`(program, state) -> scores [tasks]`."""
     measure: str = "accuracy"
-    """What a score is, e.g. `bits per byte`."""
+    """The name of the score, such as `bits per byte`."""
     higher_is_better: bool = True
     """Whether a higher score is the better one."""
     learning_rate: float = 1e-3
@@ -64,21 +64,21 @@ class Experiment(NamedTuple):
     microbatches: int = 1
     """Parts of a batch that are computed one after another, see `make`."""
     trainable: Trainable | None = None
-    """Which leaves learn; None is all of them, or adapters alone where a method brings any."""
+    """Which leaves learn; None is all of them, or only adapters if a method adds any."""
     chunk: int = 100
-    """Steps a compiled call, and so between lines of the log."""
+    """How many steps a compiled call takes, and so between two lines of the log."""
     tokens_per_row: int | None = None
-    """So that progress can say tokens/s."""
+    """How many tokens a row has, if progress is to be shown in tokens/s."""
     model: Any = None
     """The `models.Model` that is trained, if it can be exported."""
     probe_names: tuple[str, ...] = ()
-    """Of the probes for general ability, which no stage trains on."""
+    """The names of the probes for general ability, which no stage trains on."""
     probe: Evaluate | None = None
-    """`(program, state) -> shares of right answers [probes]`, before and after every stage."""
+    """`(program, state) -> shares of right answers [probes]`, asked before and after all stages."""
 
 
 def evaluate_all(experiment: Experiment) -> Evaluate:
-    """`evaluate(program, state) -> [tasks + probes]`: all that is measured at a boundary."""
+    """`evaluate(program, state) -> [tasks + probes]`: scores, and probes if there are any."""
     if experiment.probe is None:
         return experiment.evaluate
     parts = (experiment.evaluate, experiment.probe)
@@ -86,14 +86,14 @@ def evaluate_all(experiment: Experiment) -> Evaluate:
 
 
 def folder() -> Path:
-    """Where the built-in experiments are: beside the package, or inside it in a wheel."""
+    """The folder of the built-in experiments: beside the package, or inside it in a wheel."""
     package = Path(__file__).parents[1]
     inside = package / "experiments"
     return inside if inside.is_dir() else package.parent / "experiments"
 
 
 def available() -> dict[str, Path]:
-    """Built-in experiments by name."""
+    """The files of the built-in experiments by name."""
     kinds = ("def build(", "def nodes(")
     files = sorted(folder().glob("*.py"))
     return {p.stem: p for p in files if any(kind in p.read_text() for kind in kinds)}
@@ -109,7 +109,7 @@ def find(name: str) -> Path:
     """The file of an experiment, by name or by path.
 
     Raises:
-      ValueError: if there is none; names near ones.
+      ValueError: if there is none; the message names similar ones.
     """
     known = available()
     if name in known:
@@ -133,8 +133,8 @@ def load(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look their annotations up
-    sys.path.insert(0, str(path.parent.resolve()))  # so that it can import what lies beside it
+    sys.modules[name] = module  # dataclasses look their annotations up there
+    sys.path.insert(0, str(path.parent.resolve()))  # so that it can import files beside it
     try:
         spec.loader.exec_module(module)
     finally:
@@ -147,7 +147,7 @@ def load(path: Path) -> ModuleType:
 
 
 def example(stream: Stream) -> Batch:
-    """Shapes and dtypes of a batch, without the axis of members that a stream may have."""
+    """The shapes and dtypes of a batch, without a stream's axis of members."""
     axes = 1 if stream.members is None else 2
     rows = jax.tree.map(lambda x: x[(0,) * axes], stream.chunk(0, 0, 1))
     return jax.eval_shape(stream.fetch, stream.source, rows)
@@ -162,7 +162,7 @@ def _adapted(program: Program, params: Params, stream: Stream) -> bool:
 
 
 class Setup(NamedTuple):
-    """What `jcl.fit` is called with."""
+    """The first four arguments of `jcl.fit`."""
 
     program: Program
     params: Params
@@ -178,17 +178,17 @@ def setup(
     params: Params = None,
     mesh: Mesh | None = None,
 ) -> Setup:
-    """One compiled run of an experiment, with a member for each seed of each point of a sweep.
+    """Sets up one compiled run, with a member for each seed of each point of a sweep.
 
     Args:
-      experiment: built from its config.
+      experiment: the experiment, built from its config.
       calls: the method, from `expression.parse`.
-      seeds: how many; member `p * seeds + s` is point p with seed s.
-      points: values of `method.argument` or `lr`, the same names in each; traced where there is
-        more than one member.
-      params: where training starts, with an axis of members where there are several; None is where
-        the experiment does.
-      mesh: what it is spread over, if it has one member.
+      seeds: how many seeds; member `p * seeds + s` is point p with seed s.
+      points: values by `method.argument` or `lr`, with the same names in each point; they are
+        traced if there is more than one member.
+      params: where training starts, with an axis of members if there are several; None is the
+        experiment's own start.
+      mesh: the mesh over which the run is spread, which must have one member then.
 
     Raises:
       ValueError: if a value is out of range, or the methods don't compose.
@@ -209,7 +209,7 @@ def setup(
             mesh=mesh,
         )
 
-    for point in points:  # while they are numbers, each says for itself whether it is in range
+    for point in points:  # checks the values while they aren't traced yet
         member(point)
 
     def start(seed: int) -> tuple[Params, jax.Array]:
@@ -219,13 +219,13 @@ def setup(
     params, key = start(0)
     stream = experiment.stream(0)
     trainable = experiment.trainable
-    if trainable is None:  # where a method brings adapters, they alone learn
+    if trainable is None:  # if a method adds adapters, only they learn
         adapted = _adapted(member(points[0]), params, stream)
         trainable = adapters.is_adapter if adapted else trees.every_leaf
     member = partial(member, trainable=trainable)
     if seeds * len(points) == 1:
         return Setup(member(points[0]), params if given is None else given, key, stream)
-    # one after another, so that a seed's draws are those that it has alone
+    # not vectorised, so that a seed draws the same as in a run by itself
     each = [start(seed) for seed in range(seeds)]
     params, keys = jax.tree.map(lambda *x: jnp.stack(x * len(points)), *each)
     values = {
@@ -239,12 +239,12 @@ def setup(
 
 
 def merged_params(experiment: Experiment, setup: Setup, state: State) -> Params:
-    """The parameters of the model that a run ends with: methods' changes and adapters folded in.
+    """The parameters of a run's final model, with methods' changes and adapters folded in.
 
     Args:
-      experiment: of the run.
-      setup: of the run.
-      state: the last, with an axis of members where there are several; so are the parameters.
+      experiment: the run's experiment.
+      setup: the run's setup.
+      state: the last state. It has an axis of members if there are several, and so does the result.
 
     Raises:
       ValueError: if the methods do more to the model than kernels can hold: bottlenecks, prompts,

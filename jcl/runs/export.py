@@ -1,4 +1,4 @@
-"""A run's model as a folder that transformers loads, with a card that tells how it came about."""
+"""Exports a run's model as a folder that transformers loads, with a model card."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jcl.training.fit import last_state
 
 
 def write(run: Path, to: Path) -> Path:
-    """Exports the last checkpoint of a run: as its methods have the model predict, in one tree.
+    """Exports the last checkpoint of a run, with methods' changes and adapters folded in.
 
-    Whatever mesh it was trained on, one device holds all of it here.
+    One device holds the whole model here, whatever mesh it was trained on.
 
     Args:
-      run: a run's folder, one of several side by side included.
+      run: a run's folder, which may be one of several side by side.
       to: the folder to write, new or empty.
 
     Raises:
-      ValueError: if it is no finished run of one seed, its model has no layout to be saved in, or
-        its methods do more than change parameters.
+      ValueError: if it is no finished run of one seed, its model can't be saved, or its methods do
+        more than change parameters.
     """
     found = report.load(run)
     if len(found) != 1 or found[0].folder != run:

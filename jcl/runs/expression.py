@@ -1,6 +1,7 @@
 """Method expressions of the command line, such as `er(capacity=500) + ewc(strength=10.0)`.
 
-They are read from Python's syntax tree and never evaluated: known methods, literal arguments, `+`.
+They are read from Python's syntax tree and never evaluated: they may have known methods, literal
+arguments and `+`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ class Call(NamedTuple):
     """One method of an expression."""
 
     name: str
-    """Of a factory in `jcl.methods`."""
+    """The name of a factory in `jcl.methods`."""
     arguments: dict[str, Any]
-    """Literals by parameter name; what was left out keeps its default."""
+    """Literals by parameter name; parameters that are left out keep their defaults."""
 
     def __str__(self) -> str:
-        """As it could be typed."""
+        """The call as one could type it."""
         inner = ", ".join(f"{k}={v!r}" for k, v in self.arguments.items())
         return f"{self.name}({inner})"
 
 
 def near(word: str, words: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean a or b?`, or all there are where none is near: the end of a sentence.
+    """The end of a sentence: `; did you mean a or b?`, or all words if none is similar.
 
     >>> near("ewk", ["ewc", "si"])
     '; did you mean ewc?'
@@ -48,7 +49,7 @@ def near(word: str, words: Iterable[str], prefix: str = "") -> str:
 
 
 def listed(words: Iterable[str], joint: str = "or") -> str:
-    """`a, b or c`."""
+    """The words as `a, b or c`."""
     *head, last = list(words) or ["none"]
     return f"{', '.join(head)} {joint} {last}" if head else last
 
@@ -88,7 +89,7 @@ def accepts(hint: Any, value: Any) -> bool:
 
 
 def wanted(hint: Any) -> str:
-    """An annotated type in words."""
+    """An annotated type in words, for an error."""
     if typing.get_origin(hint) is typing.Literal:
         return listed(map(repr, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -143,7 +144,7 @@ def parse(text: str, known: Known | None = None) -> list[Call]:
       known: factories by name; None is those of `jcl.methods`.
 
     Raises:
-      ValueError: if it is no such expression, or a method or an argument isn't known.
+      ValueError: if `text` is no such expression, or a method or an argument isn't known.
 
     >>> [str(call) for call in parse("er(capacity=500, rows=16) + ewc(100.)")]
     ['er(capacity=500, rows=16)', 'ewc(strength=100.0)']
@@ -218,7 +219,7 @@ def override(call: Call, argument: str, value: Any) -> Call:
 
 
 def literal(text: str) -> Any:
-    """A Python literal, or the text itself where it is none."""
+    """The Python literal in a text, or the text itself if it is none."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):

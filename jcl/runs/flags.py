@@ -1,4 +1,4 @@
-"""The flags of the command line: typed configs through tyro, and one sentence where it objects."""
+"""Flags as typed configs through tyro, whose errors become one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jcl.runs import expression
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What every run takes."""
+    """The options that every run takes."""
 
     method: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="EXPR")] = ()
     """A method, such as "er(capacity=500, rows=16) + ewc(strength=100.)"; repeat the flag to run
@@ -75,7 +75,7 @@ def parse(
 
 
 def _sentence(box: str) -> str:
-    """What a box of tyro's says, without its frame, its title and the help in its lower part."""
+    """The message in a box of tyro's, without its frame, its title and the help below it."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     rules = [not line.strip("─-╭╮╰╯") for line in lines]
     start = rules.index(False)
@@ -139,17 +139,17 @@ def read(name: str, module: ModuleType, args: list[str]) -> tuple[Options, Any]:
 def check_resume(
     options: Options, module: ModuleType, request: dict[str, Any], args: Sequence[str]
 ) -> tuple[dict[str, Any], Any]:
-    """The request that a folder was made for; what is given again must be the same.
+    """The request and config that a folder was begun with, after comparing them with the new ones.
 
     Raises:
-      ValueError: if there is no folder, or something differs other than the mesh.
+      ValueError: if there is no folder, or a flag that is given again differs, other than the mesh.
     """
     if options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to go on with")
     path = options.out / "config.json"
     config = module.Config(**request["config"])
     if not path.is_file():
-        return request, config  # nothing was begun, so that one command serves every restart
+        return request, config  # a new folder is no error, so that one command serves every restart
     saved = json.loads(path.read_text())
     now = json.loads(json.dumps(request))
     flagged = [a.partition("=")[0] for a in expanded(args, module.Config) if a.startswith("--")]
@@ -162,12 +162,12 @@ def check_resume(
             raise ValueError(
                 f"{options.out} was begun with {key} {old!r}, so it can't go on with {new!r}"
             )
-    mesh = request["mesh"] or saved.get("mesh")  # which may be another
+    mesh = request["mesh"] or saved.get("mesh")  # which may differ
     return {**{k: saved[k] for k in request if k != "mesh"}, "mesh": mesh}, restored(module, saved)
 
 
 def restored(module: ModuleType, saved: dict[str, Any]) -> Any:
-    """The experiment's config as a run's `config.json` has it."""
+    """The experiment's config from the contents of a run's `config.json`."""
     config = module.Config()
     fields = {
         k: tuple(v) if isinstance(getattr(config, k, None), tuple) else v

@@ -1,4 +1,4 @@
-"""What `jcl run` does: reads what is asked for, trains it, and leaves a folder with the results."""
+"""The command `jcl run`: reads the arguments, trains, and leaves a folder with the results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jcl.training.fit import Diverged, fit
 
 
 def run(args: list[str]) -> int:
-    """Trains through a stream of tasks, as the arguments say, and returns the exit code."""
+    """Trains through a stream of stages, as the arguments say, and returns the exit code."""
     if not args or args[0].startswith("-"):
         if args and args[0] not in ("-h", "--help"):
             raise ValueError("the experiment comes first, as in: jcl run digits --seeds 3")
@@ -74,7 +74,7 @@ def run(args: list[str]) -> int:
     if hasattr(module, "nodes"):
         return _pipeline(module, config, name, rest, options, request, mesh)
     found = plan.plans(request["methods"], request["sweep"], config)
-    # built once for equal configs, and before there is a folder: it may object
+    # built once for equal configs, and before a folder is made, for it may raise an error
     with _mesh_context(mesh):
         built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
     out = _folder(options, path.stem, plan.folders(found))
@@ -85,7 +85,7 @@ def run(args: list[str]) -> int:
 
 
 def cache() -> None:
-    """Keeps what is compiled for the next run, which halves a short one, where jax has no place."""
+    """Sets up JAX's compilation cache, unless the user has; it halves the time of a short run."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # code for one processor must not be run on another that shares the home
@@ -98,7 +98,7 @@ def cache() -> None:
 
 
 def _mesh_context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """Where models are loaded onto a mesh, so that no device need hold one whole."""
+    """Loads models in shards, so that no device must hold one whole."""
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
@@ -147,7 +147,7 @@ def _pipeline(
 
 
 def _save_request(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -> None:
-    """Notes what a folder was begun with, unless it was before."""
+    """Writes the request with which a folder is begun, unless it has one."""
     if processes.is_leader() and not (out / "config.json").exists():
         command = shlex.join(["jcl", "run", name, *args])
         report.save_json(out / "config.json", {"command": command, **request, **_versions()})
@@ -155,7 +155,7 @@ def _save_request(out: Path, name: str, args: Sequence[str], request: dict[str, 
 
 @contextlib.contextmanager
 def _exit_code(name: str, out: Path) -> Iterator[list[int]]:
-    """Gives the exit code of what may be interrupted, or may diverge."""
+    """Collects the exit code of a run that may stop early or diverge."""
     code = [0]
     again = shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
 
@@ -182,7 +182,7 @@ def _distinct(found: Sequence[plan.Plan]) -> list[plan.Plan]:
 
 
 def _split_cpu() -> None:
-    """A host device for each core, so that members on CPU are trained side by side."""
+    """Makes a host device for each core, so that members on CPU are trained side by side."""
     given = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in given:  # what a user has set stays
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -203,10 +203,10 @@ def _versions() -> dict[str, Any]:
 
 
 def _folder(options: flags.Options, name: str, names: Sequence[str]) -> Path:
-    """The run's folder, made if need be, by process 0 if there are several.
+    """The run's folder, which process 0 makes if it isn't there.
 
     Raises:
-      ValueError: if it holds something already and isn't to be resumed.
+      ValueError: if it can't be used, or holds something and the run isn't to be resumed.
     """
     return Path(processes.from_leader(lambda: str(_make_folder(options, name, names))))
 
@@ -240,7 +240,7 @@ def _train(
     options: flags.Options,
     mesh: Mesh | None,
 ) -> None:
-    """Trains what is planned, each run in a folder of its own where there are several."""
+    """Trains all planned runs, each in a folder of its own if there are several."""
     from jcl.report import page  # matplotlib, which other commands shouldn't wait for
 
     runs: list[report.Run] = []

@@ -1,7 +1,8 @@
-"""Pipelines: nodes one after another, or branching, each a stream with an objective of its own.
+"""Pipelines of nodes, one after another or branching, each a stream with its own objective.
 
-Pre-train, adapt to a domain, instruct, align: every node starts from the model that another left,
-and every node is scored on the tests of all of them. It is one job: killed, it goes on.
+An example is to pre-train, adapt to a domain, instruct and align. Every node starts from the model
+that another node left, and is scored on the tests of all nodes. A pipeline is one job, which can be
+resumed.
 """
 
 from __future__ import annotations
@@ -29,28 +30,27 @@ from jcl.training.fit import Event, fit, last_state
 
 
 class Node(NamedTuple):
-    """One stream, and how it is trained on."""
+    """One stream of a pipeline, and how it is trained on."""
 
     name: str
     experiment: Experiment
-    """Its `init` gives the shapes of the model, and where it starts if the node follows no other.
-    """
+    """Its `init` gives the model's shapes, and the model itself if the node follows no other."""
     method: str = "naive()"
-    """An expression."""
+    """The method, as an expression."""
     after: str | None = None
-    """The node whose model it starts from, methods' changes and adapters folded in; None is the one
-    listed before, empty the experiment's own start."""
+    """The node from whose model it starts, methods' changes and adapters folded in; None is the one
+    listed before, "" is the experiment's own start."""
     carry: bool = False
-    """Whether the methods' states go on from that node's, which has the same methods: anchors and
-    memories of its data. Else they begin anew, and look back no further than this node."""
+    """Whether the methods' states, such as anchors and memories, go on from that node's, which must
+    have the same methods. Otherwise they begin anew and know nothing of earlier nodes."""
     reads: tuple[str, ...] = READS
-    """What of earlier stages may be drawn on; a method that needs more is refused."""
+    """Which of `READS` its methods may draw on, of earlier stages; others are refused."""
     budget: Budget = Budget()
-    """A method that takes more is refused."""
+    """The limits of its methods; a method that takes more is refused."""
 
 
 class Gauge(NamedTuple):
-    """What every node is scored on, before its first stage and after each."""
+    """Tests on which every node is scored, before its first stage and after each."""
 
     names: tuple[str, ...]
     evaluate: Evaluate
@@ -58,23 +58,25 @@ class Gauge(NamedTuple):
     measure: str = "accuracy"
     higher_is_better: bool = True
     node: str = ""
-    """Whose tests these are; empty for general ability, which no node trains on."""
+    """The node whose tests these are; "" for general ability, which no node trains on."""
 
 
 class Result(NamedTuple):
-    """Every node on every probe."""
+    """The scores of every node on every probe."""
 
     nodes: tuple[str, ...]
+    """The nodes' names."""
     probes: tuple[str, ...]
-    """`node/test`, or the name of a general probe."""
+    """The tests' names: `node/test`, or the name of a general probe."""
     measures: tuple[str, ...]
+    """The names of the scores, such as `accuracy`."""
     scores: np.ndarray
     """float32 [seeds, nodes, stages + 1, probes, measures]; row 0 is before a node's training; NaN
     where a node has fewer stages, or a probe isn't scored by a measure."""
     costs: tuple[Costs, ...]
-    """Of each node's methods."""
+    """The costs of each node's methods."""
     clocks: tuple[dict[str, float], ...]
-    """`wall_seconds` and the like of each node, see `jcl.Result`."""
+    """`wall_seconds` and other times of each node, see `jcl.Result`."""
 
 
 _CLOCKS = (
@@ -84,7 +86,7 @@ Watch = Callable[[Node], AbstractContextManager[Callable[[Event], None]]]
 
 
 def parent(nodes: Sequence[Node], index: int) -> str:
-    """The name of the node that this one follows; empty if it follows none."""
+    """The name of the node that this one follows; "" if it follows none."""
     after = nodes[index].after
     if after is None:
         return nodes[index - 1].name if index else ""
@@ -92,7 +94,7 @@ def parent(nodes: Sequence[Node], index: int) -> str:
 
 
 def ancestors(nodes: Sequence[Node], index: int) -> list[str]:
-    """Names of the nodes that a model has been through before this one, nearest first."""
+    """The names of the nodes that a model has passed before this one, the nearest first."""
     names, found = [n.name for n in nodes], []
     while above := parent(nodes, index):
         found.append(above)
@@ -103,7 +105,7 @@ def ancestors(nodes: Sequence[Node], index: int) -> list[str]:
 def gauges(nodes: Sequence[Node]) -> list[Gauge]:
     """The nodes' own tests, and their probes of general ability, each once.
 
-    Nodes of one experiment share their tests, which go by the first one's name.
+    Nodes of one experiment share their tests, which have the first node's name.
     """
     found: list[Gauge] = []
     for node in nodes:
@@ -126,7 +128,7 @@ def gauges_of(measured: Sequence[Gauge], node: Node) -> Gauge:
 
 
 def key(gauge: Gauge) -> str:
-    """What a gauge goes by: its node or, for general ability, its names."""
+    """A gauge's name: its node or, for general ability, the names of its probes."""
     return gauge.node or ", ".join(gauge.names)
 
 
@@ -141,7 +143,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def examine(nodes: Sequence[Node]) -> list[Costs]:
-    """What each node's methods keep and cost; nothing is compiled or run.
+    """Checks a pipeline, and gives the costs of each node's methods; nothing is compiled or run.
 
     Raises:
       ValueError: if names don't fit, nodes train different models, or a node's methods draw on more
@@ -194,8 +196,8 @@ def cost(node: Node, made: Setup | None = None) -> Costs:
     """What a node's methods keep and cost; nothing is compiled or run.
 
     Args:
-      node: whatever it follows.
-      made: its setup, if that is there already.
+      node: the node.
+      made: its setup, if it is made already.
     """
     made = setup(node.experiment, expression.parse(node.method)) if made is None else made
     stream = made.stream
@@ -219,23 +221,23 @@ def run(
     mesh: Mesh | None = None,
     checkpoint_every: int = 1000,
 ) -> Result:
-    """Trains node after node, in the order in which they are listed.
+    """Trains the nodes of a pipeline in the order in which they are listed.
 
     Args:
-      nodes: each after the one that it follows; several may follow the same.
-      out: a folder, in which each node has its own, as `jcl.fit` writes it, with `node.json` once
-        it is finished.
-      seeds: trained together, see `replicate`.
+      nodes: the nodes, each listed after the one that it follows; several may follow the same.
+      out: the pipeline's folder. Each node has a folder in it, as `jcl.fit` writes it, with
+        `node.json` once it is finished.
+      seeds: how many seeds are trained together, see `replicate`.
       resume: whether to go on in `out`: finished nodes are read, an unfinished one goes on from
         its last checkpoint.
-      costs: from `examine`, if that was done before.
+      costs: the result of `examine`, if it was called before.
       watch: gives a context that takes a node's events, such as `jcl.report.screen.Watch`.
-      mesh: what every node is spread over, see `jcl.mesh`; seeds must be 1.
+      mesh: the mesh over which every node is spread, see `jcl.mesh`; seeds must be 1 then.
       checkpoint_every: steps between checkpoints, as for `jcl.fit`.
 
     Raises:
-      ValueError: before anything is trained, as `examine`; and if a node's methods leave more than
-        parameters to the nodes after it.
+      ValueError: as `examine` does, before anything is trained; and if a node's methods do more to
+        the model than parameters can hold, which the nodes after it start from.
     """
     check(seeds >= 1, "seeds", seeds, "at least 1")
     costs = examine(nodes) if costs is None else costs
@@ -246,7 +248,7 @@ def run(
     clocks: list[dict[str, float]] = []
 
     def end(name: str) -> tuple[Setup, State]:
-        """A finished node's program and last state, read again if this run didn't make them."""
+        """A finished node's setup and last state, read from its folder if they aren't in memory."""
         if name not in ends:
             node = next(n for n in nodes if n.name == name)
             made = setup(node.experiment, expression.parse(node.method), seeds, mesh=mesh)
@@ -311,7 +313,7 @@ def _result(
 
 
 def table(result: Result, gauge: Gauge, node: str) -> np.ndarray:
-    """A node's scores on a gauge, [seeds, stages + 1, names]."""
+    """The scores of a node on a gauge, [seeds, stages + 1, names]."""
     names = [f"{gauge.node}/{name}" if gauge.node else name for name in gauge.names]
     columns = [result.probes.index(name) for name in names]
     rows = result.scores[:, result.nodes.index(node), :, columns]
@@ -320,11 +322,11 @@ def table(result: Result, gauge: Gauge, node: str) -> np.ndarray:
 
 
 def forgetting(nodes: Sequence[Node], result: Result) -> list[dict[str, Any]]:
-    """What each node cost, horizontally and vertically, in the gauges' own units.
+    """What each node forgot, horizontally and vertically, in the gauges' own units.
 
-    Horizontal: `metrics.forgetting` of its own earlier stages. Vertical: how much worse the tests
-    of the nodes that its model had been through, and the general probes, are after it than before
-    it, the mean over a gauge's names. Positive is forgetting, whichever score is better.
+    Horizontal forgetting is `metrics.forgetting` of its own earlier stages. Vertical forgetting is
+    by how much the tests of the nodes before it, and the general probes, got worse through it, the
+    mean over a gauge's names. Positive is forgetting, for scores of either direction.
 
     Returns:
       For each node `{"node", "after", "horizontal": [seeds], "vertical": {key: [seeds]}}`.

@@ -1,7 +1,7 @@
-"""What a pipeline's folder holds beside its nodes' own: tables, a figure and a page over them all.
+"""Writes a pipeline's tables, figure and page, beside those of its nodes.
 
-`pipeline.json` has each node's measures and costs, `scores.csv` the whole tensor of scores. A
-node's folder is that of a run, for `jcl report` and `jcl compare`.
+`pipeline.json` has each node's measures and costs, `scores.csv` all scores. A node's folder is like
+that of a run, so that `jcl report` and `jcl compare` read it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def write(out: Path, name: str, nodes: Sequence[Node], result: Result) -> dict[s
 def _node(
     folder: Path, name: str, node: Node, own: Gauge, measured: Sequence[Gauge], result: Result
 ) -> None:
-    """A node's `summary.json`, as of a run by itself."""
+    """Writes a node's `summary.json`, like that of a run."""
     built, stream = node.experiment, node.experiment.stream(0)
     facts = {
         "method": node.method,
@@ -106,7 +106,7 @@ def _node(
 
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of the table over all nodes."""
+    """The head and the rows of the table of all nodes."""
     factors = {g["key"]: _factor(g) for g in summary["gauges"]}
     head = ["node", "after", "method", "average", "horizontal forgetting"]
     scored = {key for node in summary["nodes"] for key in node["vertical_forgetting"]}
@@ -126,7 +126,7 @@ def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Prints the table."""
+    """Prints the table of all nodes."""
     seeds = f", mean ± 95 % over {summary['seeds']} seeds" if summary["seeds"] > 1 else ""
     out = Table(
         box=box.SIMPLE_HEAD, title=f"{summary['pipeline']}{seeds}", title_justify="left",

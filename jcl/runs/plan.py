@@ -1,6 +1,7 @@
-"""From a command line to compiled runs: which values are traced in one, which make their own.
+"""Plans compiled runs for a command line: which values share one run, and which need their own.
 
-`--seeds` and swept floats are members of one compiled run; what sets a shape makes runs of its own.
+Seeds and swept floats are members of one compiled run; a swept value that sets a shape needs a run
+of its own.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ class Plan(NamedTuple):
     """One compiled run."""
 
     family: str
-    """The method as it was given."""
+    """The method expression as it was given."""
     calls: tuple[Call, ...]
     """The method with the values of `outer` filled in."""
     config: Any
-    """Of the experiment, with the values of `outer` filled in."""
+    """The experiment's config with the values of `outer` filled in."""
     outer: dict[str, Any]
-    """What a sweep set for this run as a whole, by `method.argument` or setting."""
+    """The values that a sweep sets for the whole run, by `method.argument` or setting."""
     points: list[dict[str, float]]
-    """What a sweep traces, a point each; `[{}]` where it traces nothing."""
+    """The traced values of each point of a sweep; `[{}]` if none are traced."""
 
     @property
     def name(self) -> str:
-        """The method, and what of the settings a sweep changed."""
+        """The method, with the settings that a sweep changed."""
         return _label(self.calls, {k: v for k, v in self.outer.items() if "." not in k})
 
     @property
     def labels(self) -> list[str]:
-        """The same for each point."""
+        """The method with the values of each point, and the settings that a sweep changed."""
         outer = {k: v for k, v in self.outer.items() if "." not in k}
         return [_label(self.calls, {**outer, **point}) for point in self.points]
 
 
 def _label(calls: Sequence[Call], values: Mapping[str, Any]) -> str:
-    """`ewc(strength=10) with lr=0.01`, from calls and what replaces their values."""
+    """A text such as `ewc(strength=10) with lr=0.01`, from calls and the values of a sweep."""
     short = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in values.items()}
     shown = [_filled(call, short) for call in calls]
     rest = ", ".join(f"{k}={v}" for k, v in short.items() if "." not in k)
@@ -91,13 +92,14 @@ def _axis(text: str, methods: Sequence[Sequence[Call]], config: Any) -> _Axis:
 
 
 def plans(methods: Sequence[str], sweeps: Sequence[str], config: Any) -> list[Plan]:
-    """The compiled runs that methods and sweeps make together, in order.
+    """The compiled runs for all methods and sweeps, in order.
 
     Args:
-      methods: expressions.
-      sweeps: `key=v1,v2,...`, where a key is `method.argument`, `lr` or a field of the config; an
-        axis each. A method that lacks the key's method runs without it, as a reference.
-      config: of the experiment, a dataclass.
+      methods: method expressions.
+      sweeps: texts `key=v1,v2,...`, each an axis of a grid; a key is `method.argument`, `lr` or a
+        field of the config. An expression without the key's method runs without that axis, as a
+        reference.
+      config: the experiment's config, a dataclass.
 
     Raises:
       ValueError: if one of them isn't known or doesn't fit.
@@ -141,7 +143,7 @@ def _filled(call: Call, chosen: Mapping[str, Any]) -> Call:
 
 
 def folders(found: Sequence[Plan]) -> list[str]:
-    """A folder's name for each plan: its methods, and as much more as tells it from the others."""
+    """A folder's name for each plan: its methods, and its values if the methods aren't unique."""
     short = ["+".join(call.name for call in plan.calls) for plan in found]
     long = [re.sub(r"[^\w.+=-]+", "-", plan.name).strip("-")[:100] for plan in found]
     names: list[str] = []

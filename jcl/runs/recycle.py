@@ -1,7 +1,7 @@
-"""Recycling what a consumer tuned, once the supplier has upgraded the model that it was tuned from.
+"""Reuses on an upgraded base model what was tuned on the old one.
 
-θ₀ is the old base, θ₀→task what was tuned from it, θ₁ the new base. The change θ₀→task - θ₀ may be
-applied to θ₁ as it is, be where tuning starts, or its model may teach.
+θ₀ is the old base, θ₀→task the model tuned from it, θ₁ the new base. The change θ₀→task - θ₀ may be
+applied to θ₁ without training, tuning may start there, or θ₀→task may be a teacher.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from jcl.methods import distil
 def upgraded(
     base_old: Params, tuned_old: Params, base_new: Params, scale: float | jax.Array = 1.0
 ) -> Params:
-    """θ₁ + λ (θ₀→task - θ₀), float32 sums, in θ₁'s dtypes: the change applied, without training.
+    """θ₁ + λ (θ₀→task - θ₀), summed in float32, in θ₁'s dtypes: the old change on the new base.
 
-    Leaves that a base lacks, such as a new task's head, are taken as tuned.
+    Leaves that the bases lack, such as a new task's head, are those of θ₀→task.
 
     Source: Qin et al., arXiv 2305.08702, section 3, and the authors' `direct_delta_finetune.py`.
 
     Args:
       base_old: θ₀.
       tuned_old: θ₀→task.
-      base_new: θ₁; shaped like θ₀.
-      scale: λ.
+      base_new: θ₁, shaped like θ₀.
+      scale: λ; may be traced.
 
     Raises:
-      ValueError: if a leaf of a base is missing in what was tuned, or has another shape.
+      ValueError: if a leaf of θ₀ is missing in another tree, or has another shape there.
     """
     old, new = _leaves(base_old), _leaves(base_new)
     tuned = _leaves(tuned_old)
@@ -63,24 +63,24 @@ def recycle(
     strength: float = 0.5,
     temperature: float = 2.0,
 ) -> tuple[Params, Method]:
-    """Where tuning the upgraded model starts, and by which method.
+    """Where tuning the upgraded model starts, and the method that tunes it.
 
-    `none` is tuning θ₁ afresh; `start` begins with the old change applied (`upgraded`); `distil`
-    learns from θ₀→task's answers besides; `both` does both.
+    `none` tunes θ₁ afresh; `start` begins with the old change applied (`upgraded`); `distil` also
+    learns from θ₀→task's outputs; `both` does both.
 
     Source: Qin et al., arXiv 2305.08702, section 5.
 
     Args:
       base_old: θ₀.
-      tuned_old: θ₀→task, whose leaves beyond θ₀'s, such as a head, every way starts with.
+      tuned_old: θ₀→task; every way starts with those of its leaves that θ₀ lacks, such as a head.
       base_new: θ₁.
-      how: which way.
-      method: what else there is to the tuning; `jcl.chain()` for nothing.
-      strength: of the distillation; may be traced.
-      temperature: of the distillation; may be traced.
+      how: which of the four ways.
+      method: the other methods of the tuning; `jcl.chain()` for none.
+      strength: the distillation's strength; may be traced.
+      temperature: the distillation's temperature; may be traced.
 
     Raises:
-      ValueError: if `how` is unknown, or see `upgraded` and `methods.distil`.
+      ValueError: if `how` is unknown, or as `upgraded` and `methods.distil` do.
     """
     ways = ("none", "start", "distil", "both")
     check(how in ways, "how", how, f"one of {list(ways)}")

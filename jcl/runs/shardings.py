@@ -1,4 +1,4 @@
-"""What `jcl shardings` tells: where a model's parameters lie on a mesh, and what a device holds."""
+"""The command `jcl shardings`: where parameters lie on a mesh, and what a device holds."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from jcl.program import make
 
 
 class Plan(NamedTuple):
-    """A model on a mesh."""
+    """A model's layout on a mesh."""
 
     model: str
     axes: str
-    """Such as `fsdp=16, tensor=4`."""
+    """The mesh's axes, such as `fsdp=16, tensor=4`."""
     rows: list[mesh.Placed]
+    """Where each parameter lies."""
     totals: list[tuple[str, int, int]]
-    """Of parameters, optimizer and each method: bytes in all, and on a device."""
+    """Parameters, optimizer and each method: name, bytes in all, and bytes on a device."""
 
 
 def plan(name: str, axes: dict[str, int], method: Method | None) -> Plan:
     """Lays a model out over a mesh, which needs neither its weights nor devices.
 
     Args:
-      name: one of `models.presets.PRESETS`, what `fetch` knows, a folder, or a Hugging Face id.
-      axes: sizes, as `mesh.parse` gives them.
-      method: what it and AdamW keep is counted, for a decoder; None counts the parameters alone.
+      name: one of `models.presets.PRESETS`, a name that `fetch` knows, a folder, or a Hugging Face
+        id.
+      axes: the axes' sizes, as `mesh.parse` gives them.
+      method: a method whose state is counted, with AdamW's, for a decoder; None counts only the
+        parameters.
 
     Raises:
       ValueError: if the model or an axis is unknown, or a method is asked for with no decoder.
@@ -68,7 +71,7 @@ def plan(name: str, axes: dict[str, int], method: Method | None) -> Plan:
 
 
 def facts(found: Plan) -> dict[str, Any]:
-    """The same for a JSON file."""
+    """A plan's contents for a JSON file."""
     rows = [{**row._asdict(), "spec": [axis or None for axis in row.spec]} for row in found.rows]
     keys = ("part", "bytes", "bytes_per_device")
     totals = [dict(zip(keys, total, strict=True)) for total in found.totals]

@@ -1,1 +1,1 @@
-"""How a program is driven: the loop, its feed, its checkpoints."""
+"""Drives a program over a stream: the loop, its feed, its checkpoints, and drift detection."""

@@ -1,9 +1,9 @@
 """Checkpoints: atomic, checked against their own sha256 sums, and restored bit for bit.
 
 A checkpoint is an Orbax folder `step_N` and, written last, `step_N.json` with the sum of every
-file in it; both while training goes on. One without sums, or whose sums don't match, doesn't count:
-a run killed in mid-save, a truncated file or a flipped bit all fall back to the checkpoint before.
-Of processes that have no storage in common process 0 writes all, a numpy file a leaf.
+file in it. Both are written while training goes on. A checkpoint without sums, or whose sums don't
+match, doesn't count: after a save cut short, a truncated file or a flipped bit a run falls back to
+the checkpoint before. If the processes share no folder, process 0 writes all, a numpy file a leaf.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from jcl.parallel import processes
 
 _INDEX = "leaves.json"
 _OLD = {"opt": "optimizer", "method": "methods", "task": "stage", "task_step": "stage_step"}
-"""Fields of a program's state as version 0.1 wrote them into paths, and as they are called now."""
+"""The fields of `State` by the names that version 0.1 wrote into paths, and their present names."""
 KEEP = 2
 """How many checkpoints are kept: the last, and one to fall back to."""
 
@@ -41,7 +41,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _flat(state: Any) -> dict[str, jax.Array]:
-    """Leaves by path, so that what is on disk doesn't depend on how Python nests it."""
+    """The leaves by path, so that files don't depend on Python's nesting; PRNG keys as data."""
     return {
         trees.path_name(path): jax.random.key_data(x) if _is_key(x) else x
         for path, x in jax.tree_util.tree_leaves_with_path(state)
@@ -62,7 +62,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def is_shared(folder: Path) -> bool:
-    """Whether all processes see one folder, rather than each one of its own."""
+    """Whether all processes see the same folder at this path, and not each its own."""
     if not processes.has_peers():
         return True
     token = secrets.token_hex(8)
@@ -73,7 +73,7 @@ def is_shared(folder: Path) -> bool:
         (folder / name).touch()
 
     processes.from_leader(mark)
-    for _ in range(20):  # a network's file system may take its time
+    for _ in range(20):  # a network's file system may show it late
         lacking = processes.largest_of_all(not (folder.is_dir() and name in os.listdir(folder)))
         if not lacking:
             break
@@ -85,12 +85,12 @@ def is_shared(folder: Path) -> bool:
 class Saver:
     """Saves checkpoints in the background, one after another.
 
-    With several processes each writes its own part of the arrays. Where they have no folder in
-    common process 0 writes all, and tells the others what it reads.
+    With several processes each writes its own part of the arrays. If they share no folder, process
+    0 writes and reads all, and sends the others what it reads.
     """
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is made if need be."""
+        """`folder` need not exist yet."""
         self.folder = folder.absolute()
         self.shared = is_shared(self.folder)
         self.thread: ThreadPoolExecutor | None = None
@@ -102,16 +102,16 @@ class Saver:
         Raises:
           OSError: if this or the one before can't be written; what was there before is untouched.
         """
-        from orbax.checkpoint import v1 as ocp  # 0.25 s that only those who save pay for
+        from orbax.checkpoint import v1 as ocp  # imported here, for it takes 0.25 s
 
         self.finish()
         path = self.folder / f"step_{step:09d}"
         if processes.from_leader(path.with_suffix(".json").exists):
-            return  # determinism makes the same step the same state
+            return  # a run is deterministic, so this step was saved with the same state already
 
         def clear() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(path, ignore_errors=True)  # left by a run that was killed before its sums
+            shutil.rmtree(path, ignore_errors=True)  # a killed run left it without sums
 
         with self._one_sentence():
             processes.from_leader(clear)
@@ -136,7 +136,7 @@ class Saver:
             shutil.rmtree(stale, ignore_errors=True)
 
     def finish(self) -> None:
-        """Waits until what was saved last is whole.
+        """Waits until the last checkpoint is written completely.
 
         Raises:
           OSError: if it can't be written; what was there before is untouched.
@@ -181,7 +181,7 @@ def _leader_only(everyone: bool) -> Any:
 
 
 def _write_whole(path: Path, host: dict[str, np.ndarray]) -> None:
-    """What process 0 writes alone, a file a leaf, for Orbax would wait for the other processes."""
+    """Writes a checkpoint on process 0 alone, a numpy file a leaf; Orbax would wait for all."""
     if not processes.is_leader():
         return
     path.mkdir()
@@ -194,7 +194,7 @@ def _write_whole(path: Path, host: dict[str, np.ndarray]) -> None:
 
 
 def _gathered(flat: dict[str, Any]) -> dict[str, Any]:
-    """All of each array, on the host of process 0 alone."""
+    """The whole of each array as numpy on process 0; empty on the others."""
     from jax.experimental import multihost_utils
 
     found = {}
@@ -217,12 +217,12 @@ def _why_broken(path: Path) -> str:
 
 
 def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
-    """The newest checkpoint that is whole, with the structure and shardings of `like`.
+    """Loads the newest checkpoint whose sums match, with the structure and shardings of `like`.
 
     It may have been saved from other shardings, and by another number of processes.
 
     Args:
-      folder: what was saved to.
+      folder: the folder of the checkpoints.
       like: a pytree of arrays or of `jax.ShapeDtypeStruct` with shardings; typed keys as arrays.
 
     Returns:
@@ -256,14 +256,14 @@ def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
     stored = {names[name]: x for name, x in abstract.items()}
     path = folder.absolute() / f"step_{step:09d}"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a key's sharding, which we put back ourselves
+        warnings.simplefilter("ignore")  # Orbax warns of keys without shardings, which we set
         flat = ocp.load(path, stored) if everyone and not whole else _broadcast(path, stored)
     restored = [_wrap(flat[names[name]], x) for name, x in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored), step
 
 
 def _broadcast(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """A checkpoint that process 0 reads, leaf by leaf on all."""
+    """A checkpoint that process 0 reads and sends to all processes, leaf by leaf."""
     read = _reader(path, abstract) if processes.is_leader() else lambda name: np.zeros(0, np.uint8)
     found: dict[str, jax.Array] = {}
     for name, x in abstract.items():
@@ -274,7 +274,7 @@ def _broadcast(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[st
 
 
 def _reader(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> Callable[[str], np.ndarray]:
-    """`name -> bytes [n]` of a leaf, without the other processes."""
+    """A function from a leaf's name to its bytes, uint8 [n], read on this process alone."""
     from orbax.checkpoint import v1 as ocp
 
     if (path / _INDEX).exists():
@@ -303,14 +303,18 @@ def _wrap(x: jax.Array, like: Any) -> jax.Array:
 
 
 def _present_name(name: str) -> str:
-    """A leaf's path with the fields of a program's state as they are called now."""
+    """A stored leaf's path with the present names of the fields of `State`."""
     root = "state/" if name.startswith("state/") else ""
     field, slash, below = name.removeprefix(root).partition("/")
     return root + _OLD.get(field, field) + slash + below
 
 
 def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
-    """By each wanted leaf's name the one it was stored under; refuses another program's leaves."""
+    """The name that each wanted leaf was stored under, by its present name.
+
+    Raises:
+      ValueError: if the checkpoint has other leaves or other shapes than are wanted.
+    """
     from orbax.checkpoint import v1 as ocp
 
     if (path / _INDEX).exists():

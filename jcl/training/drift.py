@@ -1,7 +1,7 @@
-"""Finding boundaries that nobody announces: drift detectors over a running loss, and a program
-that consolidates itself where one is found.
+"""Finds boundaries between stages that nobody announces, by drift of the running loss.
 
-A detector is a pair of pure functions with a small state, so it runs inside a scan.
+A detector is a pair of pure functions with a small state, so it runs inside a scan. `watch_drift`
+makes a program consolidate by itself where its detector finds a drift.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jcl.program import Program, State, fill_batch
 class Detector(NamedTuple):
     """`init() -> state`, and `update(state, value) -> (state, since)` for each float32 [] value.
 
-    `since` int32 [] is 0 while there is no drift; where one is found, how many of the last values
-    are taken to be from after it, this one included.
+    `since` int32 [] is 0 while there is no drift. Where one is found, it is how many of the last
+    values, this one included, are taken to come after the drift.
     """
 
     init: Callable[[], Any]
@@ -29,10 +29,10 @@ class Detector(NamedTuple):
 
 
 class PageHinkleyState(NamedTuple):
-    """What the Page-Hinkley test carries since it last found something."""
+    """The state of the Page-Hinkley test, which starts anew after each drift."""
 
     seen: jax.Array
-    """int32 []: how many values."""
+    """int32 []: how many values it has seen."""
     mean: jax.Array
     """float32 []: their mean."""
     excess: jax.Array
@@ -40,7 +40,7 @@ class PageHinkleyState(NamedTuple):
     lowest: jax.Array
     """float32 []: the least that `excess` has been."""
     turn: jax.Array
-    """int32 []: after how many values that was, which is where a drift began, if it is one."""
+    """int32 []: after how many values `excess` was least, where a drift would have begun."""
 
 
 def page_hinkley(threshold: float = 5.0, tolerance: float = 0.05, warm_up: int = 30) -> Detector:
@@ -48,12 +48,12 @@ def page_hinkley(threshold: float = 5.0, tolerance: float = 0.05, warm_up: int =
 
     m_t = Σ_{i ≤ t} (x_i - mean_i - tolerance), with mean_i the mean of the values up to i. A
     falling loss, which is learning, keeps m_t at its minimum. A drift is taken to have begun where
-    m_t was least. The test starts afresh once it has found something.
+    m_t was least. After a drift the test starts anew.
 
     Args:
-      threshold: how much excess counts as a drift, in the values' unit times steps; may be traced.
-      tolerance: a rise per step that doesn't count; may be traced.
-      warm_up: values before it may find anything; may be traced.
+      threshold: which excess counts as a drift, in the values' unit times steps; may be traced.
+      tolerance: which rise per step doesn't count; may be traced.
+      warm_up: how many values must be seen before a drift can be found; may be traced.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -90,25 +90,25 @@ def page_hinkley(threshold: float = 5.0, tolerance: float = 0.05, warm_up: int =
 
 
 class Watch(NamedTuple):
-    """What a watched program carries, under `drift` in `State.methods`."""
+    """What `watch_drift` adds to `State.methods`, under `drift`."""
 
     detector: Any
+    """The detector's state."""
     recent: Batch
     """Leaves [recent, B, ...]: a ring of the last batches; of weight 0 before there are any."""
     found: jax.Array
-    """int32 []: how many drifts."""
+    """int32 []: how many drifts were found."""
 
 
 def watch_drift(program: Program, detector: Detector, recent: int = 16) -> Program:
     """A program that calls `consolidate` by itself where the detector finds a drift of its loss.
 
-    It drives like any other, by `run`, `fit` or a loop of one's own, over one long stage. At a
-    drift the last `recent` batches stand for the stage that ended, with weight 0 for those that the
-    detector takes to be of the next; so let `recent` be several times the detector's delay.
-    `State.stage` then counts what was found. Each step reports `drift/found`.
+    `run`, `fit` or a loop of one's own drive it over one long stage. At a drift the last `recent`
+    batches stand for the stage that ended, with weight 0 for those that the detector takes to
+    belong to the next one; so `recent` should be several times the detector's delay. `State.stage`
+    counts the drifts found, and each step reports `drift/found`.
 
-    Under `vmap` both branches of the consolidation run at every step; on one's own or mapped, only
-    where there is a drift.
+    Under `vmap` the consolidation is computed in every step, otherwise only at a drift.
 
     Args:
       program: a single program, from `make`.

@@ -1,7 +1,7 @@
-"""What a stream hands out, as the arrays that the compiled loop takes: whole steps, placed.
+"""Feeds a stream to the compiled loop: chunks of equal shape, placed on the devices.
 
-On a mesh a batch's rows lie where `mesh.of_batch` says. With several processes each reads the rows
-that its own devices hold, where the stream can read some rows without the others.
+On a mesh a batch's rows lie where `mesh.of_batch` says. With several processes each reads only the
+rows that its own devices hold, if the stream can read some rows without the others.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from jcl.parallel.mesh import Layout
 
 
 def place(tree: Any, where: Any) -> Any:
-    """A tree of arrays that every process has whole, laid out over all their devices.
+    """Lays out a tree of arrays, which every process has whole, over the devices of all processes.
 
     Args:
-      tree: numpy or jax arrays, typed keys among them.
-      where: their shardings, a tree of the same structure; arrays that span processes already are
-        moved there.
+      tree: numpy or jax arrays, typed keys too. Arrays that span processes already are moved.
+      where: their shardings, a tree of the same structure.
     """
     return jax.tree.map(_put, tree, where)
 
@@ -42,12 +41,12 @@ def _put(x: Any, where: Sharding) -> jax.Array:
 
 
 def everywhere(tree: Any, layout: Layout) -> Any:
-    """Shardings by which each device holds all of a tree."""
+    """The shardings by which each device holds the whole tree."""
     return jax.tree.map(lambda x: NamedSharding(layout.mesh, PartitionSpec()), tree)
 
 
 def own_rows(layout: Layout, rows: int) -> slice:
-    """Which of a batch's rows lie on this process's devices, from the first to the last of them."""
+    """The span of a batch's `rows` rows that lie on this process's devices."""
     where = NamedSharding(layout.mesh, meshes.row_spec(layout.mesh, (rows,)))
     held = where.addressable_devices_indices_map((rows,)).values()
     found = [index[0].indices(rows) for index in held if index is not None]
@@ -55,10 +54,10 @@ def own_rows(layout: Layout, rows: int) -> slice:
 
 
 class Feed:
-    """A stream's chunks and boundaries, all of one shape, on the mesh that a program has."""
+    """Reads a stream's chunks and boundaries, all of one shape, onto the program's mesh."""
 
     def __init__(self, stream: Stream, layout: Layout | None, size: int) -> None:
-        """`size` is the steps of a chunk; a shorter one is filled up with what is never run."""
+        """`size` is how many steps a chunk has; a shorter one is filled up, which is never run."""
         self.stream, self.layout, self.size = stream, layout, size
         if layout is None:
             self.source = jax.tree.map(jnp.asarray, stream.source)
@@ -68,7 +67,7 @@ class Feed:
         self.own = own_rows(layout, self.rows)
 
     def chunk(self, stage: int, start: int, stop: int) -> Any:
-        """Steps start to stop of a stage, leaves [size, B, ...]."""
+        """The slices of a stage's steps from `start` to below `stop`, leaves [size, B, ...]."""
         axis = 0 if self.stream.members is None else 1
         short = self.size - (stop - start)
 
@@ -81,7 +80,7 @@ class Feed:
         return self._read(self.stream.chunk, (stage, start, stop), fill)
 
     def boundary(self, stage: int) -> Any:
-        """What `consolidate` gets after a stage, leaves [n, B, ...]."""
+        """The slices that `consolidate` gets after a stage, leaves [n, B, ...]."""
         return self._read(self.stream.boundary, (stage,), lambda x: x)
 
     def _read(

@@ -1,8 +1,9 @@
-"""The host loop: streams data to a program, evaluates, logs, checkpoints and resumes.
+"""The host loop: it streams data to a program, evaluates, logs, checkpoints and resumes.
 
-It runs what `run` runs, a chunk of steps a call. Where it stands is `State.stage` and
-`State.stage_step`, so a checkpoint needs nothing beside the state but the scores so far. With
-several processes all run this loop, on parts of the same arrays; process 0 alone writes the log.
+It runs the same program as `run`, a chunk of steps in each call. `State.stage` and
+`State.stage_step` say where it stands, so a checkpoint holds the state and the scores so far and
+nothing else. With several processes all run this loop, on parts of the same arrays; process 0 alone
+writes the log.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ Event = dict[str, Any]
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer finite; the message names task, step and the last good checkpoint."""
+    """The loss is no longer finite; the message names stage, step and the last good checkpoint."""
 
 
 @record
 class Result(NamedTuple):
-    """What a run leaves behind. Leading axis [members] where `replicate` made the program."""
+    """The results of a run, with a leading axis [members] if `replicate` made the program."""
 
     state: State
     """The last state."""
@@ -80,7 +81,9 @@ class Result(NamedTuple):
 
 
 def chunk_size(steps: tuple[int, ...], limit: int) -> int:
-    """Steps a call, at most `limit`: one that divides every stage if there is one above half of it.
+    """How many steps a call takes, at most `limit`.
+
+    It is a number that divides every stage's steps, if there is one of at least half the limit.
 
     >>> chunk_size((300, 200), 64)
     50
@@ -101,7 +104,7 @@ def _peak_memory() -> int:
 
 
 class _Compiled(NamedTuple):
-    """What the loop calls, compiled before the clock of training starts."""
+    """The functions that the loop calls, compiled before the clock of training starts."""
 
     advance: Callable[..., Any]
     consolidate: Callable[..., Any]
@@ -114,7 +117,7 @@ def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | No
     traces: list[int] = []
     fetch = feed.stream.fetch
     where, whole = _shardings(program, state)
-    if where is None:  # what was put somewhere stays there; the compiler may otherwise move it
+    if where is None:  # committed arrays keep their place, which the compiler might change
         where = jax.tree.map(lambda x: x.sharding if x.committed else None, state)
 
     def move(state: State, source: Any, chunk: Any, count: jax.Array) -> Any:
@@ -140,7 +143,7 @@ def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | No
 
 
 def _shardings(program: Program, state: State) -> tuple[Any, Any]:
-    """Shardings of a state, and of what the host reads; None and None without a mesh."""
+    """The shardings of a state, and of what the host reads; None and None without a mesh."""
     layout = program.layout
     if layout is None:
         return None, None
@@ -155,7 +158,7 @@ class _Log:
         self.path = None if out is None else out / "metrics.jsonl"
         if self.path is None:
             return
-        if self.path.exists():  # what a killed run logged after its last checkpoint comes again
+        if self.path.exists():  # a killed run's lines after its last checkpoint are logged again
             for line in self.path.read_text().splitlines():
                 try:
                     entry = json.loads(line)
@@ -177,7 +180,7 @@ class _Log:
 
 
 def _prepare(out: Path | None, resume: bool) -> None:
-    """Looks the run's folder over before anything is computed."""
+    """Makes the run's folder, and refuses one that can't be used, before anything is computed."""
     if out is None:
         if resume:
             raise ValueError("resume is True and out is None, but out must name the run's folder")
@@ -201,21 +204,21 @@ def _prepare(out: Path | None, resume: bool) -> None:
 
 
 def _count(x: jax.Array) -> int:
-    """A counter of the state, which all members share."""
+    """A counter of the state, equal in all members, as an int."""
     return int(np.asarray(x).reshape(-1)[0])
 
 
 class _Start(NamedTuple):
-    """How a run starts, before anything is computed."""
+    """The start of a run, before anything is computed."""
 
     make: Callable[[], State]
-    """The first state."""
+    """Makes the first state."""
     like: State
-    """Its shapes and shardings, for a checkpoint to take its place; and the key itself."""
+    """Shapes and shardings of the state that a checkpoint is restored into; its key is an array."""
     scores: np.ndarray
-    """As yet empty."""
+    """float32 [..., stages + 1, tasks], all NaN as yet."""
     width: int
-    """Rows of a step, all members together."""
+    """How many rows a step has, all members together."""
 
 
 def _start(
@@ -249,7 +252,11 @@ def _start(
 
 
 def _carry(state: State, carried: State) -> State:
-    """`state` with the methods' states, task and step of another run."""
+    """`state` with the methods' states, the stage and the step of another run.
+
+    Raises:
+      ValueError: if the methods' states have other leaves or shapes.
+    """
 
     def shapes(methods: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
         found = jax.tree_util.tree_leaves_with_path(methods)
@@ -262,7 +269,7 @@ def _carry(state: State, carried: State) -> State:
                 f"carried has {theirs.get(path)} at {path!r} of the methods' states, where this "
                 f"run has {mine.get(path)}; both must have the same methods, parameters and batches"
             )
-    # copies, for a step is given its state's buffers to write into
+    # copied, for a step is given its state's buffers to write into
     theirs = trees.copy((carried.methods, carried.stage, carried.step))
     where = jax.tree.map(lambda x: x.sharding, (state.methods, state.stage, state.step))
     states, stage, step = jax.tree.map(jax.device_put, theirs, where)
@@ -270,8 +277,8 @@ def _carry(state: State, carried: State) -> State:
 
 
 def _tree(state: State, scores: np.ndarray) -> dict[str, Any]:
-    """What is checkpointed."""
-    where = state.step.sharding  # everywhere, on a mesh
+    """The tree that is checkpointed."""
+    where = state.step.sharding  # on a mesh, whole on every device
     return {"state": state, "scores": place(scores, where)}
 
 
@@ -296,7 +303,7 @@ def last_state(
 
 
 class _Run:
-    """A run under way: its state, scores and clocks, and the four things done with them."""
+    """A run under way: its state, scores and clocks, and the steps of the loop."""
 
     def __init__(
         self,
@@ -348,7 +355,7 @@ class _Run:
             self.saver.finish()
 
     def score(self, stage: int) -> None:
-        """Fills row `stage` of the scores: how many stages are finished."""
+        """Evaluates, and fills row `stage` of the scores, after so many stages."""
         if self.compiled.evaluate is None:
             return
         row = np.asarray(self.compiled.evaluate(self.state))
@@ -379,7 +386,7 @@ class _Run:
             )
         self.done += count
         entry = {k: float(np.mean(v[..., -1])) for k, v in reports.items()}
-        entry["loss"] = float(np.mean(reports["loss"]))  # over the chunk: a batch's own is noisy
+        entry["loss"] = float(np.mean(reports["loss"]))  # the mean over the chunk is less noisy
         self.log.write({"stage": stage, "name": name, "step": self.done, **entry})
         elapsed = time.perf_counter() - self.began
         self.emit({
@@ -414,7 +421,7 @@ def fit(
     on_event: Callable[[Event], None] | None = None,
     carried: State | None = None,
 ) -> Result:
-    """Trains through a stream, stage by stage.
+    """Trains a program on a stream, stage by stage.
 
     Args:
       program: from `make`, or from `replicate` for many members in one compiled function; then
@@ -423,18 +430,19 @@ def fit(
       key: a typed PRNG key.
       stream: a `jcl.data.Stream`, or leaves [stages, steps, B, ...] as `run` takes them.
       evaluate: `(program, state) -> scores [tasks]`, called before training and after each stage.
-      out: the run's folder: `metrics.jsonl` and `checkpoints/` are written there.
+      out: the run's folder, to which `metrics.jsonl` and `checkpoints/` are written.
       resume: whether to go on from the newest whole checkpoint in `out`, if there is one; the
         result is then bit for bit that of an uninterrupted run.
-      chunk: at most so many steps a compiled call; 1 is for debugging.
-      checkpoint_every: steps between checkpoints; there is one at every boundary besides.
+      chunk: how many steps a compiled call takes at most; 1 is for debugging.
+      checkpoint_every: steps between checkpoints; the end of every stage makes one too.
       on_event: called with `{"kind": "progress", ...}` after a chunk and `{"kind": "scores", ...}`
         after an evaluation.
-      carried: the last state of another run with the same methods, whose states go on from there,
-        as do the counts of tasks and steps; parameters, optimizer and key don't.
+      carried: the last state of another run with the same methods. The methods' states and the
+        counts of stages and steps go on from it; parameters, optimizer and key start anew.
 
     Raises:
-      ValueError: for what was given wrongly.
+      ValueError: if an argument is out of range, the stream doesn't fit the program, or `out`
+        can't be used.
       OSError: when the log or a checkpoint can't be written; the checkpoint before is untouched.
       Diverged: when the loss is no longer finite; nothing non-finite is ever checkpointed.
       KeyboardInterrupt: after a Ctrl-C, once the state is saved.

@@ -1,1 +1,1 @@
-"""What is downloaded once, checked, and kept in a cache."""
+"""Downloads of models and data sets: each is made once, checked, and kept in a cache."""

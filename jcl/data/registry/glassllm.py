@@ -1,4 +1,4 @@
-"""GlassLM's weights and tokenizer in the layout that Hugging Face's Llama has.
+"""Converts GlassLM's weights and tokenizer to the layout of Hugging Face's Llama.
 
 Source: the `glassllm` package, version 0.1.0 (MIT), whose NumPy code says what the arrays mean.
 """
@@ -21,7 +21,7 @@ def convert(folder: Path) -> None:
     """Replaces `en.npz` and `en.tokenizer.json` by a folder that `models.load` reads.
 
     Raises:
-      ImportError: if safetensors isn't installed; says how.
+      ImportError: if safetensors isn't installed; the message says how to install it.
     """
     with needed("glassllm", "safetensors", "text"):
         from safetensors.numpy import save_file
@@ -66,7 +66,7 @@ def _config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _halves(kernel: np.ndarray, heads: int) -> np.ndarray:
-    """Columns [d, heads · k] from rotary pairs side by side to all firsts, then all seconds."""
+    """Reorders each head's columns [d, heads · k] from rotary pairs to all firsts, all seconds."""
     pairs = kernel.reshape(len(kernel), heads, -1, 2)
     return pairs.transpose(0, 1, 3, 2).reshape(kernel.shape)
 

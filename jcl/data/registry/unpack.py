@@ -1,4 +1,4 @@
-"""What is needed of an archive, written below one folder: no link, no way out, nothing run."""
+"""Unpacks some files of an archive below one folder: no links, no way out, nothing is run."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _LICENCE = re.compile(
 
 
 def unpack(archive: Path, keep: str, folder: Path) -> None:
-    """Writes the files that are needed, and licences, below `folder` and nowhere else.
+    """Writes an archive's needed files, and its licences, below `folder` and nowhere else.
 
     Args:
       archive: a wheel, a Debian package or any tar.
-      keep: a regular expression over paths in the archive; its group is the path in the folder.
-      folder: exists.
+      keep: a regular expression for paths in the archive; its group is the path in the folder.
+      folder: a folder that exists.
 
     Raises:
-      ValueError: if a path leads out of the folder, or nothing matches.
+      ValueError: if a path leads out of the folder, or no file matches.
     """
     wanted, root, found = re.compile(keep), folder.resolve(), 0
     for path, content in _files(archive):
@@ -64,5 +64,5 @@ def _files(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with file, tarfile.open(fileobj=file) as packed:
         for member in packed:
             inside = packed.extractfile(member) if member.isfile() else None
-            if inside is not None:  # links and devices are left where they are
+            if inside is not None:  # links and devices are skipped
                 yield member.name.removeprefix("./"), inside

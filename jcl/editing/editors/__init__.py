@@ -1,1 +1,1 @@
-"""Editors, one a file; each factory returns a `jcl.editing.Editor`."""
+"""Editors, one to a file. Each factory returns a `jcl.editing.Editor`."""

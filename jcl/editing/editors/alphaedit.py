@@ -1,4 +1,4 @@
-"""AlphaEdit: MEMIT's writing, in the directions alone that the old memories leave free."""
+"""AlphaEdit: MEMIT, written only in directions that old memories leave free."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jcl.method import Apply, Params, check
 
 
 class AlphaEditState(NamedTuple):
-    """What alphaedit carries."""
+    """The state of `alphaedit`."""
 
     projector: jax.Array
-    """P, onto the null space of the second moment, float32 [layers, in, in]."""
+    """P, the projector onto the null space of the second moment, float32 [layers, in, in]."""
     past: jax.Array
     """Σ P k kᵀ P over the keys that were written, float32 [layers, in, in]."""
 
@@ -45,14 +45,14 @@ def alphaedit(
 ) -> Editor:
     """AlphaEdit: W ← W + P ΔW, solving (P(KᵀK + K_pᵀK_p)P + α) ΔW = P KᵀR layer by layer.
 
-    P projects on what C, the second moment of the kernel's inputs over much text, has almost
-    nothing of, so text's keys keep their values; K_p are the keys of the edits so far, whose values
-    are kept too. K, R and the way through the layers are `memit`'s.
+    P projects onto directions in which C, the second moment of the kernel's inputs over much text,
+    is almost zero, so that the keys of such text keep their values. K_p are the keys of the edits
+    so far, whose values are kept too. K, R and the order of the layers are those of `memit`.
 
     Source: Fang et al., arXiv 2410.02355, section 3, and the authors' code
     (jianghoucheng/AlphaEdit: `AlphaEdit_main.py`, and `get_project` of `experiments/evaluate.py`),
-    which adds to K_p what the keys are after all layers were written. With P = Pᵀ = P² its system
-    is the one above, which is symmetric. The defaults are the authors' for GPT-J.
+    which adds the keys to K_p as they are after all layers were written. With P = Pᵀ = P² its
+    system is the one above, which is symmetric. The defaults are the authors' for GPT-J.
 
     Args:
       apply: the model, giving logits.
@@ -60,14 +60,14 @@ def alphaedit(
       layers: which of the stacked layers are written, in order.
       threshold: eigenvalues of C below this are null; may be traced.
       ridge: α, the weight of ‖ΔW‖²; may be traced.
-      steps: as in `rome`, and so are the following.
-      rate: see there.
-      decay: see there.
-      kl: see there.
-      clamp: see there; of the residual stream's norm here.
-      enough: see there.
-      path: see there.
-      together: edits that are searched for, or read, at once.
+      steps: as in `rome`.
+      rate: as in `rome`.
+      decay: as in `rome`.
+      kl: as in `rome`.
+      clamp: as in `rome`, but relative to the residual stream's norm.
+      enough: as in `rome`.
+      path: as in `rome`.
+      together: how many edits are searched for, or read, at once.
 
     Raises:
       ValueError: if an argument is out of range, or the model has no such kernel.

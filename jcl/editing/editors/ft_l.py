@@ -1,4 +1,4 @@
-"""FT-L: plain fine-tuning of one kernel on the edit, kept in a small box around what it was."""
+"""FT-L: plain fine-tuning of one kernel on the edit, within a small box around its old value."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def ft_l(
 ) -> Editor:
     """Constrained fine-tuning: Adam on one kernel W; after each step every |W - W₀| is cut to ε.
 
-    W₀ is the kernel before this batch of edits. The contexts but the bare prompt aren't used.
+    W₀ is the kernel before this batch of edits. Of the contexts only the bare prompt is used.
 
     Source: Zhu et al., arXiv 2012.00363, as the baseline FT+L of Meng et al., arXiv 2202.05262, in
-    their code (kmeng01/rome: `baselines/ft/ft_main.py`), whose loss takes all of the target's
-    tokens for what follows the prompt's last; and, as `objective="each"` with no bound, FT-M of
-    Zhang et al., arXiv 2401.01286 (zjunlp/EasyEdit). The authors have layer 0, and for GPT-2 XL a
+    their code (kmeng01/rome: `baselines/ft/ft_main.py`), whose loss predicts every token of the
+    target at the prompt's last token; and, as `objective="each"` with no bound, FT-M of
+    Zhang et al., arXiv 2401.01286 (zjunlp/EasyEdit). The authors take layer 0, and for GPT-2 XL a
     bound and a rate of 5e-4, with which SmolLM2-135M doesn't learn most edits.
 
     Args:
       apply: the model, giving logits.
       layer: which of the stacked layers is written.
-      bound: ε; None is none. This, `rate` and `enough` may be traced.
-      steps: of Adam at most.
-      rate: Adam's.
-      objective: what is predicted: each token of the target at the prompt's `last` token, or
-        `each` after those before it.
-      enough: the loss at which it ends.
-      path: of the dense layer whose kernel is written.
+      bound: ε; None sets no bound. `bound`, `rate` and `enough` may be traced.
+      steps: how many steps of Adam it takes at most.
+      rate: Adam's learning rate.
+      objective: whether every token of the target is predicted at the prompt's `last` token, or
+        `each` one at the token before it.
+      enough: the loss at which it ends early.
+      path: the path of the dense layer whose kernel is written.
 
     Raises:
       ValueError: if an argument is out of range, or the model has no such kernel.
@@ -64,7 +64,7 @@ def ft_l(
         tokens, mask = facts["tokens"][:, 0], facts["mask"][:, 0]
         logits = apply(params, values.rows(tokens, facts["segments"][:, 0]))[:, :-1]
         if objective == "last":
-            at = jnp.argmax(mask, axis=-1)  # before the target's first token
+            at = jnp.argmax(mask, axis=-1)  # the place before the target's first token
             logits = jnp.take_along_axis(logits, at[:, None, None], axis=1)
         scores = jax.nn.log_softmax(logits.astype(jnp.float32))
         scores = jnp.broadcast_to(scores, (*mask.shape, scores.shape[-1]))

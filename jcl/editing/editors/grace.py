@@ -1,4 +1,4 @@
-"""GRACE: a codebook beside one layer; what comes near a key goes on with that key's value."""
+"""GRACE: a codebook beside one layer, whose values replace the layer's outputs near its keys."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class GraceState(NamedTuple):
     """A codebook with room for C entries."""
 
     keys: jax.Array
-    """float32 [C, in]: what the layer is given at a prompt's last token."""
+    """float32 [C, in]: the layer's input at a prompt's last token."""
     values: jax.Array
-    """float32 [C, out]: what it answers there instead."""
+    """float32 [C, out]: the output that replaces the layer's there."""
     radii: jax.Array
-    """float32 [C]: how far from its key an entry holds."""
+    """float32 [C]: how far from its key an entry applies."""
     labels: jax.Array
     """int32 [C, L - 1]: the answer's tokens, then -1."""
     used: jax.Array
-    """bool [C]."""
+    """bool [C]: which entries are taken."""
     edit: jax.Array
-    """int32 [C]: which edit made an entry, counted from 0."""
+    """int32 [C]: which edit made an entry, counted from 0; -1 if none did."""
     written: jax.Array
-    """int32 []: edits that were asked for."""
+    """int32 []: how many edits were asked for."""
     refused: jax.Array
-    """int32 []: those for which there was no room."""
+    """int32 []: for how many of them there was no room."""
 
 
 def grace(
@@ -49,33 +49,33 @@ def grace(
 ) -> Editor:
     """GRACE: no weight changes; within ε of a key, the layer's output is the key's value.
 
-    An edit's query q is the layer's input at the last token of the prompt. With the nearest key k
-    at distance d, of radius ε: beyond ε₀ + ε the edit makes an entry of its own, of radius ε₀;
-    nearer and of the same answer, ε grows to d; nearer and of another answer, it makes an entry,
-    and both radii become d/2. The value then learns the answer's cross-entropy by Adam, from the
-    layer's own output.
+    An edit's query q is the layer's input at the last token of the prompt. Let k be the nearest
+    key, d its distance and ε its radius. If d is beyond ε₀ + ε, the edit makes an entry of its own,
+    of radius ε₀. If it is nearer and k has the same answer, ε grows to d. If it is nearer and k has
+    another answer, the edit makes an entry, and both radii become d/2. The value then learns the
+    answer by Adam on its cross-entropy, starting from the layer's own output.
 
-    Inputs outside every radius are answered as without it, bit for bit.
+    For inputs outside every radius the model stays the same, bit for bit.
 
     Source: Hartvigsen et al., arXiv 2211.11031, algorithm 1, and the authors' code,
     `grace/editors/grace.py` (`coverage`, `warm`, and `replace_last` as EasyEdit has it). There only
     the last token looks for a key; here every token does, so that decoding with a cache and one
-    pass over a whole text answer alike. There answers are compared by the mean of their token ids,
-    here by the tokens. A query that is a key already, to rounding, replaces its answer; there both
-    radii would become 0. There each value takes all its steps, here it stops when it has learned.
+    pass over a whole text agree. There answers are compared by the mean of their token ids, here by
+    the tokens. A query that equals a key, to rounding, replaces its answer; there both radii would
+    become 0. There each value takes all its steps, here it stops when it has learned.
 
     A full codebook takes no new entries: such an edit is counted in `refused`, and the earlier
     ones stay. The entry of an edit can be taken out again (`remove_edit`).
 
     Args:
       apply: the model.
-      layer: index of the layer along stacked layers.
-      site: path of its dense layer: `blocks/down` in the authors' settings for Llama.
-      radius: ε₀, in units of the layer's inputs; it is what trades generality against locality.
-      capacity: C.
-      steps: of Adam at most.
-      rate: its learning rate.
-      stop: a value has learned when its answer's tokens cost so many nats each; 0 takes all steps.
+      layer: the index of the layer along stacked layers.
+      site: the path of its dense layer, `blocks/down` in the authors' settings for Llama.
+      radius: ε₀, in units of the layer's inputs; a larger one favours generality over locality.
+      capacity: C, how many entries there is room for.
+      steps: how many steps of Adam a value takes at most.
+      rate: Adam's learning rate.
+      stop: the nats per token of the answer at which a value has learned; 0 takes all steps.
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, the model has no such site.
@@ -105,7 +105,7 @@ def grace(
         )
 
     def enter(state: GraceState, edit: Any) -> tuple[GraceState, jax.Array]:
-        """Makes room for one edit: the codebook and its slot, which is C if there is none."""
+        """The codebook with an entry for one edit, and the entry's slot; C if there is no room."""
         query, label, asked = edit
         near, distance = _nearest(state, query)
         within = distance <= radius + state.radii[near]
@@ -117,7 +117,7 @@ def grace(
         shrunk = jnp.where(split, distance / 2 - 1e-5, grown)
         slot = jnp.where(known, near, jnp.argmin(state.used))
         kept = asked & (known | ~full)
-        slot = jnp.where(kept, slot, capacity)  # beyond the end, where nothing is written
+        slot = jnp.where(kept, slot, capacity)  # beyond the end, so that nothing is written
         new = jnp.where(known, capacity, slot)
         return GraceState(
             keys=state.keys.at[new].set(query, mode="drop"),
@@ -141,12 +141,12 @@ def grace(
         wanted = {f"{site}:{end}": (layer, pick) for end in ("in", "out")}
         seen, _ = taps.read(apply, params, rows, wanted)
 
-        first = jnp.argsort(~target, axis=-1, stable=True)  # the target's tokens before the others
+        first = jnp.argsort(~target, axis=-1, stable=True)  # the target's tokens first
         ids = jnp.where(target, rows["tokens"][:, 1:], -1)
         labels = jnp.take_along_axis(ids, first, axis=-1)
         asked = facts["weight"] > 0
         state, slots = lax.scan(enter, state, (seen[f"{site}:in"], labels, asked))
-        # edits with one entry learn one value; of those that contradict each other the last does
+        # edits that share an entry learn one value; if they contradict, only the last one learns
         owner = jnp.argmax(slots[:, None] == slots, axis=1)
         live = (slots < capacity) & jnp.all(state.labels[slots] == labels, axis=-1)
         fresh = ~jnp.any(state.values[slots] != 0, axis=-1, keepdims=True)
@@ -190,9 +190,9 @@ def grace(
 
 
 def remove_edit(state: GraceState, edit: int | jax.Array) -> GraceState:
-    """The codebook without the entry that an edit made, counted from 0; its place is free again.
+    """The codebook without the entry that an edit, counted from 0, made; its slot is free again.
 
-    What the edit did to another's radius stays.
+    A radius that the edit changed in another entry stays changed.
     """
     gone = state.used & (state.edit == edit)
     return state._replace(
@@ -210,9 +210,9 @@ def bare(facts: Facts) -> Batch:
 
 
 def _nearest(state: GraceState, query: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Index of the nearest key and its distance, [...] each, to queries [..., in]; ∞ if empty."""
+    """Index and distance of the nearest key, [...] each, for queries [..., in]; ∞ if empty."""
     query = query.astype(jnp.float32)
-    # ½‖k‖² - q·k is least where ‖q - k‖ is; the distance itself is taken of the one key
+    # ½‖k‖² - q·k is least where ‖q - k‖ is; the distance itself is computed for that key alone
     far = 0.5 * jnp.sum(state.keys**2, axis=-1) - jnp.matmul(
         query, state.keys.T, precision=lax.Precision.HIGHEST
     )
@@ -222,7 +222,7 @@ def _nearest(state: GraceState, query: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def _lookup(state: GraceState, site: str, layer: int) -> Tap:
-    """Puts values in the place of the layer's outputs, token by token, where a key is near."""
+    """A tap that replaces the layer's outputs by values, for each token that is near a key."""
     given: list[jax.Array] = []  # the layer's input, from one call of the tap to the next
 
     def tap(at: str, index: Any, h: jax.Array) -> jax.Array:

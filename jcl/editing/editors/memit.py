@@ -12,7 +12,7 @@ from jcl.method import Apply, Params, check
 
 
 class MemitState(NamedTuple):
-    """What memit carries."""
+    """The state of `memit`."""
 
     root: jax.Array
     """`solve.factor` of each layer's second moment, float32 [layers, in, in]."""
@@ -34,9 +34,10 @@ def memit(
 ) -> Editor:
     """Mass editing: W ← W + (λC + KᵀK)⁻¹ KᵀR, layer by layer, for keys K [N, in], residuals R.
 
-    K are the inputs of the kernel at the subjects' last tokens (half the bare prompt, half the mean
-    of the other contexts), C their second moment over much text, R what is missing at the last of
-    the layers, divided by the layers that are left (see `values.write_layers`).
+    K are the inputs of the kernel at the subjects' last tokens (half the bare prompt's, half the
+    mean of the other contexts'), C is the second moment of its inputs over much text, and R are the
+    differences still missing at the last layer, divided by the number of layers that are left (see
+    `values.write_layers`).
 
     Source: Meng et al., arXiv 2210.07229, sections 4.2 and 4.3 and algorithm 1, and the authors'
     code (kmeng01/memit: `memit_main.py`). The defaults of the search are EasyEdit's for Llama.
@@ -46,16 +47,16 @@ def memit(
       moment: C, float32 [layers, in, in] (see `second_moment`), over many more tokens than `in`.
       layers: which of the stacked layers are written, in order.
       strength: λ, how much the old memories count; may be traced. None is the number of inputs,
-        which kᵀC⁻¹k is on the average; the authors' 15,000 is that of models of 6 to 8 billion
+        which is the mean of kᵀC⁻¹k; it is about the authors' 15,000 for models of 6 to 8 billion
         parameters.
-      steps: as in `rome`, and so are the following.
-      rate: see there.
-      decay: see there.
-      kl: see there.
-      clamp: see there; of the residual stream's norm here.
-      enough: see there.
-      path: see there.
-      together: edits that are searched for, or read, at once.
+      steps: as in `rome`.
+      rate: as in `rome`.
+      decay: as in `rome`.
+      kl: as in `rome`.
+      clamp: as in `rome`, but relative to the residual stream's norm.
+      enough: as in `rome`.
+      path: as in `rome`.
+      together: how many edits are searched for, or read, at once.
 
     Raises:
       ValueError: if an argument is out of range, or the model has no such kernel.

@@ -14,7 +14,7 @@ from jcl.method import Apply, Params
 
 
 class RomeState(NamedTuple):
-    """What rome carries."""
+    """The state of `rome`."""
 
     root: jax.Array
     """`solve.factor` of the second moment of the kernel's inputs, float32 [in, in]."""
@@ -40,19 +40,19 @@ def rome(
 
     Source: Meng et al., arXiv 2202.05262, equations 2 to 4, and the authors' code (kmeng01/rome:
     `compute_u.py`, `compute_v.py`), where k and k₀ differ as here. The defaults are EasyEdit's for
-    Llama, where C is left out, but for the layer, which does SmolLM2-135M the least harm.
+    Llama, which leaves C out; only the default layer is the one that harms SmolLM2-135M least.
 
     Args:
       apply: the model, giving logits.
       moment: C, float32 [1, in, in] (see `second_moment`), over many more tokens than `in`.
       layer: which of the stacked layers is written.
-      steps: of the search for δ at most.
-      rate: of its Adam; this and what follows may be traced.
-      decay: its weight of ‖δ‖ / ‖h‖².
-      kl: its weight of the divergence after `{subject}`.
-      clamp: ‖δ‖ is at most so many times the old value's norm.
-      enough: the loss at which it ends.
-      path: of the dense layer whose kernel is written.
+      steps: one more than the steps of Adam that the search for δ takes at most.
+      rate: Adam's learning rate; like the next four it may be traced.
+      decay: the search's weight of ‖δ‖ / ‖h‖².
+      kl: the search's weight of the divergence after `{subject}`.
+      clamp: ‖δ‖ is at most this times the old value's norm.
+      enough: the loss at which the search ends early.
+      path: the path of the dense layer whose kernel is written.
 
     Raises:
       ValueError: if an argument is out of range, or the model has no such kernel.

@@ -1,4 +1,4 @@
-"""WISE: edits live in copies of one kernel, and a router takes a text there, or leaves it alone."""
+"""WISE: edits live in copies of one kernel, and a router sends a text through one copy or none."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ from jcl.method import Apply, Batch, Params, Tap, check
 
 
 class WiseState(NamedTuple):
-    """Side memories: M merged ones, then the shards of the next; each is a change of the kernel."""
+    """Side memories, each a change of the kernel: M merged ones, then the next one's shards."""
 
     deltas: jax.Array
     """float32 [M + shards, in, out]: Δ = W' - W."""
     floors: jax.Array
-    """float32 [M + shards]: the least that an edit in it moved the layer's output; ∞ if empty."""
+    """float32 [M + shards]: the least Δ_act of the edits in a memory; ∞ if it is empty."""
     held: jax.Array
-    """int32 []: edits in the present shard."""
+    """int32 []: how many edits the present shard has."""
     shard: jax.Array
-    """int32 []: which that is."""
+    """int32 []: which shard is the present one."""
     merged: jax.Array
     """int32 []: how often shards were merged."""
     written: jax.Array
-    """int32 []: edits in all."""
+    """int32 []: how many edits were written in all."""
     unrelated: jax.Array
-    """float32 [I, T, in]: what unrelated texts give the layer."""
+    """float32 [I, T, in]: the layer's inputs for unrelated texts."""
     real: jax.Array
     """bool [I, T]: which of their tokens aren't padding."""
 
 
 class Routed(NamedTuple):
-    """A cache, and the side memory int32 [B] that its prompt was taken to; -1 is none."""
+    """A generation cache, and the side memory to which its prompt was routed."""
 
     cache: Any
     memory: jax.Array
+    """int32 [B]: -1 is none."""
 
 
 def wise(
@@ -64,8 +65,8 @@ def wise(
 ) -> Editor:
     """WISE: the kernel W stays; a text x goes through W + Δ if that changes enough, Δ_act(x) > ε.
 
-    Δ_act(x) is the mean of ‖k Δ‖ over the tokens of a prompt, k being what they give the layer. A
-    shard's Δ learns, by plain gradient descent on a random `share` of its entries,
+    Δ_act(x) is the mean of ‖k Δ‖ over the tokens of a prompt, with k the layer's inputs. A shard's
+    Δ learns, by plain gradient descent on a random `share` of its entries,
 
     L = -log p(target) + max(0, Δ_act(x_i) - α) + max(0, β - Δ_act(x_e))
         + max(0, γ - Δ_act(x_e) + Δ_act(x_i))
@@ -73,37 +74,37 @@ def wise(
     for the edit's prompts x_e and an unrelated text x_i. ε is `ratio` times the least Δ_act of the
     edits that a memory holds. After `each` edits the next shard begins, at Δ = 0; when all are
     full, TIES makes one memory of them. Of several memories the one of the largest Δ_act answers
-    (WISE-Retrieve); when all M are taken, the last is merged with the new shards, with weight 0.6
-    to their 0.4, so that `memories=1` is WISE-Merge. What isn't routed to a memory is answered bit
-    for bit as without.
+    (WISE-Retrieve). When all M are taken, the last is merged with the new shards, with weight 0.6
+    to their 0.4, so that `memories=1` is WISE-Merge. For texts that no memory takes the model stays
+    the same, bit for bit.
 
     Source: Wang et al., arXiv 2405.14768, equations 3 to 7, and the authors' code (zjunlp/EasyEdit:
     `models/wise/WISE.py`, `merge/gta.py`), whose settings for Llama are the defaults. The paper's
     Δ_act is used; the code passes both outputs through the MLP's activation first. The code decays
     W' by 1e-5 a step, which moves entries of other shards too, and is left out.
 
-    A prompt is routed as a whole: the decision is in the cache, and holds for what is generated. In
-    one pass over a text its tokens decide together (document by document, where `segments` says
-    so), or those alone where `batch["question"]` [B, L] is 1, as for a cache.
+    A prompt is routed as a whole; the decision is kept in the cache and holds for the generated
+    text. In one pass over a text its tokens decide together, for each document of `segments`, or
+    only those where `batch["question"]` [B, L] is 1, which agrees with a cache.
 
     Args:
       apply: the model.
       unrelated: `tokens` and `segments` int32 [I, T], texts that no edit is about; each write takes
         the next ones in turn.
-      layer: index of the layer along stacked layers.
-      site: path of its dense layer.
-      steps: of gradient descent at most; it ends when the loss is at most 0.02 and moves by less
-        than 1e-4.
-      rate: its learning rate; this, `ratio` and `bound` may be traced.
+      layer: the index of the layer along stacked layers.
+      site: the path of its dense layer.
+      steps: how many steps of gradient descent a write takes at most; it ends early when the loss
+        is at most 0.02 and moves by no more than 1e-4.
+      rate: the learning rate; `rate`, `ratio` and `bound` may be traced.
       margins: α, β, γ, in units of the layer's outputs.
-      ratio: see above.
-      bound: entries of Δ are kept in ± this.
-      share: ρ, of the entries that a shard may change.
-      shards: of a memory.
-      each: edits of a shard.
+      ratio: ε as a share of the least Δ_act of a memory's edits.
+      bound: the largest magnitude of an entry of Δ.
+      share: the share of the entries that a shard may change.
+      shards: how many shards make a memory.
+      each: how many edits a shard takes.
       memories: M.
-      density: share of a shard's entries that TIES keeps, the largest.
-      seed: of the shares.
+      density: the share of a shard's entries, the largest ones, that TIES keeps.
+      seed: seeds the choice of the shards' entries.
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, the model has no such site.
@@ -119,7 +120,7 @@ def wise(
     alpha, beta, gamma = margins
 
     def given(params: Params, rows: Batch) -> jax.Array:
-        """What rows of text give the layer, float32 [B, L, in]."""
+        """The layer's inputs for rows of text, float32 [B, L, in]."""
         wanted = {f"{site}:in": (layer, lambda h: h)}
         return taps.read(apply, params, rows, wanted)[0][f"{site}:in"]
 
@@ -207,7 +208,7 @@ def wise(
             shard=state.shard + full,
             written=state.written + asked_for,
         )
-        # only what merging changes goes through the branch, so that a write hands on the rest
+        # only arrays that merging changes go through the cond, which would copy the others
         parts = (state.deltas, state.floors, state.shard, state.merged)
         parts = lax.cond(state.shard == shards, merge, lambda *p: p, *parts)
         deltas, floors, shard, merged = parts
@@ -216,9 +217,9 @@ def wise(
     def merge(
         deltas: jax.Array, floors: jax.Array, shard: jax.Array, merged: jax.Array
     ) -> tuple[jax.Array, ...]:
-        """One memory of all shards, and of the last memory where none is free."""
+        """Merges all shards into one memory, together with the last memory if none is free."""
         at = jnp.minimum(merged, memories - 1)
-        old = jnp.where(merged < memories, 0.0, 0.6)  # weight of the memory that is there
+        old = jnp.where(merged < memories, 0.0, 0.6)  # the weight of the memory there
         parts = jnp.concatenate([deltas[at][None], deltas[memories:]])
         weights = jnp.concatenate([old[None], jnp.full(shards, (1 - old) / shards)])
         floor = jnp.minimum(floors[at], jnp.min(floors[memories:]))
@@ -256,7 +257,7 @@ def wise(
             known: jax.Array | None, together: jax.Array | None, tap: Tap,
             slot: jax.Array | None = None,
         ) -> Tap:  # fmt: skip
-            """`tap` after the layer has gone through the memory [B, L] that is known, or found."""
+            """A tap that applies the memory [B, L], `known` or else routed, and then `tap`."""
             held: list[jax.Array] = []
 
             def routed(at: str, index: Any, h: jax.Array) -> jax.Array:
@@ -276,7 +277,7 @@ def wise(
                     return h, jnp.full(h.shape[0], -1)
 
                 h, memory = lax.cond(jnp.equal(index, layer), side, main, held.pop(), h)
-                if slot is not None:  # one more than the memory, so that other layers add nothing
+                if slot is not None:  # shifted by one, so that other layers add 0
                     h = taps.probe(h, slot, (memory + 1).astype(jnp.float32))
                 return h
 
@@ -298,10 +299,10 @@ def wise(
 
 
 def ties(deltas: jax.Array, weights: jax.Array, density: float | jax.Array) -> jax.Array:
-    """One change [in, out] of several [S, in, out]: TIES with a weight [S] each.
+    """Merges several changes [S, in, out] into one [in, out] by TIES with weights [S].
 
-    Each keeps the `density` share of its largest entries; an entry's sign is that of the weighted
-    sum (+ where that is 0), and its value the weighted mean of those of that sign.
+    Each change keeps the share `density` of its entries that is largest. An entry's sign is that of
+    the weighted sum (+ where it is 0), its value the weighted mean of the values of that sign.
 
     Source: Yadav et al., arXiv 2306.01708, as in EasyEdit's `merge/gta.py`, `get_mask` and `GTA`.
     """
@@ -314,7 +315,10 @@ def ties(deltas: jax.Array, weights: jax.Array, density: float | jax.Array) -> j
 
 
 def _shift(given: jax.Array, real: jax.Array, deltas: jax.Array) -> jax.Array:
-    """Mean over a row's tokens of ‖k Δ‖, float32 [S, B], from k [B, L, in], Δ [S, in, out]."""
+    """Mean over a row's tokens of ‖k Δ‖, float32 [S, B], from k [B, L, in], Δ [S, in, out].
+
+    `real` [B, L] says which tokens count.
+    """
     square = jnp.sum(jnp.einsum("bli,mio->mblo", given, deltas) ** 2, axis=-1)
     # the root has no slope at 0, where every shard begins
     size = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)

@@ -1,1 +1,1 @@
-"""Adapters: small parts beside a base that rests."""
+"""Adapters: small parts that learn beside a base, which may be frozen."""

@@ -15,16 +15,16 @@ Part = Literal["attention", "mlp"]
 
 
 def bottleneck(width: int = 64, after: tuple[Part, ...] = ("attention", "mlp")) -> Method:
-    """Adapters: h + W_up relu(W_down h + c) + e of what a sublayer adds to the residual stream.
+    """Adapters: h ← h + W_up relu(W_down h + c) + e, with h what a sublayer adds to the stream.
 
     They are the leaves `blocks/{attention,mlp}_adapter/{down,up}/{kernel,bias}`, float32. W_up is 0
-    at the start, which is the model without them. With
-    `jcl.make(..., trainable=adapters.is_adapter)` they alone learn.
+    at the start, so that the model begins as it was. With
+    `jcl.make(..., trainable=adapters.is_adapter)` only they learn.
 
     Source: Houlsby et al., arXiv 1902.00751, section 2 and figure 2; the norms there learn as well.
 
     Args:
-      width: of the bottleneck.
+      width: how many units a bottleneck has.
       after: which sublayers have one.
 
     Raises:

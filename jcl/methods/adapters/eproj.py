@@ -1,6 +1,6 @@
-"""A projector for each task that is unlike the earlier ones, found by what is seen and asked.
+"""EProj: a projector for each task that is unlike the earlier ones, found from image and question.
 
-Of a model of images and text (`models.multimodal`).
+It is for models of images and text (`models.multimodal`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
 
 
 class EProjState(NamedTuple):
-    """What eproj carries."""
+    """The state of `eproj`."""
 
     keys: jax.Array
-    """float32 [slots, d]: sum of the features of the rows that each projector trained on."""
+    """float32 [slots, d]: the sum of the features of the rows that each projector trained on."""
     slot: jax.Array
     """int32 []: the projector that learns in this stage, from its second step on."""
     last: jax.Array
@@ -32,26 +32,28 @@ def eproj(
     """EProj: a stage learns one projector; a row x is read through argmax_s cos(f(x), key_s).
 
     f(x) joins the mean of the image's features, which the projector reads, and the mean embedding
-    of the question's tokens, each of length 1. The key of a projector is where Σ_x 1 - cos(f(x),
-    key) over its training rows is least: the direction of Σ_x f(x) / |f(x)|.
+    of the question's tokens, each of length 1. The key of a projector minimises Σ_x 1 - cos(f(x),
+    key) over its training rows x; it is the direction of Σ_x f(x) / |f(x)|.
 
-    A stage begins with the projector of the known key that its first batch's mean feature is most
-    like, if their cosine is at least τ, and with a fresh one otherwise. So similar tasks share, and
-    others never move it. In that first step the projectors stand still. Leaves of `projector` get a
-    leading axis [slots], of copies of the model's own; make the program with
-    `trainable=multimodal.projector_and_adapters`, for features of a tower that learns would leave
-    the keys behind. In training all rows go through the stage's projector, replayed ones too.
+    A stage begins with the projector whose key is most like its first batch's mean feature, if
+    their cosine is at least τ, and with a fresh projector otherwise. So similar tasks share one,
+    which no other task moves. In that first step no projector changes. Leaves of `projector` get a
+    leading axis [slots], at first copies of the model's own. Make the program with
+    `trainable=multimodal.projector_and_adapters`, for the features of an image tower that learns
+    would drift away from the keys. In training all rows, replayed ones too, go through the stage's
+    projector.
 
     Source: He et al., arXiv 2311.16206, whose method expands the projector by task similarity and
     finds the task by a key. Their code could not be had: that the key is in closed form, decided on
     a first batch, and that features are the model's own instead of BERT's, is our reading.
 
     Args:
-      slots: projectors at most; once all are taken, a stage goes on with the most similar one.
-      threshold: τ, at most 1; above it tasks share a projector. 1 never shares, but for equal
-        features. May be traced.
+      slots: how many projectors there are; once all are taken, a stage goes on with the most
+        similar one.
+      threshold: τ from -1 to 1, the cosine from which tasks share a projector; may be traced. At 1
+        they share only if their features are equal.
       predict: whether a row's projector is found by its `key`, or is the last that trained on the
-        row's `task` (and found by key where none did).
+        row's `task` (and found by key if none did).
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, there is no projector that learns.
@@ -61,11 +63,11 @@ def eproj(
     check(predict in ("key", "task"), "predict", predict, "'key' or 'task'")
 
     def picked(params: Params, slot: jax.Array) -> Params:
-        """With the projector of a slot, or with that of each row."""
+        """The parameters with the projector of a slot int32 [], or one for each row, int32 [B]."""
         return {**params, "projector": jax.tree.map(lambda x: x[slot], params["projector"])}
 
     def features(apply: Apply, params: Params, table: jax.Array, batch: Batch) -> jax.Array:
-        """f [B, d], of length 1, from a model with one projector."""
+        """f, float32 [B, d], each row of length 1; `params` have one projector."""
         wanted = {"image": (0, lambda h: jnp.mean(h.astype(jnp.float32), axis=1))}
         seen = taps.read(apply, params, batch, wanted)[0]["image"]
         asked = jnp.ones(batch["tokens"].shape, jnp.float32)
@@ -92,7 +94,7 @@ def eproj(
         return {**params, "projector": bank}, state
 
     def likeness(state: EProjState, f: jax.Array) -> jax.Array:
-        """Cosines [..., slots]; -inf of projectors that nothing has trained."""
+        """Cosines of f with the keys, float32 [..., slots]; -inf for a projector without rows."""
         known = jnp.any(state.keys != 0, axis=-1)
         return jnp.where(known, _unit(f) @ _unit(state.keys).T, -jnp.inf)
 

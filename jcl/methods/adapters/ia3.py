@@ -10,17 +10,17 @@ from jcl.method import Ctx, Method, Params, check
 
 
 def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"blocks/down") -> Method:
-    """(IA)³: k ⊙ l_k, v ⊙ l_v, and what enters the MLP's last layer ⊙ l_ff.
+    """(IA)³: learned gains on keys, on values and on the inputs of the MLP's last layer.
 
-    They are leaves `<layer>/gain` and `<layer>/input_gain`, float32, one at the start. With
-    `jcl.make(..., trainable=adapters.is_adapter)` they alone learn. `adapters.merge` folds them in.
+    They are leaves `<layer>/gain` and `<layer>/input_gain`, float32, 1 at the start. With
+    `jcl.make(..., trainable=adapters.is_adapter)` only they learn. `adapters.merge` folds them in.
 
     Source: Liu et al., arXiv 2205.05638, section 3.3; a layer's bias is scaled too, as in peft.
 
     Args:
       outputs: regular expression for whole paths of dense layers whose outputs are scaled; None
         scales none.
-      inputs: the same for inputs.
+      inputs: the same for layers whose inputs are scaled.
 
     Raises:
       ValueError: if both are None, or, at `init`, one matches no dense layer.

@@ -13,26 +13,26 @@ def lora(
     rslora: bool = False,
     dora: bool = False,
 ) -> Method:
-    """LoRA: W x + s B A x, s = α / r, with B = 0 at the start; W + sBA is never formed.
+    """LoRA: W x + s B A x with s = α / r, and B = 0 at the start; W + sBA is never formed.
 
     The pairs are leaves `<target>/lora/{a,b}` of the parameter tree, float32 whatever the base's
-    dtype. With `jcl.make(..., trainable=adapters.is_adapter)` they alone learn, and every other
+    dtype. With `jcl.make(..., trainable=adapters.is_adapter)` only they learn, and every other
     method in the chain works on them; with the default the base learns too. α = 0 is the model
-    without them. `adapters.merge(params, adapters.scale(rank, alpha, rslora))` folds them
-    in.
+    without pairs. `adapters.merge(params, adapters.scale(rank, alpha, rslora))` folds them into the
+    kernels.
 
-    DoRA: m ⊙ (W + sBA) / ‖W + sBA‖ by output, m learned, the norm a constant to the gradient.
+    DoRA: m ⊙ (W + sBA) / ‖W + sBA‖ for each output, m learned, the norm a constant to the gradient.
 
     Source: Hu et al., arXiv 2106.09685, section 4.1, with A drawn as peft draws it; Kalajdzievski,
     arXiv 2312.03732, for rsLoRA; Liu et al., arXiv 2402.09353, equation 5 and section 4.3, for
     DoRA.
 
     Args:
-      rank: r of every pair; one that is already in the tree, as `models.load_adapter` leaves it,
-        keeps its own.
+      rank: r of every new pair; a pair that is already in the tree, as `models.load_adapter`
+        leaves it, keeps its own.
       alpha: α; may be traced.
-      targets: regular expression for the whole path of a dense layer.
-      rslora: s = α / √r.
+      targets: regular expression for the whole paths of the dense layers that are adapted.
+      rslora: whether s is α / √r instead.
       dora: whether a magnitude for every output is learned too.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A mixture of low-rank experts: every token shares out what the adapters add."""
+"""A mixture of low-rank experts, which a router weighs for every token."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def moelora(
 ) -> Method:
     """MoELoRA: W x + s Σ_e g_e(x) B_e A_e x, g = softmax(G x), s = α / r, with B = 0 at the start.
 
-    The r of a layer is split evenly, r / E an expert. All experts and routers G learn in every
+    The r of a layer is split evenly among its E experts. All experts and routers G learn in every
     stage, without balancing. They are leaves `<target>/lora/{a,b,router}`; one expert is `lora`.
-    With `jcl.make(..., trainable=adapters.is_adapter)` they alone learn. Routed pairs depend on the
-    token, so that no kernel can hold them: they are not merged.
+    With `jcl.make(..., trainable=adapters.is_adapter)` only they learn. Routed pairs depend on the
+    token, so that no kernel can hold them, and `adapters.merge` refuses them.
 
     Source: Chen et al., arXiv 2403.08350 (CoIN), and the authors' `coinmoelora.py`: normal A of
     deviation 0.01, and a router as torch draws a linear layer.
 
     Args:
-      experts: E.
+      experts: E, how many experts a layer has.
       rank: r of all experts of a layer together, a multiple of `experts`.
       alpha: α; may be traced.
-      targets: regular expression for the whole path of a dense layer.
+      targets: regular expression for the whole paths of the dense layers that are adapted.
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, `targets` matches no dense layer.

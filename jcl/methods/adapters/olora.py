@@ -1,4 +1,4 @@
-"""A low-rank pair a stage: the past ones are kept and only the present one learns."""
+"""A low-rank pair for each stage: past pairs are kept, and only the present one learns."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Form = Literal["absolute", "square"]
 
 
 class BankState(NamedTuple):
-    """What inclora and olora carry."""
+    """The state of `inclora` and `olora`."""
 
     bank: Params
-    """Pairs of the stages before the last, see `adapters.bank`."""
+    """The pairs of all stages but the last, see `adapters.bank`."""
     last: jax.Array
     """int32 [tasks]: the last stage that trained on each task, -1 before any did."""
 
@@ -82,9 +82,9 @@ def inclora(
 ) -> Method:
     """Incremental LoRA: W x + s Σ_k B_k A_k x, of which the present stage's pair alone learns.
 
-    At a boundary the pair goes into a bank and a fresh one with B = 0 begins, so that outputs stay;
-    the optimizer's moments are those of the old pair, unless `boundary` resets them. Stages after
-    the last of `stages` go on with its pair. `trainable=adapters.is_adapter` freezes the base;
+    When a stage ends its pair goes into a bank and a fresh one with B = 0 begins, so that outputs
+    stay. The optimizer's moments remain the old pair's, unless `boundary` resets them. Stages
+    beyond `stages` go on with the last pair. `trainable=adapters.is_adapter` freezes the base;
     merge with `adapters.merge(adapters.join_pairs(params, state.bank), adapters.scale(...))`.
 
     Source: IncLoRA, a baseline of Wang et al., arXiv 2310.14152; `task` is their PerTaskLoRA, whose
@@ -94,11 +94,11 @@ def inclora(
       stages: how many stages there will be.
       rank: r of every pair.
       alpha: α, with s = α / r; may be traced.
-      targets: regular expression for the whole path of a dense layer.
-      rslora: s = α / √r.
+      targets: regular expression for the whole paths of the dense layers that are adapted.
+      rslora: whether s is α / √r instead.
       predict: `stack` trains and predicts with the sum of all pairs; `task` trains each pair alone
-        and predicts a batch with that of the last stage that trained on its first row's `task`, or
-        with the present one where none did.
+        and predicts a batch with the pair of the last stage that trained on its first row's `task`,
+        or with the present pair if none did.
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, `targets` matches no dense layer.
@@ -117,10 +117,11 @@ def olora(
     shrink: float = 0.0,
     form: Form = "absolute",
 ) -> Method:
-    """O-LoRA: `inclora` with λ₁ Σ_k Σ|A_k A_newᵀ| + λ₂ Σ‖new‖, so that stages don't meet.
+    """O-LoRA: `inclora` with the penalty λ₁ Σ_k Σ|A_k A_newᵀ| + λ₂ Σ‖new‖.
 
-    Sums are over past stages, entries of r × r, and adapted layers; ‖new‖ is the norm of each new
-    A and B. The gradient is added before the optimizer.
+    It keeps the stages' input directions apart. Sums are over past stages k, the r × r entries and
+    the adapted layers; ‖new‖ is the norm of each new A and B. The penalty's gradient is added
+    before the optimizer.
 
     Source: Wang et al., arXiv 2310.14152, section 3, and the authors' code, which has the absolute
     value where the paper squares, and λ₂.
@@ -129,11 +130,11 @@ def olora(
       stages: how many stages there will be.
       rank: r of every pair.
       alpha: α, with s = α / r; may be traced.
-      targets: regular expression for the whole path of a dense layer.
-      rslora: s = α / √r.
+      targets: regular expression for the whole paths of the dense layers that are adapted.
+      rslora: whether s is α / √r instead.
       orthogonality: λ₁; may be traced; the authors use 0.5, and 5 in long streams.
       shrink: λ₂; may be traced; the authors use 0 to 0.3.
-      form: `absolute`, or `square` as in the paper.
+      form: `absolute` as in the authors' code, or `square` as in the paper.
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, `targets` matches no dense layer.

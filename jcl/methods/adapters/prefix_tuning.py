@@ -10,17 +10,17 @@ from jcl.method import Ctx, Method, Params, check
 
 
 def prefix_tuning(length: int = 20) -> Method:
-    """Prefix tuning: attention over [P_k; K] and [P_v; V], the P of every layer being what learns.
+    """Prefix tuning: attention over [P_k; K] and [P_v; V], with prefixes P that each layer learns.
 
     They are the leaves `blocks/prefix/{key,value}` [layers, length, kv_heads · head_width],
     float32, drawn small; no positions are applied to them. With
-    `jcl.make(..., trainable=adapters.is_adapter)` they alone learn.
+    `jcl.make(..., trainable=adapters.is_adapter)` only they learn.
 
     Source: Li and Liang, arXiv 2101.00190, section 4, without the reparametrising network of
     section 4.3, which is dropped after training there.
 
     Args:
-      length: of the prefix, in tokens.
+      length: how many tokens long the prefix is.
 
     Raises:
       ValueError: if `length` is out of range, or, at `init`, the model is no decoder.

@@ -1,4 +1,4 @@
-"""A soft prompt a stage, before which the newer ones stand: past prompts are kept as they are."""
+"""Progressive prompts: a soft prompt for each stage, put before those of the earlier stages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
 
 
 class ProgressivePromptsState(NamedTuple):
-    """What progressive_prompts carries."""
+    """The state of `progressive_prompts`."""
 
     bank: jax.Array
     """float32 [stages, length, d]: the prompts of finished stages."""
@@ -27,19 +27,19 @@ def progressive_prompts(
 ) -> Method:
     """Progressive prompts: in stage k the model reads [P_k; P_k-1; ...; P_1; tokens].
 
-    P_k [length, d] alone learns, the leaf `prompt/table`, float32, which starts as the embeddings
-    of random tokens; at a boundary it is kept, and the next begins. A finished task's outputs never
-    change. Make the program with `trainable=adapters.is_adapter`. As in `prompt_tuning`, only a
-    row's first document sees prompts.
+    Only P_k [length, d] learns, the leaf `prompt/table`, float32, which starts as the embeddings of
+    random tokens; when the stage ends it is kept, and the next prompt begins. A finished task's
+    outputs never change. Make the program with `trainable=adapters.is_adapter`. As in
+    `prompt_tuning`, only a row's first document sees prompts.
 
     Source: Razdaibiedina et al., arXiv 2301.12314, section 3, and the authors' code, whose newest
-    prompt stands first; without their residual MLP, which is dropped after training.
+    prompt stands first. Their residual MLP, which is dropped after training, is left out.
 
     Args:
-      stages: how many stages there will be; those after them go on with the last prompt.
-      length: of each prompt, in tokens.
+      stages: how many stages there will be; later ones go on with the last prompt.
+      length: how many tokens long each prompt is.
       predict: `task` reads each row with the prompts up to the last stage that trained on the
-        row's `task`, or those of all stages where none did; `all` with those of all stages.
+        row's `task`, or with those of all stages if none did; `all` with those of all stages.
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, there is no `embed/table`.
@@ -61,11 +61,11 @@ def progressive_prompts(
         return adapters.with_subtree(params, "prompt", {"table": drawn(ctx.key, table)}), state
 
     def forward(state: ProgressivePromptsState, ctx: Ctx, apply: Apply) -> Apply:
-        # of the stages begun: in prediction at a boundary the next has not trained yet
+        # the newest prompt that has trained: at a boundary the next one hasn't yet
         newest = ctx.stage if ctx.training else ctx.stage - (ctx.stage_step == 0)
 
         def apply_with_prompt(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
-            if "cache" in batch:  # which holds what was read before, the prompts too
+            if "cache" in batch:  # the cache holds all that was read before, the prompts too
                 return apply(params, batch, tap)
             mine = trees.merge(params, ctx.frozen)["prompt"]["table"]
             every = state.bank.at[jnp.minimum(ctx.stage, stages - 1)].set(mine)

@@ -13,18 +13,18 @@ from jcl.method import Apply, Batch, Ctx, Method, Params, Tap, check
 
 
 def prompt_tuning(length: int = 20) -> Method:
-    """Prompt tuning: the model reads [P; tokens], P [length, d] being what learns.
+    """Prompt tuning: the model reads [P; tokens], with a prompt P [length, d] that is learned.
 
     P is the leaf `prompt/table`, float32, and starts as the embeddings of random tokens. With
-    `jcl.make(..., trainable=adapters.is_adapter)` it alone learns. It stands before a row's first
-    document, so rows should hold one each; the later ones of packed rows don't see it
-    (`prefix_tuning` reaches all). Outputs are those of the tokens.
+    `jcl.make(..., trainable=adapters.is_adapter)` only P learns. It stands before a row's first
+    document, so rows should hold one document each; the later ones of packed rows don't see it
+    (`prefix_tuning` reaches all). Outputs are those of the tokens alone.
 
-    Source: Lester et al., arXiv 2104.08691, section 2; the vocabulary is sampled evenly, theirs
-    from its 5,000 most common tokens.
+    Source: Lester et al., arXiv 2104.08691, section 2; here the starting tokens are drawn from the
+    whole vocabulary, there from its 5,000 most common tokens.
 
     Args:
-      length: of the prompt, in tokens.
+      length: how many tokens long the prompt is.
 
     Raises:
       ValueError: if `length` is out of range, or, at `init`, there is no `embed/table`.
@@ -45,7 +45,7 @@ def prompt_tuning(length: int = 20) -> Method:
 
     def forward(state: tuple[()], ctx: Ctx, apply: Apply) -> Apply:
         def apply_with_prompt(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
-            if "cache" in batch:  # which holds what was read before, the prompt too
+            if "cache" in batch:  # the cache holds all that was read before, the prompt too
                 return apply(params, batch, tap)
             table = trees.merge(params, ctx.frozen)["prompt"]["table"]
             soft = jnp.broadcast_to(table, (len(batch["tokens"]), *table.shape))

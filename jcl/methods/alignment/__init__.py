@@ -1,1 +1,1 @@
-"""Alignment: preferences over pairs of answers."""
+"""Alignment: the model learns which of two answers is preferred."""

@@ -1,4 +1,4 @@
-"""COPR: each stage is fitted to its optimal policy, and those of earlier stages are constraints."""
+"""COPR: a stage is fitted to its optimal policy, and earlier stages' policies are constraints."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jcl.mechanisms import preference
 from jcl.method import Batch, Ctx, Info, LossFn, Method, Params, check
 
 _ODDS, _NEW, _STAGE = "copr/odds", "copr/new", "copr/stage"  # columns of a batch
-_MOST = 7.0  # of ln λ, whose ascent has no other end where a bound can't be kept
+_MOST = 7.0  # the largest ln λ, which would rise for ever if a bound can't be kept
 
 
 class CoprState(NamedTuple):
-    """What copr carries."""
+    """The state of `copr`."""
 
     reference: Params
     """The trainable parameters of π_{t-1}, with which the stage began."""
     buffer: memory.Buffer
-    """Of earlier stages; its rows also have `copr/odds`, log P*(preferred) / P*(rejected), and
+    """Pairs of earlier stages, with `copr/odds`, log P*(preferred) / P*(rejected), and
     `copr/stage`."""
     log_multiplier: jax.Array
     """float32 [stages]: ln λ_i."""
@@ -31,7 +31,10 @@ class CoprState(NamedTuple):
 
 
 def apart(odds: jax.Array, target: jax.Array) -> jax.Array:
-    """½ Σ_y [log P(y) - log P*(y)]² of a pair, from the log-odds of both, float32 [B]."""
+    """½ Σ_y [log P(y) - log P*(y)]² over a pair's two answers, float32 [B].
+
+    `odds` and `target` are log P(preferred) / P(rejected), of P and of P*, float32 [B] each.
+    """
     signs = jnp.array([[1.0], [-1.0]])
     gap = jax.nn.log_sigmoid(signs * odds) - jax.nn.log_sigmoid(signs * target)
     return 0.5 * jnp.sum(gap**2, axis=0)
@@ -53,26 +56,27 @@ def copr(
     of ½ Σ_y [log P(y) - log P*(y)]². The reward of the preferred answer is r_x, of the other -r_x,
     with r_x ~ Beta(1, 2) drawn anew for each pair of a step. J_i is the same over pairs of stage i
     from memory with the P* of their time, filled at boundaries; d_i is its value at π_{t-1}; and
-    ln λ_i += ρ λ_i (J_i - d_i) after every step, from draws of their own, at a forward pass. J_sft
-    is -log π(preferred) a token. So stage i's rows are replayed, and together weigh λ_i times what
-    the fresh ones do.
+    ln λ_i += ρ λ_i (J_i - d_i) after every step, from rows drawn for it, which costs a forward
+    pass. J_sft is -log π(preferred), a mean over the answer's tokens. So stage i's rows are
+    replayed, and together weigh λ_i times as much as the fresh ones.
 
-    It takes the objective's place, and so comes before other methods that add to the loss; its
-    memory is its own.
+    This loss replaces the objective, so `copr` comes before other methods that change the loss; it
+    has a memory of its own.
 
     Source: Zhang et al., COPR, Findings of ACL 2025 (arXiv 2402.14228), for |Y_x| = 2 answers, the
-    multipliers as its equations 18 to 20. Read in two published summaries that agree, for neither
-    the paper's text nor the authors' code could be had; the paper draws r_x once for each prompt,
-    and its weight of J_sft isn't known.
+    multipliers as its equations 18 to 20. This follows two published summaries that agree, for
+    neither the paper's text nor the authors' code could be had. The paper draws r_x once for each
+    prompt, and its weight of J_sft isn't known.
 
     Args:
-      stages: how many the stream has at most; later ones share the last's multiplier.
+      stages: how many stages there will be; later ones share the last one's multiplier.
       beta: β; may be traced.
-      reward: r_x of every pair, in place of the draw; 1/3 is its mean.
+      reward: r_x of every pair, in place of draws, whose mean is 1/3; None draws.
       sft: γ; may be traced.
-      capacity: slots in the memory.
+      capacity: how many slots the memory has.
       rows: how many rows are drawn for each step.
-      rate: ρ, of the multipliers' ascent, which ends at e⁷; may be traced. 0 keeps them at 1.
+      rate: ρ, the rate at which the multipliers rise, to e⁷ at most; may be traced. 0 keeps them
+        at 1.
 
     Raises:
       ValueError: if an argument is out of range, or another method's loss comes before.
@@ -86,7 +90,7 @@ def copr(
     keep = memory.policy("reservoir", capacity)
 
     def of(stage: jax.Array) -> jax.Array:
-        """float32 [stages, n]: which stage each row is of."""
+        """Which stage each row is of, as one-hot columns, float32 [stages, n]."""
         return jax.nn.one_hot(jnp.minimum(stage, stages - 1), stages, axis=0)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, CoprState]:
@@ -99,7 +103,7 @@ def copr(
         return preference.pair_log_probs(ctx.apply(params, preference.pair_rows(pairs)), pairs)
 
     def optimum(state: CoprState, ctx: Ctx, key: jax.Array, pairs: Batch) -> jax.Array:
-        """Log-odds of P*_t, float32 [B]."""
+        """log P*_t(preferred) / P*_t(rejected) of each pair, float32 [B]."""
         drawn = 1 - jnp.sqrt(jax.random.uniform(key, pairs["weight"].shape))  # Beta(1, 2)
         moderate = drawn if reward is None else reward
         margin = log_probs(ctx, state.reference, pairs).margin + 2 * moderate / beta
@@ -129,7 +133,7 @@ def copr(
         return loss_with_policy
 
     def errors(cost: jax.Array, pairs: Batch) -> tuple[jax.Array, jax.Array]:
-        """J_i from each row's part in it, and how many rows it is over, float32 [stages] each."""
+        """J_i from the rows' costs float32 [n], and over how many rows, float32 [stages] each."""
         member = of(pairs[_STAGE]) * (pairs["weight"] > 0)
         count = jnp.sum(member, axis=1)
         return member @ cost / jnp.maximum(count, 1), count

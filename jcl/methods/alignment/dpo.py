@@ -1,4 +1,4 @@
-"""Direct preference optimisation: a staged reference turns the model into its own reward model."""
+"""Direct preference optimisation: rewards of answers, against a reference kept by stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jcl.method import Apply, Batch, Ctx, Method, Params, Tap, check
 
 
 class DpoState(NamedTuple):
-    """What dpo carries."""
+    """The state of `dpo`."""
 
     reference: Params
     """The trainable parameters of π_ref, so that with adapters the base is held once."""
@@ -27,14 +27,14 @@ def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial"
     Fisher information, a projection, a memory of the hardest rows) means the loss of DPO. It costs
     a forward pass more.
 
-    Methods that add adapters come before it in a chain; then the reference goes through them too.
+    Methods that add adapters come before it in a chain, so that the reference has them too.
 
     Source: Rafailov et al., arXiv 2305.18290, equations 5 and 7, and the authors' `trainers.py`.
 
     Args:
       beta: β; may be traced.
       reference: π_ref is the model before all training (`initial`), or the one with which the
-        stage began (`previous`), as where a deployed model is aligned anew.
+        stage began (`previous`), for a deployed model that is aligned again.
 
     Raises:
       ValueError: if an argument is out of range.

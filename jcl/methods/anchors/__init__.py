@@ -1,1 +1,1 @@
-"""Anchors: the parameters are pulled to where they were."""
+"""Anchors: the parameters are pulled back to where they were."""

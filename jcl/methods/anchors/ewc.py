@@ -13,7 +13,7 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class EwcState(NamedTuple):
-    """All past anchors as one quadratic, ½ θᵀFθ - θᵀ(Fθ*), however many tasks there were."""
+    """All past anchors as one quadratic, ½ θᵀFθ - θᵀ(Fθ*), however many stages there were."""
 
     fisher: Params
     """ΣF, float32."""
@@ -58,13 +58,15 @@ def _method(name: str, strength: float, decay: float | None, labels: importance.
 
 
 def ewc(strength: float = 100.0, labels: importance.Labels = "empirical") -> Method:
-    """EWC: ½ λ Σ_tasks Σ_i F_i (θ_i - θ*_i)², its gradient added before the optimizer.
+    """EWC: ½ λ Σ_stages Σ_i F_i (θ_i - θ*_i)², its gradient added before the optimizer.
 
-    Source: Kirkpatrick et al., arXiv 1612.00796, equation 3, with one term for every past task.
+    F is the diagonal Fisher of a finished stage, θ* the parameters that it ended with.
+
+    Source: Kirkpatrick et al., arXiv 1612.00796, equation 3, with one term for every past stage.
 
     Args:
       strength: λ; may be traced.
-      labels: whose labels the Fisher takes, see `importance.fisher`.
+      labels: which labels the Fisher is of, see `importance.fisher`.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -75,7 +77,7 @@ def ewc(strength: float = 100.0, labels: importance.Labels = "empirical") -> Met
 def online_ewc(
     strength: float = 100.0, decay: float = 0.9, labels: importance.Labels = "empirical"
 ) -> Method:
-    """Online EWC: ½ λ Σ_i F_i (θ_i - θ*_i)², F ← γF + F_task, θ* the latest boundary's parameters.
+    """Online EWC: ½ λ Σ_i F_i (θ_i - θ*_i)², F ← γF + F_stage, θ* where the last stage ended.
 
     Source: Schwarz et al., arXiv 1805.06370, section 4 and appendix C. Their text has the decay
     once more inside the penalty; as in van de Ven's code, that factor is left to λ.
@@ -83,7 +85,7 @@ def online_ewc(
     Args:
       strength: λ; may be traced.
       decay: γ in [0, 1]; may be traced.
-      labels: whose labels the Fisher takes, see `importance.fisher`.
+      labels: which labels the Fisher is of, see `importance.fisher`.
 
     Raises:
       ValueError: if an argument is out of range.

@@ -11,7 +11,7 @@ from jcl.method import Batch, Ctx, Method, Params, check
 
 
 class L2spState(NamedTuple):
-    """What l2sp carries."""
+    """The state of `l2sp`."""
 
     anchor: Params
     """θ⁰, in the parameters' dtype."""
@@ -25,8 +25,8 @@ def l2sp(strength: float = 0.1, start: int = 0) -> Method:
 
     Args:
       strength: λ; may be traced.
-      start: θ⁰ is where stage `start` begins, and nothing pulls before it. 0 is what training
-        starts from; 1 is for streams whose first stage is the pre-training.
+      start: θ⁰ are the parameters with which stage `start` begins, before which nothing pulls.
+        0 takes those before all training; 1 is for streams whose first stage is the pre-training.
 
     Raises:
       ValueError: if an argument is out of range.

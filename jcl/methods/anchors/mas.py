@@ -13,7 +13,7 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class MasState(NamedTuple):
-    """All past anchors as one quadratic."""
+    """All past anchors as one quadratic, ½ θᵀΩθ - θᵀ(Ωθ*)."""
 
     omega: Params
     """ΣΩ, float32."""
@@ -24,18 +24,18 @@ class MasState(NamedTuple):
 def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> Method:
     """MAS: ½ λ Σ_i Ω_i (θ_i - θ*_i)², Ω ← Ω + the mean over examples of |∂‖f(x)‖²/∂θ|.
 
-    Labels play no part; f are the model's outputs, logits here.
+    Labels play no part; f(x) are the model's outputs, such as logits.
 
     Source: Aljundi et al., arXiv 1711.09601, equations 2 to 4, whose λ is half of ours. The
     authors' code takes the absolute value of a batch's sum instead, where signs cancel.
 
     Args:
       strength: λ; may be traced. 2 is the paper's 1.
-      anchor: θ* of the summed Ω: the `latest` boundary's parameters (the paper), or for the Ω of
-        `each` stage those that it ended with, as in ewc.
+      anchor: which θ* the summed Ω has: where the `latest` stage ended (the paper), or for the Ω
+        of `each` stage where that stage ended, as in `ewc`.
 
     Raises:
-      ValueError: if an argument is not what it must be.
+      ValueError: if an argument is out of range.
     """
     check(strength >= 0, "strength", strength, "at least 0")
     check(anchor in ("latest", "each"), "anchor", anchor, "'latest' or 'each'")

@@ -12,10 +12,10 @@ from jcl.method import Batch, Ctx, Method, Params, check
 
 
 class RecAdamState(NamedTuple):
-    """What recadam carries."""
+    """The state of `recadam`."""
 
     anchor: Params
-    """θ⁰, where this stage began, in the parameters' dtype."""
+    """θ⁰, the parameters with which this stage began, in their dtype."""
 
 
 def recadam(
@@ -24,8 +24,8 @@ def recadam(
     """RecAdam: θ ← θ + λ(t) u, then θ ← θ - ηγ (1 - λ(t)) (θ - θ⁰); λ(t) = sigmoid(k (t - t₀)).
 
     u is the optimizer's update, Adam's in the paper; t counts the steps of a stage from 1, and θ⁰
-    is where the stage began, so that each stage recalls the one before. As k grows, λ becomes a
-    switch at t₀: no learning before it, the plain optimizer after.
+    are the parameters with which the stage began, so that each stage recalls the one before. As k
+    grows, λ becomes a switch at t₀: nothing is learned before it, and the optimizer is plain after.
 
     Source: Chen et al., arXiv 2004.12651, as in the authors' code (Sanyuan-Chen/RecAdam): the pull
     sees the parameters after the step and has no moments. Their weight decay comes last and isn't
@@ -37,7 +37,7 @@ def recadam(
         learning rate of 2e-5 is 0.1. May be traced.
       speed: k; may be traced.
       midpoint: t₀; may be traced. -inf is the plain optimizer.
-      start: first stage that is annealed; 1 where the first stage is the pre-training.
+      start: the first stage that is annealed; 1 if the first stage is the pre-training.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -57,7 +57,7 @@ def recadam(
         def move(u: jax.Array, a: jax.Array, p: jax.Array) -> jax.Array:
             step = share * u.astype(jnp.float32)
             away = p.astype(jnp.float32) + step - a.astype(jnp.float32)
-            # the plain update itself once λ has reached 1, whatever the compiler fuses
+            # at λ = 1 exactly the plain update, for the compiler may round the formula otherwise
             return jnp.where(share < 1, (step - back * away).astype(u.dtype), u)
 
         return jax.tree.map(move, tree, state.anchor, ctx.params)

@@ -14,32 +14,33 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class Walk(NamedTuple):
-    """What changes with every interval; float32 but for `mark`."""
+    """The part that changes with every interval; float32 but for `mark`."""
 
     fisher: Params
     """F, the running average over intervals, carried on through the stages."""
     path: Params
     """ω, the path integral of this interval."""
     mark: Params
-    """Where this interval began, in the parameters' dtype."""
+    """The parameters with which this interval began, in their dtype."""
     gained: Params
-    """What this stage's intervals have scored so far."""
+    """The sum of the scores of this stage's intervals so far."""
 
 
 class RwalkState(NamedTuple):
-    """What rwalk carries."""
+    """The state of `rwalk`."""
 
     walk: Walk
+    """The present interval."""
     scores: Params
-    """s of the finished stages."""
+    """s, averaged over the finished stages, float32."""
     importance: Params
-    """Ω as of the last boundary."""
+    """Ω as the last stage left it, float32."""
     anchored: Params
-    """Ωθ*."""
+    """Ωθ*, float32."""
 
 
 def _unit(tree: Params) -> Params:
-    """Shifted and scaled to [0, 1] over all leaves together."""
+    """A tree shifted and scaled so that all its leaves together span [0, 1]."""
     low = jax.tree.reduce(jnp.minimum, jax.tree.map(jnp.min, tree))
     high = jax.tree.reduce(jnp.maximum, jax.tree.map(jnp.max, tree))
     return jax.tree.map(lambda x: (x - low) / (high - low + 1e-32), tree)
@@ -56,18 +57,19 @@ def rwalk(
     """RWalk: ½ λ Σ_i Ω_i (θ_i - θ*_i)² with Ω = unit(F) + unit(s), each scaled to [0, 1].
 
     Every `interval` steps: gained ← gained + relu(ω / (F Δ² + ξ)), then F ← (1-α) F + α F_now, with
-    ω = Σ -g δθ and Δ the way gone, both over the interval, and g the gradient of the unpenalised
-    loss. At a boundary s ← (s + gained) / 2, or just gained after the first stage.
+    ω = Σ -g δθ over the interval's steps, Δ how far the parameters went in it, g the gradient of
+    the unpenalised loss and δθ the update. At the end of a stage s ← (s + gained) / 2; after the
+    first, s is `gained`.
 
-    F_now is the mean of squared per-example gradients where an interval ends: over its last batch,
-    or over the stage's data if a boundary cuts it short. The authors' code squares the mean
-    gradient of every batch, so that its F depends on the batch size; one batch an interval costs as
-    little. With `path=0` and intervals longer than a stage, this is online EWC of decay 1-α, but
-    for the scale of Ω.
+    F_now is the mean of squared per-example gradients at the end of an interval: over its last
+    batch, or over the stage's data if the stage ends before the interval. The authors' code squares
+    the mean gradient of every batch, so that its F depends on the batch size; ours costs no more,
+    for it takes one batch an interval. With `path=0` and intervals longer than a stage, this is
+    online EWC of decay 1-α, but for the scale of Ω.
 
     Source: Chaudhry et al., arXiv 1801.10112, whose λ is half of ours. As in the authors' code
     (facebookresearch/agem) the score has no ½ from the KL, scaling is over all parameters
-    together and F is not reset at a boundary; not as there, s is the paper's average (the code adds
+    together and F is not reset at a boundary; unlike there, s is the paper's average (the code adds
     it to what it was) and steps after a stage's last full interval count.
 
     Args:
@@ -76,7 +78,7 @@ def rwalk(
       mix: α in [0, 1], the weight of the newest Fisher; may be traced.
       path: weight of unit(s) in Ω; 0 leaves the paper's EWC++. May be traced.
       damping: ξ > 0; may be traced.
-      labels: whose labels the Fisher takes, see `importance.fisher`.
+      labels: which labels the Fisher is of, see `importance.fisher`.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -99,7 +101,7 @@ def rwalk(
         )
 
     def close(walk: Walk, ctx: Ctx, params: Params, batches: Batch) -> Walk:
-        """Ends an interval."""
+        """The walk after an interval that ends at `params`, a new one having begun there."""
         went = trees.subtract(trees.float32(params), trees.float32(walk.mark))
         gained = jax.tree.map(
             lambda s, w, f, d: s + jax.nn.relu(w / (f * d**2 + damping)),
@@ -134,7 +136,7 @@ def rwalk(
         scores = merging.lerp(jnp.where(ctx.stage < 1, 1.0, 0.5), state.scores, walk.gained)
         omega = trees.axpy(path, _unit(scores), _unit(walk.fisher))
         anchored = jax.tree.map(jnp.multiply, omega, trees.float32(params))
-        # another method may have moved the parameters at this boundary
+        # marked anew, for another method may have moved the parameters at this boundary
         walk = walk._replace(mark=trees.copy(params), gained=trees.zeros(params))
         return params, RwalkState(walk, scores, omega, anchored)
 

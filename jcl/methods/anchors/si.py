@@ -13,22 +13,22 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class SiState(NamedTuple):
-    """What si carries."""
+    """The state of `si`."""
 
     omega: Params
     """Ω, float32."""
     path: Params
     """ω, the path integral of this stage, float32."""
     start: Params
-    """Where this stage began, which is the anchor of the ones before; in the parameters' dtype."""
+    """θ*, the parameters with which this stage began, in their dtype."""
 
 
 def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
     """SI: ½ λ Σ_i Ω_i (θ_i - θ*_i)² with Ω ← Ω + relu(ω / (Δ² + ξ)) at the end of a stage.
 
-    ω_i = Σ over its steps of -g_i δθ_i, g the gradient of the unpenalised loss and δθ the update
-    that was applied; Σ_i ω_i is the fall of the loss as the steps get small. Δ is how far the stage
-    went and θ* where it ended.
+    ω_i is the sum of -g_i δθ_i over the stage's steps, with g the gradient of the unpenalised loss
+    and δθ the update that was applied; for small steps Σ_i ω_i is by how much the loss fell. Δ is
+    how far the parameters went in the stage, θ* where the last stage ended.
 
     Source: Zenke et al., arXiv 1703.04200, equations 3 to 5, whose c is half of our λ. The relu
     of each stage's share is that of the code behind Chaudhry et al. (facebookresearch/agem); the

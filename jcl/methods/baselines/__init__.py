@@ -1,1 +1,1 @@
-"""Reference points: plain fine-tuning, and each stage from the start."""
+"""Reference points: plain fine-tuning, and training each stage from the initial weights."""

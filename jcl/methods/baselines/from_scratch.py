@@ -1,6 +1,6 @@
-"""Reference points: what a method is compared with, besides plain fine-tuning.
+"""The single-task reference: every stage trains alone, from the initial weights.
 
-Joint training, the other usual one, is a stream and no method: see `jcl.data`.
+Joint training, the other usual reference, is a stream and not a method: see `jcl.data`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jcl.method import Batch, Ctx, Info, Method, Params
 
 
 class FromScratchState(NamedTuple):
-    """What from_scratch carries."""
+    """The state of `from_scratch`."""
 
     start: Params
     """The initial weights, in the parameters' dtype."""
@@ -25,12 +25,12 @@ class FromScratchState(NamedTuple):
 
 
 def from_scratch() -> Method:
-    """Every stage trains from the initial weights: what a task can reach by itself, no transfer.
+    """Every stage trains from the initial weights θ₀, which shows what it reaches without transfer.
 
-    A boundary's evaluation sees the stage's own model; the first step of the next stage takes its
-    gradient at θ₀ (of the fresh rows alone) and ends at θ₀ + update, to rounding. Make the program
-    with `boundary="reset"` if the optimizer too is to start afresh. The first stage is plain
-    fine-tuning, to rounding; no argument makes the others so.
+    The evaluation at the end of a stage sees the stage's own model. The first step of the next
+    stage takes its gradient at θ₀ (of the fresh rows alone) and ends at θ₀ + update, to rounding.
+    Make the program with `boundary="reset"` if the optimizer should start afresh too. The first
+    stage is plain fine-tuning, to rounding; no argument makes the others so.
 
     Source: the usual single-task reference, such as the random-initialisation term of forward
     transfer in Lopez-Paz & Ranzato, arXiv 1706.08840, section 3.

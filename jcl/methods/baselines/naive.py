@@ -1,4 +1,4 @@
-"""Plain fine-tuning: what every other method is measured against."""
+"""Plain fine-tuning, against which every other method is measured."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from jcl.method import Method
 
 
 def naive() -> Method:
-    """Fine-tuning on one task after another; the neutral element of `chain`."""
+    """Plain fine-tuning on one stage after another. In a `chain` it changes nothing."""
     return Method("naive")

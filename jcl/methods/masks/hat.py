@@ -1,4 +1,4 @@
-"""HAT: learned gates choose units for each task, and the units of finished tasks stay put."""
+"""HAT: learned gates choose units for each task, and finished tasks' units no longer change."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from jax import lax
 from jcl import taps, trees
 from jcl.method import Apply, Batch, Ctx, Info, LossFn, Method, Params, Tap, check
 
-_LIMIT = 6.0  # of an embedding's magnitude, as in the authors' code
+_LIMIT = 6.0  # the largest magnitude of an embedding, as in the authors' code
 
 
 class HatState(NamedTuple):
-    """What hat carries."""
+    """The state of `hat`."""
 
     used: dict[str, jax.Array]
-    """bool [units] for each gated layer: units that a finished task has chosen."""
+    """bool [units] by path of each gated layer: the units that a finished task has chosen."""
     finished: jax.Array
-    """bool [tasks]."""
+    """bool [tasks]: which tasks a finished stage has trained on."""
     answered: jax.Array
-    """bool [C]: outputs of the head that had a gradient in a finished stage."""
+    """bool [C]: which outputs of the head had a gradient in a finished stage."""
     answering: jax.Array
-    """bool [C]: those that have had one in this stage."""
+    """bool [C]: which outputs of the head have had a gradient in this stage."""
 
 
 def _layers(apply: Apply, params: Params, batch: Batch) -> list[str]:
@@ -33,7 +33,11 @@ def _layers(apply: Apply, params: Params, batch: Batch) -> list[str]:
 
 
 def _chain(ctx: Ctx, params: Params) -> dict[str, int]:
-    """Width of every dense layer in order, once it is sure that they are all there is."""
+    """The width of every dense layer by its path, in order.
+
+    Raises:
+      ValueError: if the model is anything but a plain stack of two or more dense layers.
+    """
     inputs = taps.dense_sites(ctx.apply, params, ctx.batch)
     leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
     widths: dict[str, int] = {}
@@ -56,13 +60,14 @@ def _chain(ctx: Ctx, params: Params) -> dict[str, int]:
 
 
 def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> Method:
-    """Hard attention to the task: h_l ← h_l · σ(s e_l[t]), an embedding e_l [tasks, units] a layer.
+    """Hard attention to the task: h_l ← h_l · σ(s e_l[t]), with embeddings e_l [tasks, units].
 
-    The loss gains λ Σ a (1 - used) / Σ (1 - used), over all gates a. Weights from a used unit to a
-    used unit don't move, nor used units' biases: update · (1 - min(used_out, used_in)), inputs
-    counting as used. s rises linearly from 1/smax to smax over `steps` steps and starts again; the
-    gradient of a gate is smax σ'(e), which is what the authors' compensation
-    (smax/s)(cosh(s e) + 1)/(cosh(e) + 1) makes of it, without the overflow.
+    h_l are a layer's units, t is the row's task. The loss gains λ Σ a (1 - used) / Σ (1 - used),
+    over all gates a = σ(s e). Weights from a used unit to a used unit don't move, nor used units'
+    biases: update · (1 - min(used_out, used_in)), the model's inputs counting as used.
+    s rises linearly from 1/smax to smax over `steps` steps and starts again; the gradient of a gate
+    is smax σ'(e), which is what the authors' compensation (smax/s)(cosh(s e) + 1)/(cosh(e) + 1)
+    makes of it, without the overflow.
 
     Source: Serrà et al., arXiv 1801.01423, section 2, and the authors' code. Differences:
     - The mask is on the update, not on the gradient, so that it holds under momentum and Adam.
@@ -70,17 +75,18 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
       tasks' embeddings are frozen, so that a finished task's outputs never change again.
     - The head is shared, and ungated: its weights from used units, and its bias, are frozen for
       those outputs that had a gradient in a finished stage. With a loss over each task's own
-      classes that leaves the others' to learn, as separate heads would be.
-    - Each row has the gate of its own `task`, so replayed rows pass where they came from. The
-      global clipping of gradients is left to the optimizer.
+      classes this leaves the other classes' outputs free to learn, as separate heads would.
+    - Each row has the gate of its own `task`, so replayed rows pass the gates of the task that they
+      came from. The global clipping of gradients is left to the optimizer.
 
-    For plain stacks of dense layers, gated behind the activation. The data must name its tasks. The
-    embeddings are parameters, `hat/<layer>`. There is no neutral value, for gates act at once.
+    It is for plain stacks of dense layers, gated behind the activation, and the data must name its
+    tasks. The embeddings are parameters, `hat/<layer>`. No argument makes it plain fine-tuning, for
+    the gates act at once.
 
     Args:
       tasks: how many tasks there will be.
-      steps: length of one annealing, an epoch in the paper.
-      smax: largest s; may be traced.
+      steps: how many steps one annealing takes, an epoch's in the paper.
+      smax: the largest s; may be traced.
       strength: λ; may be traced.
 
     Raises:
@@ -109,7 +115,7 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
         share = (ctx.stage_step % steps) / max(steps - 1, 1)
         s = 1 / smax + (smax - 1 / smax) * share
         slope = smax * jax.nn.sigmoid(e)
-        # the value of the one, with the gradient of the other
+        # the value of σ(s e), with the gradient of smax σ(e)
         return lax.stop_gradient(jax.nn.sigmoid(s * e)) + (slope - lax.stop_gradient(slope))
 
     def forward(state: HatState, ctx: Ctx, apply: Apply) -> Apply:

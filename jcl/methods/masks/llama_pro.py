@@ -1,4 +1,4 @@
-"""LLaMA Pro: of a model with copied blocks, those alone learn."""
+"""LLaMA Pro: only the copied blocks of a grown model learn."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jcl.method import Ctx, Method, Params, check
 
 
 def llama_pro(layers: Sequence[int], stack: str = "blocks") -> Method:
-    """δθ ← 0 but in the given blocks of a stack: embeddings, head and the other blocks stay.
+    """Only the given blocks of a stack learn: embeddings, head and the other blocks stay.
 
     Grow the model first: `growth.expand_blocks` adds blocks that compute nothing yet and says
-    which they are, so that what the model knew is in blocks that never move. The mask is on the
-    update, for layers are slices of stacked leaves and no optimizer's weight decay may move them;
-    hence gradients and moments of the frozen ones are computed and held too.
+    which they are. What the model knew then stands in blocks that never move. The mask is on the
+    update, for layers are slices of stacked leaves, which `trainable` can't tell apart; so the
+    gradients and moments of the frozen blocks are computed and held too.
 
     Source: Wu et al., arXiv 2401.02415, section 3.2.
 
     Args:
       layers: which blocks learn, numbered from 0.
-      stack: path under which leaves have a leading axis [layers].
+      stack: the path under which leaves have a leading axis [layers].
 
     Raises:
       ValueError: if `layers` is empty or negative, or, at `init`, names a block that isn't there.

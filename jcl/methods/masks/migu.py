@@ -13,7 +13,7 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 def _kernels(params: Params) -> dict[str, jax.Array]:
-    """Trainable kernels by the path of their layer."""
+    """The trainable kernels by the path of their layer."""
     leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
     return {k.removesuffix("/kernel"): x for k, x in leaves.items() if k.endswith("/kernel")}
 
@@ -24,10 +24,10 @@ def magnitudes(ctx: Ctx, batch: Batch, per_token: bool = False) -> dict[str, jax
     Args:
       ctx: its `apply` is run at its `params`.
       batch: rows [B, ...].
-      per_token: divide each token's |h| by their sum over the units first.
+      per_token: whether each token's |h| is first divided by its sum over the units.
 
     Returns:
-      float32 [units] by path of the layer, [layers, units] where layers are stacked.
+      float32 [units] by the layer's path, [layers, units] if layers are stacked.
     """
     kernels = _kernels(ctx.params)
     slots = {p: jnp.zeros((*k.shape[:-2], k.shape[-1])) for p, k in kernels.items()}
@@ -55,20 +55,22 @@ def magnitudes(ctx: Ctx, batch: Batch, per_token: bool = False) -> dict[str, jax
 def migu(
     fraction: float = 0.3, per_token: bool = False, at: Literal["grads", "updates"] = "grads"
 ) -> Method:
-    """Magnitude-based gradient update: after stage 1 a kernel's column j learns if unit j is loud.
+    """Magnitude-based gradient update: a kernel's column j learns only if its unit j is loud.
 
-    Loud are the `fraction` of a layer's units with the largest Σ |h_j| over the rows and tokens of
-    the step's fresh batch. Biases, embeddings and norms learn as ever. The statistic takes a
-    forward pass of its own, which XLA merges with the loss's where both see the same rows.
+    The loud units of a layer are the `fraction` with the largest Σ |h_j| over the rows and tokens
+    of the step's fresh batch. In the first stage all units learn; biases, embeddings and norms
+    always do. The statistic takes a forward pass of its own, which XLA merges with the loss's if
+    both see the same rows.
 
     Source: Du et al., arXiv 2406.17245, and the authors' code, whose threshold T is the share that
     is frozen, 0.7. Its mask is before Adam, so frozen columns go on drifting by their momentum;
     `at="updates"` holds them. Padding rows don't count here; ties are split.
 
     Args:
-      fraction: share of units that learn, in (0, 1]; may be traced. 1 is plain fine-tuning.
-      per_token: the paper's statistic, each token's |h| normalised to sum 1; False is the code's.
-      at: mask the gradient (`grads`, as published) or the applied update (`updates`).
+      fraction: the share of units that learn, in (0, 1]; may be traced. 1 is plain fine-tuning.
+      per_token: True normalises each token's |h| to sum 1, as in the paper; False doesn't, as in
+        the authors' code.
+      at: whether to mask the gradient (`grads`, as published) or the applied update (`updates`).
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, the model has no dense layers.
@@ -77,7 +79,7 @@ def migu(
     check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
-        taps.dense_sites(ctx.apply, params, ctx.batch)  # complains where there are none
+        taps.dense_sites(ctx.apply, params, ctx.batch)  # for its error
         return params, ()
 
     def masked(state: tuple[()], ctx: Ctx, tree: Params) -> Params:

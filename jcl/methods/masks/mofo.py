@@ -14,16 +14,16 @@ from jcl.method import Ctx, Info, Method, Params, check
 
 
 class MofoState(NamedTuple):
-    """What mofo carries."""
+    """The state of `mofo`."""
 
     momentum: Params
-    """m ← β m + (1 - β) g, float32."""
+    """m, float32, by m ← β m + (1 - β) g in every step."""
 
 
 def mofo(
     fraction: float = 0.15, decay: float = 0.9, filtered: trees.Trainable = trees.every_leaf
 ) -> Method:
-    """Momentum-filtered optimizer: u ← u · 1[|m| among the α n largest of its tensor].
+    """Momentum-filtered optimizer: u ← u · 1[|m| among the α n largest of its n-entry tensor].
 
     Source: Chen et al., arXiv 2407.20999, algorithm 1. There the filter sits inside Adam; here it
     is a mask on any optimizer's update, with a momentum of its own that equals Adam's when `decay`
@@ -61,7 +61,7 @@ def mofo(
             momentum = renewed(state, ctx.grads)
             return jax.tree_util.tree_map_with_path(let_through, tree, momentum)
 
-        # even an empty mask keeps XLA from rounding p + a·b once, so at 1 there is none
+        # at 1 there is no mask, for even one that keeps all changes the rounding
         return lax.cond(fraction < 1, filter_, lambda: tree)
 
     def observe(state: MofoState, ctx: Ctx, info: Info) -> MofoState:

@@ -1,4 +1,4 @@
-"""PackNet: each task keeps the largest of the weights that it trained; the rest are free again."""
+"""PackNet: each stage keeps the largest of the weights that it trained; the others become free."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
 
 
 class PacknetState(NamedTuple):
-    """What packnet carries."""
+    """The state of `packnet`."""
 
     owner: Params
-    """int8: which stage owns an entry, -1 while it is free."""
+    """int8, shaped like the parameters: which stage owns an entry, -1 while it is free."""
     last: jax.Array
     """int32 [tasks]: the last stage that trained on each task, -1 before any did."""
     free: jax.Array
-    """float32 []: share of entries that are free."""
+    """float32 []: the share of entries that are free."""
 
 
 def kernels(path: str) -> bool:
-    """Whether a leaf is pruned: all but biases and scales."""
+    """The default `prunable`: every leaf but biases and scales is pruned."""
     return path.rpartition("/")[2] not in ("bias", "scale")
 
 
@@ -42,10 +42,10 @@ def packnet(
 
     At the end of a stage round(p · free) of a leaf's free weights, the smallest, are set to 0; the
     others belong to the stage for ever. A task is predicted with the weights of the stages up to
-    the last that trained on it, so its outputs never change again, whatever the optimizer: the
-    mask is on the update. Training sees all weights. There is no neutral value: a finished stage
-    keeps something, or the model is zero. Up to the first boundary it is plain fine-tuning, to
-    rounding: even an empty mask keeps XLA from fusing p + a·b.
+    the last that trained on it, so that its outputs never change again. The mask is on the update,
+    so this holds with any optimizer. Training sees all weights. No argument makes it plain
+    fine-tuning, for a finished stage keeps something, or the model is zero. In the first stage it
+    is plain fine-tuning to rounding, for even an empty mask keeps XLA from fusing p + a·b.
 
     Source: Mallya & Lazebnik, arXiv 1711.05769, section 3, and the authors' code; differences: ties
     are split, so that exactly p is pruned; a shared head is pruned like any other leaf; biases and
@@ -55,12 +55,12 @@ def packnet(
     has not been trained on gets all weights, and so do all rows where the data names no tasks.
 
     Args:
-      prune: p in [0, 1), share of the free weights that a stage gives back; may be traced.
+      prune: p in [0, 1), the share of the free weights that a stage gives back; may be traced.
       stages: how many stages there will be, at most 127; the last of them keeps all that is free.
-      retrain_steps: steps of SGD that the kept weights get after pruning, over the boundary's
-        batches in turn; the paper has half as many epochs as in training.
-      learning_rate: of these steps; may be traced.
-      momentum: of these steps; may be traced.
+      retrain_steps: how many steps of SGD the kept weights get after pruning, over the batches
+        that `consolidate` gets in turn; the paper has half as many epochs as in training.
+      learning_rate: the learning rate of these steps; may be traced.
+      momentum: the momentum of these steps; may be traced.
       prunable: static predicate over leaf paths; the other leaves belong whole to the first stage.
 
     Raises:
@@ -83,7 +83,7 @@ def packnet(
         def predicted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             last = state.last.at[batch["task"][0]].get(mode="fill", fill_value=-1)
             stage = jnp.where(last < 0, stages, last)
-            # a stage in progress has the free ones too
+            # the stage in progress sees the free weights too
             lowest = jnp.where(stage >= ctx.stage, -1, 0)
 
             def visible(p: jax.Array, o: jax.Array) -> jax.Array:
@@ -135,7 +135,7 @@ def packnet(
             mine = jax.tree.map(lambda new, old: (new >= 0) & (old < 0), owner, state.owner)
             params = lax.cond(
                 final, lambda: params, lambda: retrain(ctx, params, mine, batches)
-            )  # the last stage lost nothing that could be won back
+            )  # the last stage prunes nothing, so there is nothing to recover
         unowned = jax.tree.map(lambda o: jnp.sum(o < 0, dtype=jnp.float32), owner)
         free = jax.tree.reduce(jnp.add, unowned) / trees.size(owner)
         return params, state._replace(owner=owner, free=free)

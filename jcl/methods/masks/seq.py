@@ -1,4 +1,4 @@
-"""SEQ*: after a warm-up only the head learns, and in it only the classes that are not old."""
+"""SEQ*: after a warm-up only the head learns, and of its classes only those that are not old."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class SeqState(NamedTuple):
-    """What seq carries."""
+    """The state of `seq`."""
 
     old: jax.Array
-    """bool [C]: classes that were seen in a finished stage."""
+    """bool [C]: which classes were seen in a finished stage."""
     seen: jax.Array
-    """bool [C]: classes seen so far."""
+    """bool [C]: which classes were seen so far."""
 
 
 def seq(warmup: int = 100, head: str | None = None) -> Method:
     """SEQ*: train all for `warmup` steps, then the head alone; finished stages' classes are frozen.
 
-    The head has its classes allocated from the start. Those still to come learn as negatives; old
-    ones take part in the softmax and stay, update 0 whatever the optimizer's momentum. It is for
-    class-incremental streams: where stages share their classes, nothing is left to learn after
-    the first. No value is plain fine-tuning over several stages; a warm-up as long as the first
-    stage is, until that stage ends.
+    The head has all its classes from the start. Classes still to come learn as negatives; old ones
+    take part in the softmax but no longer change, since the mask is on the update. The method is
+    for class-incremental streams: if stages share their classes, nothing is left to learn after the
+    first. No argument makes it plain fine-tuning over several stages; with a warm-up as long as the
+    first stage it is, until that stage ends.
 
     Source: Zheng et al., arXiv 2312.07887, and the authors' code: the variant with warm-up,
     pre-allocated classifiers and frozen old ones. Their warm-up epochs are extra; here they are the
     stage's first.
 
     Args:
-      warmup: steps of the first stage in which the backbone learns; may be traced.
+      warmup: for how many steps of the first stage the backbone learns; may be traced.
       head: path of the classifier's parameters, [..., C], such as `dense_2`; None is the last dense
         layer that the model visits. All other leaves are the backbone.
 

@@ -1,4 +1,4 @@
-"""Soft-masking: units that mattered to earlier domains learn more slowly, in proportion."""
+"""Soft-masking: the more a unit mattered to earlier stages, the more slowly it learns."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from jcl.losses import total_weight
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 Importance = dict[str, jax.Array]
-"""float32 [units] by path of the layer, [layers, units] where layers are stacked."""
+"""float32 [units] by the layer's path, [layers, units] if layers are stacked."""
 
 
 class SoftMaskState(NamedTuple):
-    """What soft_mask carries."""
+    """The state of `soft_mask`."""
 
     importance: Importance
-    """I, the largest over finished stages, in [0, 1)."""
+    """I in [0, 1), the largest that any finished stage found."""
 
 
 def gate_gradients(ctx: Ctx, params: Params, batches: Batch, units: Importance) -> Importance:
-    """Mean over examples of |∂ℓ/∂g_j|, g = 1 a factor on the outputs of the layers of `units`.
+    """Mean over examples of |∂ℓ/∂g_j|, where g = 1 is a factor on the outputs of some layers.
 
     Args:
       ctx: its `loss` is differentiated.
-      params: where.
+      params: where the gradient is taken.
       batches: leaves [n, B, ...].
-      units: read for its paths and shapes.
+      units: names the layers, and is read for its shapes.
     """
 
     def add(total: Importance, batch: Batch) -> tuple[Importance, None]:
@@ -48,7 +48,7 @@ def gate_gradients(ctx: Ctx, params: Params, batches: Batch, units: Importance) 
             return ctx.loss(params, batch, tap)[0]
 
         ones = {p: jnp.ones((*u.shape[:-1], rows, u.shape[-1])) for p, u in units.items()}
-        # a row's slope is its share of the mean's, so this sums what the rows have of their own
+        # a row's slope is its own loss's times its share of the mass, which `mass` takes out again
         slopes = jax.grad(gated)(ones)
         mass = total_weight(batch)
         return {p: t + mass * jnp.sum(jnp.abs(slopes[p]), -2) for p, t in total.items()}, None
@@ -59,7 +59,7 @@ def gate_gradients(ctx: Ctx, params: Params, batches: Batch, units: Importance) 
 
 
 def normalised(importance: jax.Array) -> jax.Array:
-    """|tanh(z)|, z the score standardised over the last axis, float32; 0 where all are equal."""
+    """|tanh(z)|, with z the score standardised over the last axis, float32; 0 if all are equal."""
     spare = max(importance.shape[-1] - 1, 1)
     away = importance - jnp.mean(importance, axis=-1, keepdims=True)
     deviation = jnp.sqrt(jnp.sum(away**2, axis=-1, keepdims=True) / spare)
@@ -71,11 +71,11 @@ def soft_mask(
     at: Literal["updates", "grads"] = "updates",
     masked: Callable[[str], bool] | None = None,
 ) -> Method:
-    """Soft-masking: δ_j ← (1 - λ I_j) δ_j for the weights into a dense layer's unit j, and bias.
+    """Soft-masking: δ_j ← (1 - λ I_j) δ_j for weights into a dense layer's unit j, and its bias.
 
-    After a stage, I = |tanh(z(E|∂L/∂g|))| with virtual gates g = 1 on a layer's outputs, the
-    gradient taken per example and z standardised over the layer's units; it is accumulated as the
-    largest of all stages.
+    δ is the update, or the gradient. After a stage, I = |tanh(z(E|∂L/∂g|))| with virtual gates
+    g = 1 on a layer's outputs, the gradient taken per example and z standardised over the layer's
+    units; the largest I of all stages is kept.
 
     Source: Ke et al., arXiv 2302.03241 (DAS), section 3, and 2301.08986 (DGA). The equations are
     the papers', in which |tanh| protects units far below the layer's mean as well as far above it;
@@ -87,9 +87,9 @@ def soft_mask(
     Args:
       strength: λ in [0, 1]; may be traced. 0 is plain fine-tuning (to rounding on updates, where
         even a factor of 1 keeps XLA from fusing p + a·b), 1 is the papers'.
-      at: mask the applied update (`updates`) or the gradient (`grads`).
-      masked: static predicate over paths of dense layers such as `blocks/up`; None takes all but
-        the last that the model visits, its head.
+      at: whether to mask the applied update (`updates`) or the gradient (`grads`).
+      masked: static predicate over paths of dense layers such as `blocks/up`; None masks all but
+        the last layer that the model visits, its head.
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, no layer is masked.

@@ -1,1 +1,1 @@
-"""Merges: weights are averaged with earlier ones."""
+"""Merges: the weights are averaged with earlier weights."""

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, which a boundary makes the model."""
+"""An exponential moving average of the weights, which becomes the model when a stage ends."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class EmaState(NamedTuple):
-    """What ema carries."""
+    """The state of `ema`."""
 
     average: Params
-    """e, float32."""
+    """e, the average, float32."""
     gap: jax.Array
     """float32 []: ‖θ - e‖ at the last boundary."""
 
 
 def ema(decay: float = 0.99) -> Method:
-    """Weight averaging: e ← d e + (1 - d) θ after each step, and θ ← e at a boundary.
+    """Weight averaging: e ← d e + (1 - d) θ after each step, and θ ← e at the end of a stage.
 
     e starts at the initial weights, so it needs no bias correction. Within a stage the model that
-    learns is the one that predicts; at its end the average takes its place, so that it is what is
-    evaluated, what other methods anchor to, and what the next stage starts from. d = 0 is plain
-    fine-tuning, d = 1 keeps the initial weights, both exactly.
+    learns is the one that predicts. When the stage ends the average takes its place, so that the
+    average is evaluated, other methods anchor to it, and the next stage starts from it. d = 0 is
+    plain fine-tuning, d = 1 keeps the initial weights, both exactly.
 
     Source: Polyak & Juditsky 1992 with exponential weights; for continual learning Soutif et al.,
     arXiv 2306.16817, where the average serves prediction alone.
 
     Args:
-      decay: d in [0, 1]; may be traced. 1 / (1 - d) steps is how far it looks back, which should
-        be less than a stage.
+      decay: d in [0, 1]; may be traced. The average looks back over 1 / (1 - d) steps, which
+        should be fewer than a stage has.
 
     Raises:
       ValueError: if `decay` is out of range.

@@ -1,4 +1,4 @@
-"""Heterogeneous model averaging: each part of the layers is merged at a ratio of its own."""
+"""Heterogeneous model averaging: each part of the layers is merged by its own ratio."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class HmaState(NamedTuple):
-    """What hma carries."""
+    """The state of `hma`."""
 
     anchor: Params
-    """Weights with which the stage began, or all training, in the parameters' dtype."""
+    """The weights with which the stage began, or all training, in the parameters' dtype."""
     ratios: jax.Array
-    """float32 [parts]: α_k of the last boundary."""
+    """float32 [parts]: the α_k of the last merge."""
 
 
 def project(ratios: jax.Array, mean: jax.Array | float) -> jax.Array:
-    """The nearest of [parts] numbers in [0, 1] with that mean; exact where the mean is 0 or 1."""
+    """The point nearest to `ratios` [parts] with all entries in [0, 1] and the given mean.
+
+    It is found by bisection, and exact where the mean is 0 or 1.
+    """
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
@@ -37,9 +40,9 @@ def project(ratios: jax.Array, mean: jax.Array | float) -> jax.Array:
 
 
 def mixed(ratios: jax.Array, mean: jax.Array | float, anchor: Params, params: Params) -> Params:
-    """(1 - α) θ_anchor + α θ: α_k for the k-th of equal parts of the layers, else their mean.
+    """(1 - α) θ_anchor + α θ, with α_k for the k-th part of the layers and `mean` for other leaves.
 
-    The layers are those that stand stacked in leaves beneath `blocks`.
+    The layers are stacked in the leaves beneath `blocks`, and divided into equal parts.
     """
 
     def one(path: tuple, a: jax.Array, p: jax.Array) -> jax.Array:
@@ -60,23 +63,25 @@ def hma(
 ) -> Method:
     """HMA: θ ← (1 - α_k) θ_anchor + α_k θ for part k of the layers, the α_k averaging to α.
 
-    At a boundary the α_k descend the stage's loss on its own data, starting from α for all: so much
-    of what the stage taught is kept as a mean ratio of α, and with it the alignment tax, allows. A
-    step is `rate` long at first and shrinks linearly, and is followed by the projection on {mean α,
-    each in [0, 1]}. Embeddings, the last norm and an untied head are merged at α. α = 1 is plain
-    fine-tuning and α = 0 stays at the anchor, both exactly; `parts=1` or `steps=0` is `wise_ft`.
+    When a stage ends the α_k, which all start at α, descend the stage's loss on its own data. Thus
+    the merge keeps as much of what the stage taught as a mean ratio of α, which bounds forgetting,
+    allows. A step of the descent is `rate` long at first and shrinks linearly, and is followed by
+    the projection on {mean α, each in [0, 1]}. Embeddings, the last norm and an untied head are
+    merged at α. α = 1 is plain fine-tuning and α = 0 stays at the anchor, both exactly; `parts=1`
+    or `steps=0` is `wise_ft`.
 
-    Source: Lin et al., arXiv 2309.06256 (AMA in its first versions), and the authors' `mask_trainer
-    .py`, which holds the mean by dividing sigmoids by theirs, leaves embeddings and norms at the
-    anchor, and descends the next-token loss on samples of the aligned model, for which the stage's
-    own loss and data stand here.
+    Source: Lin et al., arXiv 2309.06256 (AMA in its first versions), and the authors'
+    `mask_trainer.py`. That code holds the mean by dividing sigmoids by their mean, leaves
+    embeddings and norms at the anchor, and descends the next-token loss on samples of the aligned
+    model, where we take the stage's own loss and data.
 
     Args:
       alpha: α in [0, 1]; may be traced.
       parts: into how many equal parts, by depth, the layers are divided.
-      steps: of the descent, each on one of the boundary's batches.
-      rate: length of the first step.
-      anchor: weights with which the stage began (`previous`), or all training (`first`).
+      steps: how many steps the descent takes, each on one of the batches of `consolidate`.
+      rate: the length of the first step, in the units of the ratios.
+      anchor: whether θ_anchor are the weights with which the stage began (`previous`), or all
+        training (`first`).
 
     Raises:
       ValueError: if an argument is out of range.
@@ -100,7 +105,7 @@ def hma(
 
         def descend(step: jax.Array, ratios: jax.Array) -> jax.Array:
             slope = jax.grad(cost)(ratios, jax.tree.map(lambda x: x[step % count], batches))
-            slope = slope - jnp.mean(slope)  # along the constraint
+            slope = slope - jnp.mean(slope)  # the part that keeps the mean
             length = rate * (1 - step / steps) / jnp.maximum(jnp.linalg.norm(slope), 1e-12)
             return project(ratios - length * slope, alpha)
 

@@ -1,4 +1,4 @@
-"""Online merging: every update is merged with the direction in which the model learned before."""
+"""Online merging: every update is merged with the direction of all earlier learning."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class OnlineMergingState(NamedTuple):
-    """What online_merging carries."""
+    """The state of `online_merging`."""
 
     base: Params
     """θ₀, in the parameters' dtype."""
     vector: Params
-    """τ_ref, sparsified, float32; zeros in the first stage."""
+    """τ_ref, made sparse already, float32; zeros in the first stage."""
     length: jax.Array
     """float32 []: ‖τ_ref‖."""
 
@@ -32,19 +32,19 @@ def online_merging(
     Δ and τ_ref keep their largest entries in each leaf, then those whose sign is that of their sum,
     and the same weighted sum is taken of these.
 
-    τ_ref = θ - θ₀ of the last boundary, sparsified once: all that earlier stages taught, as in the
-    paper it is what instruction tuning taught the pre-trained model before its alignment. It is 0
-    in the first stage. It is added in every step, so α is to be as small as an update is beside τ:
-    the authors have 1e-7 at a learning rate of 1e-6. α = 0 with density 1 leaves the update as it
-    is, and α = 1 repeats τ_ref.
+    τ_ref is θ - θ₀ as the last stage left it, made sparse once. It holds all that earlier stages
+    taught; in the paper, what instruction tuning taught the pre-trained model before its alignment.
+    It is 0 in the first stage. It is added in every step, so α should be as small as an update is
+    beside τ_ref: the authors have 1e-7 at a learning rate of 1e-6. α = 0 with density 1 leaves the
+    update as it is, and α = 1 repeats τ_ref.
 
-    Source: Lu et al., arXiv 2405.17931, section 3, and the authors' `online_merging/optimizers.py`,
-    where Adam's update is merged before weight decay, which here is part of the update, and OnDARE
-    clips τ_ref to ±1, which is left out.
+    Source: Lu et al., arXiv 2405.17931, section 3, and the authors' `online_merging/optimizers.py`.
+    There Adam's update is merged before weight decay, which here is part of the update, and OnDARE
+    clips τ_ref to ±1, which is left out here.
 
     Args:
       alpha: α in [0, 1]; may be traced.
-      density: share of the entries that are kept, in (0, 1]; may be traced.
+      density: the share of the entries that are kept, in (0, 1]; may be traced.
       form: `dare` or `ties`.
 
     Raises:

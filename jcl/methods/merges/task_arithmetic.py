@@ -1,4 +1,4 @@
-"""Task arithmetic: each stage trains an expert, and their task vectors add up."""
+"""Task arithmetic: each stage trains an expert, and the experts' task vectors are added up."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class TaskArithmeticState(NamedTuple):
-    """What task_arithmetic carries."""
+    """The state of `task_arithmetic`."""
 
     base: Params
     """θ₀, in the parameters' dtype."""
     start: Any
-    """Where the next stage starts, in the parameters' dtype; () where that is the base."""
+    """The parameters with which the next stage starts, in their dtype; () if these are the base."""
     total: Params
     """Στ, float32."""
     length: jax.Array
@@ -28,20 +28,21 @@ class TaskArithmeticState(NamedTuple):
 def task_arithmetic(
     scale: float = 0.4, start: Literal["initial", "previous"] = "initial", drop: float = 0.0
 ) -> Method:
-    """Task arithmetic: θ = θ₀ + λ Σ_t τ_t at a boundary, τ_t = θ_t - θ₀ and θ_t stage t's expert.
+    """Task arithmetic: after a stage θ = θ₀ + λ Σ_t τ_t, with τ_t = θ_t - θ₀ and experts θ_t.
 
-    Within a stage the expert predicts; the merged model is what a boundary leaves, and the first
-    step of the next stage goes back to where that one starts. λ = 1 keeps the first stage's expert
-    exactly, and λ = 0 keeps θ₀; no λ is plain fine-tuning beyond that, for stages start elsewhere.
+    Within a stage the expert predicts. The merged model is evaluated at the end of a stage, and the
+    first step of the next stage goes back to where that stage starts. λ = 1 keeps the first stage's
+    expert exactly, and λ = 0 keeps θ₀; no λ is plain fine-tuning in later stages, which start
+    elsewhere.
 
-    Source: Ilharco et al., arXiv 2212.04089, section 2; λ = 0.4 is common for eight tasks, and one
-    over their number averages the experts. `drop`: DARE, Yu et al., arXiv 2311.03099.
+    Source: Ilharco et al., arXiv 2212.04089, section 2; λ = 0.4 is common for eight tasks, and λ of
+    one over their number averages the experts. Yu et al., arXiv 2311.03099, for `drop` (DARE).
 
     Args:
       scale: λ; may be traced.
       start: each stage starts from θ₀ (`initial`, the paper's), or from the expert of the one
         before (`previous`: sequential fine-tuning, merged as in MagMax, arXiv 2407.06322).
-      drop: share of each task vector that DARE drops, in [0, 1); may be traced.
+      drop: the share of each task vector that DARE drops, in [0, 1); may be traced.
 
     Raises:
       ValueError: if an argument is out of range.

@@ -1,4 +1,4 @@
-"""TIES: trimmed task vectors, of which those count that agree with the elected sign."""
+"""TIES: trimmed task vectors are merged, each entry over those that agree with its elected sign."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class TiesState(NamedTuple):
-    """What ties carries: as much for a hundred stages as for one."""
+    """The state of `ties`, as large for a hundred stages as for one."""
 
     base: Params
     """θ₀, in the parameters' dtype."""
     start: Any
-    """Where the next stage starts, in the parameters' dtype; () where that is the base."""
+    """The parameters with which the next stage starts, in their dtype; () if these are the base."""
     votes: merging.Votes
     """Sums and counts of the trimmed task vectors, by sign."""
     length: jax.Array
@@ -31,15 +31,16 @@ def ties(
     start: Literal["initial", "previous"] = "initial",
     scope: merging.Scope = "model",
 ) -> Method:
-    """TIES merging: θ = θ₀ + λ m at a boundary, m from all task vectors so far.
+    """TIES merging: after a stage θ = θ₀ + λ m, with m merged from all task vectors so far.
 
     Each τ_t = θ_t - θ₀ is trimmed to its largest `density` share; an entry's sign is that of the
     sum; m is the mean of the entries that have it. Sums and counts by sign are all that this needs,
     so the merge of every stage so far is exact without keeping the vectors.
 
-    Within a stage the expert predicts; the merged model is what a boundary leaves, and the first
-    step of the next stage goes back to where that one starts. Density 1 and λ = 1 keep the first
-    stage's expert exactly, and λ = 0 keeps θ₀; no values are plain fine-tuning beyond that.
+    Within a stage the expert predicts. The merged model is evaluated at the end of a stage, and the
+    first step of the next stage goes back to where that stage starts. Density 1 with
+    λ = 1 keeps the first stage's expert exactly, and λ = 0 keeps θ₀; no argument makes later stages
+    plain fine-tuning.
 
     Source: Yadav et al., arXiv 2306.01708, algorithm 1, and the authors' code ("dis-mean").
 
@@ -48,7 +49,8 @@ def ties(
       scale: λ; may be traced.
       start: each stage starts from θ₀ (`initial`, the paper's), or from the expert of the one
         before (`previous`).
-      scope: trim over the whole `model` (the authors' code), or each `leaf` by itself.
+      scope: whether entries are ranked over the whole `model` (the authors' code), or in each
+        `leaf` by itself.
 
     Raises:
       ValueError: if an argument is out of range.

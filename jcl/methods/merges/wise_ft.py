@@ -1,4 +1,4 @@
-"""WiSE-FT: at a boundary, weights between those before and those after the stage."""
+"""WiSE-FT: after a stage the weights are interpolated between those before it and those after."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class WiseFtState(NamedTuple):
-    """What wise_ft carries."""
+    """The state of `wise_ft`."""
 
     anchor: Params
-    """The end of the line that is not θ, in the parameters' dtype."""
+    """θ_anchor, in the parameters' dtype."""
     moved: jax.Array
-    """float32 []: ‖θ - anchor‖ at the last boundary, before the interpolation."""
+    """float32 []: ‖θ - θ_anchor‖ at the end of the last stage, before the interpolation."""
 
 
 def wise_ft(
@@ -26,7 +26,7 @@ def wise_ft(
     anchor: Literal["previous", "first"] = "previous",
     spherical: bool = False,
 ) -> Method:
-    """Weights in between: θ ← (1 - α) θ_anchor + α θ at a boundary, where the next stage goes on.
+    """Interpolated weights: θ ← (1 - α) θ_anchor + α θ after a stage; the next stage goes on there.
 
     α = 1 is plain fine-tuning and α = 0 stays at the anchor, both exactly.
 
@@ -34,8 +34,9 @@ def wise_ft(
 
     Args:
       alpha: α in [0, 1]; may be traced.
-      anchor: weights with which the stage began (`previous`), or all training (`first`).
-      spherical: interpolate each leaf along the arc between the two (`merging.slerp`).
+      anchor: whether θ_anchor are the weights with which the stage began (`previous`), or all
+        training (`first`).
+      spherical: whether each leaf is interpolated along the arc between the two (`merging.slerp`).
 
     Raises:
       ValueError: if an argument is out of range.

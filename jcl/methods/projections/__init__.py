@@ -1,1 +1,1 @@
-"""Projections: the update stays out of earlier stages' directions."""
+"""Projections: the update is kept out of directions that matter to earlier stages."""

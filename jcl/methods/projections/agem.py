@@ -13,10 +13,10 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class AgemState(NamedTuple):
-    """What agem carries."""
+    """The state of `agem`."""
 
     buffer: Any
-    """A `memory.Buffer`; empty where another method's is shared."""
+    """A `memory.Buffer`, or () if another method's is shared."""
 
 
 def agem(
@@ -29,18 +29,18 @@ def agem(
 ) -> Method:
     """A-GEM: where g·r < 0, g ← g - (g·r / r·r) r, r the gradient of the loss on rows from memory.
 
-    The memory holds rows of finished stages only, taken from a boundary's batches.
+    The memory holds rows of finished stages only; it is filled when a stage ends.
 
     Source: Chaudhry et al., arXiv 1812.00420, equation 11 and algorithm 2.
 
     Args:
-      capacity: slots in the memory.
+      capacity: how many slots the memory has.
       rows: how many rows are drawn for r; a step costs (B + rows) / B of a plain one.
-      at: project the gradient (as published), or what the optimizer made of it. Only `updates`
-        keeps the promise behind momentum, Adam or weight decay: measured, 83 to 91 % of the steps
-        whose gradient was projected still went uphill on the memory.
-      policy: what is kept, see `memory.policy`.
-      groups: of that policy.
+      at: whether to project the gradient (`grads`, as published) or the optimizer's update
+        (`updates`). With momentum, Adam or weight decay only the latter keeps the promise: of the
+        steps whose gradient was projected 83 to 91 % still went uphill on the memory (measured).
+      policy: which rows are kept, see `memory.policy`.
+      groups: how many groups that policy tells apart, see `memory.policy`.
       share: name of another method in the chain, whose `buffer` is read; it may hold rows of the
         present stage, as in mammoth's agem_r. Nothing is stored here.
 

@@ -13,25 +13,25 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class GemState(NamedTuple):
-    """What gem carries."""
+    """The state of `gem`."""
 
     buffer: memory.Buffer
-    """A region of slots for each stage."""
+    """The memory, a region of slots for each stage."""
 
 
 def solve_dual(gram: jax.Array, slope: jax.Array, lower: jax.Array, free: jax.Array) -> jax.Array:
     """argmin ½ vᵀPv + qᵀv subject to v >= lower, float32 [K], by Lawson and Hanson's active sets.
 
-    It ends after finitely many K × K solves, here at most 6 K.
+    They need finitely many K × K solves, of which at most 6 K are made.
 
     Args:
-      gram: P, positive definite, [K, K].
-      slope: q, [K].
-      lower: [K].
-      free: bool [K]; where False v is `lower`.
+      gram: P, positive definite, float32 [K, K].
+      slope: q, float32 [K].
+      lower: the lower bounds of v, float32 [K].
+      free: bool [K]; where it is False v is `lower`.
     """
     size = len(slope)
-    slope = slope + gram @ lower  # of u = v - lower >= 0
+    slope = slope + gram @ lower  # the slope in terms of u = v - lower >= 0
     scale = jnp.maximum(jnp.max(jnp.abs(slope)), 1e-30)
 
     def newton(support: jax.Array) -> jax.Array:
@@ -86,23 +86,23 @@ def gem(
 ) -> Method:
     """GEM: min ½‖g̃ - g‖² subject to g̃·g_k >= 0 for every past stage k, through its dual.
 
-    With G the rows g_k, v minimises ½ vᵀGGᵀv + (Gg)ᵀv subject to v_k >= margin, and
+    With g_k the rows of G, v minimises ½ vᵀGGᵀv + (Gg)ᵀv subject to v_k >= margin, and
     g̃ = g + Gᵀv; g is left alone where no g·g_k < 0. Each g_k is the gradient on the whole memory of
     stage k, so that a step costs (B + stages · capacity_per_task) / B of a plain one, and holds
     `stages` gradients.
 
     Source: Lopez-Paz and Ranzato, arXiv 1706.08840, equations 8 to 12; as in the authors' code the
     margin is a bound on v (the paper adds it to v), and the memory of a stage is its last rows,
-    here of a boundary's batches. With a margin every past gradient is added, so that the
-    constraints hold with room to spare. The g_k are scaled to length 1 before a ridge of 1e-6 is
-    added, where the code adds 1e-3 to GGᵀ whatever its size.
+    here of the batches that `consolidate` gets. With a margin every past gradient is added, so that
+    the constraints hold with room to spare. The g_k are scaled to length 1 before a ridge of 1e-6
+    is added, where the code adds 1e-3 to GGᵀ whatever its size.
 
     Args:
       stages: how many past stages are remembered; a later one takes the place of the oldest.
-      capacity_per_task: slots for each.
+      capacity_per_task: how many slots each of them has.
       margin: γ; may be traced; the authors use 0.5.
-      at: project the gradient (as published), or what the optimizer made of it, which keeps the
-        promise behind momentum, Adam or weight decay too.
+      at: whether to project the gradient (`grads`, as published) or the optimizer's update
+        (`updates`), which keeps the promise with momentum, Adam or weight decay too.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -118,7 +118,7 @@ def gem(
         return params, GemState(keep.empty(ctx.batch))
 
     def past(state: GemState, ctx: Ctx) -> Params:
-        """g_k of every stage, leaves float32 [stages, ...]; 0 where there is none."""
+        """g_k of every stage, leaves float32 [stages, ...]; 0 for a stage without rows."""
 
         def of(k: jax.Array) -> Params:
             slots = k * capacity_per_task + jnp.arange(capacity_per_task)

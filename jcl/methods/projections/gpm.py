@@ -15,12 +15,12 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class GpmState(NamedTuple):
-    """What gpm carries, by the path of each dense layer; stacked layers have a leading axis."""
+    """The state of `gpm`, by the path of each dense layer; stacked layers have a leading axis."""
 
     basis: dict[str, jax.Array]
-    """Orthonormal input directions, float32 [..., in, rank]; columns from `used` on are 0."""
+    """M: orthonormal input directions, float32 [..., in, rank]; columns from `used` on are 0."""
     used: dict[str, jax.Array]
-    """int32 [...]."""
+    """int32 [...]: how many directions M has."""
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -30,7 +30,7 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _probe(h: jax.Array, weight: jax.Array, gram: jax.Array) -> jax.Array:
-    """h, and Σ weight · h hᵀ as the "gradient" of `gram`: it works inside scanned layers too."""
+    """`h` itself, with Σ weight · h hᵀ as the "gradient" of `gram`, inside scanned layers too."""
     return h
 
 
@@ -64,7 +64,7 @@ def _extend(
     before = 1 - jnp.sum(energy) / total + (jnp.cumsum(energy) - energy) / total
     needed = (before < threshold) & (energy > 1e-6 * total)
     new = jnp.minimum(jnp.sum(needed), rank - used).astype(jnp.int32)
-    vectors = outside(vectors)  # once more, for float32
+    vectors = outside(vectors)  # a second time, for once loses orthogonality in float32
     vectors = vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=0), 1e-12)
     source = jnp.arange(rank) - used
     columns = vectors[:, jnp.clip(source, 0, vectors.shape[1] - 1)]
@@ -80,21 +80,22 @@ def gpm(
 ) -> Method:
     """GPM: dW ← dW - M Mᵀ dW for each dense kernel W [in, out], M spanning its past inputs.
 
-    At a boundary the second moment R Rᵀ of a layer's inputs over the stage's batches is taken
-    through its tap, and M grows by the fewest of its eigenvectors, outside M, with which it holds
-    `threshold` of tr R Rᵀ. What a layer gives for inputs in the span of M no longer changes.
+    At the end of a stage the second moment R Rᵀ of a layer's inputs over the stage's batches is
+    taken through its tap, and M grows by its eigenvectors outside M, by the fewest with which M
+    holds `threshold` of tr R Rᵀ. A layer's outputs for inputs in the span of M no longer change.
 
     Source: Saha et al., arXiv 2103.09762, equations 5, 8 and 9, and the authors' code, which in the
-    first task keeps one direction fewer than equation 5 asks for. As there all other parameters
-    (biases, norms, embeddings) stop at the end of the first stage.
+    first stage keeps one direction fewer than equation 5 asks for. As there all other parameters
+    (biases, norms, embeddings) stop learning at the end of the first stage.
 
     Args:
       threshold: ε, the share of the inputs' energy that is protected; may be traced.
-      growth: added to ε with each further stage; the authors' 0.003 for CIFAR-100. May be traced.
-      rank: columns preallocated for M; None is as many as inputs.
-      free: predicate over leaf paths that are left to learn freely, such as one task's head.
-      at: project the gradient (as published, there with plain SGD), or what the optimizer made of
-        it, which keeps the promise behind momentum, Adam or weight decay too.
+      growth: what ε grows by with each further stage, 0.003 for the authors' CIFAR-100; may be
+        traced.
+      rank: how many columns M has room for; None is as many as a layer has inputs.
+      free: static predicate over paths of leaves that learn freely, such as one task's head.
+      at: whether to project the gradient (`grads`, as published, there with plain SGD) or the
+        optimizer's update (`updates`), which keeps the promise with momentum, Adam or weight decay.
 
     Raises:
       ValueError: if an argument is out of range, or the model has no dense layers with taps.
@@ -105,7 +106,7 @@ def gpm(
     check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
 
     def kernels(ctx: Ctx, params: Params) -> dict[str, jax.Array]:
-        """Trainable kernels of dense layers by the layer's path."""
+        """The trainable kernels of dense layers, without the `free` ones, by the layer's path."""
         sites = taps.dense_sites(ctx.apply, params, ctx.batch)
         leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
         kept = {s: leaves.get(f"{s}/kernel") for s in sites if not (free and free(f"{s}/kernel"))}

@@ -1,4 +1,4 @@
-"""Orthogonal gradient descent: steps leave the outputs on stored examples alone, to first order."""
+"""Orthogonal gradient descent: to first order, steps don't change outputs on past examples."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class OgdState(NamedTuple):
-    """What ogd carries."""
+    """The state of `ogd`."""
 
     basis: Params
-    """Orthonormal directions, leaves float32 [directions, ...]; 0 where not yet used."""
+    """V: orthonormal directions, leaves float32 [directions, ...]; 0 from `used` on."""
     used: jax.Array
-    """int32 []."""
+    """int32 []: how many directions V has."""
 
 
 def ogd(
@@ -29,20 +29,20 @@ def ogd(
 ) -> Method:
     """OGD: g ← g - V Vᵀg, V an orthonormal basis of stored gradients over all parameters.
 
-    At a boundary `per_stage` examples are drawn, and what of their gradients is not yet in the span
-    of V is added to it, until `directions` are held; a step then costs the reading of V.
+    At the end of a stage `per_stage` examples are drawn, and the parts of their gradients outside
+    the span of V are added to V, until it has `directions`. A step costs the reading of V.
 
     Source: Farajtabar et al., arXiv 1910.07104, algorithm 1, the variant OGD-GTL: gradients of the
-    true label's logit. As in Bennani's code heads that belong to one task should stay out of it:
-    freeze nothing that must learn, see `make(trainable=...)`.
+    true label's logit. V spans all trainable parameters, where Bennani's code leaves out the heads
+    that belong to one task.
 
     Args:
-      directions: columns of V, each as large as the parameters.
-      per_stage: examples drawn at each boundary.
+      directions: how many directions V has room for, each as large as the parameters.
+      per_stage: how many examples are drawn at the end of each stage.
       of: what is differentiated: the true `label`'s output, for outputs [B, C] and `batch["y"]`, or
         the `loss`, which any model has.
-      at: project the gradient (as published, there with plain SGD), or what the optimizer made of
-        it, which stays orthogonal behind momentum, Adam or weight decay too.
+      at: whether to project the gradient (`grads`, as published, there with plain SGD) or the
+        optimizer's update (`updates`), which stays orthogonal with momentum, Adam or weight decay.
 
     Raises:
       ValueError: if an argument is out of range, or there is no label to differentiate.
@@ -86,7 +86,7 @@ def ogd(
 
         def add(state: OgdState, row: Batch) -> tuple[OgdState, None]:
             slope = trees.float32(jax.grad(value)(params, jax.tree.map(lambda x: x[None], row)))
-            # twice, for once loses orthogonality in float32
+            # projected twice, for once loses orthogonality in float32
             rest = outside(state.basis, outside(state.basis, slope))
             size = trees.norm(rest)
             new = (row["weight"] > 0) & (size > 1e-4 * trees.norm(slope))
@@ -99,7 +99,7 @@ def ogd(
             return OgdState(basis, state.used + new.astype(jnp.int32)), None
 
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
-        # real rows first, in random order
+        # real rows come first, in random order, and padding only if there are too few
         noise = jax.random.uniform(ctx.key, rows["weight"].shape) + (rows["weight"] <= 0)
         _, chosen = lax.top_k(-noise, min(per_stage, noise.shape[0]))
         return params, lax.scan(add, state, jax.tree.map(lambda x: x[chosen], rows))[0]

@@ -1,1 +1,1 @@
-"""Replay: earlier rows are learned again."""
+"""Replay: rows of earlier stages are trained on again."""

@@ -1,4 +1,4 @@
-"""Dark experience replay: rows are replayed together with what the model once said to them."""
+"""Dark experience replay: rows are replayed with the outputs that the model once had for them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jcl.method import Batch, Ctx, Info, LossFn, Method, Params, check
 
 
 class DerState(NamedTuple):
-    """What der carries."""
+    """The state of `der`."""
 
     buffer: memory.Buffer
-    """Its rows also have `outputs`, and `indices` where only the largest are stored."""
+    """The memory. Its rows also have `outputs`, and `indices` if only the largest are stored."""
 
 
 def _method(
@@ -54,7 +54,7 @@ def _method(
         return params, DerState(keep.empty({**ctx.batch, **stored}))
 
     def replay(state: DerState, ctx: Ctx) -> tuple[jax.Array, jax.Array]:
-        """Whether the memory is replayed from, and by how much the weights of a batch grow."""
+        """Whether rows are replayed now, bool [], and the factor of a batch's weights."""
         some = (memory.count_filled(state.buffer) > 0) & (ctx.stage >= start)
         return some, jnp.where(some, 1.0 + alpha + beta, 1.0)
 
@@ -67,7 +67,7 @@ def _method(
             slots = memory.draw(state.buffer, jax.random.fold_in(ctx.key, i), rows)
             old = memory.take(state.buffer, slots)
             total = losses.total_weight(old)
-            # together they weigh `share` times what the fresh rows do
+            # the drawn rows together weigh `share` times as much as the fresh rows
             grow = jnp.where(some, share * mass / jnp.where(total == 0, 1.0, total), 0.0)
             old["weight"] = old["weight"] * grow
             if i == 0:
@@ -92,7 +92,7 @@ def _method(
                 now = jnp.take_along_axis(outputs, old["indices"], axis=-1)
             gap = (now.astype(jnp.float32) - old["outputs"].astype(jnp.float32)) ** 2
             apart = losses.batch_mean(jnp.mean(gap, axis=-1), stored)
-            # as sums over rows, so that microbatches add up to the batch
+            # sums over rows, not means, so that microbatches add up to the batch
             total = value * losses.total_weight(labelled) + apart * losses.total_weight(stored)
             mass = losses.total_weight(batch)
             return growth * total / jnp.where(mass == 0, 1.0, mass), outputs
@@ -132,21 +132,21 @@ def der(
 ) -> Method:
     """DER: L + α mean_{rows, C} (z - f(x))², with (x, z) from memory, in one forward pass.
 
-    z are the outputs of the step that stored x, before its update, which that step computed anyway.
+    z are the outputs that the step that stored x computed for it anyway, before its update.
 
     Source: Buzzega et al., arXiv 2004.07211, equation 5; as in the authors' code (mammoth's
     models/der.py) the square is a mean over outputs, where the paper has a sum: its α is ours
     divided by C.
 
     Args:
-      capacity: slots in the memory.
+      capacity: how many slots the memory has.
       rows: how many rows are drawn for each step.
       alpha: α; may be traced.
-      start: first stage in which rows are replayed; the authors' code is 0.
-      top_k: store only the largest outputs and match the model at these, for large vocabularies;
-        None stores all.
-      policy: what is kept, see `memory.policy`.
-      groups: of that policy.
+      start: the first stage in which rows are replayed; it is 0 in the authors' code.
+      top_k: how many of the largest outputs are stored and matched, for large vocabularies; None
+        stores all.
+      policy: which rows are kept, see `memory.policy`.
+      groups: how many groups that policy tells apart, see `memory.policy`.
 
     Raises:
       ValueError: if an argument is out of range, or the loss returns only a scalar.
@@ -172,15 +172,15 @@ def derpp(
     rows serve both terms (as in Avalanche), (B + rows) / B.
 
     Args:
-      capacity: slots in the memory.
+      capacity: how many slots the memory has.
       rows: how many rows each draw has.
-      alpha: α, of the stored outputs (see `der`); may be traced.
-      beta: β, of the stored labels; may be traced.
-      draws: 2, or 1 for both terms together.
-      start: first stage in which rows are replayed; the authors' code is 0.
-      top_k: store only the largest outputs and match the model at these; None stores all.
-      policy: what is kept, see `memory.policy`.
-      groups: of that policy.
+      alpha: α, the weight of matching stored outputs (see `der`); may be traced.
+      beta: β, the weight of the loss on stored labels; may be traced.
+      draws: 2, or 1 if one draw serves both terms.
+      start: the first stage in which rows are replayed; it is 0 in the authors' code.
+      top_k: how many of the largest outputs are stored and matched; None stores all.
+      policy: which rows are kept, see `memory.policy`.
+      groups: how many groups that policy tells apart, see `memory.policy`.
 
     Raises:
       ValueError: if an argument is out of range, or the loss returns only a scalar.

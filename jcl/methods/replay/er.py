@@ -13,10 +13,10 @@ from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class ErState(NamedTuple):
-    """What er carries."""
+    """The state of `er`."""
 
     buffer: Any
-    """A `memory.Buffer`; empty where another method's is shared."""
+    """A `memory.Buffer`, or () if another method's is shared."""
 
 
 def er(
@@ -33,24 +33,27 @@ def er(
 ) -> Method:
     """Experience replay: L = Σ w·l / Σ w over B fresh rows and some from memory, in one pass.
 
-    Rows are stored after the step that saw them. Source: Chaudhry et al., arXiv 1902.10486,
-    algorithm 1 (there with as many old rows as new); mammoth's models/er.py.
+    Rows are stored after the step that saw them.
+
+    Source: Chaudhry et al., arXiv 1902.10486, algorithm 1 (there with as many old rows as new);
+    mammoth's models/er.py.
 
     Args:
-      capacity: slots in the memory.
-      rows: how many rows are drawn for each step, 32 where `fraction` isn't given either.
-      weight: of a replayed row against a fresh one; may be traced. A function of `Ctx` is a
-        schedule of the share, such as `lambda ctx: jnp.minimum(1.0, ctx.stage_step / 100)`.
-      start: first stage in which rows are replayed; 0 rehearses within the first stage too,
+      capacity: how many slots the memory has.
+      rows: how many rows are drawn for each step; without it and `fraction` they are 32.
+      weight: the weight of a replayed row, a fresh one's being 1; may be traced. It may be a
+        function of `Ctx`, such as `lambda ctx: jnp.minimum(1.0, ctx.stage_step / 100)`.
+      start: the first stage in which rows are replayed; 0 replays within the first stage too,
         which a stream without boundaries needs.
-      fraction: f in (0, 1), of the whole batch: round(f / (1 - f) · B) rows are drawn.
-      policy: what is kept, see `memory.policy`.
-      groups: of that policy.
-      select: what is replayed: `random`, or of `pool` times as many rows those of highest `loss`,
-        which costs a forward pass over them.
-      pool: candidates for each row that `select="loss"` replays.
-      share: name of another method in the chain, whose `buffer` is read; nothing is stored here,
-        and `capacity` and `policy` are that method's.
+      fraction: f in (0, 1), the share of the whole batch that is replayed: round(f / (1 - f) · B)
+        rows are drawn.
+      policy: which rows are kept, see `memory.policy`.
+      groups: how many groups that policy tells apart, see `memory.policy`.
+      select: which rows are replayed: `random` ones, or the ones of highest `loss` among `pool`
+        times as many, which costs a forward pass over these.
+      pool: how many candidates `select="loss"` draws for each row that it replays.
+      share: name of another method in the chain, whose `buffer` is read; then nothing is stored
+        here, and `capacity` and `policy` are that method's.
 
     Raises:
       ValueError: if an argument is out of range, or both `rows` and `fraction` are given.

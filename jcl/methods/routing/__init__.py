@@ -1,1 +1,1 @@
-"""Routing: the task, found from the inputs."""
+"""Routing: the task of a row is found from its inputs."""

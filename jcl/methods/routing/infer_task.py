@@ -1,4 +1,4 @@
-"""Which task a row is of, where nobody says: the one whose inputs it resembles most."""
+"""Infers the task of a row that doesn't name it: the one whose inputs it resembles most."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
 
 
 class InferTaskState(NamedTuple):
-    """What infer_task carries."""
+    """The state of `infer_task`."""
 
     total: jax.Array
-    """float32 [tasks, d]: sum of the features of each task's rows."""
+    """float32 [tasks, d]: the sum of the features of each task's rows."""
 
 
 def infer_task(tasks: int, prompts: bool = True) -> Method:
     """Task inference: in prediction, a row's `task` is argmax_t cos(f(row), Σ_{rows of t} f).
 
     f is the mean of the embeddings of a row's tokens, each row's scaled to length 1. Chain it after
-    the method that goes by the task, such as `inclora(predict="task")` or `progressive_prompts`.
-    Tasks without a row so far are never inferred. What the scores themselves make of a row's `task`
-    stays. A cached generation takes the `task` that it is given.
+    the method that reads the task, such as `inclora(predict="task")` or `progressive_prompts`.
+    Tasks without a row so far are never inferred. The scores still group rows by the `task` that
+    the data names. A generation with a cache takes the `task` that it is given.
 
-    Source: the nearest mean of exemplars of Rebuffi et al., arXiv 1611.07725, algorithm 1, over
-    tasks, as for the parameters of a task in Wang et al., ACL 2023, "Rehearsal-free continual
-    language learning via efficient parameter isolation", who measure a Mahalanobis distance.
+    Source: Rebuffi et al., arXiv 1611.07725, algorithm 1, the nearest mean of exemplars, here over
+    tasks in place of classes. Wang et al., ACL 2023, "Rehearsal-free continual language learning
+    via efficient parameter isolation", choose a task's parameters so, by a Mahalanobis distance.
 
     Args:
-      tasks: how many there are.
-      prompts: whether only tokens that aren't predicted count, which is the instruction; False
-        takes all.
+      tasks: how many tasks there are.
+      prompts: whether f is over the tokens that aren't predicted, the instruction, only; False
+        takes all tokens.
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, there is no `embed/table`.

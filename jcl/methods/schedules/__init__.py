@@ -1,1 +1,1 @@
-"""Schedules: factors on the update, by stage."""
+"""Schedules: the update is multiplied by a factor that depends on the stage."""

@@ -1,9 +1,9 @@
-"""Staged learning-rate schedules: factors on the update, which know the stage that training is in.
+"""Learning-rate schedules by stage, as factors on the update.
 
-A factor on the update is a factor on the learning rate wherever the rate multiplies what the
-optimizer does last, as in optax's sgd, adam, adamw (its weight decay included) and most others. So
-give the optimizer a constant rate, the highest that is wanted, and chain the schedule after the
-methods whose updates it should scale.
+A factor on the update equals a factor on the learning rate if the optimizer multiplies by the rate
+last, as optax's sgd, adam, adamw (with its weight decay) and most others do. So give the optimizer
+a constant rate, the highest one wanted, and chain the schedule after the methods whose updates it
+should scale.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _scaled(name: str, factor: Callable[[Any, Ctx], jax.Array]) -> Method:
 
 
 def _progress(t: jax.Array, steps: Steps) -> jax.Array:
-    """t / steps within [0, 1], and 1 from the first step on if steps is 0; float32 []."""
+    """t / steps, clipped to [0, 1], float32 []; 1 from the first step on if `steps` is 0."""
     return jnp.where(t < steps, jnp.maximum(t, 0) / jnp.maximum(steps, 1), 1.0)
 
 
@@ -42,17 +42,18 @@ def rewarm(
 ) -> Method:
     """Re-warming and re-decaying: the same warm-up and cosine decay in every stage.
 
-    Linear from `initial` to `peak` in `warmup` steps, then cosine to `final` at `steps`, where it
-    stays: optax's `warmup_cosine_decay_schedule` of the stage's step. `warmup=0` only re-decays.
+    The factor rises linearly from `initial` to `peak` in `warmup` steps, then falls along a cosine
+    to `final` at `steps`, where it stays: optax's `warmup_cosine_decay_schedule` of the stage's
+    step. `warmup=0` only re-decays.
 
     Source: Ibrahim et al., arXiv 2403.08763: 1 % of warm-up, and a decay to a tenth of the peak.
 
     Args:
-      warmup: steps of a stage in which the factor rises; may be traced.
-      steps: steps of a stage in all, at least `warmup`; may be traced.
-      initial: factor of a stage's first step; may be traced.
-      peak: factor after the warm-up; may be traced.
-      final: factor at the end; may be traced.
+      warmup: for how many steps of a stage the factor rises; may be traced.
+      steps: how many steps a stage has, at least `warmup`; may be traced.
+      initial: the factor in a stage's first step; may be traced.
+      peak: the factor after the warm-up; may be traced.
+      final: the factor at the end; may be traced.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -75,7 +76,7 @@ def constant(value: float = 0.1, start: int = 1) -> Method:
 
     Args:
       value: the factor; may be traced.
-      start: the first stage that it holds for.
+      start: the first stage in which it applies.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -86,10 +87,10 @@ def constant(value: float = 0.1, start: int = 1) -> Method:
 
 
 class InfiniteState(NamedTuple):
-    """What infinite carries."""
+    """The state of `infinite`."""
 
     branched: jax.Array
-    """int32 []: the step at which annealing began, the highest int32 on the trunk."""
+    """int32 []: the step at which annealing began; the highest int32 before `branch`."""
 
 
 def infinite(
@@ -102,23 +103,24 @@ def infinite(
 ) -> Method:
     """The infinite schedule: warm-up, cool-down, then constant for ever, over all stages.
 
-    Linear from 0 to 1 in `warmup` steps, down to `level` in `cooldown` more; no stage re-warms. To
-    get a model for use, `branch` a state off the trunk: its steps anneal exponentially to `final`,
-    level · (final / level)^(t / anneal), while the next stage goes on from the trunk.
+    The factor rises linearly from 0 to 1 in `warmup` steps, falls to `level` in `cooldown` more,
+    and stays; no stage re-warms. To get a model for use, `branch` a state off this trunk: its steps
+    anneal exponentially to `final`, by level · (final / level)^(t / anneal), while the next stage
+    goes on from the trunk.
 
     Source: Ibrahim et al., arXiv 2403.08763, on infinite schedules; the formulas are those of a
     port of the authors' code, with its timescale of 10 for the inverse square root.
 
     Args:
-      warmup: steps; may be traced.
-      cooldown: steps; may be traced.
-      anneal: steps that a branch takes from `level` to `final`; may be traced.
-      level: factor of the constant phase; may be traced.
-      final: factor at the end of a branch; may be traced.
+      warmup: how many steps the warm-up takes; may be traced.
+      cooldown: how many steps the cool-down takes; may be traced.
+      anneal: how many steps a branch takes from `level` to `final`; may be traced.
+      level: the factor of the constant phase; may be traced.
+      final: the factor at the end of a branch; may be traced.
       curve: the shape of the cool-down.
 
     Raises:
-      ValueError: if an argument is not what it must be.
+      ValueError: if an argument is out of range.
     """
     check(warmup >= 0, "warmup", warmup, "at least 0")
     check(cooldown >= 0, "cooldown", cooldown, "at least 0")
@@ -143,9 +145,9 @@ def infinite(
 
 
 def branch(state: Any) -> Any:
-    """The same `jcl.State` with the annealing of `infinite` begun; the trunk stays as it was.
+    """A `jcl.State` like the given one, with the annealing of `infinite` begun.
 
-    The compiled step serves both, and a branch that a stage is never continued from costs nothing.
+    The given state, the trunk, stays as it was, and the same compiled step serves both.
 
     Raises:
       ValueError: if `infinite` is not among the state's methods.

@@ -1,1 +1,1 @@
-"""Teachers: another model's answers are kept."""
+"""Teachers: the model is kept near another model's outputs."""

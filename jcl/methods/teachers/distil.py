@@ -1,4 +1,4 @@
-"""Distillation from a given model: it teaches from the first stage, and never changes."""
+"""Distillation from a given teacher, which acts from the first stage on and never changes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from jcl.method import Batch, Ctx, LossFn, Method, Params, check
 
 
 class DistilState(NamedTuple):
-    """What distil carries."""
+    """The state of `distil`."""
 
     teacher: Params
-    """Its parameters, those of the leaves that learn here."""
+    """The teacher's parameters, of the leaves that learn here."""
 
 
 def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> Method:
-    """(1 - λ) L + λ T² KL(softmax(z_teacher / T) ‖ softmax(z / T)), mean over the batch.
+    """Distillation: (1 - λ) L + λ T² KL(softmax(z_teacher / T) ‖ softmax(z / T)), a batch's mean.
 
-    The teacher is the same model with other parameters, such as one that was tuned before its base
-    was upgraded (see `jcl.runs.recycle`). Frozen leaves are the student's own.
+    z are the logits, L the loss that this one wraps. The teacher is the same model with other
+    parameters, such as one that was tuned before its base was upgraded (see `jcl.runs.recycle`).
+    Frozen leaves are the student's own.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; as the second of two ways to recycle tuned
     weights, Qin et al., arXiv 2305.08702, section 5.2.
 
     Args:
-      teacher: the teacher's whole tree, or one of the leaves that learn.
+      teacher: the teacher's whole parameter tree, or the part of it that learns here.
       strength: λ in [0, 1]; may be traced.
       temperature: T; may be traced.
 

@@ -13,7 +13,7 @@ from jcl.method import Batch, Ctx, LossFn, Method, Params, check
 
 
 class KlState(NamedTuple):
-    """What kl_to_reference carries."""
+    """The state of `kl_to_reference`."""
 
     reference: Params
     """The trainable parameters of π_ref, so that with adapters the base is held once."""
@@ -24,16 +24,16 @@ def kl_to_reference(
     reference: Literal["initial", "previous"] = "initial",
     direction: Literal["reverse", "forward"] = "reverse",
 ) -> Method:
-    """L + λ KL(π ‖ π_ref) over all next tokens, at each position that the loss is over.
+    """L + λ KL(π ‖ π_ref), between the distributions at each position that the loss is over.
 
-    Of a batch of pairs (see `jcl.preference`) it is taken on the preferred answers and summed over
-    their tokens, which is the divergence between sequences along them; of other batches it is a
-    mean over tokens, or over classes. Unlike `lwf` it acts from the first stage, whose reference is
-    the model before training, and where the objective holds no logits it takes a forward pass of
-    its own, over [B, L, V] logits.
+    In a batch of pairs (see `jcl.preference`) it is taken on the preferred answers and summed over
+    their tokens, which makes it a divergence between sequences; in other batches it is a mean over
+    tokens, or over rows with classes. Unlike `lwf` it acts from the first stage on, whose reference
+    is the model before training. If the objective's outputs are no logits, it takes a forward pass
+    of its own, which holds logits [B, L, V].
 
-    Source: Ziegler et al., arXiv 1909.08593, equation 2, there in the reward and estimated from
-    samples; here exact at each position, and over the data's own contexts.
+    Source: Ziegler et al., arXiv 1909.08593, equation 2, where it is part of the reward and
+    estimated from samples; here it is exact at each position, in the data's own contexts.
 
     Args:
       strength: λ; may be traced.

@@ -1,4 +1,4 @@
-"""Learning without forgetting: the new model keeps the old one's answers to new inputs."""
+"""Learning without forgetting: the new model keeps the old one's outputs for new inputs."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from jcl.method import Batch, Ctx, LossFn, Method, Params, check
 
 
 class LwfState(NamedTuple):
-    """What lwf carries."""
+    """The state of `lwf`."""
 
     teacher: Params
-    """The trainable parameters as the last boundary left them."""
+    """The trainable parameters as the last stage left them."""
 
 
 def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) -> Method:
     """LwF: L + λ T² KL(softmax(z_old / T) ‖ softmax(z / T)), mean over the batch.
 
-    z_old are the outputs of the model of the last boundary, z those of the loss's own forward pass.
-    It is 0 in the first stage, and where the model still answers as it did.
+    z_old are the outputs of the model as the last stage left it, z those of the loss's own forward
+    pass. The added term is 0 in the first stage, and for rows whose outputs have not changed.
 
     Source: Li and Hoiem, arXiv 1606.09282, equations 2 to 4, there as a cross-entropy, which
     differs by a constant, and without T² (van de Ven's and mammoth's code have none either): their
     λ is ours times T².
 
-    Every row of the batch is distilled by its weight, replayed rows too, for they are inputs of
-    which the old model knows more. Token losses are distilled at each position that `mask` counts.
+    Every row of the batch counts by its weight, replayed rows too, for the old model knows more
+    about these. With a loss over tokens every position that `mask` counts is distilled.
 
     Args:
       strength: λ; may be traced.
       temperature: T; may be traced.
-      classes: bool [stages, C], which classes a stage brought; distillation is then over those of
-        earlier stages only (as mammoth has it). None takes all outputs, also those of classes that
-        the old model never saw: right for domain-incremental streams and for language models.
+      classes: bool [stages, C], which classes a stage brought; the softmax is then over those of
+        earlier stages only (as in mammoth). None takes all outputs, also those of classes that the
+        old model never saw, which suits domain-incremental streams and language models.
 
     Raises:
       ValueError: if an argument is out of range, or the loss returns only a scalar.

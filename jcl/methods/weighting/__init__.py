@@ -1,1 +1,1 @@
-"""Weighting: some rows or tokens count more."""
+"""Weighting: some rows or tokens count more than others in the loss."""

@@ -1,4 +1,4 @@
-"""IR-DRO: a batch's harder rows weigh more, as far as a divergence allows."""
+"""IR-DRO: a batch's harder rows weigh more, within a penalty on their divergence from even."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jcl.method import Batch, Ctx, Method, check
 def ir_dro(temperature: float = 1.0) -> Method:
     """Instance re-weighting: w_i ← w_i e_i Σw / Σ w e, e_i = exp(ℓ_i / τ), ℓ_i a row's own loss.
 
-    Of all weights these make the loss highest less τ times their KL divergence from even ones. The
-    weights are constants to the gradient, of the whole batch whatever the microbatches, and cost a
-    forward pass. Rows count by their predicted tokens besides, as they do without.
+    Of all weights these maximise the loss minus τ times their KL divergence from even ones. The
+    gradient takes them as constants. They are computed over the whole batch, whatever the
+    microbatches, at a forward pass. Rows still also count by how many tokens they predict.
 
     Source: Chen et al., arXiv 2402.14270, and the authors' batch_training.py: a softmax of the
     rows' mean losses over `kl_reg`, which is τ.

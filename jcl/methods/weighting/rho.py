@@ -1,4 +1,4 @@
-"""Rho-1 and RHO-LOSS: learn from what is worse than a reference model shows it could be."""
+"""Rho-1 and RHO-LOSS: learn the tokens or rows whose loss exceeds a reference model's most."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jcl.method import Batch, Ctx, Method, Params, check
 
 
 class RhoState(NamedTuple):
-    """What rho carries."""
+    """The state of `rho`."""
 
     reference: Params
-    """Trainable parameters of the reference model; () where the batch brings its losses."""
+    """The reference's trainable parameters; () if the batch brings the reference's losses."""
 
 
 def rho(
@@ -26,15 +26,15 @@ def rho(
 ) -> Method:
     """Selective language modelling: L = Σ ℓ_i over the share k of tokens with the highest excess.
 
-    The excess is ℓ_θ(x_i) - ℓ_ref(x_i): high where the model is bad at what can be learned, low
-    for what it knows, and for noise, at which the reference is bad too. Of a batch's n predicted
-    tokens exactly n - round((1 - k) n) are learned, the earliest of equal ones; their mean is the
-    loss.
+    The excess is ℓ_θ(x_i) - ℓ_ref(x_i). It is high where the model is bad at what can be learned,
+    and low for what it knows and for noise, at which the reference is bad too. Of a batch's n
+    predicted tokens exactly n - round((1 - k) n) are learned, the earliest of equal ones; their
+    mean is the loss.
 
-    The choice is made of the whole batch before the step, replayed rows of methods before this one
-    included, by setting `mask` (of rows, `weight`). So it means the same with any microbatches and
-    any loss, at the price of two forward passes, or one where the batch brings the reference's
-    losses; a model that knows `targets` never holds logits for it.
+    The choice is made over the whole batch before the step, with the rows that methods before this
+    one replay, by setting `mask` (or, for rows, `weight`). So it means the same with any
+    microbatches and any loss. It costs two forward passes, or one if the batch brings the
+    reference's losses; a model that knows `targets` never holds logits for it.
 
     Source: Lin et al., arXiv 2404.07965, equations 3 to 5: ranked in a batch, k of 60 to 70 %; the
     reference is the base model after training on selected data. `unit="row"` is RHO-LOSS
@@ -42,11 +42,11 @@ def rho(
 
     Args:
       share: k in (0, 1]; may be traced. 1 is plain training.
-      reference: parameters of the reference, what of them is trainable here; or `batch`: its
-        losses are `batch["reference"]`, float32 [B, L - 1] (of rows [B]); or `previous`: the model
-        as the last boundary left it, all being learned in the first stage, so that
-        `from_scratch() + rho()` on selected data and then all of it is the paper's procedure.
-      unit: what is chosen.
+      reference: the reference's parameters, as a tree of those that are trainable here; or `batch`,
+        if `batch["reference"]` float32 [B, L - 1] (for rows [B]) holds its losses; or `previous`,
+        the model as the last stage left it. The first stage then learns all, so that
+        `from_scratch() + rho()` on selected data, then on all data, is the paper's procedure.
+      unit: whether a `token` or a `row` is chosen.
 
     Raises:
       ValueError: if an argument is out of range, or the batch has no `reference`.
@@ -62,7 +62,7 @@ def rho(
         return params, RhoState(trees.copy(kept))
 
     def cost(ctx: Ctx, params: Params, rows: Batch) -> jax.Array:
-        """Of each token that is predicted [B, L - 1], or of each row [B]."""
+        """The loss of each predicted token, float32 [B, L - 1], or of each row, float32 [B]."""
         if unit == "row":
             return memory.row_losses(ctx.loss, params, rows)
         outputs = ctx.apply(params, losses.with_targets(rows))

@@ -6,6 +6,7 @@ if another process was lost, both to be started again with `--resume`; 130 after
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -21,7 +22,7 @@ from rich.markup import escape
 from tyro.conf import arg
 
 import jcl
-from jcl import experiment, expression, flags, launch, processes, report, screen
+from jcl import experiment, expression, flags, launch, processes, report, screen, signals
 from jcl import mesh as meshes
 
 USAGE = """usage: jcl COMMAND ...
@@ -43,10 +44,14 @@ COMMANDS = ("run", "list", "explain", "compare", "report", "export", "edit", "sh
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code."""
+    """Runs a command and returns its exit code.
+
+    Without `argv` it is the process's own command, and a signal ends the process; with it, it is a
+    caller's, whose handlers stay.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
-    with processes.preemptible():
+    with signals.take_over() if argv is None else contextlib.nullcontext():
         try:
             code = _dispatch(args)
         except BaseException as error:
@@ -59,9 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _code(error: BaseException) -> int:
     """The exit code of what was raised, which is printed as a sentence."""
     if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, processes.Preempted):
-        return processes.PREEMPTED
+        print("jcl: stopped by Ctrl-C", file=sys.stderr)
+        return signals.INTERRUPTED
+    if isinstance(error, signals.Preempted):
+        print(f"jcl: {error}", file=sys.stderr)
+        return signals.PREEMPTED
     if isinstance(error, BrokenPipeError):  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

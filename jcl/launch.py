@@ -19,7 +19,7 @@ import jax
 from jax.sharding import Mesh
 
 import jcl
-from jcl import experiment, flags, plan, processes, report, screen
+from jcl import experiment, flags, plan, processes, report, screen, signals
 from jcl import mesh as meshes
 from jcl.method import check
 
@@ -71,9 +71,11 @@ def run(args: list[str]) -> int:
     # built once for equal configs, and before there is a folder: it may object
     with _laid_out(mesh):
         built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
+    signals.stop()
     out = _folder(options, path.stem, plan.folders(found))
     _begun(out, name, rest, request)
     with _stoppable(name, out) as code:
+        signals.stop()
         _train(built, found, request["seeds"], out, options, mesh)
     return code[0]
 
@@ -135,6 +137,7 @@ def _pipeline(
         )  # fmt: skip
         summary = nodes.write(out, request["experiment"], listed, result)
         html = nodes.draw(out, listed, result, summary)
+        signals.look()  # the last: all files are written
         nodes.show(summary)
         screen.console().print(f"results: {out}\nreport:  {html}", soft_wrap=True)
     return code[0]
@@ -151,7 +154,8 @@ def _begun(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -
 def _stoppable(name: str, out: Path) -> Iterator[list[int]]:
     """Gives the exit code of what may be interrupted, or may diverge."""
     code = [0]
-    again = shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
+    again = "go on with: " + shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
+    signals.hold(again)
 
     def say(text: str) -> None:
         if processes.leader():  # the others end alike
@@ -160,11 +164,11 @@ def _stoppable(name: str, out: Path) -> Iterator[list[int]]:
     try:
         yield code
     except KeyboardInterrupt:
-        say(f"stopped, what was trained is saved; go on with: {again}")
-        code[0] = 130
-    except processes.Preempted:
-        say(f"told to stop by SIGTERM, what was trained is saved; go on with: {again}")
-        code[0] = processes.PREEMPTED
+        say(f"stopped, what was trained is saved; {again}")
+        code[0] = signals.INTERRUPTED
+    except signals.Preempted:
+        say(f"told to stop by SIGTERM, what was trained is saved; {again}")
+        code[0] = signals.PREEMPTED
     except jcl.Diverged as error:
         say(str(error))
         code[0] = 3
@@ -242,6 +246,7 @@ def _train(
         folder = out if len(found) == 1 else out / name
         if not processes.of_leader((folder / "summary.json").is_file):
             run = _fit(built[repr(one.config)], one, seeds, folder, options, mesh)
+            signals.stop()
             runs += [run] if run else []
         elif processes.leader():  # finished before the interruption
             runs += report.load(folder)
@@ -250,6 +255,7 @@ def _train(
     if len(runs) > 1:
         report.group(out, runs)
     html = page.draw(out)
+    signals.look()  # the last: all files are written
     for run in runs:
         screen.matrix(run)
         screen.ability(run)
@@ -267,6 +273,7 @@ def _fit(
 ) -> report.Run | None:
     """One run, and its report if this is process 0."""
     setup = experiment.setup(built, one.calls, seeds, one.points, mesh=mesh)
+    signals.stop()
     stream = setup.stream
     unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
     members = seeds * len(one.points)

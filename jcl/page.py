@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jcl import figures, metrics, report
+from jcl import figures, metrics, report, signals
 from jcl.report import MEASURES, Run, labelled, measured, title
 
 STYLE = """
@@ -124,6 +124,7 @@ def _figures(run: Run) -> dict[str, str]:
     if len(lines) > 1:
         columns = [np.asarray([e[k] for e in lines]) for k in ("step", "loss", "stage")]
         drawn["loss"] = figures.loss(*columns)
+    signals.look()
     return {name: _saved(run.folder / f"{name}.png", figure) for name, figure in drawn.items()}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jcl import budget as budgets
-from jcl import expression, metrics, trees
+from jcl import expression, metrics, signals, trees
 from jcl.budget import Budget, Costs
 from jcl.experiment import Experiment, Setup, example, folded, setup
 from jcl.fit import Event, fit, last_state
@@ -249,6 +249,7 @@ def run(
             node = next(n for n in nodes if n.name == name)
             made = setup(node.experiment, expression.parse(node.method), seeds, mesh=mesh)
             ends[name] = made, last_state(*made, evaluate, Path(out) / name)
+            signals.stop()
         return ends[name]
 
     for i, node in enumerate(nodes):
@@ -266,10 +267,12 @@ def run(
             made, state = end(above)
             before = next(n for n in nodes if n.name == above)
             params = folded(before.experiment, made, state)
+            signals.stop()
             carried = state if node.carry else None
         made = setup(
             node.experiment, expression.parse(node.method), seeds, params=params, mesh=mesh
         )
+        signals.stop()
         with watch(node) as emit:
             done = fit(
                 *made, evaluate=evaluate, out=folder, resume=resume, chunk=node.experiment.chunk,
@@ -281,6 +284,7 @@ def run(
         partial = finished.with_suffix(".partial")
         partial.write_text(json.dumps({"scores": scores.tolist(), "clocks": clock}))
         partial.replace(finished)
+        signals.stop()
         rows.append(scores)
         clocks.append(clock)
         waiting = {parent(nodes, j) for j in range(i + 1, len(nodes))}

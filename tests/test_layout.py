@@ -33,6 +33,7 @@ SHELL = {
     "page",
     "figures",
     "flags",
+    "signals",
 }
 
 

@@ -274,16 +274,3 @@ def test_alone_it_agrees_with_itself() -> None:
     assert processes.of_leader(lambda: "x") == "x"
     processes.same("command", {"a": 1})
     processes.finish(2)  # does nothing
-
-
-def test_sigterm_is_noted_and_the_handler_put_back() -> None:
-    with processes.noted() as found:
-        os.kill(os.getpid(), signal.SIGTERM)
-        saved: list[int] = []
-        with pytest.raises(processes.Preempted):
-            processes.stop(found, lambda: saved.append(1))
-    assert found == [signal.SIGTERM] and saved == [1]
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    with pytest.raises(processes.Preempted), processes.preemptible():
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)

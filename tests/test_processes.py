@@ -138,7 +138,7 @@ class Group:
 
     def ends(self) -> list[tuple[int, str]]:
         """Exit codes, and what was said on stderr."""
-        said = [p.communicate(timeout=90)[1] for p in self.all]
+        said = [p.communicate(timeout=300)[1] for p in self.all]
         return [(p.returncode, text) for p, text in zip(self.all, said, strict=True)]
 
 

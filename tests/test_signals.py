@@ -157,7 +157,12 @@ NODES = ("scores.csv", "one/metrics.jsonl", "two/metrics.jsonl")
 
 
 def hit_all(
-    folder: Path, count: int, toy: str, files: tuple[str, ...], cold: bool = False
+    folder: Path,
+    count: int,
+    toy: str,
+    files: tuple[str, ...],
+    cold: bool = False,
+    say: Callable[[Ended], None] = lambda ended: None,
 ) -> list[Ended]:
     """Hits `count` moments of a run's life, SIGTERM and SIGINT in turn, and goes on after each."""
     path, whole, cache = folder / "toy.py", folder / "whole", folder / "cache"
@@ -175,6 +180,7 @@ def hit_all(
         check_ended(ended, out / "report.html")
         check_resumed(path, whole, out, files)
         found.append(ended)
+        say(ended)
     return found
 
 
@@ -311,12 +317,13 @@ def test_in_another_thread_there_are_no_handlers() -> None:
     assert found == [before, before]
 
 
+def show(ended: Ended) -> None:
+    """Prints a line, with what was in the run's folder when the signal was sent."""
+    name, there = signal.Signals(ended.number).name, " ".join(sorted(ended.before))
+    print(f"{ended.moment:6.3f} s {name:<7} {ended.code:>4} {there or '-'}", flush=True)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        moments = hit_all(Path(place), int(sys.argv[1]), TOY, FILES, "cold" in sys.argv)
-    for ended in moments:
-        names = ", ".join(sorted(ended.before)) or "nothing as yet"
-        print(
-            f"{ended.moment:6.3f} s {signal.Signals(ended.number).name:<7} {ended.code:>4} {names}"
-        )
+        moments = hit_all(Path(place), int(sys.argv[1]), TOY, FILES, "cold" in sys.argv, show)
     print({code: sum(e.code == code for e in moments) for code in {e.code for e in moments}})

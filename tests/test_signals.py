@@ -185,11 +185,13 @@ def hit_all(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("toy", "files"), [(TOY, FILES), (PIPELINE, NODES)])
+@pytest.mark.parametrize(
+    ("toy", "files", "count"), [(TOY, FILES, MOMENTS), (PIPELINE, NODES, MOMENTS // 2)]
+)
 def test_a_run_may_be_told_to_stop_at_any_moment(
-    tmp_path: Path, toy: str, files: tuple[str, ...]
+    tmp_path: Path, toy: str, files: tuple[str, ...], count: int
 ) -> None:
-    found = hit_all(tmp_path, MOMENTS, toy, files)
+    found = hit_all(tmp_path, count, toy, files)
     assert len({ended.code for ended in found} & {75, 130}) == 2
 
 
@@ -198,9 +200,9 @@ def test_a_run_may_be_told_to_stop_at_any_moment(
 def test_other_commands_end_at_once(tmp_path: Path, number: int) -> None:
     for args in (["list"], ["explain", "--method", "ewc()"]):
         taken = length(*args, cache=tmp_path)
-        for share in (0.1, 0.7):
+        for share in (0.0, 0.6):
             ended = hit(*args, cache=tmp_path, moment=share * taken, number=number)
-            if share < 0.5 or ended.code:
+            if share == 0.0 or ended.code:  # later it may be done, as busy as the cores may be
                 check_ended(ended)
 
 

@@ -6,6 +6,7 @@ was lost (start again with `--resume` after either), 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import inspect
@@ -21,10 +22,11 @@ import jax
 import tyro
 from tyro.conf import arg
 
-from jcl import __version__, report
+from jcl import __version__
 from jcl.chain import explain
 from jcl.parallel import mesh as meshes
-from jcl.parallel import processes
+from jcl.parallel import processes, signals
+from jcl.report import folder as report
 from jcl.report import screen
 from jcl.runs import expression, flags, launch
 
@@ -48,11 +50,15 @@ COMMANDS = ("run", "list", "explain", "compare", "report", "export", "edit", "sh
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code."""
+    """Runs a command and returns its exit code.
+
+    Without `argv` it is the process's own command, and a signal ends the process; with it, it is a
+    caller's, whose handlers stay.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     _hide_libtpu()
     warnings.formatwarning = lambda message, *rest, **more: f"warning: {message}\n"
-    with processes.preemptible():
+    with signals.take_over() if argv is None else contextlib.nullcontext():
         try:
             code = _dispatch(args)
         except BaseException as error:
@@ -81,9 +87,11 @@ def _hide_libtpu() -> None:
 def _code(error: BaseException) -> int:
     """The exit code for an error, which is printed as a sentence."""
     if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, processes.Preempted):
-        return processes.PREEMPTED
+        print("jcl: stopped by Ctrl-C", file=sys.stderr)
+        return signals.INTERRUPTED
+    if isinstance(error, signals.Preempted):
+        print(f"jcl: {error}", file=sys.stderr)
+        return signals.PREEMPTED
     if isinstance(error, BrokenPipeError):  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -28,6 +28,7 @@ LAYERS = [
     "editing report",
     "runs",
     "cli",
+    "entry",
 ]
 """The entries of `jcl/`, files or folders, from the earliest layer to the latest."""
 LAYER = {entry: depth for depth, layer in enumerate(LAYERS) for entry in layer.split()}
@@ -45,6 +46,7 @@ TOUCHES = {
     "report": {"disk", "clock", "screen"},
     "runs": {"disk", "clock", "screen"},
     "cli": {"disk", "clock", "screen"},
+    "entry": {"disk", "clock", "screen"},  # of `os`, what ends a process
     "parallel/processes": {"disk", "clock", "screen"},  # of `os`, what ends a process
     "parallel/signals": {"disk", "clock", "screen"},
     "models/pretrained": {"disk"},

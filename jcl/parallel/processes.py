@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,16 +27,12 @@ import numpy as np
 
 from jcl.method import check
 
-PREEMPTED, LOST = 75, 76
-"""Exit codes: of a run that was told to stop and has saved, and of one whose peer is gone."""
+LOST = 76
+"""The exit code of a process whose peer is gone."""
 BEAT, SILENCE = 5.0, 40.0
 """Seconds between signs of life, and without any until a process counts as lost."""
 GRACE = 30.0
 """Seconds that a process may take to end by itself where another ends early."""
-
-
-class Preempted(RuntimeError):
-    """SIGTERM came; where there was something to save it is saved."""
 
 
 def has_peers() -> bool:
@@ -61,7 +57,7 @@ def start(text: str, patience: float = 300.0) -> None:
       ValueError: if `text` is written otherwise, or is `auto` where none of these is found.
       OSError: if the others can't be reached.
     """
-    # SIGTERM is ours, see `noted`
+    # SIGTERM is ours, see `signals`
     jax.config.update("jax_enable_preemption_service", False)
     wait = max(1, round(patience))
     if text == "auto":
@@ -181,70 +177,6 @@ def check_same(what: str, mine: Any) -> None:
         if who:
             named = f" ({', '.join(differ)})" if differ else ""
             raise ValueError(f"process {who} has another {what} than process 0{named}")
-
-
-@contextlib.contextmanager
-def preemptible() -> Iterator[None]:
-    """Raises `Preempted` when SIGTERM comes, where `noted` doesn't take it over."""
-
-    def end(number: int, frame: Any) -> None:
-        raise Preempted
-
-    try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not the main thread, which alone may handle signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def noted() -> Iterator[list[int]]:
-    """Notes SIGINT and SIGTERM, for a loop to save before it stops; a second SIGINT stops at once.
-
-    Yields:
-      The signals' numbers so far.
-    """
-    found: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in found:
-            raise KeyboardInterrupt
-        found.append(number)
-
-    before: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread, which alone may handle signals
-        yield found
-        return
-    try:
-        yield found
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
-
-
-def stop(found: list[int], before: Callable[[], None]) -> None:
-    """Ends a loop, on all processes alike, if a signal was noted on any.
-
-    Args:
-      found: the list that `noted` yields.
-      before: called first, on all processes.
-
-    Raises:
-      KeyboardInterrupt: after SIGINT.
-      Preempted: after SIGTERM.
-    """
-    number = largest_of_all(2 if signal.SIGINT in found else 1 if found else 0)
-    if number:
-        before()
-        largest_of_all(0)  # none leaves while another needs it
-        raise KeyboardInterrupt if number == 2 else Preempted
 
 
 class _Watch:

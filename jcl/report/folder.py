@@ -124,7 +124,7 @@ def write(
     scores: np.ndarray,
     probes: Mapping[str, np.ndarray] | None = None,
 ) -> Run:
-    """Writes summary.json, matrix.csv and scores.csv.
+    """Writes matrix.csv, scores.csv and summary.json.
 
     Args:
       folder: the run's folder, which exists.
@@ -149,7 +149,6 @@ def write(
     if any(run.points):
         run.summary["selected"] = best["values"]
         run.summary["sweep"] = sweep
-    save_json(folder / "summary.json", run.summary)
     rows = ["before", *facts["stages"]]
     with (folder / "matrix.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -161,6 +160,7 @@ def write(
         for p, s, r, t in np.ndindex(run.scores.shape):
             score = f"{run.scores[p, s, r, t]:.7g}"
             table.writerow([*run.points[p].values(), s, r, rows[r], facts["tasks"][t], score])
+    save_json(folder / "summary.json", run.summary)  # the last, which says that there is the rest
     return run
 
 
@@ -175,13 +175,15 @@ def _probes(probes: Mapping[str, np.ndarray], best: int) -> dict[str, Any]:
 
 
 def save_json(path: Path, content: Any) -> None:
-    """Writes JSON that people can read too, with a line for each innermost list."""
+    """Writes JSON that people can read too, with a line for each innermost list: all or nothing."""
     text = json.dumps(content, indent=1)
 
     def on_one_line(innermost: re.Match[str]) -> str:
         return "[" + re.sub(r"\n *", " ", innermost[1]).strip() + "]"
 
-    path.write_text(re.sub(r"\[(\n[^\[\]{}]*\n *)\]", on_one_line, text) + "\n")
+    partial = path.with_name(path.name + ".partial")  # lest half of it be taken for all
+    partial.write_text(re.sub(r"\[(\n[^\[\]{}]*\n *)\]", on_one_line, text) + "\n")
+    partial.replace(path)
 
 
 def group(folder: Path, runs: Sequence[Run]) -> None:

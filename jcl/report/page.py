@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jcl.measures import metrics
-from jcl.report import figures
-from jcl.report.folder import Run, load
+from jcl.parallel import signals
+from jcl.report.folder import Run, figures, load
 from jcl.report.format import MEASURES, format_mean, labelled, scale, title, unit
 
 STYLE = """
@@ -126,6 +126,7 @@ def _figures(run: Run) -> dict[str, str]:
     if len(lines) > 1:
         columns = [np.asarray([e[k] for e in lines]) for k in ("step", "loss", "stage")]
         drawn["loss"] = figures.loss(*columns)
+    signals.look()
     return {name: _saved(run.folder / f"{name}.png", figure) for name, figure in drawn.items()}
 
 

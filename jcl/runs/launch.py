@@ -18,11 +18,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jcl import report
 from jcl.chain import explain
 from jcl.method import check
 from jcl.parallel import mesh as meshes
-from jcl.parallel import processes
+from jcl.parallel import processes, signals
+from jcl.report import folder as report
 from jcl.report import screen
 from jcl.runs import experiment, flags, plan
 from jcl.training.fit import Diverged, fit
@@ -77,9 +77,11 @@ def run(args: list[str]) -> int:
     # built once for equal configs, and before a folder is made, for it may raise an error
     with _mesh_context(mesh):
         built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
+    signals.stop()
     out = _folder(options, path.stem, plan.folders(found))
     _save_request(out, name, rest, request)
     with _exit_code(name, out) as code:
+        signals.stop()
         _train(built, found, request["seeds"], out, options, mesh)
     return code[0]
 
@@ -141,6 +143,7 @@ def _pipeline(
         )  # fmt: skip
         summary = pipeline_report.write(out, request["experiment"], listed, result)
         html = pipeline_report.draw(out, listed, result, summary)
+        signals.look()  # the last: all files are written
         pipeline_report.show(summary)
         screen.console().print(f"results: {out}\nreport:  {html}", soft_wrap=True)
     return code[0]
@@ -157,7 +160,8 @@ def _save_request(out: Path, name: str, args: Sequence[str], request: dict[str, 
 def _exit_code(name: str, out: Path) -> Iterator[list[int]]:
     """Collects the exit code of a run that may stop early or diverge."""
     code = [0]
-    again = shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
+    again = "go on with: " + shlex.join(["jcl", "run", name, "--out", str(out), "--resume"])
+    signals.hold(again)
 
     def say(text: str) -> None:
         if processes.is_leader():  # the others end alike
@@ -166,11 +170,11 @@ def _exit_code(name: str, out: Path) -> Iterator[list[int]]:
     try:
         yield code
     except KeyboardInterrupt:
-        say(f"stopped, what was trained is saved; go on with: {again}")
-        code[0] = 130
-    except processes.Preempted:
-        say(f"told to stop by SIGTERM, what was trained is saved; go on with: {again}")
-        code[0] = processes.PREEMPTED
+        say(f"stopped, what was trained is saved; {again}")
+        code[0] = signals.INTERRUPTED
+    except signals.Preempted:
+        say(f"told to stop by SIGTERM, what was trained is saved; {again}")
+        code[0] = signals.PREEMPTED
     except Diverged as error:
         say(str(error))
         code[0] = 3
@@ -248,6 +252,7 @@ def _train(
         folder = out if len(found) == 1 else out / name
         if not processes.from_leader((folder / "summary.json").is_file):
             run = _fit(built[repr(one.config)], one, seeds, folder, options, mesh)
+            signals.stop()
             runs += [run] if run else []
         elif processes.is_leader():  # finished before the interruption
             runs += report.load(folder)
@@ -256,6 +261,7 @@ def _train(
     if len(runs) > 1:
         report.group(out, runs)
     html = page.draw(out)
+    signals.look()  # the last: all files are written
     for run in runs:
         screen.matrix(run)
         screen.ability(run)
@@ -273,6 +279,7 @@ def _fit(
 ) -> report.Run | None:
     """One run, and its report if this is process 0."""
     setup = experiment.setup(built, one.calls, seeds, one.points, mesh=mesh)
+    signals.stop()
     stream = setup.stream
     unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
     members = seeds * len(one.points)

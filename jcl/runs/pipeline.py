@@ -23,6 +23,7 @@ from jcl.measures import budget as budgets
 from jcl.measures import metrics
 from jcl.measures.budget import Budget, Costs
 from jcl.method import READS, Params, check
+from jcl.parallel import signals
 from jcl.program import Evaluate, State
 from jcl.runs import expression
 from jcl.runs.experiment import Experiment, Setup, example, merged_params, setup
@@ -253,6 +254,7 @@ def run(
             node = next(n for n in nodes if n.name == name)
             made = setup(node.experiment, expression.parse(node.method), seeds, mesh=mesh)
             ends[name] = made, last_state(*made, evaluate, Path(out) / name)
+            signals.stop()
         return ends[name]
 
     for i, node in enumerate(nodes):
@@ -270,10 +272,12 @@ def run(
             made, state = end(above)
             before = next(n for n in nodes if n.name == above)
             params = merged_params(before.experiment, made, state)
+            signals.stop()
             carried = state if node.carry else None
         made = setup(
             node.experiment, expression.parse(node.method), seeds, params=params, mesh=mesh
         )
+        signals.stop()
         with watch(node) as emit:
             done = fit(
                 *made, evaluate=evaluate, out=folder, resume=resume, chunk=node.experiment.chunk,
@@ -285,6 +289,7 @@ def run(
         partial = finished.with_suffix(".partial")
         partial.write_text(json.dumps({"scores": scores.tolist(), "clocks": clock}))
         partial.replace(finished)
+        signals.stop()
         rows.append(scores)
         clocks.append(clock)
         waiting = {parent(nodes, j) for j in range(i + 1, len(nodes))}

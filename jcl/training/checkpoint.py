@@ -96,8 +96,14 @@ class Saver:
         self.thread: ThreadPoolExecutor | None = None
         self.pending: Future[None] | None = None
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, replace: bool = False) -> None:
         """Saves a pytree of arrays as checkpoint `step`; returns once it is copied to the host.
+
+        Args:
+          step: how many were taken.
+          state: what to save.
+          replace: whether a checkpoint of this step gives way; else it stays, for determinism makes
+            the same step the same state.
 
         Raises:
           OSError: if this or the one before can't be written; what was there before is untouched.
@@ -106,11 +112,12 @@ class Saver:
 
         self.finish()
         path = self.folder / f"step_{step:09d}"
-        if processes.from_leader(path.with_suffix(".json").exists):
-            return  # a run is deterministic, so this step was saved with the same state already
+        if not replace and processes.from_leader(path.with_suffix(".json").exists):
+            return
 
         def clear() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".json").unlink(missing_ok=True)  # first: without it the rest is void
             shutil.rmtree(path, ignore_errors=True)  # a killed run left it without sums
 
         with self._one_sentence():

@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jcl import trees
 from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params, check
-from jcl.parallel import mesh, processes
+from jcl.parallel import mesh, processes, signals
 from jcl.program import Evaluate, Program, State, advance, fill_batch
 from jcl.records import record
 from jcl.training import checkpoint
@@ -133,12 +133,15 @@ def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | No
     count, last = np.int32(0), min(feed.size, feed.stream.steps[0])
     mover = jax.jit(move, donate_argnums=0, out_shardings=(where, whole))
     moved = mover.lower(state, feed.source, feed.chunk(0, 0, last), count).compile()
+    signals.stop()
     closer = jax.jit(close, donate_argnums=0, out_shardings=where)
     closed = closer.lower(state, feed.source, feed.boundary(0)).compile()
+    signals.stop()
     scored = None
     if evaluate is not None:
         scorer = jax.jit(partial(program.over_members, evaluate), out_shardings=whole)
         scored = scorer.lower(state).compile()
+        signals.stop()
     return _Compiled(moved, closed, scored, time.perf_counter() - start, traces)
 
 
@@ -239,6 +242,7 @@ def _start(
     like, weight = jax.eval_shape(start, *given)
     where, _ = _shardings(program, like)
     init = jax.jit(lambda *a: start(*a)[0], out_shardings=where).lower(*given).compile()
+    signals.stop()
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, init.output_shardings
     )
@@ -327,6 +331,7 @@ class _Run:
         found = None
         if resume and self.saver is not None:
             found = checkpoint.restore(self.saver.folder, _tree(begun.like, self.scores))
+            signals.stop()
         if found is not None:
             tree, self.saved = found
             self.state, self.scores = tree["state"], np.array(tree["scores"])
@@ -341,13 +346,14 @@ class _Run:
         self.training = 0.0
         self.began = time.perf_counter()
 
-    def save(self) -> None:
+    def save(self, replace: bool = False) -> None:
+        """Saves; at a boundary with `replace`, for the step's number is that before it too."""
         if self.saver is not None:
-            self.saver.save(self.done, _tree(self.state, self.scores))
+            self.saver.save(self.done, _tree(self.state, self.scores), replace)
             self.saved = self.done
 
-    def save_at_once(self) -> None:
-        self.save()
+    def save_at_once(self, replace: bool = False) -> None:
+        self.save(replace)
         self.close()
 
     def close(self) -> None:
@@ -362,6 +368,12 @@ class _Run:
         self.scores[..., stage, :] = row
         name = self.stream.names[stage - 1] if stage else "before training"
         self.emit({"kind": "scores", "stage": stage, "name": name, "scores": row})
+
+    def unscored(self, stage: int) -> bool:
+        """Whether a stage is to begin whose row of the scores, before it, is empty as yet."""
+        if self.compiled.evaluate is None or _count(self.state.stage_step) > 0:
+            return False
+        return bool(np.isnan(self.scores[..., stage, :]).all())
 
     def advance(self, stage: int, start: int, count: int) -> None:
         """Takes `count` steps of a stage in one call, and logs them.
@@ -465,25 +477,43 @@ def fit(
     folder = None if out is None else Path(out)
     processes.from_leader(lambda: _prepare(folder, resume))
     emit = on_event if on_event is not None and processes.is_leader() else lambda event: None
-    run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit, carried)
-    with processes.noted() as signals, contextlib.closing(run):
-        if run.done == 0:
-            run.score(0)
-        for stage in range(_count(run.state.stage) - run.first_task, len(stream.steps)):
-            at = _count(run.state.stage_step)
-            while at < stream.steps[stage]:
-                count = min(run.feed.size, stream.steps[stage] - at)
-                run.advance(stage, at, count)
-                at += count
-                due = run.done // checkpoint_every > (run.done - count) // checkpoint_every
-                if due and at < stream.steps[stage]:
-                    run.save()
-                processes.stop(signals, run.save_at_once)
-            run.consolidate(stage)
-            run.score(stage + 1)
-            run.save()
+    with signals.note():
+        run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit, carried)
+        with contextlib.closing(run):
+            _drive(run, checkpoint_every)
     return Result(
         run.state, None if evaluate is None else run.scores, run.log.lines,
         time.perf_counter() - began, run.compiled.seconds, run.speed,
         len(run.compiled.traces), _peak_memory(), folder,
     )  # fmt: skip
+
+
+def _drive(run: _Run, checkpoint_every: int) -> None:
+    """Takes a run from where it stands through its last stage.
+
+    Raises:
+      KeyboardInterrupt: after a Ctrl-C, and Preempted after SIGTERM: at the next point at which a
+        checkpoint is all that it takes to go on, once there is one.
+    """
+    steps = run.stream.steps
+    first = _count(run.state.stage) - run.first_task
+    if run.unscored(first):  # it begins, or was stopped between a boundary and the scores after it
+        run.score(first)
+        if first:
+            run.save(replace=True)
+        signals.stop(run.close)
+    for stage in range(first, len(steps)):
+        at = _count(run.state.stage_step)
+        while at < steps[stage]:
+            count = min(run.feed.size, steps[stage] - at)
+            run.advance(stage, at, count)
+            at += count
+            due = run.done // checkpoint_every > (run.done - count) // checkpoint_every
+            if due and at < steps[stage]:
+                run.save()
+            signals.stop(run.save_at_once)
+        run.consolidate(stage)
+        signals.stop(partial(run.save_at_once, replace=True))
+        run.score(stage + 1)
+        run.save(replace=True)
+        signals.stop(run.close)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import random
@@ -22,8 +23,10 @@ import pytest
 import jcl
 from jcl import data, losses, mesh, methods, models
 from jcl.measures.evaluation import accuracy, evaluator
+from jcl.parallel import signals
 from jcl.training.fit import chunk_size
 
+loop = importlib.import_module("jcl.training.fit")  # the name in the package is the function's
 SIZES = (12, 16, 4)
 
 
@@ -178,6 +181,49 @@ def test_ctrl_c_saves_first(whole: jcl.Result, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "step_000000021.json").exists()
     result = fit(program(), stream=stream(), out=tmp_path, chunk=4, resume=True)
     assert identical(result.state.params, whole.state.params)
+
+
+@pytest.mark.parametrize("step", [15, 45])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_told_to_stop_at_a_boundary_it_ends_in_the_same_state(
+    whole: jcl.Result,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    where: str,
+) -> None:
+    """The checkpoints before and after a boundary are of one step, and the later one counts."""
+
+    def press(event: dict[str, Any]) -> None:
+        if where == "before" and event.get("step") == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def consolidate(run: Any, stage: int) -> None:
+        given(run, stage)
+        if run.done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {
+        "stream": stream(),
+        "evaluate": evaluator(stream().test, accuracy()),
+        "out": tmp_path,
+        "chunk": 4,
+    }
+    given = loop._Run.consolidate
+    with monkeypatch.context() as patch, pytest.raises(signals.Preempted):
+        if where == "after":
+            patch.setattr(loop._Run, "consolidate", consolidate)
+        fit(program(), on_event=press, **options)
+    result = fit(program(), resume=True, **options)
+    again = fit(program(), resume=True, **options)
+    rest = {k: v for k, v in options.items() if k != "chunk"}
+    last = loop.last_state(program(), PARAMS, jax.random.key(1), **rest)
+    for state in (result.state, again.state, last):
+        assert identical(state.params, whole.state.params)
+        assert identical(state.methods, whole.state.methods)
+        assert int(state.stage) == 3
+    for found in (result, again):
+        np.testing.assert_array_equal(found.scores, whole.scores)
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "missing"])

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from jcl.measures import metrics
 from jcl.parallel import signals
-from jcl.report.folder import Run, figures, load
+from jcl.report import figures
+from jcl.report.folder import Run, load
 from jcl.report.format import MEASURES, format_mean, labelled, scale, title, unit
 
 STYLE = """

@@ -9,7 +9,6 @@ writes the log.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import resource
 import sys
@@ -21,16 +20,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jcl import trees
 from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params, check
-from jcl.parallel import mesh, processes, signals
-from jcl.program import Evaluate, Program, State, advance, fill_batch
+from jcl.parallel import processes, signals
+from jcl.program import Evaluate, Program, State
 from jcl.records import record
 from jcl.training import checkpoint
-from jcl.training.feed import Feed, everywhere, place
+from jcl.training.compiled import compile_loop, start
+from jcl.training.feed import Feed, place
+from jcl.training.log import Log
 
 Event = dict[str, Any]
 
@@ -103,85 +103,6 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-class _Compiled(NamedTuple):
-    """The functions that the loop calls, compiled before the clock of training starts."""
-
-    advance: Callable[..., Any]
-    consolidate: Callable[..., Any]
-    evaluate: Callable[..., Any] | None
-    seconds: float
-    traces: list[int]
-
-
-def _compile(program: Program, state: State, feed: Feed, evaluate: Evaluate | None) -> _Compiled:
-    traces: list[int] = []
-    fetch = feed.stream.fetch
-    where, whole = _shardings(program, state)
-    if where is None:  # committed arrays keep their place, which the compiler might change
-        where = jax.tree.map(lambda x: x.sharding if x.committed else None, state)
-
-    def move(state: State, source: Any, chunk: Any, count: jax.Array) -> Any:
-        traces.append(1)
-        read = partial(fetch, source)
-        return program.over_members(lambda p, s, c: advance(p, s, c, read, count), state, chunk)
-
-    def close(state: State, source: Any, slices: Any) -> State:
-        read = jax.vmap(partial(fetch, source))
-        return program.over_members(lambda p, s, b: p.consolidate(s, read(b)), state, slices)
-
-    start = time.perf_counter()
-    count, last = np.int32(0), min(feed.size, feed.stream.steps[0])
-    mover = jax.jit(move, donate_argnums=0, out_shardings=(where, whole))
-    moved = mover.lower(state, feed.source, feed.chunk(0, 0, last), count).compile()
-    signals.stop()
-    closer = jax.jit(close, donate_argnums=0, out_shardings=where)
-    closed = closer.lower(state, feed.source, feed.boundary(0)).compile()
-    signals.stop()
-    scored = None
-    if evaluate is not None:
-        scorer = jax.jit(partial(program.over_members, evaluate), out_shardings=whole)
-        scored = scorer.lower(state).compile()
-        signals.stop()
-    return _Compiled(moved, closed, scored, time.perf_counter() - start, traces)
-
-
-def _shardings(program: Program, state: State) -> tuple[Any, Any]:
-    """The shardings of a state, and of what the host reads; None and None without a mesh."""
-    layout = program.layout
-    if layout is None:
-        return None, None
-    return mesh.of_state(state, layout), NamedSharding(layout.mesh, PartitionSpec())
-
-
-class _Log:
-    """metrics.jsonl, a line a logged step, and the same lines in memory."""
-
-    def __init__(self, out: Path | None, done: int) -> None:
-        self.lines: list[dict[str, Any]] = []
-        self.path = None if out is None else out / "metrics.jsonl"
-        if self.path is None:
-            return
-        if self.path.exists():  # a killed run's lines after its last checkpoint are logged again
-            for line in self.path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    break  # cut off in mid-line
-                if entry["step"] <= done:
-                    self.lines.append(entry)
-        self.path.write_text("".join(json.dumps(e) + "\n" for e in self.lines))
-
-    def write(self, entry: dict[str, Any]) -> None:
-        self.lines.append(entry)
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            raise OSError(f"can't write {self.path}: {error.strerror}") from error
-
-
 def _prepare(out: Path | None, resume: bool) -> None:
     """Makes the run's folder, and refuses one that can't be used, before anything is computed."""
     if out is None:
@@ -209,50 +130,6 @@ def _prepare(out: Path | None, resume: bool) -> None:
 def _count(x: jax.Array) -> int:
     """A counter of the state, equal in all members, as an int."""
     return int(np.asarray(x).reshape(-1)[0])
-
-
-class _Start(NamedTuple):
-    """The start of a run, before anything is computed."""
-
-    make: Callable[[], State]
-    """Makes the first state."""
-    like: State
-    """Shapes and shardings of the state that a checkpoint is restored into; its key is an array."""
-    scores: np.ndarray
-    """float32 [..., stages + 1, tasks], all NaN as yet."""
-    width: int
-    """How many rows a step has, all members together."""
-
-
-def _start(
-    program: Program, params: Params, key: jax.Array, feed: Feed, evaluate: Evaluate | None
-) -> _Start:
-    def start(params: Params, key: jax.Array, source: Any, slices: Any) -> Any:
-        def member(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
-            rows = jax.tree.map(lambda x: x[0], slices)
-            batch = fill_batch(feed.stream.fetch(source, rows))
-            return p.init(params, batch, key), batch["weight"]
-
-        return program.over_members(member, params, key, slices)
-
-    if program.layout is not None:
-        params = place(params, mesh.of_params(params, program.layout))
-        key = place(key, everywhere(key, program.layout))
-    given = (params, key, feed.source, feed.chunk(0, 0, 1))
-    like, weight = jax.eval_shape(start, *given)
-    where, _ = _shardings(program, like)
-    init = jax.jit(lambda *a: start(*a)[0], out_shardings=where).lower(*given).compile()
-    signals.stop()
-    like = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), like, init.output_shardings
-    )
-    columns = (1,)  # not 0: Orbax saves no empty array
-    if evaluate is not None:
-        columns = jax.eval_shape(partial(program.over_members, evaluate), like).shape
-    shape = (*columns[:-1], len(feed.stream.steps) + 1, columns[-1])
-    empty = np.full(shape, np.nan, np.float32)
-    like = like._replace(key=jax.device_put(key, like.key.sharding))
-    return _Start(lambda: init(*given), like, empty, weight.size)
 
 
 def _carry(state: State, carried: State) -> State:
@@ -299,7 +176,7 @@ def last_state(
     Raises:
       ValueError: if there is no checkpoint, or it is of another program.
     """
-    begun = _start(program, params, key, Feed(stream, program.layout, 1), evaluate)
+    begun = start(program, params, key, Feed(stream, program.layout, 1), evaluate)
     found = checkpoint.restore(Path(out) / "checkpoints", _tree(begun.like, begun.scores))
     if found is None:
         raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
@@ -324,7 +201,7 @@ class _Run:
     ) -> None:
         self.stream, self.emit = stream, emit
         self.feed = Feed(stream, program.layout, chunk_size(stream.steps, chunk))
-        begun = _start(program, params, key, self.feed, evaluate)
+        begun = start(program, params, key, self.feed, evaluate)
         self.scores, self.width = begun.scores, begun.width
         self.saver = None if out is None else checkpoint.Saver(out / "checkpoints")
         self.saved: int | None = None
@@ -341,8 +218,8 @@ class _Run:
         self.first_step = 0 if carried is None else _count(carried.step)
         self.done = self.resumed_at = _count(self.state.step) - self.first_step
         self.total = sum(stream.steps)
-        self.log = _Log(out if processes.is_leader() else None, self.done)
-        self.compiled = _compile(program, self.state, self.feed, evaluate)
+        self.log = Log(out if processes.is_leader() else None, self.done)
+        self.compiled = compile_loop(program, self.state, self.feed, evaluate)
         self.training = 0.0
         self.began = time.perf_counter()
 

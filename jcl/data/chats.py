@@ -53,7 +53,11 @@ def joined(prompt: str, answer: str) -> Passage:
 
 
 def render(tokenizer: Any, messages: Messages) -> Passage:
-    """The passage that a tokenizer's chat template makes of a conversation; see `chat`."""
+    """The passage that a tokenizer's chat template makes of a conversation; see `chat`.
+
+    Raises:
+      ValueError: as `chat` does.
+    """
     check_tokenizer(tokenizer)
     if getattr(tokenizer, "chat_template", None) is None:
         raise ValueError(

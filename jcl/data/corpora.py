@@ -198,6 +198,9 @@ def sentiment(domain: str, folder: Path | None = None) -> list[Labelled]:
       domain: `tweets`, product `reviews`, `films` or `news`.
       folder: the folder of the fetched archive; None fetches it.
 
+    Raises:
+      ValueError: if the domain is unknown.
+
     Source: PyPI `vaderSentiment` 3.3.1, of Hutto & Gilbert, ICWSM 2014; MIT.
     """
     check(domain in SENTIMENT_DOMAINS, "domain", domain, f"one of {list(SENTIMENT_DOMAINS)}")
@@ -260,6 +263,9 @@ class _Words(HTMLParser):
 
 def handbook(language: str = "en-US", folder: Path | None = None) -> list[Page]:
     """The Debian handbook in one of 26 languages, by page; untranslated parts are in English.
+
+    Raises:
+      ValueError: if the language, a code such as `de-DE`, isn't there.
 
     Source: Debian `debian-handbook` 11.20220922; GPL-2.0+ or CC-BY-SA-3.0.
     """

@@ -116,6 +116,9 @@ def representative(x: np.ndarray, number: int, clusters: int, seed: int = 0) -> 
     Returns:
       The chosen rows, int [m], ascending.
 
+    Raises:
+      ValueError: if x is no matrix with rows, or `clusters` is below 1.
+
     Source: DeepLearnXMU/SSR, `custom/icl_gen/kmeans_self.py`; Arthur & Vassilvitskii, "k-means++",
     SODA 2007.
     """

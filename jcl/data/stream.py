@@ -71,6 +71,9 @@ def pack(tests: Sequence[Arrays], limit: int = 512) -> Arrays:
     Args:
       tests: for each task a dict of arrays [rows, ...]; the number of rows may differ.
       limit: the largest B; B is chosen so that little is padding.
+
+    Raises:
+      ValueError: if `limit` is below 1.
     """
     check(limit >= 1, "test_batch", limit, "at least 1")
     sizes = [len(next(iter(t.values()))) for t in tests]

@@ -29,7 +29,12 @@ from jcl.training.fit import Diverged, fit
 
 
 def run(args: list[str]) -> int:
-    """Trains through a stream of stages, as the arguments say, and returns the exit code."""
+    """Trains through a stream of stages, as the arguments say, and returns the exit code.
+
+    Raises:
+      ValueError: if an argument is wrong.
+      OSError: if the other processes can't be reached, or the results can't be written.
+    """
     if not args or args[0].startswith("-"):
         if args and args[0] not in ("-h", "--help"):
             raise ValueError("the experiment comes first, as in: jcl run digits --seeds 3")

@@ -13,7 +13,7 @@ from jcl.method import Ctx, Method, Params, check
 
 
 def llama_pro(layers: Sequence[int], stack: str = "blocks") -> Method:
-    """Only the given blocks of a stack learn: embeddings, head and the other blocks stay.
+    """LLaMA Pro: only the given blocks of a stack learn; embeddings, head and other blocks stay.
 
     Grow the model first: `growth.expand_blocks` adds blocks that compute nothing yet and says
     which they are. What the model knew then stands in blocks that never move. The mask is on the

@@ -101,7 +101,7 @@ def infinite(
     final: float = 0.1,
     curve: Literal["cosine", "inverse_sqrt"] = "cosine",
 ) -> Method:
-    """The infinite schedule: warm-up, cool-down, then constant for ever, over all stages.
+    """The infinite schedule: one warm-up and cool-down over all stages, then constant for ever.
 
     The factor rises linearly from 0 to 1 in `warmup` steps, falls to `level` in `cooldown` more,
     and stays; no stage re-warms. To get a model for use, `branch` a state off this trunk: its steps

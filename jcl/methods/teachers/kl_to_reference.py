@@ -24,7 +24,7 @@ def kl_to_reference(
     reference: Literal["initial", "previous"] = "initial",
     direction: Literal["reverse", "forward"] = "reverse",
 ) -> Method:
-    """L + λ KL(π ‖ π_ref), between the distributions at each position that the loss is over.
+    """KL to a reference: L + λ KL(π ‖ π_ref), taken at each position that the loss is over.
 
     In a batch of pairs (see `jcl.preference`) it is taken on the preferred answers and summed over
     their tokens, which makes it a divergence between sequences; in other batches it is a mean over

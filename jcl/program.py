@@ -15,7 +15,19 @@ from jax.sharding import Mesh
 from jcl import taps, trees
 from jcl.chain import chain
 from jcl.losses import total_weight
-from jcl.method import Apply, Batch, Ctx, Info, LossFn, Method, Objective, Params, Tap, defines
+from jcl.method import (
+    Apply,
+    Batch,
+    Ctx,
+    Info,
+    LossFn,
+    Method,
+    Objective,
+    Params,
+    Tap,
+    check,
+    defines,
+)
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import replica_rows, split_rows
 from jcl.records import record
@@ -188,12 +200,9 @@ def make(
     >>> float(aux["loss"])
     0.5
     """
-    if boundary not in ("keep", "reset", "reset_moments"):
-        raise ValueError(
-            f"boundary is {boundary!r}, but must be 'keep', 'reset' or 'reset_moments'"
-        )
-    if microbatches < 1:
-        raise ValueError(f"microbatches is {microbatches!r}, but must be at least 1")
+    known = boundary in ("keep", "reset", "reset_moments")
+    check(known, "boundary", boundary, "'keep', 'reset' or 'reset_moments'")
+    check(microbatches >= 1, "microbatches", microbatches, "at least 1")
     if not isinstance(method, Method):
         raise ValueError(f"method is {method!r}, but must be a jcl.Method such as methods.ewc(...)")
     if mesh is not None and axis_name is not None:

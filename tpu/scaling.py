@@ -31,7 +31,7 @@ METHODS = {
     "ewc": "ewc(strength=1.)",
     "er": "er(capacity=4096, rows=64)",
     "agem": "agem(capacity=4096, rows=64)",
-    "olora": "olora(tasks=8)",
+    "olora": "olora(stages=8)",
 }
 AT = "v5e:8x8"
 """Where methods are compared; replay adds a row a chip to the four that are there."""

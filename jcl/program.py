@@ -14,13 +14,11 @@ from jax.sharding import Mesh
 
 from jcl import taps, trees
 from jcl.chain import chain
-from jcl.losses import total_weight
 from jcl.method import (
     Apply,
     Batch,
     Ctx,
     Info,
-    LossFn,
     Method,
     Objective,
     Params,
@@ -29,7 +27,7 @@ from jcl.method import (
     defines,
 )
 from jcl.parallel import mesh as meshes
-from jcl.parallel.rows import replica_rows, split_rows
+from jcl.parallel.rows import Shares
 from jcl.records import record
 
 Boundary = Literal["keep", "reset", "reset_moments"]
@@ -105,53 +103,6 @@ def _with_tap(apply: Apply) -> Apply:
     return lambda params, batch, tap=taps.identity: apply(params, batch)
 
 
-class _Shares(NamedTuple):
-    """How the rows of a step are divided: among replicas, and into microbatches in turn."""
-
-    microbatches: int
-    axis_name: str | None
-    layout: meshes.Layout | None
-
-    def gather(self, batch: Batch, axis: int = 0) -> Batch:
-        """All replicas' rows, so that each method sees the whole batch."""
-        if self.axis_name is None:
-            return batch
-        name = self.axis_name
-        return jax.tree.map(lambda x: lax.all_gather(x, name, axis=axis, tiled=True), batch)
-
-    def value_and_grad(self, loss_fn: LossFn) -> Callable[..., Any]:
-        """`(params, batch) -> ((loss, outputs), grads)`, equal to those of one undivided batch."""
-        whole = jax.value_and_grad(loss_fn, has_aux=True)
-        name, count = self.axis_name, self.microbatches
-        if count == 1 and name is None:
-            return lambda params, batch: whole(params, meshes.constrain_batch(batch, self.layout))
-
-        def accumulated(params: Params, batch: Batch) -> Any:
-            total = total_weight(batch)
-            total = jnp.where(total == 0, 1.0, total)
-            parts = split_rows(batch, count) if name is None else replica_rows(batch, name, count)
-
-            def add(carry: Any, part: Batch) -> Any:
-                (value, outputs), grads = whole(params, part)
-                # each part counts by its share of the weight, so the sum is the whole batch's mean
-                share = total_weight(part) / total
-                sum_value, sum_grads = carry
-                sum_grads = jax.tree.map(lambda s, g: s + share * g, sum_grads, grads)
-                return (sum_value + share * value, sum_grads), outputs
-
-            start = (jnp.float32(0), trees.zeros(params))
-            parts = meshes.constrain_batch(parts, self.layout, leading=1)
-            (value, grads), outputs = lax.scan(add, start, parts)
-            rows = batch["weight"].shape[0]
-            outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), outputs)
-            if name is not None:
-                value, grads = lax.psum((value, grads), name)
-            outputs = jax.tree.map(lambda o: o[:rows], self.gather(outputs))
-            return (value, outputs), trees.like(grads, params)
-
-        return accumulated
-
-
 def make(
     method: Method,
     apply: Apply,
@@ -211,7 +162,7 @@ def make(
         )
     method = chain(method)
     layout = None if mesh is None else meshes.Layout(mesh, rules)
-    shares = _Shares(microbatches, axis_name, layout)
+    shares = Shares(microbatches, axis_name, layout)
     model = meshes.constrain(_with_tap(apply), layout)
 
     def split(params: Params) -> tuple[Params, Params]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from jcl.method import Batch
+from jcl import trees
+from jcl.losses import total_weight
+from jcl.method import Batch, LossFn, Params
+from jcl.parallel import mesh as meshes
 
 
 def split_rows(batch: Batch, parts: int) -> Batch:
@@ -46,3 +49,50 @@ def by_slices(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return jax.shard_map(
         fn, mesh=mesh, in_specs=whole, out_specs=whole, axis_names={"data"}, check_vma=False
     )
+
+
+class Shares(NamedTuple):
+    """How the rows of a step are divided: among replicas, and into microbatches in turn."""
+
+    microbatches: int
+    axis_name: str | None
+    layout: meshes.Layout | None
+
+    def gather(self, batch: Batch, axis: int = 0) -> Batch:
+        """All replicas' rows, so that each method sees the whole batch."""
+        if self.axis_name is None:
+            return batch
+        name = self.axis_name
+        return jax.tree.map(lambda x: lax.all_gather(x, name, axis=axis, tiled=True), batch)
+
+    def value_and_grad(self, loss_fn: LossFn) -> Callable[..., Any]:
+        """`(params, batch) -> ((loss, outputs), grads)`, equal to those of one undivided batch."""
+        whole = jax.value_and_grad(loss_fn, has_aux=True)
+        name, count = self.axis_name, self.microbatches
+        if count == 1 and name is None:
+            return lambda params, batch: whole(params, meshes.constrain_batch(batch, self.layout))
+
+        def accumulated(params: Params, batch: Batch) -> Any:
+            total = total_weight(batch)
+            total = jnp.where(total == 0, 1.0, total)
+            parts = split_rows(batch, count) if name is None else replica_rows(batch, name, count)
+
+            def add(carry: Any, part: Batch) -> Any:
+                (value, outputs), grads = whole(params, part)
+                # each part counts by its share of the weight, so the sum is the whole batch's mean
+                share = total_weight(part) / total
+                sum_value, sum_grads = carry
+                sum_grads = jax.tree.map(lambda s, g: s + share * g, sum_grads, grads)
+                return (sum_value + share * value, sum_grads), outputs
+
+            start = (jnp.float32(0), trees.zeros(params))
+            parts = meshes.constrain_batch(parts, self.layout, leading=1)
+            (value, grads), outputs = lax.scan(add, start, parts)
+            rows = batch["weight"].shape[0]
+            outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), outputs)
+            if name is not None:
+                value, grads = lax.psum((value, grads), name)
+            outputs = jax.tree.map(lambda o: o[:rows], self.gather(outputs))
+            return (value, outputs), trees.like(grads, params)
+
+        return accumulated

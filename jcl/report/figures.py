@@ -25,7 +25,6 @@ from jcl.report.style import (
     MUTED,
     ORDER,
     Bounds,
-    across,
     draw_intervals,
     draw_line,
     drawing,
@@ -143,7 +142,9 @@ def _mean_seen(run: Scores) -> np.ndarray:
     """The mean score after each stage over the tasks seen so far [stages], as it is shown."""
     mean = scale_of(run) * np.mean(run.scores[:, 1:], axis=0)
     known = np.asarray(run.learned)[None, :] <= np.arange(1, len(mean) + 1)[:, None]
-    return np.array([np.mean(m[k]) if k.any() else np.nan for m, k in zip(mean, known, strict=True)])
+    return np.array(
+        [np.mean(m[k]) if k.any() else np.nan for m, k in zip(mean, known, strict=True)]
+    )
 
 
 def _names(axes: Axes, run: Scores) -> None:
@@ -321,7 +322,9 @@ def sweep(
             axes.margins(y=0.15)
             set_limits(axes, "y", _least(scale), bounds)
         names = [shorten(other.label, 28) for other in others]
-        name_ends(right, right.get_xlim()[1], levels, names, [hue(m + 1) for m in range(len(names))])
+        name_ends(
+            right, right.get_xlim()[1], levels, names, [hue(m + 1) for m in range(len(names))]
+        )
         left.set_ylabel(_unit(runs[0]))
         right.set_ylabel(_loss_unit(runs[0]))
         note_seeds(figure, [len(run.scores) for run in runs])

@@ -29,6 +29,16 @@ def format_mean(value: Mapping[str, Any], scale: int = 1) -> str:
     return text if value["ci95"] is None else f"{text} ± {scale * value['ci95']:.{digits}f}"
 
 
+def format_samples(values: np.ndarray, digits: int = 3) -> str:
+    """`mean ± interval` of numbers [seeds]; of a single one just it.
+
+    >>> format_samples(np.array([1.0, 2.0, 3.0])), format_samples(np.array([2.0]))
+    ('2.000 ± 2.484', '2.000')
+    """
+    mean, half = metrics.interval(values)
+    return f"{mean:z.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
+
+
 def scale(runs: Sequence[Run]) -> int:
     """100 where all scores are shares, which are shown as per cent; else 1."""
     return min(scale_of(run.shown()) for run in runs)

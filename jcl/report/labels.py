@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -32,7 +34,9 @@ def shorten(name: str, limit: int = 16) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-def _name(axes: Axes, name: str, at: tuple[float, float], gid: str, color: Any, **look: Any) -> None:
+def _name(
+    axes: Axes, name: str, at: tuple[float, float], gid: str, color: Any, **look: Any
+) -> None:
     line = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 2}
     text = axes.annotate(
         name, at, (0, 0), textcoords="offset points", va="center", color=color, fontsize=SMALL,
@@ -44,7 +48,7 @@ def _name(axes: Axes, name: str, at: tuple[float, float], gid: str, color: Any, 
 def name_ends(
     axes: Axes, x: float, heights: Sequence[float], names: Sequence[str], colors: Sequence[Any]
 ) -> None:
-    """Each line's name to the right of its end (x, height); a height of NaN counts as the lowest."""
+    """Each line's name to the right of its end (x, height); at the bottom where it is NaN."""
     low = axes.get_ylim()[0]
     for height, name, color in zip(heights, names, colors, strict=True):
         at = (x, height if np.isfinite(height) else low)
@@ -193,18 +197,26 @@ def _of(axes: Axes, gid: str) -> list[Text]:
 
 
 def _drop_values(axes: Axes) -> None:
-    values = _of(axes, VALUE)
+    values, floor = _of(axes, VALUE), axes.get_window_extent().y0
+    for text in values:
+        if _box(text).y0 < floor:  # among the names under the axes: it goes beside the bar's end
+            text.set(position=(4, 2), ha="left", va="bottom")
     if _clash([_box(t) for t in values], room=2):
         for text in values:
             text.set_visible(False)
 
 
+def _dot(artist: Artist) -> float:
+    """Pixels in a point, a 72nd of an inch."""
+    figure = artist.get_figure(root=True)
+    assert figure is not None
+    return figure.dpi / 72
+
+
 def _move(text: Text, right: float, up: float, leads: bool) -> None:
     """Puts an annotation so many pixels from its point, with or without a line to it."""
     assert isinstance(text, Annotation) and text.arrow_patch is not None
-    figure = text.get_figure(root=True)
-    assert figure is not None
-    text.set_position((72 / figure.dpi * right, 72 / figure.dpi * up))
+    text.set_position((right / _dot(text), up / _dot(text)))
     text.arrow_patch.set_visible(leads)
 
 
@@ -216,7 +228,7 @@ def _spread_ends(axes: Axes) -> None:
     ends = axes.transData.transform([t.xy for t in names])
     places = spread(ends[:, 1], 1.05 * max(_box(t).height for t in names), box.y0, box.y1)
     for text, (_, end), place in zip(names, ends, places, strict=True):
-        _move(text, SMALL * 2, place - end, leads=abs(place - end) > 3)
+        _move(text, 9 * _dot(axes), place - end, leads=abs(place - end) > 3)
 
 
 def _traces(axes: Axes) -> np.ndarray:
@@ -229,7 +241,7 @@ def _traces(axes: Axes) -> np.ndarray:
     for path in paths:
         path = path[np.isfinite(path).all(axis=1)]
         found.append(path)
-        for a, b in zip(path[:-1], path[1:], strict=True):
+        for a, b in pairwise(path):
             parts = np.linspace(0, 1, 2 + min(int(np.hypot(*(b - a)) / 5), 500))[1:-1]
             found.append(a + parts[:, None] * (b - a))
     return np.concatenate(found)
@@ -240,7 +252,7 @@ def _place_points(axes: Axes) -> None:
     names = [t for t in _of(axes, POINT) if isinstance(t, Annotation)]
     if not names:
         return
-    dot = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]  # pixels in a point
+    dot = _dot(axes)
     inside, traces = axes.get_window_extent(), _traces(axes)
     fixed = [_box(t) for t in axes.texts if t not in names and t.get_visible() and t.get_text()]
     sizes = [(_box(t).width + 2 * dot, _box(t).height) for t in names]

@@ -33,6 +33,7 @@ STYLE: Any = {
     "text.color": INK, "axes.labelcolor": MUTED, "axes.edgecolor": "#c3c8cf",
     "xtick.color": MUTED, "ytick.color": MUTED,
     "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "xtick.major.pad": 6,
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     "axes.grid": True, "axes.grid.axis": "y", "grid.color": GRID, "grid.linewidth": 0.8,
     "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 11,

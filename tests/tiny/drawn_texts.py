@@ -48,7 +48,10 @@ def meet(a, b, slack=1.0):
     for shape in (a, b):
         for edge in (shape[1] - shape[0], shape[3] - shape[0]):
             way = edge / np.linalg.norm(edge)
-            if min((a @ way).max(), (b @ way).max()) - max((a @ way).min(), (b @ way).min()) < slack:
+            if (
+                min((a @ way).max(), (b @ way).max()) - max((a @ way).min(), (b @ way).min())
+                < slack
+            ):
                 return False
     return True
 

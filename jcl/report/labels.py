@@ -84,10 +84,11 @@ def settle(figure: Figure) -> None:
     """Moves, wraps, tilts and leaves out texts until none lies over another; the layout stays."""
     for axes in figure.axes:
         _show_plain_numbers(axes)
-    figure.draw_without_rendering()  # lays it out, without which nothing has a size
-    for axes in figure.axes:
-        _wrap_titles(figure, axes)
-        _fit_ticks(axes)
+    for _ in range(2):  # what is wrapped takes less room, so that the layout changes
+        figure.draw_without_rendering()  # lays it out, without which nothing has a size
+        for axes in figure.axes:
+            _wrap_titles(figure, axes)
+            _fit_ticks(axes)
     figure.draw_without_rendering()
     for axes in figure.axes:
         _drop_values(axes)
@@ -179,7 +180,7 @@ def _fit_ticks(axes: Axes) -> None:
     labels = [t for t in axes.get_xticklabels() if t.get_text() and t.get_visible()]
     if not isinstance(axis.get_major_locator(), FixedLocator) or len(labels) < 2:
         return
-    if not _clash([_box(t) for t in labels], room=4):
+    if labels[0].get_rotation() or not _clash([_box(t) for t in labels], room=4):
         return
     at = axis.get_majorticklocs()
     places = axes.transData.transform([(x, 0) for x in at])[:, 0]

@@ -56,18 +56,18 @@ def meet(a, b, slack=1.0):
     return True
 
 
-def overlaps(figure):
-    """Pairs of texts that lie over one another."""
-    shapes = [(text.get_text(), corners(text)) for text in draw(figure)]
+def overlaps(texts):
+    """Pairs of drawn texts that lie over one another."""
+    shapes = [(text.get_text(), corners(text)) for text in texts]
     return [(a[0], b[0]) for a, b in combinations(shapes, 2) if meet(a[1], b[1])]
 
 
-def cut_off(figure, slack=1.0):
-    """Texts that leave the canvas."""
+def cut_off(figure, texts, slack=1.0):
+    """Drawn texts that leave the canvas."""
     high = np.array([figure.bbox.width, figure.bbox.height]) + slack
     return [
         text.get_text()
-        for text in draw(figure)
+        for text in texts
         if (corners(text) < -slack).any() or (corners(text) > high).any()
     ]
 
@@ -79,9 +79,11 @@ def intervals(figure):
 
 
 def check(figure):
-    """A figure's texts keep apart and on the canvas, and are readable at half its size."""
-    assert overlaps(figure) == []
-    assert cut_off(figure) == []
-    small = {t.get_text(): t.get_fontsize() for t in draw(figure) if t.get_fontsize() < 9}
-    assert not small, "letters below 9 points are hard to read at half size"
+    """A figure's texts, which keep apart and on the canvas, and are readable at half its size."""
+    texts = draw(figure)
+    assert not (met := overlaps(texts)), f"texts overlap: {met}"
+    assert not (cut := cut_off(figure, texts)), f"texts leave the canvas: {cut}"
+    small = [t.get_text() for t in texts if t.get_fontsize() < 9]
+    assert not small, f"letters below 9 points are hard to read at half size: {small}"
     assert figure.get_figwidth() <= 10
+    return texts

@@ -210,6 +210,8 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         top.set_ylabel("gained on the domain, nats a token")
         top.set_title("Gained against lost after the domain")
         top.margins(x=0.1, y=0.12)
+        set_limits(top, "x", 0.05)
+        set_limits(top, "y", 0.05)
         name_points(top, points, list(scores), [hue(m) for m in range(len(points))])
         left.set_yticks(y, list(scores))
         left.set_xlabel("nats a token after domain (blue) and task (orange)")

@@ -239,10 +239,8 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         left.margins(x=0.12)
         set_limits(left, "x", 0.05)
         fuar = np.stack([ratio(g) for g in gains.values()], axis=1)
-        right.barh(y, fuar.mean(0), 0.5, color=HUES[6])
-        draw_intervals(
-            right, fuar.mean(0), y, interval(fuar), HUES[1], across="x", bounds=(0, None)
-        )  # fmt: skip
+        right.barh(y, fuar.mean(0), 0.5, color=HUES[7])
+        draw_intervals(right, fuar.mean(0), y, interval(fuar), across="x", bounds=(0, None))
         set_limits(right, "x", 0.05, (0, None))
         right.set_xlabel("lost on what stayed for each nat gained")
         right.set_title("FUAR (lower is better)")

@@ -148,10 +148,11 @@ def _clash(boxes: Sequence[Bbox], room: float = 0.0) -> bool:
 def _wrap(text: Text, room: float, long: Callable[[Bbox], float]) -> None:
     """Breaks a text into lines until it isn't longer than `room` pixels."""
     words = text.get_text()
-    letters = len(words)
+    letters = max(map(len, words.split("\n")))
     while long(_box(text)) > room and letters > 8:
         letters = min(letters - 1, int(letters * room / long(_box(text))))
-        text.set_text(textwrap.fill(words, max(letters, 8)))
+        lines = (textwrap.fill(line, max(letters, 8)) for line in words.split("\n"))
+        text.set_text("\n".join(lines))
 
 
 def _wrap_titles(figure: Figure, axes: Axes) -> None:

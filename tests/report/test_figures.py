@@ -141,7 +141,7 @@ def test_texts_keep_apart_and_axes_claim_no_more_than_is_so(kind, name):
     several = len(run.scores) > 1
     assert several or not drawn_texts.intervals(figure)
     assert several or not [word for word in words if "95 %" in word]
-    assert not [word for word in words if re.search(r"e[-−]|^[-−]0(\.0+)?$", word)]
+    assert not [word for word in words if re.search(r"\de[-−]\d|^[-−]0(\.0+)?$", word)]
     for axes in figure.axes:
         low, high = axes.get_ylim()
         if axes.get_ylabel().replace("\n", " ") == "accuracy (%)":
@@ -234,7 +234,7 @@ def test_a_pipeline_of_any_length(nodes, seeds):
 def test_a_loss_of_any_size(value):
     stage = np.arange(len(value)) // 10
     words = drawn(figures.loss(np.arange(len(value)), value, stage))
-    assert not [word for word in words if re.search(r"e[-−]", word)]
+    assert not [word for word in words if re.search(r"\de[-−]\d", word)]
 
 
 def test_scores_that_are_undefined_are_drawn_as_such():

@@ -164,7 +164,13 @@ def draw(gaps: dict[str, np.ndarray], ages: np.ndarray, config: Config) -> None:
         left.axvline(0, color=GRID, linewidth=1)
         left.set(ylim=(0, 100), xlim=(-20, x[-1]), xlabel="steps since the switch")
         left.set_title("Accuracy on the first task (%)")
-        name_ends(left, x[-1], ends, [_short(n) for n in gaps], [hue(m) for m in range(len(gaps))])
+        name_ends(
+            left,
+            x[-1],
+            ends,
+            [n.replace(", ", ",\n") for n in gaps],
+            [hue(m) for m in range(len(gaps))],
+        )
         draw_line(right, np.arange(ages.shape[1]), ages, hue(0), marker="o")
         right.set_xlabel("documents read since")
         right.set_title("Loss on a document (nats a token)")
@@ -172,12 +178,6 @@ def draw(gaps: dict[str, np.ndarray], ages: np.ndarray, config: Config) -> None:
         note_seeds(figure, [len(ages)])
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out)
-
-
-def _short(method: str) -> str:
-    """A method with its arguments in the next line."""
-    name, _, arguments = method.partition("(")
-    return f"{name}\n({arguments}" if len(method) > 16 else method
 
 
 def shown(values: np.ndarray) -> str:

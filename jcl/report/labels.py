@@ -25,6 +25,8 @@ SMALL = 9.0
 """Points of the smallest letters: 9 pixels high in a picture of half its size."""
 END, POINT, VALUE = "the end of a line", "a point", "a value beside a bar"
 """What a text belongs to, kept as its `gid`."""
+GAP = 9.0
+"""Points between a line's end and its name."""
 DISTANCES = (3.0, 7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 62.0, 80.0, 100.0)
 """Points between a mark and its name, of which the first that has room is taken."""
 
@@ -38,8 +40,8 @@ def _name(
     axes: Axes, name: str, at: tuple[float, float], gid: str, color: Any, **look: Any
 ) -> None:
     line = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 2}
-    text = axes.annotate(
-        name, at, (0, 0), textcoords="offset points", va="center", color=color, fontsize=SMALL,
+    text = axes.annotate(  # the names of lines have their place beside the axes kept from the start
+        name, at, (GAP if gid == END else 0, 0), textcoords="offset points", va="center", color=color, fontsize=SMALL,
         gid=gid, arrowprops=line, annotation_clip=False, **look,
     )  # fmt: skip
     text.set_path_effects([withStroke(linewidth=2, foreground="white")])
@@ -84,17 +86,14 @@ def settle(figure: Figure) -> None:
     """Moves, wraps, tilts and leaves out texts until none lies over another; the layout stays."""
     for axes in figure.axes:
         _show_plain_numbers(axes)
-    for _ in range(2):  # what is wrapped takes less room, so that the layout changes
+    for _ in range(3):  # what is wrapped takes less room, so that the layout changes
         figure.draw_without_rendering()  # lays it out, without which nothing has a size
-        for axes in figure.axes:
-            _wrap_titles(figure, axes)
-            _fit_ticks(axes)
-    figure.draw_without_rendering()
+        if not any([_wrap_titles(figure, axes) or _fit_ticks(axes) for axes in figure.axes]):
+            break
     for axes in figure.axes:
         _drop_values(axes)
         _spread_ends(axes)
         _place_points(axes)
-    figure.draw_without_rendering()
     figure.set_layout_engine("none")
 
 
@@ -145,18 +144,22 @@ def _clash(boxes: Sequence[Bbox], room: float = 0.0) -> bool:
     return any(a.overlaps(b) for i, a in enumerate(wide) for b in wide[:i])
 
 
-def _wrap(text: Text, room: float, long: Callable[[Bbox], float]) -> None:
-    """Breaks a text into lines until it isn't longer than `room` pixels."""
+def _wrap(text: Text, room: float, long: Callable[[Bbox], float]) -> bool:
+    """Breaks a text into lines until it isn't longer than `room` pixels; whether it was longer."""
     words = text.get_text()
     letters = max(map(len, words.split("\n")))
     while long(_box(text)) > room and letters > 8:
         letters = min(letters - 1, int(letters * room / long(_box(text))))
         lines = (textwrap.fill(line, max(letters, 8)) for line in words.split("\n"))
         text.set_text("\n".join(lines))
+    return text.get_text() != words
 
 
-def _wrap_titles(figure: Figure, axes: Axes) -> None:
-    """Titles end where the next axes begin, and labels where their own side of the axes does."""
+def _wrap_titles(figure: Figure, axes: Axes) -> bool:
+    """Titles end where the next axes begin, and labels where their own side of the axes does.
+
+    Returns whether one was wrapped.
+    """
     box, edge = axes.get_window_extent(), figure.bbox
     beside = [
         b
@@ -165,24 +168,28 @@ def _wrap_titles(figure: Figure, axes: Axes) -> None:
     ]
     after = min((b.x0 for b in beside if b.x0 > box.x0), default=edge.x1)
     before = max((b.x1 for b in beside if b.x1 < box.x1), default=edge.x0)
+    changed = False
     titles = {axes.get_title(loc) for loc in ("left", "center")} - {""}
     for text in axes.get_children():
         if isinstance(text, Text) and text.get_text() in titles:
-            room = after - box.x0 if text.get_ha() == "left" else box.width
-            _wrap(text, room - 12, lambda b: b.width)
+            room = after - box.x0 if text.get_horizontalalignment() == "left" else box.width
+            changed |= _wrap(text, room - 12, lambda b: b.width)
     side = min((after - box.x1) / 2, (box.x0 - before) / 2)
-    _wrap(axes.xaxis.label, box.width + 2 * max(side, 0) - 12, lambda b: b.width)
-    _wrap(axes.yaxis.label, box.height, lambda b: b.height)
+    changed |= _wrap(axes.xaxis.label, box.width + 2 * max(side, 0) - 12, lambda b: b.width)
+    return _wrap(axes.yaxis.label, box.height, lambda b: b.height) or changed
 
 
-def _fit_ticks(axes: Axes) -> None:
-    """Tilts the names under the x axis if they meet, and leaves some out if they still would."""
+def _fit_ticks(axes: Axes) -> bool:
+    """Tilts the names under the x axis if they meet, and leaves some out if they still would.
+
+    Returns whether they met.
+    """
     axis = axes.xaxis
     labels = [t for t in axes.get_xticklabels() if t.get_text() and t.get_visible()]
     if not isinstance(axis.get_major_locator(), FixedLocator) or len(labels) < 2:
-        return
+        return False
     if labels[0].get_rotation() or not _clash([_box(t) for t in labels], room=4):
-        return
+        return False
     at = axis.get_majorticklocs()
     places = axes.transData.transform([(x, 0) for x in at])[:, 0]
     high = max(_box(t).height for t in labels)
@@ -192,6 +199,7 @@ def _fit_ticks(axes: Axes) -> None:
     axes.set_xticks(
         at[::every], names[::every], rotation=30, ha="right", rotation_mode="anchor"
     )  # fmt: skip
+    return True
 
 
 def _of(axes: Axes, gid: str) -> list[Text]:
@@ -210,9 +218,8 @@ def _drop_values(axes: Axes) -> None:
 
 def _dot(artist: Artist) -> float:
     """Pixels in a point, a 72nd of an inch."""
-    figure = artist.get_figure(root=True)
-    assert figure is not None
-    return figure.dpi / 72
+    assert artist.figure is not None
+    return artist.figure.dpi / 72
 
 
 def _move(text: Text, right: float, up: float, leads: bool) -> None:
@@ -230,7 +237,7 @@ def _spread_ends(axes: Axes) -> None:
     ends = axes.transData.transform([t.xy for t in names])
     places = spread(ends[:, 1], 1.05 * max(_box(t).height for t in names), box.y0, box.y1)
     for text, (_, end), place in zip(names, ends, places, strict=True):
-        _move(text, 9 * _dot(axes), place - end, leads=abs(place - end) > 3)
+        _move(text, GAP * _dot(axes), place - end, leads=abs(place - end) > 3)
 
 
 def _traces(axes: Axes) -> np.ndarray:
@@ -270,10 +277,14 @@ def _place_points(axes: Axes) -> None:
         taken = fixed + [box for j, box in placed.items() if j != i]
         cost = 0.2 * far
         cost += 1e6 * ((low < inside.min) | (high > inside.max)).any(axis=1)
+        lead = points[i] + np.linspace(0.2, 1, 9)[:, None, None] * (middle - points[i])
         for box in taken:
             cost += 1e3 * ((low < box.max) & (high > box.min)).all(axis=1)
-        hidden = (traces > low[:, None]) & (traces < high[:, None])
+            cost += 5 * ((lead > box.min) & (lead < box.max)).all(axis=2).sum(axis=0)
+        edge = 2 * dot  # of the light rim about letters, and of lines
+        hidden = (traces > low[:, None] - edge) & (traces < high[:, None] + edge)
         cost += hidden.all(axis=2).sum(axis=1)
         best = int(np.argmin(cost))
         placed[i] = Bbox([low[best], high[best]])
-        _move(names[i], *(middle[best] - points[i]), leads=far[best] > 10)
+        right, up = middle[best] - points[i]
+        _move(names[i], right, up, leads=far[best] > 10)

@@ -40,8 +40,9 @@ def _name(
     axes: Axes, name: str, at: tuple[float, float], gid: str, color: Any, **look: Any
 ) -> None:
     line = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 2}
-    text = axes.annotate(  # the names of lines have their place beside the axes kept from the start
-        name, at, (GAP if gid == END else 0, 0), textcoords="offset points", va="center", color=color, fontsize=SMALL,
+    apart = GAP if gid == END else 0  # the layout keeps room for it beside the axes
+    text = axes.annotate(
+        name, at, (apart, 0), textcoords="offset points", va="center", color=color, fontsize=SMALL,
         gid=gid, arrowprops=line, annotation_clip=False, **look,
     )  # fmt: skip
     text.set_path_effects([withStroke(linewidth=2, foreground="white")])

@@ -7,7 +7,8 @@ The domain is Django's documentation, the task its release notes (DAPT, then TAP
 knew is scored on the presidents' addresses and on probes. The first stage is one step of no size:
 there methods read general text, and the model stays as it is. The second command runs all methods,
 general text mixed in and LLaMA Pro's added blocks among them, and draws the figure. Each cell is a
-run of `jcl run adaptation`, whose folder stays; one that is there isn't run again.
+run of `jcl run adaptation`, whose folder stays; one that is there isn't run again. The numbers stay
+beside the figure as JSON, from which `--redraw` draws it again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,21 @@ from eras import pretrained, probe_evaluator
 from jcl import data, growth, losses, models, report
 from jcl.data.corpora import django_docs, held_out, state_of_the_union
 from jcl.measures.evaluation import evaluator, token_nll
-from jcl.report import figures
+from jcl.report.format import format_samples
+from jcl.report.labels import name_points
+from jcl.report.numbers import beside
+from jcl.report.style import (
+    GRID,
+    HUES,
+    MUTED,
+    across,
+    draw_intervals,
+    drawing,
+    hue,
+    interval,
+    note_seeds,
+    set_limits,
+)
 from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "soft_mask()", "lora(rank=8)", 'wise_ft(alpha=0.5, anchor="first")')
@@ -141,77 +156,94 @@ def cell(name: str, given: argparse.Namespace) -> report.Run:
     return report.load(run_cell(folder, "adaptation", method, settings, given.seeds))[0]
 
 
-def draw(runs: Mapping[str, report.Run], path: Path) -> None:
+def measured(given: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Of each cell `scores` [seeds, rows, texts], and `probes` [rows], the share of right answers.
+
+    Rows 1 to 3 are the model as it came, after the domain and after the task.
+    """
+    runs = {name: cell(name, given) for name in CELLS}
+    return {
+        name: {
+            "scores": run.scores[0],
+            "probes": run.probed and np.asarray(run.probed["matrix"]).mean(-1),
+        }
+        for name, run in runs.items()
+    }
+
+
+def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Domain gain against general loss; the task's text along the chain; probes before and after.
 
-    Scores [seeds, rows, texts]: rows 1 to 3 are the model as it came, after domain and after task.
+    Args:
+      found: as `measured` has it.
+      path: of the picture.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(figures.STYLE):
-        figure = Figure(figsize=(14, 4.6), layout="constrained")
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-        y = np.arange(len(runs))[::-1]
-        for m, (name, run) in enumerate(runs.items()):
-            R, color = run.scores[0], figures.HUES[m % len(figures.HUES)]
+    scores = {name: np.asarray(one["scores"]) for name, one in found.items()}
+    with drawing(10, 9.2) as figure:
+        grid = figure.add_gridspec(2, 2, height_ratios=(1.2, 1))
+        top = figure.add_subplot(grid[0, :])
+        left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
+        y = np.arange(len(scores))[::-1]
+        points = []
+        for m, R in enumerate(scores.values()):
             lost, gained = R[:, 2, 0] - R[:, 1, 0], R[:, 1, 1] - R[:, 2, 1]
-            halves = [float(figures.interval(x[:, None])[0]) for x in (lost, gained)]
-            left.errorbar(
-                lost.mean(), gained.mean(), xerr=halves[0], yerr=halves[1], fmt="o", color=color,
-                ms=6, elinewidth=1,
-            )  # fmt: skip
-            left.annotate(
-                name, (lost.mean(), gained.mean()), (7, -3), textcoords="offset points",
-                fontsize=8.5, color=color,
-            )  # fmt: skip
+            points.append((lost.mean(), gained.mean()))
+            top.plot(*points[-1], "o", color=hue(m), markersize=6)
+            draw_intervals(top, *points[-1], interval(lost), hue(m), across="x")
+            draw_intervals(top, *points[-1], interval(gained), hue(m))
             chain = R[:, 1:, 2].mean(0)
-            middle.plot(chain[1:], [y[m]] * 2, "-", color=figures.GRID, lw=2)
-            middle.plot(chain[1], y[m], "o", color=figures.HUES[0], ms=5)
-            middle.plot(chain[2], y[m], "o", color=figures.HUES[1], ms=5)
-            if run.probed:
-                P = 100 * np.asarray(run.probed["matrix"]).mean(-1)
-                right.plot(P[[1, 2]], [y[m]] * 2, "-", color=figures.GRID, lw=2)
-                right.plot(P[1], y[m], "o", color=figures.MUTED, ms=5)
-                right.plot(P[2], y[m], "o", color=figures.HUES[0], ms=5)
-        left.axvline(0, color=figures.MUTED, lw=0.8)
-        left.set_xlabel("lost on general text, nats a token")
-        left.set_ylabel("gained on the domain, nats a token")
-        left.set_title("Gained against lost after the domain")
-        left.margins(x=0.2)
-        middle.set_yticks(y, list(runs))
-        middle.set_xlabel("nats a token after domain (blue) and task (orange)")
-        middle.set_title("The task's text: DAPT, then TAPT")
-        right.set_yticks(y, [""] * len(runs))
+            left.plot(chain[1:], [y[m]] * 2, "-", color=GRID, lw=2)
+            left.plot(chain[1], y[m], "o", color=HUES[0], ms=6)
+            left.plot(chain[2], y[m], "o", color=HUES[1], ms=6)
+        top.axvline(0, color=MUTED, lw=0.8)
+        top.set_xlabel("lost on general text, nats a token")
+        top.set_ylabel("gained on the domain, nats a token")
+        top.set_title("Gained against lost after the domain")
+        top.margins(x=0.1, y=0.12)
+        set_limits(top, "x", 0.05)
+        set_limits(top, "y", 0.05)
+        name_points(top, points, list(scores), [hue(m) for m in range(len(points))])
+        left.set_yticks(y, list(scores))
+        left.set_xlabel("nats a token after domain (blue) and task (orange)")
+        left.set_title("The task's text: DAPT, then TAPT")
+        set_limits(left, "x", 0.05)
+        for place, one in zip(y, found.values(), strict=True):
+            if one["probes"] is not None:
+                before, after = 100 * np.asarray(one["probes"])[1:3]
+                right.plot([before, after], [place] * 2, "-", color=GRID, lw=2)
+                right.plot(before, place, "o", color=MUTED, ms=6)
+                right.plot(after, place, "o", color=HUES[0], ms=6)
+        right.set_yticks(y, [""] * len(y))
         right.set_xlabel("right answers (%), before (grey) and after (blue)")
         right.set_title("General probes")
-        for axes in (middle, right):
-            axes.grid(True, axis="x")
-            axes.grid(False, axis="y")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        set_limits(right, "x", 2, (0, 100))
+        for axes in (left, right):
+            across(axes)
+        note_seeds(figure, [len(R) for R in scores.values()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", default="runs/adaptation")
-    parser.add_argument("--figure", default="experiments/figures/adaptation.png")
+    parser.add_argument("--figure", type=Path, default=Path("experiments/figures/adaptation.png"))
+    parser.add_argument("--redraw", action="store_true", help="from the JSON beside the figure")
     given = parser.parse_args()
-    runs = {name: cell(name, given) for name in CELLS}
+    found = beside(given.figure, given.redraw, lambda: measured(given))
     print(
         f"{'':<18} general lost, domain gained, task gained by DAPT, by TAPT; probes before, after"
     )
-    for name, run in runs.items():
-        R = run.scores[0]
+    for name, one in found.items():
+        R = np.asarray(one["scores"])
         parts = (R[:, 2, 0] - R[:, 1, 0], R[:, 1, 1] - R[:, 2, 1], R[:, 1, 2] - R[:, 2, 2],
                  R[:, 2, 2] - R[:, 3, 2])  # fmt: skip
-        shown = [f"{x.mean():.3f} ± {float(figures.interval(x[:, None])[0]):.3f}" for x in parts]
-        if run.probed:
-            P = 100 * np.asarray(run.probed["matrix"]).mean(-1)
-            shown += [f"{P[1]:.1f}", f"{P[2]:.1f}"]
+        shown = [format_samples(x) for x in parts]
+        if one["probes"] is not None:
+            shown += [f"{100 * p:.1f}" for p in one["probes"][1:3]]
         print(f"{name:<18}", "  ".join(shown))
-    draw(runs, Path(given.figure))
+    draw(found, given.figure)
 
 
 if __name__ == "__main__":

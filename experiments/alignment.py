@@ -33,6 +33,17 @@ from jcl.data.preferences import Pair
 from jcl.measures.evaluation import bits_per_byte, evaluator
 from jcl.models.generation import generate
 from jcl.program import Evaluate, Program, State
+from jcl.report.labels import name_points
+from jcl.report.style import (
+    MUTED,
+    across,
+    draw_intervals,
+    drawing,
+    hue,
+    interval,
+    note_seeds,
+    set_limits,
+)
 from jcl.runs import experiment, expression
 from jcl.runs.experiment import Experiment
 
@@ -266,45 +277,70 @@ def trained(name: str, built: Experiment, evaluate: Evaluate, seeds: int) -> dic
     return {"method": text, "varied": varied, "values": list(values), **measured}
 
 
-def figure(found: Any, path: Path) -> None:
-    """What each method gained against what it lost by the last stage, a line through its values."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+SHOWN = {
+    "accuracy": (100.0, (0, 100), "pairs ranked rightly (%), mean over stages"),
+    "bits": (1.0, (0, None), "general text: bits per byte"),
+    "margin": (1.0, (None, None), "margin of rewards (nats, β\u00a0=\u00a01), mean over stages"),
+    "kl": (1.0, (0, None), "KL from the first model (nats)"),
+}
+"""Of each measure its scale, its bounds and its name."""
 
-    from jcl.report.figures import HUES, MUTED, STYLE, interval
 
+def draw(found: Any, path: Path) -> None:
+    """What each method gained against what it lost by the last stage, a line through its values.
+
+    Above are means; below is each measure by itself, with intervals.
+    """
     ends = {
-        name: {m: np.asarray(run[m])[:, :, (0, -1)].mean(axis=-1) for m in MEASURES}
+        name: {m: SHOWN[m][0] * np.asarray(run[m])[..., (0, -1), :].mean(-1) for m in SHOWN}
         for name, run in found.items()
     }  # [values, seeds, (before, after)]
     panels = (
-        ("accuracy", 100.0, "bits", "Rightly ranked, against general text",
-         "pairs ranked rightly (%), mean over stages", "general text: bits per byte"),
-        ("margin", 1.0, "kl", "Reward, against the divergence",
-         "margin of rewards (nats, β = 1), mean over stages", "KL from the first model (nats)"),
-    )  # fmt: skip
-    with rc_context(STYLE):
-        drawing = Figure(figsize=(10.5, 5.2), layout="constrained")
-        for axes, (gain, scale, cost, title, below, beside) in zip(
-            drawing.subplots(1, 2), panels, strict=True
-        ):
-            for hue, (name, run) in zip(HUES, ends.items(), strict=False):
-                x, y = scale * run[gain][..., 1].T, run[cost][..., 1].T  # [seeds, values]
-                axes.errorbar(
-                    x.mean(0), y.mean(0), xerr=interval(x), yerr=interval(y), color=hue, marker="o",
-                    markersize=4.5, linewidth=1.6, elinewidth=0.6, label=name,
-                )  # fmt: skip
-                for value, *at in zip(found[name]["values"], x.mean(0), y.mean(0), strict=True):
-                    axes.annotate(f"{value:g}", at, (4, 3), textcoords="offset points",
-                                  fontsize=7.5, color=hue)  # fmt: skip
-            before = [scale * run[gain][..., 0].mean(), run[cost][..., 0].mean()]
+        ("accuracy", "bits", "Rightly ranked, against general text"),
+        ("margin", "kl", "Reward, against the divergence"),
+    )
+    rows = [(m, i) for m, run in enumerate(found.values()) for i in range(len(run["values"]))]
+    y = np.array([-r - 0.6 * m for r, (m, _) in enumerate(rows)])
+    with drawing(10, 10.2) as figure:
+        grid = figure.add_gridspec(2, 4, height_ratios=(1, 1.15))
+        for p, (gain, cost, title) in enumerate(panels):
+            axes = figure.add_subplot(grid[0, 2 * p : 2 * p + 2])
+            points = []
+            for m, run in enumerate(ends.values()):
+                at = np.stack([run[gain][..., 1].mean(1), run[cost][..., 1].mean(1)], axis=1)
+                axes.plot(*at.T, color=hue(m))
+                # the larger the value, the larger the mark
+                for i, point in enumerate(at):
+                    axes.plot(*point, "o", color=hue(m), markersize=4 + 1.6 * i)
+                points.append(tuple(at[len(at) // 2]))
+            first = next(iter(ends.values()))  # before, all are the same model
+            before = (first[gain][..., 0].mean(), first[cost][..., 0].mean())
             axes.plot(*before, "s", color=MUTED)
-            axes.annotate("before", before, (5, 4), textcoords="offset points", color=MUTED)
             axes.invert_yaxis()  # up is better
-            axes.set(title=title, xlabel=below, ylabel=beside)
-        handles = drawing.axes[0].get_legend_handles_labels()
-        drawing.legend(*handles, loc="outside lower center", ncols=4)
-        drawing.savefig(path)
+            axes.margins(x=0.08, y=0.12)
+            axes.set_xlabel(SHOWN[gain][2])
+            axes.set_ylabel(SHOWN[cost][2])
+            axes.set_title(title)
+            hues = [hue(m) for m in range(len(points))]
+            name_points(axes, [*points, before], [*ends, "before"], [*hues, MUTED])
+        for p, (measure, (_, bounds, title)) in enumerate(SHOWN.items()):
+            axes = figure.add_subplot(grid[1, p])
+            for place, (m, i) in zip(y, rows, strict=True):
+                samples = list(ends.values())[m][measure][i, :, 1]
+                half = interval(samples)
+                draw_intervals(axes, samples.mean(), place, half, hue(m), "x", bounds)
+                axes.plot(samples.mean(), place, "o", color=hue(m))
+            names = [f"{name} {v:g}" for name, run in found.items() for v in run["values"]]
+            axes.set_yticks(y, names if not p else [""] * len(y))
+            for text, (m, _) in zip(axes.get_yticklabels(), rows, strict=True):
+                text.set_color(hue(m))
+            across(axes)
+            set_limits(axes, "x", 0.05, bounds)
+            axes.set_xlabel(title)
+        note_seeds(
+            figure, [run["kl"].shape[1] for run in ends.values()], "larger marks: larger values"
+        )
+    figure.savefig(path)
 
 
 def main() -> None:
@@ -327,7 +363,7 @@ def main() -> None:
             found[name] = trained(name, built, evaluate, args.seeds)
             path.write_text(json.dumps(found) + "\n")
             print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
-    figure({name: found[name] for name in COMPARED}, args.out)
+    draw({name: found[name] for name in COMPARED}, args.out)
     print(args.out)
 
 

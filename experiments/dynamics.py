@@ -3,7 +3,8 @@
 Left: accuracy on the first task of handwritten digits around the switch to the second. Right: a
 pretrained language model takes some gradient steps on one document after another, round and round;
 its loss on each is shown by how long ago it was read, until right before it comes again. Run with
-`python experiments/dynamics.py`; writes `experiments/figures/dynamics.png`.
+`python experiments/dynamics.py`; writes `experiments/figures/dynamics.png` and, beside it, the
+numbers as JSON, from which `--redraw` draws it again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from jcl import data, losses, metrics, models
 from jcl.data.corpora import state_of_the_union
 from jcl.data.packing import gather, pack_rows
 from jcl.data.tokens import tokenise
+from jcl.report.labels import name_ends
+from jcl.report.numbers import beside
+from jcl.report.style import GRID, draw_line, drawing, hue, note_seeds, set_limits
 from jcl.runs import expression
 from jcl.runs.experiment import setup
 
@@ -55,6 +59,8 @@ class Config:
     """Of plain gradient descent, as in the paper."""
     out: Path = Path(__file__).parent / "figures" / "dynamics.png"
     """Where the figure goes."""
+    redraw: bool = False
+    """Only draws, from the JSON beside the figure."""
 
 
 def gap(method: str, config: Config) -> np.ndarray:
@@ -147,31 +153,29 @@ def by_age(curves: np.ndarray, documents: int, skip: int = 1) -> np.ndarray:
 
 def draw(gaps: dict[str, np.ndarray], ages: np.ndarray, config: Config) -> None:
     """The figure."""
-    from matplotlib.figure import Figure
-
-    from jcl.report.figures import HUES, interval
-
-    figure = Figure(figsize=(9.5, 3.4), layout="constrained", dpi=150)
-    left, right = figure.subplots(1, 2)
-
-    def line(axes: Any, x: np.ndarray, values: np.ndarray, hue: str, label: str) -> None:
-        mean, half = values.mean(axis=0), interval(values)
-        axes.plot(x, mean, color=hue, label=label, linewidth=1.6)
-        axes.fill_between(x, mean - half, mean + half, color=hue, alpha=0.15, linewidth=0)
-
-    for hue, (name, curves) in zip(HUES, gaps.items(), strict=False):
-        x = np.arange(curves.shape[1]) - config.steps
-        shown = x >= -20
-        line(left, x[shown], 100 * curves[:, shown], hue, name)
-    left.axvline(0, color="#c3c8cf", linewidth=1)
-    left.set(
-        title="Accuracy on the first task (%)", xlabel="steps since the switch", ylim=(-3, 103)
-    )
-    left.legend(frameon=False, fontsize=8)
-    line(right, np.arange(ages.shape[1]), ages, HUES[0], "")
-    right.set(title="Loss on a document (nats a token)", xlabel="documents read since")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    with drawing(10, 3.9) as figure:
+        left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
+        ends = []
+        for m, curves in enumerate(gaps.values()):
+            x = np.arange(curves.shape[1]) - config.steps
+            some = x >= -20
+            drawn = 100 * curves[:, some]
+            ends.append(draw_line(left, x[some], drawn, hue(m), turn=m, bounds=(0, 100))[-1])
+        left.axvline(0, color=GRID, linewidth=1)
+        left.set(ylim=(0, 100), xlim=(-20, x[-1]), xlabel="steps since the switch")
+        left.set_title("Accuracy on the first task (%)")
+        name_ends(
+            left,
+            x[-1],
+            ends,
+            [n.replace(", ", ",\n") for n in gaps],
+            [hue(m) for m in range(len(gaps))],
+        )
+        draw_line(right, np.arange(ages.shape[1]), ages, hue(0), marker="o")
+        right.set_xlabel("documents read since")
+        right.set_title("Loss on a document (nats a token)")
+        set_limits(right, "y", 0.05)
+        note_seeds(figure, [len(ages)])
     config.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(config.out)
 
@@ -181,18 +185,23 @@ def shown(values: np.ndarray) -> str:
     return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
 
 
+def measured(config: Config) -> dict[str, Any]:
+    """Accuracies by method [seeds, 1 + steps], and losses by age [seeds, documents]."""
+    gaps = {method: gap(method, config) for method in config.methods}
+    return {"accuracy": gaps, "loss": by_age(cycle(config), config.documents)}
+
+
 def main(config: Config) -> None:
-    gaps = {}
-    for method in config.methods:
-        gaps[method] = gap(method, config)
-        after = gaps[method][:, config.steps :]
+    found = beside(config.out, config.redraw, lambda: measured(config))
+    gaps = {method: np.asarray(curves) for method, curves in found["accuracy"].items()}
+    for method, curves in gaps.items():
+        after = curves[:, config.steps :]
         lowest, end = after.min(axis=1), after[:, -1]
         print(
             f"{method}: first task {shown(after[:, 0])} at the switch, lowest {shown(lowest)}, in "
             f"the end {shown(end)}; stability gap {shown(end - lowest)}"
         )
-    curves = cycle(config)
-    ages = by_age(curves, config.documents)
+    ages = np.asarray(found["loss"])
     print(f"recovery before the revisit: {shown(metrics.anticipatory_recovery(ages))}")
     draw(gaps, ages, config)
     print(f"figure: {config.out}")

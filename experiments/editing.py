@@ -5,13 +5,13 @@ one editor after another. Along the stream it is asked, by greedy decoding, the 
 (reliability), other words for them (generality), the same of other countries (locality, against
 what the unedited model says), what follows from them (portability), and upstream text
 (perplexity). Run with `python experiments/editing.py`; a stream that was stopped goes on where it
-was. Writes `experiments/figures/editing.png`.
+was. Writes `experiments/figures/editing.png` and, beside it, the numbers as JSON, from which
+`--redraw` draws it again.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,18 @@ from jcl.data.encode import Passage, encode
 from jcl.editing import measures, stream
 from jcl.editing.measures import KINDS
 from jcl.method import Batch, check
+from jcl.report.labels import name_ends
+from jcl.report.numbers import beside
+from jcl.report.style import (
+    across,
+    draw_intervals,
+    draw_line,
+    drawing,
+    hue,
+    interval,
+    note_seeds,
+    set_limits,
+)
 from jcl.runs import expression
 
 EDITORS: dict[str, Callable[..., editing.Editor]] = {
@@ -91,6 +103,8 @@ class Config:
     """Folder of the streams, one a method and seed."""
     figure: Path = Path(__file__).parent / "figures" / "editing.png"
     """Where the figure goes."""
+    redraw: bool = False
+    """Only draws, from the JSON beside the figure."""
 
 
 def read(config: Config, seed: int, tokenizer: Any) -> list[Edit]:
@@ -249,32 +263,43 @@ def table(found: dict[str, list[list[stream.Line]]]) -> str:
 
 
 def draw(found: dict[str, list[list[stream.Line]]], path: Path) -> None:
-    """Each measure along the stream, a line a method, with intervals over seeds."""
-    from matplotlib.figure import Figure
-
-    from jcl.report.figures import HUES, interval
-
-    figure = Figure(figsize=(11, 6.2), layout="constrained", dpi=150)
-    panels = figure.subplots(2, 3).ravel()
-    for axes, name in zip(panels, SHOWN, strict=True):
-        for hue, (method, lines) in zip(HUES, found.items(), strict=False):
-            x = np.array([line["edits"] for line in lines[0]])
-            values = column(lines, name)
-            skip = 0 if name in ("locality", "perplexity") else 1  # of all, before any is made
-            x, values = x[skip:], values[:, skip:]
-            there = ~np.isnan(values).any(axis=0)
-            x, values = x[there], values[:, there]
-            mean, half = values.mean(axis=0), interval(values)
-            label = method.partition("(")[0]
-            axes.plot(x, mean, color=hue, label=label, linewidth=1.6, marker="o", markersize=3)
-            axes.fill_between(x, mean - half, mean + half, color=hue, alpha=0.15, linewidth=0)
-        if name == "perplexity":
-            axes.set_yscale("log")
-        else:
-            axes.set_ylim(-0.04, 1.04)
-        axes.set(title=name, xlabel="edits")
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8)
+    """Each measure along the stream, a line a method; retention, which comes once, as points."""
+    names = [method.partition("(")[0] for method in found]
+    with drawing(10, 6.8) as figure:
+        for axes, name in zip(figure.subplots(2, 3).ravel(), SHOWN, strict=True):
+            share = name != "perplexity"
+            bounds = (0, 1) if share else (0, None)
+            ends: list[float] = []
+            for m, lines in enumerate(found.values()):
+                x = np.array([line["edits"] for line in lines[0]])
+                values = column(lines, name)
+                skip = 0 if name in ("locality", "perplexity") else 1  # of all, before any is made
+                x, values = x[skip:], values[:, skip:]
+                there = ~np.isnan(values).any(axis=0)
+                x, values = x[there], values[:, there]
+                if name == "retained":
+                    mean, half = values[:, -1].mean(), interval(values[:, -1])
+                    draw_intervals(axes, mean, m, half, hue(m), across="x", bounds=bounds)
+                    axes.plot(mean, m, "o", color=hue(m), markersize=6, clip_on=False)
+                    continue
+                # ends apart, so that intervals of several methods stand side by side
+                apart = x + (m - (len(found) - 1) / 2) * 0.012 * x[-1]
+                ends.append(draw_line(axes, apart, values, hue(m), bounds=bounds, marker="o")[-1])
+            axes.set_title(name)
+            if name == "retained":
+                axes.set_yticks(range(len(names)), names)
+                axes.invert_yaxis()
+                across(axes)
+                axes.set_xlim(0, 1)
+                axes.set_xlabel(f"share, of the first edits after {x[-1]}")
+                continue
+            axes.set_xlabel("edits")
+            axes.set_xticks(x)
+            if share:
+                axes.set_ylim(0, 1)
+            set_limits(axes, "y", 0.05, bounds)
+            name_ends(axes, axes.get_xlim()[1], ends, names, [hue(m) for m in range(len(names))])
+        note_seeds(figure, [len(lines) for lines in found.values()])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -285,9 +310,8 @@ def main(config: Config) -> None:
             config, edits=1000, every=100, contexts=len(editing.CONTEXTS), questions=2, length=40,
             longest=8, rows=64, tokens=100_000,
         )  # fmt: skip
-    found = streams(config)
+    found = beside(config.figure, config.redraw, lambda: streams(config))
     print(table(found))
-    (config.out / "lines.json").write_text(json.dumps(found, indent=1))
     draw(found, config.figure)
     print(f"figure: {config.figure}")
 

@@ -5,7 +5,8 @@ common sense by letter, sentiment and topic by word.
 
 Self-synthesised rehearsal writes each stage's data with the model of the stage before, so it isn't
 one compiled run: `python experiments/instructions.py rehearse --out DIR` trains stage by stage.
-`python experiments/instructions.py draw RUN [DIR]` draws what `jcl run instructions` left in RUN.
+`python experiments/instructions.py draw RUN [DIR]` draws what `jcl run instructions` left in RUN;
+the numbers stay beside the figure as JSON, from which `draw --redraw` draws it again.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from jcl.data.instructions import (
 )
 from jcl.measures import answers
 from jcl.measures.evaluation import evaluator, token_nll
+from jcl.report.numbers import beside
 from jcl.runs.experiment import Experiment
 
 METHODS = (
@@ -231,10 +233,8 @@ def rehearsed(
     return np.stack(rows)
 
 
-def draw(run: Path, rehearsal_run: Path | None, to: Path) -> None:
-    """The figure: average in the end and forgetting of each method, with 95 % intervals."""
-    from jcl.report import figures
-
+def measured(run: Path, rehearsal_run: Path | None) -> list[dict[str, Any]]:
+    """The methods' `report.Scores`, as dicts."""
     runs = report.load(run)
     shown = report.labelled(runs)
     if rehearsal_run is not None:
@@ -242,7 +242,20 @@ def draw(run: Path, rehearsal_run: Path | None, to: Path) -> None:
         stages = runs[0].summary["stage_tasks"]
         lost = report.forgetting(R, stages, True)
         shown.insert(2, shown[0]._replace(label="lora() + SSR", scores=R, forgetting=lost))
-    figures.ranking(shown).savefig(to, dpi=150)
+    return [one._asdict() for one in shown]
+
+
+def draw(found: list[dict[str, Any]], to: Path) -> None:
+    """The figure: average in the end and forgetting of each method, with 95 % intervals."""
+    from jcl.report import figures
+
+    runs = [
+        report.Scores(**one)._replace(
+            scores=np.asarray(one["scores"], float), forgetting=np.asarray(one["forgetting"], float)
+        )
+        for one in found
+    ]
+    figures.ranking(runs).savefig(to)
 
 
 def main() -> None:
@@ -253,12 +266,14 @@ def main() -> None:
     rehearse.add_argument("--writer", default="smollm2")
     rehearse.add_argument("--out", type=Path, required=True)
     drawing = commands.add_parser("draw")
-    drawing.add_argument("run", type=Path)
+    drawing.add_argument("run", type=Path, nargs="?", default=Path("runs/instructions"))
     drawing.add_argument("rehearsed", type=Path, nargs="?")
     drawing.add_argument("--to", type=Path, default=Path("experiments/figures/instructions.png"))
+    drawing.add_argument("--redraw", action="store_true", help="from the JSON beside the figure")
     given = parser.parse_args()
     if given.command == "draw":
-        draw(given.run, given.rehearsed, given.to)
+        found = beside(given.to, given.redraw, lambda: measured(given.run, given.rehearsed))
+        draw(found, given.to)
         return
     scores = [rehearsed(Config(), seed, given.writer) for seed in range(given.seeds)]
     given.out.mkdir(parents=True, exist_ok=True)

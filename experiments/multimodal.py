@@ -9,13 +9,13 @@ On three seeds training in sequence loses 55 to 61 points of what was learned, r
 11, and EProj none. MoELoRA loses as much as LoRA here, unlike in CoIN.
 
 `jcl run multimodal --seeds 3 --out runs/multimodal` makes the runs, and `python
-experiments/multimodal.py runs/multimodal` draws figures/multimodal.png of them.
+experiments/multimodal.py runs/multimodal` draws figures/multimodal.png of them; the numbers stay
+beside it as JSON, from which `--redraw` draws it again.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -34,7 +34,19 @@ from jcl.data.stream import Arrays
 from jcl.measures.evaluation import Score, evaluator
 from jcl.method import Batch, Params
 from jcl.models import multimodal, vision
-from jcl.report import figures
+from jcl.report.labels import name_ends, write_value
+from jcl.report.numbers import beside
+from jcl.report.style import (
+    MUTED,
+    draw_intervals,
+    draw_line,
+    drawing,
+    hue,
+    interval,
+    note_seeds,
+    number,
+    set_limits,
+)
 from jcl.runs.experiment import Experiment
 
 METHODS = (
@@ -176,57 +188,76 @@ def build(config: Config) -> Experiment:
     )
 
 
-def draw(runs: Sequence[report.Scores], path: Path) -> None:
-    """What is asked of which image; answers right of the tasks so far; what each task has lost."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+def measured(folder: Path) -> dict[str, Any]:
+    """The names of the tasks, and by method scores [seeds, stages + 1, tasks] and what was lost."""
+    runs = report.labelled(report.load(folder))
+    return {
+        "tasks": list(runs[0].tasks),
+        "scores": {run.label: run.scores for run in runs},
+        "lost": {run.label: run.forgetting[:, :-1] for run in runs},
+    }
 
-    tasks = list(runs[0].tasks)
-    with rc_context(figures.STYLE):
-        figure = Figure(figsize=(12.5, 6.6), layout="constrained")
-        halves: Any = figure.subfigures(2, 1, height_ratios=(1, 2))
-        top, bottom = halves
-        for i, (axes, task) in enumerate(zip(top.subplots(1, len(tasks)), tasks, strict=True)):
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """What is asked of which image; answers right of the tasks so far; what each task has lost.
+
+    Args:
+      found: as `measured` has it.
+      path: of the picture.
+    """
+    tasks, names = found["tasks"], list(found["scores"])
+    with drawing(10, 8.2) as figure:
+        grid = figure.add_gridspec(3, len(tasks), height_ratios=(0.75, 1.3, 1.2))
+        for i, task in enumerate(tasks):
+            axes = figure.add_subplot(grid[0, i])
             shown = images.image_questions(task, "test", limit=1, seed=i)
             axes.imshow(shown.image[0, ..., 0], cmap="gray_r")
             axes.set_axis_off()
             ((question, answer),) = shown.turns[0]
             axes.set_title(f"{question}\n{answer}", loc="center", fontsize=9.5)
-        left, right = bottom.subplots(1, 2, width_ratios=(1, 1.2))
-        width = 0.8 / len(runs)
-        for m, run in enumerate(runs):
-            hue = figures.HUES[m % len(figures.HUES)]
-            seen = np.stack(
-                [run.scores[:, k, :k].mean(axis=1) for k in range(1, len(tasks) + 1)], axis=1
-            )
-            x = np.arange(len(tasks)) + 0.03 * (m - len(runs) / 2)
-            left.errorbar(
-                x, 100 * seen.mean(axis=0), 100 * figures.interval(seen), fmt="o-", color=hue,
-                ms=4, lw=1.6, elinewidth=1, label=run.label,
+        top, below = figure.add_subplot(grid[1, :]), figure.add_subplot(grid[2, :])
+        width = 0.8 / len(names)
+        ends = []
+        for m, name in enumerate(names):
+            R, lost = np.asarray(found["scores"][name]), 100 * np.asarray(found["lost"][name])
+            seen = [R[:, k, :k].mean(axis=1) for k in range(1, len(tasks) + 1)]
+            x = np.arange(len(tasks)) + 0.025 * (m - (len(names) - 1) / 2)
+            mean = draw_line(
+                top, x, 100 * np.stack(seen, axis=1), hue(m), bounds=(0, 100), marker="o"
             )  # fmt: skip
-            lost = run.forgetting[:, :-1]
-            right.bar(
-                np.arange(len(tasks) - 1) + (m - (len(runs) - 1) / 2) * width,
-                100 * lost.mean(axis=0), width, yerr=100 * figures.interval(lost), color=hue,
-                error_kw={"elinewidth": 1},
+            ends.append(mean[-1])
+            place = np.arange(len(tasks) - 1) + (m - (len(names) - 1) / 2) * width
+            below.bar(place, lost.mean(axis=0), 0.9 * width, color=hue(m))
+            _, high = draw_intervals(
+                below, place, lost.mean(axis=0), interval(lost), bounds=(-100, 100)
             )  # fmt: skip
-        left.set_xticks(range(len(tasks)), [f"after {task}" for task in tasks])
-        left.set_ylabel("answers right to the letter in %")
-        left.set_title("Mean over the tasks so far")
-        right.set_xticks(range(len(tasks) - 1), tasks[:-1])
-        right.set_title("Lost of each task's best, in points")
-        figure.legend(loc="outside lower center", ncols=3)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+            for at, value, end in zip(place, lost.mean(axis=0), high, strict=True):
+                write_value(below, number(value, 0), (at, max(end, 0)), (0, 1))
+        top.set_ylim(0, 100)
+        top.set_xticks(range(len(tasks)), [f"after {task}" for task in tasks])
+        top.set_ylabel("right to the letter (%)")
+        top.set_title("Mean over the tasks so far")
+        two_lines = [name.replace(" + ", "\n+ ") for name in names]
+        hues = [hue(m) for m in range(len(names))]
+        name_ends(top, len(tasks) - 1 + 0.08, ends, two_lines, hues)
+        below.set_xticks(range(len(tasks) - 1), tasks[:-1])
+        below.axhline(0, color=MUTED, linewidth=0.8)
+        set_limits(below, "y", 2, (-100, 100))
+        below.set_ylabel("points lost")
+        below.set_title("Lost of each task's best")
+        note_seeds(figure, [len(R) for R in found["scores"].values()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Draws the figure of finished runs.")
-    parser.add_argument("folder", help="what `jcl run multimodal --out` was given")
-    parser.add_argument("--figure", default="experiments/figures/multimodal.png")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs/multimodal"),
+                        help="what `jcl run multimodal --out` was given")  # fmt: skip
+    parser.add_argument("--figure", type=Path, default=Path("experiments/figures/multimodal.png"))
+    parser.add_argument("--redraw", action="store_true", help="from the JSON beside the figure")
     given = parser.parse_args()
-    found = report.load(Path(given.folder))
-    draw(report.labelled(found), Path(given.figure))
+    draw(beside(given.figure, given.redraw, lambda: measured(given.folder)), given.figure)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 The second adds what the figure needs: replay fractions mixed into the stream at equal cost, the
 re-warming bump where nothing changes but the learning rate, the infinite schedule's annealed
 branch, and token selection by a reference model. Each cell is a run of `jcl run pretraining`, whose
-folder stays; one that is there isn't run again.
+folder stays; one that is there isn't run again. The numbers stay beside the figure as JSON, from
+which `--redraw` draws it again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,21 @@ from jcl import data, losses, methods, report
 from jcl.data.snapshots import translations
 from jcl.measures.evaluation import evaluator, token_nll
 from jcl.methods.schedules.schedule import branch
-from jcl.report import figures
+from jcl.report.format import format_samples
+from jcl.report.labels import name_ends
+from jcl.report.numbers import beside
+from jcl.report.style import (
+    INK,
+    MUTED,
+    across,
+    draw_intervals,
+    draw_line,
+    drawing,
+    hue,
+    interval,
+    note_seeds,
+    set_limits,
+)
 from jcl.runs import experiment, expression
 from jcl.runs.experiment import Experiment
 from jcl.training.fit import last_state
@@ -179,79 +194,101 @@ def curve(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array([x["step"] for x in lines]), np.array([x["loss"] for x in lines])
 
 
-def draw(ends: dict[str, np.ndarray], folders: dict[str, Path], path: Path) -> None:
+NAMES = ("English (first)", "German", "Italian (last)")
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
     """Final scores against the replay fraction, those of all methods, and the re-warming bump.
 
     Args:
-      ends: by cell the final scores [seeds, languages].
-      folders: of the cells.
+      found: as `measured` has it.
       path: of the picture.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+    ends = {name: np.asarray(scores) for name, scores in found["ends"].items()}
+    with drawing(10, 7.6) as figure:
+        grid = figure.add_gridspec(2, 2, height_ratios=(1.15, 1))
+        methods = figure.add_subplot(grid[0, :])
+        left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
 
-    names = ("English (first)", "German", "Italian (last)")
-    with rc_context(figures.STYLE):
-        figure = Figure(figsize=(13, 4.2), layout="constrained")
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.25, 1))
+        shown = [k for k in ends if k not in ("replay 5%", "replay 50%")]
+        y = np.arange(len(shown))[::-1]
+        for t in range(len(NAMES)):
+            mean = np.array([ends[k][:, t].mean() for k in shown])
+            half = np.array([interval(ends[k])[t] for k in shown])
+            rows = y + 0.22 * (1 - t)
+            methods.plot(mean, rows, "o", color=hue(t))
+            draw_intervals(methods, mean, rows, half, hue(t), across="x")
+        methods.set_yticks(y, shown)
+        across(methods)
+        set_limits(methods, "x", 0.05)
+        methods.set_xlabel("nats a token in the end, in the colours of the languages below")
+        methods.set_title("Methods")
+
         at = [0.0, *REPLAYS]
         scores = np.stack([ends["re-warming"], *(ends[f"replay {f:.0%}"] for f in REPLAYS)])
-        for t, name in enumerate(names):
-            mean, half = scores[..., t].mean(1), figures.interval(scores[..., t].swapaxes(0, 1))
-            left.plot(at, mean, "o-", color=figures.HUES[t], label=name, ms=4.5, lw=2)
-            left.fill_between(at, mean - half, mean + half, color=figures.HUES[t], alpha=0.15, lw=0)
+        last = [
+            draw_line(left, at, scores[..., t].T, hue(t), marker="o")[-1] for t in range(len(NAMES))
+        ]
         mean = scores.mean(axis=(1, 2))
-        left.plot(at, mean, "--", color=figures.INK, lw=1.4, label="mean of the three")
+        left.plot(at, mean, "--", color=INK, lw=1.4)
+        set_limits(left, "y", 0.05)
+        names = [*NAMES, "mean of the three"]
+        name_ends(left, at[-1], [*last, mean[-1]], names, [*map(hue, range(len(NAMES))), INK])
         left.set_xticks(at, [f"{x:.0%}" for x in at])
         left.set_xlabel("replay fraction, at equal cost")
-        left.set_ylabel("nats a token in the end (lower is better)")
+        left.set_ylabel("nats a token in the end")
         left.set_title("Replay keeps what is old")
-        left.legend()
-        shown = [k for k in ends if not k.startswith(("same", "replay 5%", "replay 50%"))]
-        y = np.arange(len(shown))[::-1]
-        for t, name in enumerate(names):
-            mean = np.array([ends[k][:, t].mean() for k in shown])
-            half = np.array([figures.interval(ends[k])[t] for k in shown])
-            middle.errorbar(
-                mean, y + 0.18 * (1 - t), xerr=half, fmt="o", ms=5, color=figures.HUES[t],
-                elinewidth=1.2, label=name,
-            )  # fmt: skip
-        middle.set_yticks(y, shown)
-        middle.grid(True, axis="x")
-        middle.grid(False, axis="y")
-        middle.set_xlabel("nats a token in the end")
-        middle.set_title("Methods")
-        for m, name in enumerate(k for k in folders if k.startswith("same")):
-            step, loss = curve(folders[name])
-            near = step > STEPS // 2
-            label = name.removeprefix("same, ")
-            right.plot(step[near], loss[near], color=figures.HUES[m], lw=1.5, label=label)
-        right.axvline(STEPS, color=figures.MUTED, lw=0.8, ls=":")
-        right.set_xlabel("step; the dotted line is a boundary, the text goes on as before")
+
+        last = []
+        for m, (step, loss) in enumerate(found["curves"].values()):
+            near = np.asarray(step) > STEPS // 2
+            right.plot(np.asarray(step)[near], np.asarray(loss)[near], color=hue(m), lw=1.5)
+            last.append(loss[-1])
+        set_limits(right, "y", 0.05)
+        name_ends(right, step[-1], last, list(found["curves"]), list(map(hue, range(len(last)))))
+        right.axvline(STEPS, color=MUTED, lw=0.8, ls=":")
+        right.set_xlabel("step; the text goes on as before at the dotted boundary")
         right.set_ylabel("training loss, nats a token")
         right.set_title("The re-warming bump")
-        right.legend()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        note_seeds(figure, [len(one) for one in ends.values()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def measured(given: argparse.Namespace) -> dict[str, Any]:
+    """Of each cell `ends`, final scores [seeds, languages]; and `curves`, steps with losses, where
+    the text goes on as before."""
+    folders = {name: cell(name, given) for name in CELLS}
+    same = "same, "
+    ends = {
+        name: report.load(folder)[0].scores[0, :, -1]
+        for name, folder in folders.items()
+        if not name.startswith(same)
+    }
+    at = list(ends).index("infinite") + 1
+    parts = list(ends.items())
+    branched = annealed(folders["infinite"], given)
+    return {
+        "ends": dict([*parts[:at], ("infinite, annealed", branched), *parts[at:]]),
+        "curves": {
+            name.removeprefix(same): curve(folder)
+            for name, folder in folders.items()
+            if name.startswith(same)
+        },
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", default="runs/pretraining")
-    parser.add_argument("--figure", default="experiments/figures/pretraining.png")
+    parser.add_argument("--figure", type=Path, default=Path("experiments/figures/pretraining.png"))
+    parser.add_argument("--redraw", action="store_true", help="from the JSON beside the figure")
     given = parser.parse_args()
-    folders = {name: cell(name, given) for name in CELLS}
-    ends = {name: report.load(folder)[0].scores[0, :, -1] for name, folder in folders.items()}
-    ends = {k: v for k, v in ends.items() if not k.startswith("same")}
-    at = list(ends).index("infinite") + 1
-    parts = list(ends.items())
-    branched = annealed(folders["infinite"], given)
-    ends = dict([*parts[:at], ("infinite, annealed", branched), *parts[at:]])
-    for name, scores in ends.items():
-        pairs = zip(scores.mean(0), figures.interval(scores), strict=True)
-        print(f"{name:<20}", "  ".join(f"{m:.3f} ± {h:.3f}" for m, h in pairs))
-    draw(ends, folders, Path(given.figure))
+    found = beside(given.figure, given.redraw, lambda: measured(given))
+    for name, scores in found["ends"].items():
+        print(f"{name:<20}", "  ".join(format_samples(x) for x in np.asarray(scores).T))
+    draw(found, given.figure)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ consumer had tuned the model as it was to a program's documentation. On the upgr
 afresh, starts from the old change, learns from the old tuned model, or does both; how many steps
 that saves until the same score is printed. Beside it, what is between the supplier's checkpoints:
 the loss along the line from one to the next, and how alike their features are. Run with
-`python experiments/recycling.py`; writes `experiments/figures/recycling.png`.
+`python experiments/recycling.py`; writes `experiments/figures/recycling.png` and, beside it, the
+numbers as JSON, from which `--redraw` draws it again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ import jcl
 from jcl import data, landscape, losses, metrics, models, taps
 from jcl.data.corpora import django_docs, eras, held_out, state_of_the_union
 from jcl.measures.evaluation import evaluator, token_nll
+from jcl.report.labels import name_ends
+from jcl.report.numbers import beside
+from jcl.report.style import HEAT, draw_line, drawing, hue, note_seeds, set_limits
 from jcl.runs.recycle import recycle, steps_to
 
 Way = Literal["none", "start", "distil", "both"]
@@ -57,6 +61,8 @@ class Config:
     """Of the distillation."""
     out: Path = Path(__file__).parent / "figures" / "recycling.png"
     """Where the figure goes."""
+    redraw: bool = False
+    """Only draws, from the JSON beside the figure."""
 
 
 class Setting:
@@ -131,29 +137,32 @@ def between(setting: Setting, checkpoints: list[Any]) -> tuple[np.ndarray, np.nd
 
 def draw(curves: dict[str, np.ndarray], walked: np.ndarray, alike: np.ndarray, c: Config) -> None:
     """The figure."""
-    from matplotlib.figure import Figure
-
-    from jcl.report.figures import HEAT, HUES, interval
-
-    figure = Figure(figsize=(11, 3.3), layout="constrained", dpi=150)
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.3, 1, 0.9))
-    for hue, (name, values) in zip(HUES, curves.items(), strict=False):
-        x, mean, half = c.every * np.arange(values.shape[1]), values.mean(axis=0), interval(values)
-        left.plot(x, mean, color=hue, label=name, linewidth=1.6)
-        left.fill_between(x, mean - half, mean + half, color=hue, alpha=0.15, linewidth=0)
-    left.set(title="Tuning the upgraded model", xlabel="steps", ylabel="log perplexity")
-    left.legend(frameon=False, fontsize=8)
-    for i, line in enumerate(walked):
-        middle.plot(np.linspace(i, i + 1, len(line)), line, color=HUES[0], linewidth=1.6)
-        middle.plot([i, i + 1], line[[0, -1]], "o", color=HUES[0], markersize=4)
-    middle.set(title="Loss between checkpoints", xlabel="supplier's checkpoint")
-    right.imshow(alike, cmap=HEAT, vmin=0, vmax=1)
-    for i, j in np.ndindex(alike.shape):
-        ink = "white" if alike[i, j] > 0.5 else "black"
-        right.text(j, i, f"{alike[i, j]:.2f}", ha="center", va="center", color=ink, fontsize=8)
-    right.set(title="CKA of last features", xticks=range(len(alike)), yticks=range(len(alike)))
-    for axes in (left, middle):
-        axes.spines[["top", "right"]].set_visible(False)
+    with drawing(10, 3.7) as figure:
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 0.9))
+        hues = [hue(m) for m in range(len(curves))]
+        ends = []
+        for m, values in enumerate(curves.values()):
+            x = c.every * np.arange(values.shape[1])
+            apart = x + (m - (len(curves) - 1) / 2) * 0.008 * x[-1]  # intervals side by side
+            ends.append(draw_line(left, apart, values, hues[m], marker="o", markersize=3)[-1])
+        left.set(xlabel="steps", ylabel="log perplexity")
+        left.set_title("Tuning the upgraded model")
+        set_limits(left, "y", 0.05)
+        name_ends(left, left.get_xlim()[1], ends, list(curves), hues)
+        for i, line in enumerate(walked):
+            middle.plot(np.linspace(i, i + 1, len(line)), line, color=hue(0))
+            middle.plot([i, i + 1], line[[0, -1]], "o", color=hue(0))
+        middle.set(xlabel="supplier's checkpoint", xticks=range(len(alike)))
+        middle.set_title("Loss between checkpoints")
+        set_limits(middle, "y", 0.05)
+        right.imshow(alike, cmap=HEAT, vmin=0, vmax=1)
+        for i, j in np.ndindex(alike.shape):
+            ink = "white" if alike[i, j] > 0.5 else "black"
+            right.text(j, i, f"{alike[i, j]:.2f}", ha="center", va="center", color=ink, fontsize=9)
+        right.grid(False)
+        right.set(xticks=range(len(alike)), yticks=range(len(alike)))
+        right.set_title("CKA of last features")
+        note_seeds(figure, [len(values) for values in curves.values()])
     c.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(c.out)
 
@@ -163,7 +172,8 @@ def shown(values: Any) -> str:
     return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
 
 
-def main(config: Config) -> None:
+def measured(config: Config) -> dict[str, Any]:
+    """Scores while tuning by way [seeds, n]; and, as `between` has them, `walked` and `alike`."""
     setting = Setting(config)
     base = setting.model.params
     supplier = setting.stream(setting.supplier, config.upgrade, 0)
@@ -178,7 +188,14 @@ def main(config: Config) -> None:
                 base, tuned[-1], upgrades[-1], way, jcl.chain(), config.strength
             )
             curves[SHOWN[way]].append(setting.train(stream, start, method, seed)[1])
-    stacked = {name: np.stack(values) for name, values in curves.items()}
+    walked, alike = between(setting, [base, *upgrades])
+    return {"curves": curves, "walked": walked, "alike": alike}
+
+
+def main(config: Config) -> None:
+    found = beside(config.out, config.redraw, lambda: measured(config))
+    stacked = {name: np.asarray(values) for name, values in found["curves"].items()}
+    walked, alike = np.asarray(found["walked"]), np.asarray(found["alike"])
     afresh = stacked["afresh"]
     for name, values in stacked.items():
         steps = [
@@ -191,7 +208,6 @@ def main(config: Config) -> None:
             f"{name}: before a step {shown(values[:, 0])}, in the end {shown(values[:, -1])}, "
             f"steps to what tuning afresh ends with {reach}"
         )
-    walked, alike = between(setting, [base, *upgrades])
     high = [float(landscape.barrier(jnp.asarray(line))) for line in walked]
     print(f"barriers between checkpoints: {', '.join(f'{b:.4f}' for b in high)}")
     draw(stacked, walked, alike, config)

@@ -6,7 +6,8 @@
 It begins as a model of Django's documentation of 2017 and is trained on that of 2019, 2021 and
 2023, and probed for what stayed, what was updated and what is new, apart. The second command runs
 both ways to train, beside methods that hold on to what was, and draws the figure. Each cell is a
-run of `jcl run snapshots`, whose folder stays; one that is there isn't run again.
+run of `jcl run snapshots`, whose folder stays; one that is there isn't run again. The numbers stay
+beside the figure as JSON, from which `--redraw` draws it again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,19 @@ from jcl import data, losses, methods, metrics, report
 from jcl.data.corpora import Page, django_docs
 from jcl.data.snapshots import KINDS, Series, series, with_dates
 from jcl.measures.evaluation import evaluator, token_nll
-from jcl.report import figures
+from jcl.report.format import format_samples
+from jcl.report.numbers import beside
+from jcl.report.style import (
+    HUES,
+    MUTED,
+    across,
+    draw_intervals,
+    drawing,
+    hue,
+    interval,
+    note_seeds,
+    set_limits,
+)
 from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "l2sp(strength=0.01)", "lora(rank=8)")
@@ -193,54 +206,62 @@ def ratio(gained: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.array([metrics.fuar(-kept, updated, new) for kept, updated, new in parts])
 
 
-def draw(runs: Mapping[str, report.Run], path: Path) -> None:
-    """What an update took off each kind of probe, over methods, and FUAR."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """What an update took off each kind of probe, over methods, and FUAR.
 
-    gains = {name: changes(run) for name, run in runs.items()}
-    y = np.arange(len(runs))[::-1]
-    with rc_context(figures.STYLE):
-        figure = Figure(figsize=(11, 1.6 + 0.55 * len(runs)), layout="constrained")
+    Args:
+      found: of each cell what `changes` gives.
+      path: of the picture.
+    """
+    gains = {
+        name: {kind: np.asarray(one[kind]) for kind in KINDS} for name, one in found.items()
+    }  # fmt: skip
+    y = np.arange(len(gains))[::-1]
+    with drawing(9.5, 1.8 + 0.6 * len(gains)) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
         for i, kind in enumerate(KINDS):
-            per_seed = np.stack([g[kind].mean(1) for g in gains.values()], axis=1)
-            left.barh(
-                y + 0.26 * (1 - i), per_seed.mean(0), 0.24, color=figures.HUES[i], label=kind,
-                xerr=figures.interval(per_seed), error_kw={"ecolor": figures.MUTED, "capsize": 2},
+            samples = np.stack([g[kind].mean(1) for g in gains.values()], axis=1)
+            rows = y + 0.26 * (1 - i)
+            left.barh(rows, samples.mean(0), 0.24, color=hue(i))
+            _, high = draw_intervals(left, samples.mean(0), rows, interval(samples), across="x")
+            left.annotate(  # beside its first bar
+                kind, (max(high[0], 0), rows[0]), (4, 0), textcoords="offset points", va="center",
+                color=hue(i), fontsize=9,
             )  # fmt: skip
-        left.axvline(0, color=figures.MUTED, lw=0.8)
-        left.set_yticks(y, list(runs))
+        left.axvline(0, color=MUTED, lw=0.8)
+        left.set_yticks(y, list(gains))
         left.set_xlabel("nats a token that an update takes off (mean of three); below 0 is lost")
         left.set_title("What stayed, was updated, is new")
-        left.legend()
+        left.margins(x=0.12)
+        set_limits(left, "x", 0.05)
         fuar = np.stack([ratio(g) for g in gains.values()], axis=1)
-        right.barh(
-            y, fuar.mean(0), 0.5, color=figures.HUES[6], xerr=figures.interval(fuar),
-            error_kw={"ecolor": figures.MUTED, "capsize": 2},
-        )  # fmt: skip
+        right.barh(y, fuar.mean(0), 0.5, color=HUES[7])
+        draw_intervals(right, fuar.mean(0), y, interval(fuar), across="x", bounds=(0, None))
+        set_limits(right, "x", 0.05, (0, None))
         right.set_xlabel("lost on what stayed for each nat gained")
         right.set_title("FUAR (lower is better)")
         for axes in (left, right):
-            axes.grid(True, axis="x")
-            axes.grid(False, axis="y")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+            across(axes)
+        note_seeds(figure, [len(g[KINDS[0]]) for g in gains.values()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", default="runs/snapshots")
-    parser.add_argument("--figure", default="experiments/figures/snapshots.png")
+    parser.add_argument("--figure", type=Path, default=Path("experiments/figures/snapshots.png"))
+    parser.add_argument("--redraw", action="store_true", help="from the JSON beside the figure")
     given = parser.parse_args()
-    runs = {name: cell(name, given) for name in CELLS}
-    for name, run in runs.items():
-        gained = changes(run)
+    found = beside(
+        given.figure, given.redraw, lambda: {name: changes(cell(name, given)) for name in CELLS}
+    )  # fmt: skip
+    for name, one in found.items():
+        gained = {kind: np.asarray(one[kind]) for kind in KINDS}
         shown = [gained[kind].mean(1) for kind in KINDS] + [ratio(gained)]
-        pairs = [(x.mean(), float(figures.interval(x[:, None])[0])) for x in shown]
-        print(f"{name:<24}", "  ".join(f"{m:.3f} ± {h:.3f}" for m, h in pairs))
-    draw(runs, Path(given.figure))
+        print(f"{name:<24}", "  ".join(format_samples(x) for x in shown))
+    draw(found, given.figure)
 
 
 if __name__ == "__main__":

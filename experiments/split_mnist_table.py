@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jcl import cli
+from jcl import cli, report
 
 METHODS = {
     "none": "naive()",
@@ -62,8 +62,7 @@ def shown(summary: dict | None) -> str:
     """Mean ± interval of the final average, in per cent."""
     if summary is None:
         return "–"
-    average = summary["average"]
-    return f"{100 * average['mean']:.1f} ± {100 * (average['ci95'] or 0):.1f}"
+    return report.format_mean(summary["average"], 100)
 
 
 def main() -> None:

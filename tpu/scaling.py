@@ -16,10 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plan
 from program import Request
 
 from jcl.models.presets import PRESETS
+from jcl.report.labels import name_points
+from jcl.report.style import across, drawing, hue
 
 SIZES = {
     "v5e": ("2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -73,42 +76,44 @@ def _chips(size: str) -> int:
 
 def draw(found: dict[str, Any], to: Path) -> None:
     """The figure: bytes over chips, where sending would take over, and what methods add."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    from jcl.report.figures import HUES, STYLE
-
-    with rc_context(STYLE):
-        figure = Figure((13.0, 4.2), layout="constrained")
-        bytes_, cross, methods = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
-        some = next(iter(found["lines"].values()))[0]
-        for (name, points), hue in zip(found["lines"].items(), HUES, strict=False):
-            chips = [p["chips"] for p in points]
-            style: Any = {"color": hue, "marker": "o", "markersize": 4, "label": name}
-            bytes_.plot(chips, [sum(p["sent"].values()) / 1e9 for p in points], **style)
-            even = [p["tokens"] * p["wires"] / p["compute"] for p in points]
-            cross.plot(chips, even, **style)
-        for axes in (bytes_, cross):
+    with drawing(10, 7.6) as figure:
+        grid = figure.add_gridspec(2, 2)
+        bytes_, cross = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+        methods = figure.add_subplot(grid[1, :])
+        lines = found["lines"]
+        some = next(iter(lines.values()))[0]
+        hues = [hue(m) for m in range(len(lines))]
+        sent = [[sum(p["sent"].values()) / 1e9 for p in points] for points in lines.values()]
+        even = [
+            [p["tokens"] * p["wires"] / p["compute"] for p in points] for points in lines.values()
+        ]
+        ticks = sorted({p["chips"] for points in lines.values() for p in points})
+        for axes, heights in ((bytes_, sent), (cross, even)):
             axes.set_xscale("log", base=2)
-            ticks = sorted({p["chips"] for points in found["lines"].values() for p in points})
+            for points, line, color in zip(lines.values(), heights, hues, strict=True):
+                axes.plot([p["chips"] for p in points], line, color=color, marker="o")
             axes.set_xticks(ticks, [str(n) for n in ticks])
-            axes.set_xlabel("chips")
             axes.set_ylim(0)
+            ends = [(p[-1]["chips"], h[-1]) for p, h in zip(lines.values(), heights, strict=True)]
+            name_points(axes, ends, list(lines), hues)
+        bytes_.set_xlabel("chips")
         bytes_.set_title(f"{found['model']}: sent by a chip in a step, GB")
         cross.set_title("Below so many tokens a chip, sending dominates")
         tera = some["flops"] / 1e12
         cross.set_xlabel(f"chips, planned with {some['tokens']:.0f} tokens each: {tera:.0f} TFLOPs")
-        bytes_.legend()
         kinds = sorted({k for p in found["methods"].values() for k in p["sent"]})
-        base = [0.0] * len(found["methods"])
-        for kind, hue in zip(kinds, HUES, strict=False):
-            sent = [p["sent"].get(kind, 0) / 1e9 for p in found["methods"].values()]
-            methods.bar(list(found["methods"]), sent, bottom=base, color=hue, label=kind, width=0.6)
-            base = [a + b for a, b in zip(base, sent, strict=True)]
-        methods.set_title(f"By method on {AT}, GB")
-        methods.legend()
-        to.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(to)
+        base = np.zeros(len(found["methods"]))
+        y = np.arange(len(base))[::-1]
+        for m, kind in enumerate(kinds):
+            parts = np.array([p["sent"].get(kind, 0) / 1e9 for p in found["methods"].values()])
+            methods.barh(y, parts, 0.6, base, color=hue(m), label=kind)
+            base += parts
+        methods.set_yticks(y, list(found["methods"]))
+        methods.set_title(f"Sent by a chip in a step by method, on {AT}, GB")
+        across(methods)
+        figure.legend(*methods.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(to)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

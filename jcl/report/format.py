@@ -25,8 +25,18 @@ def format_mean(value: Mapping[str, Any], scale: int = 1) -> str:
     if value["mean"] is None:
         return "–"
     digits = 1 if scale == 100 else 3
-    text = f"{scale * value['mean']:.{digits}f}"
+    text = f"{scale * value['mean']:z.{digits}f}"
     return text if value["ci95"] is None else f"{text} ± {scale * value['ci95']:.{digits}f}"
+
+
+def format_samples(values: np.ndarray, digits: int = 3) -> str:
+    """`mean ± interval` of numbers [seeds]; of a single one just it.
+
+    >>> format_samples(np.array([1.0, 2.0, 3.0])), format_samples(np.array([2.0]))
+    ('2.000 ± 2.484', '2.000')
+    """
+    mean, half = metrics.interval(values)
+    return f"{mean:z.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}")
 
 
 def scale(runs: Sequence[Run]) -> int:
@@ -35,12 +45,33 @@ def scale(runs: Sequence[Run]) -> int:
 
 
 def labelled(runs: Sequence[Run]) -> list[Scores]:
-    """Each run's best point; runs of the same method are told apart by their folders."""
+    """Each run's best point; runs of the same method are told apart by their folders.
+
+    Where the runs' numbers of seeds differ, each label says its own.
+    """
     names = [run.labels[run.best] for run in runs]
-    return [
-        run.shown(label=f"{name} ({run.folder.name})" if names.count(name) > 1 else name)
-        for run, name in zip(runs, names, strict=True)
-    ]
+    differ = len({run.summary["seeds"] for run in runs}) > 1
+
+    def label(run: Run, name: str) -> str:
+        facts = [run.folder.name] if names.count(name) > 1 else []
+        facts += [count_seeds(run)] if differ else []
+        return f"{name} ({', '.join(facts)})" if facts else name
+
+    return [run.shown(label=label(run, name)) for run, name in zip(runs, names, strict=True)]
+
+
+def count_seeds(run: Run) -> str:
+    """`1 seed` or `3 seeds`."""
+    number = run.summary["seeds"]
+    return f"{number} seed{'' if number == 1 else 's'}"
+
+
+def interval_note(runs: Sequence[Run]) -> str:
+    """What stands after ±, such as `± 95 % over 3 seeds`; empty where every run has one seed."""
+    numbers = {run.summary["seeds"] for run in runs}
+    if numbers == {1}:
+        return ""
+    return f"± 95 % over {count_seeds(runs[0]) if len(numbers) == 1 else 'the seeds of a row'}"
 
 
 def title(measure: str) -> str:

@@ -20,7 +20,15 @@ from jcl.measures import metrics
 from jcl.parallel import signals
 from jcl.report import figures
 from jcl.report.folder import Run, load
-from jcl.report.format import MEASURES, format_mean, labelled, scale, title, unit
+from jcl.report.format import (
+    MEASURES,
+    format_mean,
+    interval_note,
+    labelled,
+    scale,
+    title,
+    unit,
+)
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --muted: #5f6672; --line: #e3e6ea;
@@ -174,8 +182,8 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]], tight: bool = Tru
 
 def _sub(runs: Sequence[Run]) -> str:
     facts = runs[0].summary
-    many = facts["seeds"] > 1
-    seeds = f"{facts['seeds']} seeds, ± 95 % (Student's t)" if many else "1 seed"
+    note = interval_note(runs)
+    seeds = f"mean {note} (Student's t)" if note else "1 seed"
     return f"{facts['experiment']} · {facts['scenario']} · {unit(runs)} · {seeds}"
 
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from jcl.parallel.mesh import Placed
 from jcl.report.folder import Run
-from jcl.report.format import MEASURES, format_mean, labelled, scale, title
+from jcl.report.format import MEASURES, format_mean, interval_note, labelled, scale, title
 
 WIDE = 12
 """How many tasks fit into a table."""
@@ -181,7 +181,8 @@ def table(runs: Sequence[Run]) -> None:
     """Prints the measures of runs, one line for each run or point of a sweep."""
     factor = scale(runs)
     facts = runs[0].summary
-    seeds = f", mean ± 95 % over {facts['seeds']} seeds" if facts["seeds"] > 1 else ""
+    note = interval_note(runs)
+    seeds = f", mean {note}" if note else ""
     unit = f"{facts['measure']}{' (%)' if factor == 100 else ''}"
     heading = f"{unit}, {'higher' if facts['higher_is_better'] else 'lower'} is better{seeds}"
     out = _titled(heading)

@@ -145,14 +145,15 @@ def draw(out: Path, nodes: Sequence[Node], result: Result, summary: dict[str, An
     """Draws `pipeline.png` and the pages: `report.html` here and in each node's folder."""
     from jcl.report import figures, page
 
-    panels = [
-        figures.Panel(
-            pipeline.key(g),
-            f"{g.measure} ({'higher' if g.higher_is_better else 'lower'} is better)",
-            [pipeline.table(result, g, node.name).mean(axis=-1) for node in nodes],
-        )
-        for g in pipeline.gauges(nodes)
-    ]
+    def panel(gauge: pipeline.Gauge) -> figures.Panel:
+        values = [pipeline.table(result, gauge, node.name).mean(axis=-1) for node in nodes]
+        in_range = all(((v >= 0) & (v <= 1)).all() for v in values)
+        share = gauge.higher_is_better and in_range
+        sense = "higher" if gauge.higher_is_better else "lower"
+        unit = f"{gauge.measure} ({'%' if share else f'{sense} is better'})"
+        return figures.Panel(pipeline.key(gauge), unit, values, share)
+
+    panels = [panel(gauge) for gauge in pipeline.gauges(nodes)]
     figure = figures.pipeline(panels, [node.name for node in nodes])
     for node in nodes:
         page.draw(out / node.name)

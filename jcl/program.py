@@ -14,18 +14,7 @@ from jax.sharding import Mesh
 
 from jcl import taps, trees
 from jcl.chain import chain
-from jcl.method import (
-    Apply,
-    Batch,
-    Ctx,
-    Info,
-    Method,
-    Objective,
-    Params,
-    Tap,
-    check,
-    defines,
-)
+from jcl.method import Apply, Batch, Ctx, Info, Method, Objective, Params, Tap, check, defines
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import Shares
 from jcl.records import record

@@ -255,6 +255,10 @@ def _spread_ends(axes: Axes) -> None:
 def _traces(axes: Axes) -> np.ndarray:
     """Pixels [n, 2] that lines, marks and intervals run through, every few pixels."""
     paths = [axes.transData.transform(line.get_xydata()) for line in axes.lines]
+    for line, path in list(zip(axes.lines, paths, strict=True)):
+        if line.get_marker() not in ("None", None, "", " "):
+            reach = line.get_markersize() / 2 * _dot(axes)
+            paths += [at + reach * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]) for at in path]
     for collection in axes.collections:
         if isinstance(collection, LineCollection):
             paths += [axes.transData.transform(s) for s in collection.get_segments()]

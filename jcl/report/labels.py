@@ -87,10 +87,13 @@ def settle(figure: Figure) -> None:
     """Moves, wraps, tilts and leaves out texts until none lies over another; the layout stays."""
     for axes in figure.axes:
         _show_plain_numbers(axes)
+    words: dict[Text, str] = {}
     for _ in range(3):  # what is wrapped takes less room, so that the layout changes
         figure.draw_without_rendering()  # lays it out, without which nothing has a size
-        if not any([_wrap_titles(figure, axes) or _fit_ticks(axes) for axes in figure.axes]):
+        if not any([_wrap_titles(figure, axes, words) | _fit_ticks(axes) for axes in figure.axes]):
             break
+    else:
+        figure.draw_without_rendering()
     for axes in figure.axes:
         _drop_values(axes)
         _spread_ends(axes)
@@ -145,18 +148,26 @@ def _clash(boxes: Sequence[Bbox], room: float = 0.0) -> bool:
     return any(a.overlaps(b) for i, a in enumerate(wide) for b in wide[:i])
 
 
-def _wrap(text: Text, room: float, long: Callable[[Bbox], float]) -> bool:
-    """Breaks a text into lines until it isn't longer than `room` pixels; whether it was longer."""
-    words = text.get_text()
-    letters = max(map(len, words.split("\n")))
+def _wrap(text: Text, words: dict[Text, str], room: float, long: Callable[[Bbox], float]) -> bool:
+    """Breaks a text into lines until it isn't longer than `room` pixels; whether it was longer.
+
+    Args:
+      text: which.
+      words: by text what it said before it was first broken, which is added.
+      room: for it.
+      long: what of its box is to fit.
+    """
+    said = words.setdefault(text, text.get_text())
+    longer = long(_box(text)) > room
+    letters = max(map(len, said.split("\n")))
     while long(_box(text)) > room and letters > 8:
         letters = min(letters - 1, int(letters * room / long(_box(text))))
-        lines = (textwrap.fill(line, max(letters, 8)) for line in words.split("\n"))
+        lines = (textwrap.fill(line, max(letters, 8)) for line in said.split("\n"))
         text.set_text("\n".join(lines))
-    return text.get_text() != words
+    return longer
 
 
-def _wrap_titles(figure: Figure, axes: Axes) -> bool:
+def _wrap_titles(figure: Figure, axes: Axes, words: dict[Text, str]) -> bool:
     """Titles end where the next axes begin, and labels where their own side of the axes does.
 
     Returns whether one was wrapped.
@@ -174,10 +185,10 @@ def _wrap_titles(figure: Figure, axes: Axes) -> bool:
     for text in axes.get_children():
         if isinstance(text, Text) and text.get_text() in titles:
             room = after - box.x0 if text.get_horizontalalignment() == "left" else box.width
-            changed |= _wrap(text, room - 12, lambda b: b.width)
+            changed |= _wrap(text, words, room - 12, lambda b: b.width)
     side = min((after - box.x1) / 2, (box.x0 - before) / 2)
-    changed |= _wrap(axes.xaxis.label, box.width + 2 * max(side, 0) - 12, lambda b: b.width)
-    return _wrap(axes.yaxis.label, box.height, lambda b: b.height) or changed
+    changed |= _wrap(axes.xaxis.label, words, box.width + 2 * max(side, 0) - 12, lambda b: b.width)
+    return _wrap(axes.yaxis.label, words, box.height, lambda b: b.height) or changed
 
 
 def _fit_ticks(axes: Axes) -> bool:
@@ -244,6 +255,10 @@ def _spread_ends(axes: Axes) -> None:
 def _traces(axes: Axes) -> np.ndarray:
     """Pixels [n, 2] that lines, marks and intervals run through, every few pixels."""
     paths = [axes.transData.transform(line.get_xydata()) for line in axes.lines]
+    for line, path in list(zip(axes.lines, paths, strict=True)):
+        if line.get_marker() not in ("None", None, "", " "):
+            reach = line.get_markersize() / 2 * _dot(axes)
+            paths += [at + reach * np.array([[1, 0], [0, 1], [-1, 0], [0, -1]]) for at in path]
     for collection in axes.collections:
         if isinstance(collection, LineCollection):
             paths += [axes.transData.transform(s) for s in collection.get_segments()]

@@ -90,7 +90,7 @@ def toy(tmp_path_factory):
 def run(toy, tmp_path, monkeypatch, capsys):
     """Runs the toy, in a folder of its own; returns the exit code, what was said, and where."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_spread", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
 
     def call(*args, out="out"):
         code = cli.main(["run", toy, *args, *(["--out", out] if out else [])])
@@ -409,7 +409,7 @@ def build(config):
 
 
 def test_a_pretrained_model_is_loaded_onto_the_mesh(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_spread", lambda: None)
+    monkeypatch.setattr(launch, "_split_cpu", lambda: None)
     config = models.decoder.Config(
         vocabulary=64, layers=2, width=32, heads=4, hidden=64, head_width=8
     )

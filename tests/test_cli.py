@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -472,17 +471,6 @@ def test_compare_and_report_read_what_run_wrote(run, tmp_path, capsys):
     (tmp_path / "a" / "report.html").unlink()
     assert cli.main(["report", "a"]) == 0
     assert (tmp_path / "a" / "report.html").exists()
-
-
-def test_cores_become_devices_unless_the_user_has_said_otherwise(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_foo=1")
-    launch._split_cpu()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    wanted = f"--xla_foo=1 --xla_force_host_platform_device_count={cores}"
-    assert os.environ["XLA_FLAGS"] == wanted
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
-    launch._split_cpu()
-    assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
 
 
 def test_the_command_line_loads_without_what_only_a_run_needs():

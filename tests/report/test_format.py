@@ -24,12 +24,8 @@ def test_per_cent_is_only_for_shares(tmp_path):
 
 
 def test_what_is_below_0_or_above_1_is_no_share(tmp_path):
-    for scores, factor in (
-        (R, 100),
-        (R - 0.5, 1),
-        (1.2 * R, 1),
-        (R + np.where(R > 0, np.nan, 0), 100),
-    ):
+    undefined = np.where(R > 0.8, np.nan, R)
+    for scores, factor in ((R, 100), (R - 0.5, 1), (1.2 * R, 1), (undefined, 100)):
         assert text.scale_of(write(tmp_path / "a", scores).shown()) == factor
 
 

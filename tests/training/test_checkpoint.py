@@ -25,7 +25,7 @@ def state(seed: int = 0) -> dict[str, Any]:
         "count": jnp.int32(seed + 3),
         "flags": (
             jnp.array([True, False, True]),
-            jnp.asarray(draw.integers(0, 9, (1, 2)), jnp.int8),
+            jnp.int8(draw.integers(-9, 9, (1, 2))),
         ),
         "key": jax.random.split(jax.random.key(seed), 3),
     }

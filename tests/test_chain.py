@@ -56,6 +56,7 @@ def noted(name: str, log: list[str]) -> jcl.Method:
     )
 
 
+@pytest.mark.quick
 def test_hooks_run_from_left_to_right_and_the_last_wrapper_is_outermost() -> None:
     log: list[str] = []
     both = jcl.chain(noted("a", log), noted("b", log))
@@ -74,6 +75,7 @@ def test_hooks_run_from_left_to_right_and_the_last_wrapper_is_outermost() -> Non
     assert both.report({"a": "a", "b": "bbb"}, None) == {"a/length": 1, "b/length": 3}
 
 
+@pytest.mark.quick
 def test_a_chain_defines_what_one_of_its_methods_defines_and_an_empty_one_nothing() -> None:
     empty = jcl.chain()
     assert empty.name == "naive" and empty.parts == ()
@@ -85,6 +87,7 @@ def test_a_chain_defines_what_one_of_its_methods_defines_and_an_empty_one_nothin
     assert some.reads == ("parameters", "gradients", "samples")
 
 
+@pytest.mark.quick
 def test_it_is_idle_while_all_that_have_passes_are() -> None:
     def sleeper(name: str, sleeps: bool) -> jcl.Method:
         return jcl.Method(name, batch=lambda s, c, rows: rows, idle=lambda s, c: jnp.array(sleeps))
@@ -97,6 +100,7 @@ def test_it_is_idle_while_all_that_have_passes_are() -> None:
     assert not jcl.method.defines(awake, "idle")
 
 
+@pytest.mark.quick
 def test_each_method_has_keys_of_its_own_for_each_phase() -> None:
     keys: dict[str, Any] = {}
 
@@ -130,6 +134,7 @@ def test_adding_a_method_never_changes_anothers_draws() -> None:
     np.testing.assert_array_equal(*buffers)
 
 
+@pytest.mark.quick
 def test_chain_refuses_what_can_not_work() -> None:
     with pytest.raises(ValueError, match="two methods are named 'ewc'"):
         jcl.chain(methods.ewc(), methods.ewc())
@@ -142,11 +147,13 @@ def test_chain_refuses_what_can_not_work() -> None:
         make(jcl.chain(methods.ewc(), grows)).init(PARAMS, BATCH, jax.random.key(0))
 
 
+@pytest.mark.quick
 def test_chains_nest() -> None:
     inner = jcl.chain(methods.er(), methods.ewc())
     assert jcl.chain(inner, methods.si(), methods.naive()).name == "er + ewc + si"
 
 
+@pytest.mark.quick
 def test_explain_names_what_the_optimizer_keeps() -> None:
     text = jcl.explain(methods.ewc(), optax.sgd(optax.linear_schedule(0.1, 0.0, 7), momentum=0.9))
     assert "(optimizer)  TraceState, ScaleByScheduleState" in text

@@ -41,6 +41,7 @@ def test_members_are_what_they_are_alone(how: Any, members: int) -> None:
             np.testing.assert_allclose(a, b[i], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("how", ["vmap", "map", "devices"])
 @pytest.mark.parametrize("members", [1, 3, 11])
 def test_a_function_of_each_member_sees_its_own_value_and_argument(how: Any, members: int) -> None:
@@ -61,6 +62,7 @@ def test_a_function_of_each_member_sees_its_own_value_and_argument(how: Any, mem
     np.testing.assert_array_equal(found, 10 * np.arange(1.0, members + 1) ** 2)
 
 
+@pytest.mark.quick
 def test_programs_on_a_mesh_are_no_members() -> None:
     with pytest.raises(ValueError, match=r"mesh is \{.*'fsdp': 2.*\}, but must be None"):
         jcl.replicate(lambda _: make(methods.naive(), mesh=mesh.make(fsdp=2)), jnp.arange(3))

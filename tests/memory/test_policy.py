@@ -50,6 +50,7 @@ def test_task_balanced_reads_the_task_column() -> None:
     assert counts.tolist() == [10, 10]
 
 
+@pytest.mark.quick
 def test_highest_loss_keeps_the_highest() -> None:
     buffer = feed("loss", None, [rows_of(np.arange(i, i + 10)) for i in range(0, 70, 10)], 20)
     assert sorted(kept(buffer) % 7) == [5] * 10 + [6] * 10

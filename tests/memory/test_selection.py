@@ -63,6 +63,7 @@ def test_reservoir_is_uniform_and_the_test_would_notice_if_it_were_not() -> None
     assert uniformity(always) < 1e-3
 
 
+@pytest.mark.quick
 def test_ranked_with_random_scores_is_uniform_too() -> None:
     def insert(buffer: memory.Buffer, key: jax.Array, rows: Any) -> memory.Buffer:
         return memory.ranked(buffer, rows, rows["y"], jax.random.uniform(key, (BATCH,)))

@@ -17,13 +17,13 @@ CONFIG = decoder.Config(vocabulary=48, layers=2, width=16, heads=4, kv_heads=2, 
 
 
 @pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(presets.PRESETS, "tiny", CONFIG)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(presets.PRESETS, "toy", CONFIG)
 
 
 def test_every_parameter_is_listed_with_its_part() -> None:
-    found = shardings.plan("tiny", {"fsdp": 4, "tensor": 2}, None)
-    assert (found.model, found.axes) == ("tiny", "fsdp=4, tensor=2")
+    found = shardings.plan("toy", {"fsdp": 4, "tensor": 2}, None)
+    assert (found.model, found.axes) == ("toy", "fsdp=4, tensor=2")
     params = jax.eval_shape(lambda: decoder.init(jax.random.key(0), CONFIG))
     assert len(found.rows) == len(jax.tree.leaves(params))
     rows = {row.path: row for row in found.rows}
@@ -36,7 +36,7 @@ def test_every_parameter_is_listed_with_its_part() -> None:
 
 
 def test_a_method_and_the_optimizer_are_counted_beside_them() -> None:
-    found = shardings.plan("tiny", {"fsdp": 4}, methods.ewc())
+    found = shardings.plan("toy", {"fsdp": 4}, methods.ewc())
     totals = {part: (whole, held) for part, whole, held in found.totals}
     assert list(totals) == ["parameters", "optimizer", "ewc"]
     parameters, on_device = totals["parameters"]
@@ -46,9 +46,9 @@ def test_a_method_and_the_optimizer_are_counted_beside_them() -> None:
 
 
 def test_facts_are_plain_json() -> None:
-    found = shardings.plan("tiny", {"fsdp": 4, "tensor": 2}, methods.ewc())
+    found = shardings.plan("toy", {"fsdp": 4, "tensor": 2}, methods.ewc())
     told = json.loads(json.dumps(shardings.facts(found)))
-    assert told["model"] == "tiny" and told["mesh"] == "fsdp=4, tensor=2"
+    assert told["model"] == "toy" and told["mesh"] == "fsdp=4, tensor=2"
     rows = {row["path"]: row for row in told["parameters"]}
     assert rows["blocks/down/kernel"]["spec"] == [None, "tensor", "fsdp"]
     assert [set(total) for total in told["totals"]] == [{"part", "bytes", "bytes_per_device"}] * 3

@@ -62,6 +62,7 @@ def toy(index, monkeypatch):
     return archive
 
 
+@pytest.mark.quick
 def test_a_wheel_is_unpacked_once(toy, monkeypatch, tmp_path):
     folder = fetch.fetch("toy")
     assert folder == tmp_path / "cache" / "fetched" / "toy"
@@ -137,6 +138,7 @@ def test_a_source_archive_comes_without_its_code_being_run(index, monkeypatch, t
     assert not mark.exists()
 
 
+@pytest.mark.quick
 def test_npm_and_apt_are_asked_for_the_archive(index, monkeypatch, tmp_path):
     packed = tar(tmp_path / "toy-1.0.tgz", {"package/data/a.json": "{}", "package/LICENSE": "free"})
     tar(tmp_path / "data.tar.gz", {"./usr/share/toy/b.gz": "b"})
@@ -166,6 +168,7 @@ def test_npm_and_apt_are_asked_for_the_archive(index, monkeypatch, tmp_path):
         fetch.fetch("bad")
 
 
+@pytest.mark.quick
 def test_an_inner_archive_is_opened_too(tmp_path):
     inner = {"hutto/tweets_GroundTruth.txt": "1\t2.0\tgood", "hutto/other.py": ""}
     tar(tmp_path / "hutto_ICWSM_2014.tar.gz", inner)
@@ -174,6 +177,7 @@ def test_an_inner_archive_is_opened_too(tmp_path):
     assert contents(tmp_path) == {"tweets_GroundTruth.txt"}
 
 
+@pytest.mark.quick
 def test_the_table_is_well_formed():
     for known in archives.SOURCES.values():
         assert len(known.sha256) == 64 and int(known.sha256, 16) and known.size > 1e5
@@ -181,6 +185,7 @@ def test_the_table_is_well_formed():
         assert known.package.rpartition(separator)[2][0].isdigit()
 
 
+@pytest.mark.quick
 def test_the_hub_is_asked_for_no_code(monkeypatch, tmp_path):
     import huggingface_hub
 
@@ -226,6 +231,7 @@ def test_the_command_lists_fetches_and_refuses(toy, capsys):
         assert says in said.err and said.err.count("\n") == 1 and not said.out
 
 
+@pytest.mark.quick
 def test_an_extra_that_is_missing_is_one_sentence(index, monkeypatch, capsys):
     archive = wheel(
         index, {"glassllm/weights/en.npz": "", "glassllm/weights/en.tokenizer.json": ""}

@@ -300,6 +300,7 @@ def test_what_is_given_wrongly_is_one_sentence_and_leaves_no_folder(run, args, s
     assert not said.out and not out.exists()
 
 
+@pytest.mark.quick
 def test_folders_that_cannot_be_used_are_refused(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
@@ -425,6 +426,7 @@ def test_a_pretrained_model_is_loaded_onto_the_mesh(tmp_path, monkeypatch):
     assert spread == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.quick
 def test_a_file_that_is_no_experiment_is_refused(tmp_path, capsys):
     (tmp_path / "a.py").write_text("METHODS = ()")
     assert cli.main(["run", str(tmp_path / "a.py")]) == 2

@@ -77,6 +77,7 @@ def test_a_schedule_of_the_optimizer_goes_on_over_tasks() -> None:
     assert int(state.optimizer[1].count) == TASKS * STEPS
 
 
+@pytest.mark.quick
 def test_a_state_made_eagerly_may_be_donated() -> None:
     program = make(methods.ewc())
     state = program.init(jax.tree.map(jnp.copy, PARAMS), BATCH, jax.random.key(0))
@@ -106,6 +107,7 @@ def test_ewc_holds_two_trees_however_many_tasks() -> None:
     assert memory.alias_size_in_bytes >= large
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "options, sentence",
     [

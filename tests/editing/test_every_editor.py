@@ -124,6 +124,7 @@ def outputs(row: Row, params: Any, state: Any) -> np.ndarray:
     return np.asarray(row.editor.forward(state, tiny.APPLY)(params, batch))
 
 
+@pytest.mark.quick
 @each
 def test_a_stream_is_traced_once(row):
     assert row.editor.name == row.name
@@ -186,6 +187,7 @@ def test_little_is_kept_for_the_way_back(row):
     assert kept < whole / 2
 
 
+@pytest.mark.quick
 @each
 def test_bad_arguments_are_refused_in_a_sentence(row):
     for bad in row.bad:

@@ -23,6 +23,7 @@ def test_sample_is_uniform_over_what_is_stored() -> None:
     assert stats.chisquare(counts[:7]).pvalue > 1e-3
 
 
+@pytest.mark.quick
 def test_an_empty_buffer_gives_rows_of_weight_zero() -> None:
     buffer = memory.empty(rows_of(jnp.arange(3)), 5)
     assert int(memory.count_filled(buffer)) == 0
@@ -72,6 +73,7 @@ def test_draw_from_regions_filled_unequally_is_uniform() -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.quick
 def test_append_fills_missing_columns_and_drops_others() -> None:
     batch = {**rows_of([1, 2]), "mark": jnp.ones(2)}
     rows = {**rows_of([3]), "outputs": jnp.ones((1, 4))}

@@ -129,6 +129,7 @@ def test_a_classifier_reads_the_last_token(params: Any) -> None:
     np.testing.assert_allclose(scores[0], alone[0], atol=1e-5)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -144,6 +145,7 @@ def test_refusals(change: dict[str, Any], words: str) -> None:
         replace(SMALL, head_width=None, **change)
 
 
+@pytest.mark.quick
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValueError, match="remat is 'all'"):
         decoder.apply_fn(SMALL, remat="all")  # type: ignore[arg-type]

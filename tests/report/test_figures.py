@@ -28,6 +28,7 @@ def drawn(figure):
     return [t.get_text() for t in figure.findobj(lambda a: hasattr(a, "get_text"))]
 
 
+@pytest.mark.quick
 def test_interval_is_that_of_metrics():
     samples = np.random.default_rng(0).random((6, 2, 3))
     expected = [[metrics.interval(samples[:, i, j])[1] for j in range(3)] for i in range(2)]
@@ -95,6 +96,7 @@ def test_every_kind_of_run_can_be_drawn(run):
         assert drawn(figures.comparison([run] * count))
 
 
+@pytest.mark.quick
 def test_scores_that_are_undefined_are_drawn_as_such():
     run = make()
     run.scores[:, :, 1] = np.nan

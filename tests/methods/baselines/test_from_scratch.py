@@ -7,9 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import pytest
 
 import jcl
 from jcl import losses, methods, models
+
+pytestmark = pytest.mark.quick
 
 TASKS, STEPS = 3, 6
 PARAMS = models.mlp.init(jax.random.key(0), [4, 8, 3])

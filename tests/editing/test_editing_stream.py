@@ -92,7 +92,6 @@ class Killed(Exception):
     """In mid-stream."""
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("at", [2, 4])
 def test_killed_and_resumed_gives_the_same_numbers(tmp_path, whole, at):
     def kill(line):

@@ -124,7 +124,6 @@ def outputs(row: Row, params: Any, state: Any) -> np.ndarray:
     return np.asarray(row.editor.forward(state, tiny.APPLY)(params, batch))
 
 
-@pytest.mark.quick
 @each
 def test_a_stream_is_traced_once(row):
     assert row.editor.name == row.name

@@ -193,7 +193,7 @@ def test_rows_are_of_the_stage_last_trained_on(finished, steps, stage):
         return hot * (batch["task"] == stage)[:, None, None]
 
     program = jcl.make(methods.naive(), apply, losses.next_token, optax.sgd(0.1))
-    state = state_of(program, task=jnp.int32(finished), task_step=jnp.int32(steps))
+    state = state_of(program, stage=jnp.int32(finished), stage_step=jnp.int32(steps))
     items = (PROBES[0].items[0],)
     encoded = probes.encode([Probe("first", items)], tokenizer)
     assert float(probes.evaluator(encoded)(program, state)[0]) == 1

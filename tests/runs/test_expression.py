@@ -113,7 +113,7 @@ def test_build_composes_and_refuses():
         ("ewc(strength=-1)", "ewc: strength is -1"),
         ("ewc() + ewc()", "two methods are named 'ewc'"),
         ("packnet() + ewc() + ema()", "must come before"),
-        ("gem()", "gem needs its argument 'tasks'"),
+        ("gem()", "gem needs its argument 'stages'"),
     ):
         with pytest.raises(ValueError, match=says):
             expression.build(expression.parse(text))

@@ -303,6 +303,7 @@ def test_what_is_given_wrongly_is_one_sentence_and_leaves_no_folder(run, args, s
     assert not said.out and not out.exists()
 
 
+@pytest.mark.quick
 def test_folders_that_cannot_be_used_are_refused(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
@@ -428,6 +429,7 @@ def test_a_pretrained_model_is_loaded_onto_the_mesh(tmp_path, monkeypatch):
     assert spread == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.quick
 def test_a_file_that_is_no_experiment_is_refused(tmp_path, capsys):
     (tmp_path / "a.py").write_text("METHODS = ()")
     assert cli.main(["run", str(tmp_path / "a.py")]) == 2
@@ -474,17 +476,6 @@ def test_compare_and_report_read_what_run_wrote(run, tmp_path, capsys):
     (tmp_path / "a" / "report.html").unlink()
     assert cli.main(["report", "a"]) == 0
     assert (tmp_path / "a" / "report.html").exists()
-
-
-def test_cores_become_devices_unless_the_user_has_said_otherwise(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", "--xla_foo=1")
-    launch._split_cpu()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    wanted = f"--xla_foo=1 --xla_force_host_platform_device_count={cores}"
-    assert os.environ["XLA_FLAGS"] == wanted
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
-    launch._split_cpu()
-    assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
 
 
 def test_the_command_line_loads_without_what_only_a_run_needs():

@@ -288,6 +288,7 @@ def test_reports_are_finite_scalars(bench: Bench) -> None:
             assert value.shape == () and np.isfinite(value), name
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "row, wrong", [pytest.param(r, w, id=f"{r.name}-{w}") for r in TABLE for w in r.bad]
 )
@@ -313,6 +314,7 @@ def test_ties_cuts_where_no_weight_is_near() -> None:
         state = loop.boundary(state, task)
 
 
+@pytest.mark.quick
 def test_every_public_method_has_a_row() -> None:
     tested = " ".join(r.name for r in TABLE)
     missing = [n for n in methods.__all__ if n not in tested.replace("+", " ").split()]

@@ -62,6 +62,19 @@ LONG_BY_NATURE = {
     "jcl/models/decoder.py": "a whole architecture",
 }
 
+NO_MIRROR = {
+    "data/codes": "a table, which edits.countries reads in test_edits.py",
+    "data/registry/archives": "a table, which test_fetch.py looks over",
+    "entry/jcl_command": "what starts the command, which test_signals.py does",
+    "editing/editor": "a record, which every editor's test fills",
+    "methods/baselines/naive": "a method that does nothing, to which others are compared",
+    "models/decoder_families": "a table, row by row against transformers in test_parity.py",
+    "models/encoder_families": "a table, row by row against transformers in test_encoder.py",
+    "models/presets": "a table of published sizes",
+    "models/vision_families": "a table, row by row against transformers in test_vision.py",
+}
+"""Modules of `jcl/` without a file of tests of their own, and why."""
+
 
 def name_of(path: Path) -> str:
     """A file of `jcl/` as `folder/module`."""
@@ -107,6 +120,7 @@ def by_name(paths: list[Path]) -> dict[str, object]:
     return {"argnames": "path", "argvalues": paths, "ids": [name_of(p) for p in paths]}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(**by_name(FILES))
 def test_imports_run_from_later_layers_to_earlier_ones(path: Path) -> None:
     mine = entry_of(path)
@@ -117,15 +131,18 @@ def test_imports_run_from_later_layers_to_earlier_ones(path: Path) -> None:
         assert LAYER[other] < LAYER[mine], f"{name_of(path)} imports {other} of a later layer"
 
 
+@pytest.mark.quick
 def test_every_entry_is_in_a_layer() -> None:
     assert {entry_of(path) for path in FILES} - OUTSIDE_LAYERS == set(LAYER)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", ["method", "records", "trees"])
 def test_the_contract_stands_on_jax_alone(name: str) -> None:
     assert outside(PACKAGE / f"{name}.py") <= {"jax"}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(**by_name(below("data")))
 def test_data_imports_of_jcl_the_contract_alone(path: Path) -> None:
     assert ours(path) <= {"data", "method", "records"}
@@ -139,23 +156,27 @@ def siblings(folder: str) -> Iterator[tuple[Path, set[str]]]:
         yield path, {m for m in modules for name in seen if f"{name}.".startswith(f"{m}.")}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("folder", ["methods", "editing/editors"])
 def test_no_method_imports_another_and_no_editor_another(folder: str) -> None:
     for path, others in siblings(folder):
         assert not others, f"{name_of(path)} imports {others}"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(**by_name(below("methods") + below("mechanisms")))
 def test_methods_and_mechanisms_are_pure_jax(path: Path) -> None:
     assert outside(path) <= {"jax"}
 
 
+@pytest.mark.quick
 def test_chain_knows_no_method_and_models_and_data_know_no_program() -> None:
     assert ours(PACKAGE / "chain.py") <= {"method", "trees"}
     for path in below("models") + below("data"):
         assert not ours(path) & {"methods", "chain", "program", "training"}, path
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(**by_name(FILES))
 def test_who_touches_disk_clock_and_screen(path: Path) -> None:
     tree = ast.parse(path.read_text())
@@ -167,23 +188,63 @@ def test_who_touches_disk_clock_and_screen(path: Path) -> None:
     assert touched <= TOUCHES.get(entry, set()) | TOUCHES.get(name, set())
 
 
+@pytest.mark.quick
 def test_nothing_imports_experiments() -> None:
     for path in FILES:
         assert not {n for n in imports(path) if n.startswith(("experiments", "tpu"))}, path
 
 
+@pytest.mark.quick
 def test_no_file_says_nothing_by_its_name() -> None:
     assert not {p.stem for p in FILES} & {"utils", "helpers", "misc", "common"}
 
 
+@pytest.mark.quick
 def test_the_top_floor_is_the_idea() -> None:
     assert len([path for path in FILES if path.parent == PACKAGE]) <= 12
 
 
+@pytest.mark.quick
 def test_no_file_is_longer_than_it_can_be_read() -> None:
     written = [*FILES, *sorted((ROOT / "tpu").glob("*.py"))]
     long = {p.relative_to(ROOT).as_posix(): len(p.read_text().splitlines()) for p in written}
     assert {n: k for n, k in long.items() if k > LONGEST and n not in LONG_BY_NATURE} == {}
+
+
+def mirrors(path: Path) -> list[Path]:
+    """Where a module's tests may be: its own name in its own folder, or with the folder's in front
+    where another file of tests has that name already, for pytest wants each once."""
+    folder, stem = ROOT / "tests" / path.relative_to(PACKAGE).parent, path.stem
+    return [folder / f"test_{stem}.py", folder / f"test_{path.parent.name}_{stem}.py"]
+
+
+MIRRORED = {p: [m for m in mirrors(p) if m.exists()] for p in FILES}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(**by_name(FILES))
+def test_every_module_has_tests_where_it_says(path: Path) -> None:
+    assert bool(MIRRORED[path]) != (name_of(path) in NO_MIRROR), "none, or no reason for none"
+
+
+@pytest.mark.quick
+def test_each_name_of_a_file_of_tests_is_there_once() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(**by_name([path for path in FILES if MIRRORED[path]]))
+def test_every_module_has_a_quick_test(path: Path) -> None:
+    assert any(is_quick(ast.parse(mirror.read_text())) for mirror in MIRRORED[path])
+
+
+def is_quick(tests: ast.Module) -> bool:
+    """Whether a file of tests marks all as quick, or a test or one of its parameters."""
+    return any(
+        isinstance(node, ast.Attribute) and ast.unparse(node) == "pytest.mark.quick"
+        for node in ast.walk(tests)
+    )
 
 
 def test_import_loads_the_core_alone() -> None:
@@ -233,6 +294,7 @@ def test_what_is_run_by_hand_is_never_run_by_default_or_as_quick(
         assert f"test_quick_{mark} is marked quick and {mark}, but must" in quick
 
 
+@pytest.mark.quick
 def test_ci_runs_the_command_that_the_readme_gives() -> None:
     command = (PACKAGE.parent / ".ci" / "run").read_text().splitlines()[-1]
     readme = (PACKAGE.parent / "README.md").read_text()

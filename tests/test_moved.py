@@ -19,6 +19,7 @@ from jcl.runs import expression
 PATHS = moved.paths()
 
 
+@pytest.mark.quick
 def test_every_module_of_the_last_release_has_a_new_path() -> None:
     assert len(PATHS) > 80
     for new in PATHS.values():
@@ -53,6 +54,7 @@ def test_what_is_in_no_module_is_said() -> None:
         from jcl.fit import nothing  # noqa: F401
 
 
+@pytest.mark.quick
 def test_public_names_stay_without_a_warning() -> None:
     assert jcl.metrics is sys.modules["jcl.measures.metrics"]
 

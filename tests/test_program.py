@@ -1,8 +1,7 @@
-"""`make`, `run` and `replicate`: what the table of methods takes for granted."""
+"""`make` and `run`: what the table of methods takes for granted."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -37,21 +36,6 @@ def equal(a: Any, b: Any) -> bool:
     return all(
         np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
-
-
-@pytest.mark.parametrize("how", ["vmap", "map", "devices"])
-@pytest.mark.parametrize("members", [3, 11])  # more than, and not a multiple of, the 8 devices
-def test_members_are_what_they_are_alone(how: Any, members: int) -> None:
-    strengths = jnp.linspace(0.0, 50.0, members)
-    many = jcl.replicate(lambda s: make(methods.ewc(strength=s)), strengths, how)
-    keys = jax.random.split(jax.random.key(5), members)
-    run = partial(jcl.run, params=PARAMS, stream=STREAM)
-    states, aux = jax.jit(partial(many.over_members, lambda p, key: run(p, key=key)))(keys)
-    assert aux["steps"]["loss"].shape == (members, TASKS, STEPS)
-    for i in (0, members - 1):
-        alone, _ = run(make(methods.ewc(strength=strengths[i])), key=keys[i])
-        for a, b in zip(jax.tree.leaves(alone.params), jax.tree.leaves(states.params), strict=True):
-            np.testing.assert_allclose(a, b[i], rtol=1e-4, atol=1e-5)
 
 
 def test_run_scores_before_training_and_after_each_stage() -> None:
@@ -93,6 +77,7 @@ def test_a_schedule_of_the_optimizer_goes_on_over_tasks() -> None:
     assert int(state.optimizer[1].count) == TASKS * STEPS
 
 
+@pytest.mark.quick
 def test_a_state_made_eagerly_may_be_donated() -> None:
     program = make(methods.ewc())
     state = program.init(jax.tree.map(jnp.copy, PARAMS), BATCH, jax.random.key(0))
@@ -111,16 +96,6 @@ def test_padding_rows_change_nothing() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_adding_a_method_never_changes_anothers_draws() -> None:
-    alone = make(methods.er(capacity=4, rows=2))
-    beside = make(jcl.chain(methods.ema(), methods.er(capacity=4, rows=2)))
-    buffers = []
-    for program in (alone, beside):
-        state, _ = jcl.run(program, PARAMS, jax.random.key(3), STREAM)
-        buffers.append(state.methods["er"].buffer.rows["x"])
-    np.testing.assert_array_equal(*buffers)
-
-
 def test_ewc_holds_two_trees_however_many_tasks() -> None:
     program = make(methods.ewc())
     state = jax.eval_shape(program.init, PARAMS, BATCH, jax.random.key(0))
@@ -132,6 +107,7 @@ def test_ewc_holds_two_trees_however_many_tasks() -> None:
     assert memory.alias_size_in_bytes >= large
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "options, sentence",
     [
@@ -143,23 +119,6 @@ def test_ewc_holds_two_trees_however_many_tasks() -> None:
 def test_make_refuses_in_a_sentence(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make(options.pop("method", methods.naive()), **options)
-
-
-def test_chain_refuses_what_can_not_work() -> None:
-    with pytest.raises(ValueError, match="two methods are named 'ewc'"):
-        jcl.chain(methods.ewc(), methods.ewc())
-    with pytest.raises(ValueError, match="wise_ft must come before ewc"):
-        jcl.chain(methods.ewc(), methods.wise_ft())
-    with pytest.raises(ValueError, match="reads 'agem', which is not in the chain"):
-        jcl.chain(methods.er(share="agem"))
-    grows = jcl.Method("grows", init=lambda ctx, params: ({**params, "more": jnp.ones(2)}, ()))
-    with pytest.raises(ValueError, match="grows adds parameters, so it must come before ewc"):
-        make(jcl.chain(methods.ewc(), grows)).init(PARAMS, BATCH, jax.random.key(0))
-
-
-def test_chains_nest() -> None:
-    inner = jcl.chain(methods.er(), methods.ewc())
-    assert jcl.chain(inner, methods.si(), methods.naive()).name == "er + ewc + si"
 
 
 @pytest.mark.parametrize("name", ["ewc", "er", "agem"])

@@ -126,12 +126,14 @@ def test_help_says_what_each_field_means(kind: Any) -> None:
     assert "Alias for field number" not in pydoc.render_doc(kind)
 
 
+@pytest.mark.quick
 def test_the_records_are_there() -> None:
     assert {"Ctx", "Info", "Method", "Program", "Result", "State", "Stream", "TokenScores"} <= {
         kind.__name__ for kind in public_records()
     }
 
 
+@pytest.mark.quick
 def test_a_field_has_the_string_beneath_it_or_its_entry_under_args() -> None:
     assert jcl.Ctx.stage_step.__doc__ == "int32 []: steps taken in this stage."
     beneath = inspect.getdoc(jcl.Result.examples_per_second)

@@ -54,6 +54,7 @@ def test_one_layer_a_pick_and_a_traced_index(model):
         )
 
 
+@pytest.mark.quick
 def test_outside_a_stack():
     params = mlp.init(jax.random.key(0), (4, 5, 3))
     x = jax.random.normal(jax.random.key(1), (6, 4))

@@ -72,8 +72,8 @@ def mix(
 
     mesh = jax.sharding.get_abstract_mesh()
     where = meshes.row_spec(mesh, x.shape)
-    cut = [axis for part in where for axis in part or ()]
-    if "expert" not in cut or experts % mesh.shape["expert"]:
+    cut = any("expert" in (axes or ()) for axes in where)  # a lone axis is no tuple, but its name
+    if not cut or experts % mesh.shape["expert"]:
         flat = work(kernels, x.reshape(-1, x.shape[-1]), scores.reshape(-1, experts))
         return flat.reshape(x.shape)
 

@@ -17,6 +17,7 @@ def drawn(s, stage, start=0, stop=None):
     return jax.tree.map(np.asarray, s.fetch(s.source, rows))
 
 
+@pytest.mark.quick
 def test_windows_lie_in_their_domain_everywhere_in_it():
     s = data.from_bytes(DOMAINS, length=10, batch=50, steps=40)
     assert s.names == s.tests == ("a", "b") and s.tasks == (0, 1)
@@ -52,6 +53,7 @@ def test_stages_mix_and_recur():
     assert not np.array_equal(drawn(s, 0)["tokens"], drawn(s, 3)["tokens"])
 
 
+@pytest.mark.quick
 def test_test_windows_predict_every_byte_once():
     s = data.from_bytes(DOMAINS, length=8, batch=2, steps=1)
     # a: (29 - 1) / 7 = 4 windows; b: 7, and its last byte is in none
@@ -62,6 +64,7 @@ def test_test_windows_predict_every_byte_once():
     np.testing.assert_array_equal(few.test["weight"].sum((1, 2)), [3, 3])
 
 
+@pytest.mark.quick
 def test_boundary_passes_over_the_stage_s_text():
     short = {"a": (A[:40], A), "b": (B, B)}
     s = data.from_bytes(short, 10, 4, 1, stages=["a", "b", {"a": 1, "b": 1}])
@@ -83,6 +86,7 @@ def test_bytes_will_do_too():
     assert letters in b"hello world"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

@@ -9,6 +9,8 @@ from tiny_text import CHATML
 
 from jcl import data
 
+pytestmark = pytest.mark.quick
+
 TALK = [
     {"role": "system", "content": "be kind"},
     {"role": "user", "content": "hi, the cat?"},

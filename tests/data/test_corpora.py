@@ -9,6 +9,7 @@ from jcl.data import corpora
 from jcl.data.corpora import Address, Labelled
 
 
+@pytest.mark.quick
 def test_addresses_come_in_order_and_by_eras(tmp_path):
     for year, name in ((1961, "john_f"), (1790, "george_w"), (1953, "harry"), (1953, "dwight")):
         facts = {"year": year, "name": name, "party": "none", "text": f"of {year}"}
@@ -23,6 +24,7 @@ def test_addresses_come_in_order_and_by_eras(tmp_path):
         corpora.eras(found, [(1800, 1900)])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("read", "stem"), [(corpora.newsgroups, "20newsgroups"), (corpora.r8, "reuters-r8")]
 )
@@ -35,6 +37,7 @@ def test_tab_files_have_three_lines_of_header(tmp_path, read, stem):
         read("dev", tmp_path)
 
 
+@pytest.mark.quick
 def test_mails_are_decoded_and_without_headers(tmp_path):
     mails = {
         "spam-1/a": "From x@y\nSubject: Win\nContent-Transfer-Encoding: quoted-printable\n"
@@ -54,6 +57,7 @@ def test_mails_are_decoded_and_without_headers(tmp_path):
     ]
 
 
+@pytest.mark.quick
 def test_ratings_are_signs(tmp_path):
     lines = "1\t2.5\tI love\tit\r\n2\t-0.1\tmeh\r\n3\t0.0\tfacts\r\n"
     (tmp_path / "tweets_GroundTruth.txt").write_bytes(lines.encode())
@@ -63,6 +67,7 @@ def test_ratings_are_signs(tmp_path):
         corpora.sentiment("blogs", tmp_path)
 
 
+@pytest.mark.quick
 def test_countries_may_lack_facts(tmp_path):
     facts = {"name": "France", "capital": "Paris", "region": "Europe", "subregion": "West",
              "demonym": "French", "currencies": ["EUR"], "languages": ["fr"]}  # fmt: skip
@@ -77,6 +82,7 @@ def test_countries_may_lack_facts(tmp_path):
     )
 
 
+@pytest.mark.quick
 def test_documentation_is_by_path(tmp_path):
     (tmp_path / "ref").mkdir()
     (tmp_path / "ref" / "x.txt").write_text("X")
@@ -85,6 +91,7 @@ def test_documentation_is_by_path(tmp_path):
     assert pages == [corpora.Page("index.txt", "I"), corpora.Page("ref/x.txt", "X")]
 
 
+@pytest.mark.quick
 def test_the_handbook_is_text_from_the_first_title_on(tmp_path):
     (tmp_path / "fr-FR").mkdir()
     html = '<head><title>t</title></head><ul>Prev</ul><div class="titlepage"><h2>3.1&#160;Où</h2>'
@@ -96,6 +103,7 @@ def test_the_handbook_is_text_from_the_first_title_on(tmp_path):
         corpora.handbook("xx", tmp_path)
 
 
+@pytest.mark.quick
 def test_glosses_conversations_and_questions(tmp_path):
     for name in ("data.noun", "data.verb", "data.adj", "data.adv"):
         (tmp_path / name).write_text('  1 licence\n00001740 05 n 01 cat 0 | a pet; "a | b"  \n')
@@ -108,6 +116,7 @@ def test_glosses_conversations_and_questions(tmp_path):
     assert corpora.natural_questions(tmp_path) == [corpora.Question("who", ("me", "I"))]
 
 
+@pytest.mark.quick
 def test_a_rows_side_depends_on_its_text_alone():
     rows = [Labelled(f"text {i % 900}", "x") for i in range(1000)]
     train, test = corpora.held_out(rows, 0.3)

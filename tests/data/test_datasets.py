@@ -10,6 +10,8 @@ import pytest
 
 from jcl import data
 
+pytestmark = pytest.mark.quick
+
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from jcl import data
 
+pytestmark = pytest.mark.quick
+
 
 def test_a_file_is_a_document_and_blank_files_are_none(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"second\r\nline\n")

@@ -41,6 +41,7 @@ def written(folder, entries):
     return path
 
 
+@pytest.mark.quick
 def test_zsre(tmp_path):
     hop = {"portability": {"New Question": "Who rules Lima's twin city?", "New Answer": "Eva"}}
     path = written(tmp_path, [ZSRE, {**ZSRE, "alt": ""}, {**ZSRE, **hop}])
@@ -58,6 +59,7 @@ def test_zsre(tmp_path):
     assert [(e.target, e.truth) for e in taught] == [("Austin", "")] * 3
 
 
+@pytest.mark.quick
 def test_counterfact(tmp_path):
     assert edits.read_counterfact(written(tmp_path, [COUNTERFACT])) == [
         Edit(
@@ -89,6 +91,7 @@ def changed(entry, value, *keys):
     return entry
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -107,6 +110,7 @@ def test_a_bad_entry_of_zsre_is_named(tmp_path, bad, message):
     assert str(path) in str(error.value) and message in str(error.value)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -136,6 +140,7 @@ def test_a_bad_entry_of_counterfact_is_named(tmp_path, bad, message):
     assert str(path) in str(error.value) and message in str(error.value)
 
 
+@pytest.mark.quick
 def test_what_is_no_list_of_entries_is_refused_by_file_and_line(tmp_path):
     path = tmp_path / "edits.json"
     path.write_text('[\n{"a": 1},\n{"b"}\n]')
@@ -176,6 +181,7 @@ def truths(relation):
     return {asked.prompt.format(edits._subject(relation, c)): asked.answers(c) for c in PLACES}
 
 
+@pytest.mark.quick
 def test_countries_give_an_edit_for_each_country_that_is_dealt_to_be_edited():
     made = edits.countries(0, edits.RELATIONS, facts=PLACES)
     assert len(made) == len({e.prompt for e in made}) == 6 * (90 - 24 - 36)
@@ -194,6 +200,7 @@ def test_countries_give_an_edit_for_each_country_that_is_dealt_to_be_edited():
         assert len(edit.paraphrases) == 2 and all(edit.subject in p for p in edit.paraphrases)
 
 
+@pytest.mark.quick
 def test_new_answers_are_of_the_same_kind_and_hops_follow_from_them():
     owner = {f"City{i:02}": f"Land{i:02}" for i in range(90)}
     for edit in edits.countries(3, ["capital"], facts=PLACES):
@@ -208,12 +215,14 @@ def test_new_answers_are_of_the_same_kind_and_hops_follow_from_them():
         assert len(edit.hops) == 1  # two countries pay with it, so the inverse has two answers
 
 
+@pytest.mark.quick
 def test_a_seed_is_a_draw_and_an_order():
     one, again, other = (edits.countries(s, facts=PLACES) for s in (1, 1, 2))
     assert one == again != other
     assert {e.prompt for e in one} != {e.prompt for e in other}
 
 
+@pytest.mark.quick
 def test_odd_names_are_left_out():
     odd = [
         PLACES[0]._replace(name="Virgin Islands, U.S."),
@@ -225,6 +234,7 @@ def test_odd_names_are_left_out():
     assert not [p for p in prompts if "Virgin" in p or "Nowhere" in p or "capital of Vatican" in p]
 
 
+@pytest.mark.quick
 def test_bad_arguments_are_refused_by_name():
     with pytest.raises(ValueError, match="relation is 'anthem', but must be one of"):
         edits.countries(0, ["anthem"], facts=PLACES)

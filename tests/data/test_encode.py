@@ -9,6 +9,8 @@ from tokenizers import processors
 
 from jcl.data.encode import Passage, encode, largest_id, special_texts
 
+pytestmark = pytest.mark.quick
+
 TOKENIZERS = {
     "byte level": tiny.byte_level(),
     "byte level, trimmed": tiny.byte_level(trim=True),

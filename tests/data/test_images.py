@@ -24,6 +24,7 @@ def write(folder: Path, content: Any) -> Path:
     return path
 
 
+@pytest.mark.quick
 def test_coins_training_and_test_files_are_read(tmp_path: Path) -> None:
     later = [*told("What is it?\n<image>"), *told("And its colour?", "Black.")]
     entries = [
@@ -40,6 +41,7 @@ def test_coins_training_and_test_files_are_read(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("entry", "wrong"),
     [
@@ -64,6 +66,7 @@ def test_what_is_wrong_is_named_by_file_entry_and_field(
         images.read_conversations(write(tmp_path, [good, entry]))
 
 
+@pytest.mark.quick
 def test_files_that_are_no_list_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train\.json: line 2 is no JSON"):
         images.read_conversations(write(tmp_path, "[\n{]"))
@@ -73,6 +76,7 @@ def test_files_that_are_no_list_are_refused(tmp_path: Path) -> None:
         images.read_conversations(tmp_path / "none.json")
 
 
+@pytest.mark.quick
 def test_only_answers_are_learned() -> None:
     turns = [(("What?", "yes"), ("Why?", "so")), (("What?", "no"),)]
     made = images.tokenised(turns, None, 30, ("{}", " {}"))
@@ -84,6 +88,7 @@ def test_only_answers_are_learned() -> None:
         images.tokenised(turns, None, 17, ("{}", " {}"))
 
 
+@pytest.mark.quick
 def test_images_are_scaled_and_cut_in_the_middle(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -119,6 +124,7 @@ def fashion(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.quick
 def test_idx_files_are_read_and_damaged_ones_refused(fashion: Path, tmp_path: Path) -> None:
     made = images.fashion_mnist("test", fashion)
     assert made["image"].shape == (12, 28, 28, 1) and made["y"].tolist()[:3] == [0, 1, 2]
@@ -143,6 +149,7 @@ def test_digits_are_the_pixels_made_larger() -> None:
     assert not large["image"][:, :2].any() and not large["image"][:, :, 26:].any()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("task", images.TASKS)
 def test_answers_are_true_of_the_labels(task: str, fashion: Path) -> None:
     made = images.image_questions(task, limit=40, fashion=fashion)
@@ -163,6 +170,7 @@ def test_answers_are_true_of_the_labels(task: str, fashion: Path) -> None:
     assert len({t for ((t, _),) in made.turns}) == (9 if task == "larger" else 1)
 
 
+@pytest.mark.quick
 def test_they_make_a_stream(fashion: Path) -> None:
     def arrays(task: str, split: Any) -> Any:
         made = images.image_questions(task, split, limit=12, fashion=fashion)

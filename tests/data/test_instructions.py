@@ -36,6 +36,7 @@ def trace(folder, task, **rows):
         (folder / task / f"{side}.json").write_text(json.dumps(entries))
 
 
+@pytest.mark.quick
 def test_trace_has_a_folder_a_task(tmp_path) -> None:
     entry = {"prompt": "Paragraph: ...\nAnswer:", "answer": "A"}
     trace(tmp_path, "FOMC", train=[entry, {"prompt": "p", "answer": ""}], test=[entry])
@@ -47,6 +48,7 @@ def test_trace_has_a_folder_a_task(tmp_path) -> None:
     assert len(instructions.TRACE) == 8
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
@@ -63,6 +65,7 @@ def test_a_bad_file_of_trace_is_refused_by_entry_and_field(tmp_path, entries, wo
         instructions.read_trace(tmp_path, ["FOMC"])
 
 
+@pytest.mark.quick
 def test_superni_is_prompted_as_tk_instruct_does(superni) -> None:
     task = instructions.read_superni(superni, test=2, positive=2)
     # the text that Tk-Instruct's collator makes, but for the blank after the last colon
@@ -77,6 +80,7 @@ def test_superni_is_prompted_as_tk_instruct_does(superni) -> None:
     assert "Positive" not in instructions.read_superni(superni, test=2).test[0].prompt
 
 
+@pytest.mark.quick
 def test_superni_splits_by_place_and_draws_the_rest(superni) -> None:
     task = instructions.read_superni(superni, test=2, validation=1)
     assert [r.answers[0] for r in task.test] == [" a0", " a1"]
@@ -87,6 +91,7 @@ def test_superni_splits_by_place_and_draws_the_rest(superni) -> None:
         instructions.read_superni(superni, test=6)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -107,6 +112,7 @@ def test_a_bad_task_of_superni_is_refused_by_field(tmp_path, change, words) -> N
         instructions.read_superni(path)
 
 
+@pytest.mark.quick
 def test_citb_names_tasks_in_order(tmp_path, superni) -> None:
     (tmp_path / "task2_y.json").write_text(json.dumps(SUPERNI))
     order = tmp_path / "order1.txt"
@@ -129,6 +135,7 @@ LISTED = tuple(
 )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("items", "answers", "prompt", "answer"),
     [
@@ -150,11 +157,13 @@ def test_a_probe_is_put_as_instructions(items, answers, prompt, answer) -> None:
     assert len(task.train) + len(task.test) == 20 and len(task.train) > len(task.test) > 0
 
 
+@pytest.mark.quick
 def test_a_question_stays_on_its_side() -> None:
     whole, part = (as_instructions(Probe("p", items), "Q.") for items in (PLAIN, PLAIN[5:]))
     assert set(part.train) <= set(whole.train) and set(part.test) <= set(whole.test)
 
 
+@pytest.mark.quick
 def test_rows_that_fit_are_kept() -> None:
     task = Task(
         "t", (Instruction("ab", ("c",)), Instruction("abcd", ("e",))), (Instruction("ab", ("c",)),)
@@ -165,6 +174,7 @@ def test_rows_that_fit_are_kept() -> None:
         drop_long(task, None, 4)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "words"), [({"answers": "x"}, "answers is 'x'"), ({"share": 1.0}, "share is 1.0")]
 )

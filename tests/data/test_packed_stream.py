@@ -61,6 +61,7 @@ def rows_of(batch):
     return {t: seen.count(t) for t in seen}
 
 
+@pytest.mark.quick
 def test_batches_are_what_the_contract_says():
     s = make(tokenizer=tiny.byte_level())
     assert s.names == s.tests == ("a", "b") and s.tasks == (0, 1) and s.steps == (8, 8)
@@ -121,6 +122,7 @@ def test_a_stream_made_anew_gives_the_same_from_the_middle_of_an_epoch(
     assert not np.array_equal(drawn(whole, 0)["tokens"], other)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("on_device", [0, 2**28])
 def test_a_process_reads_its_part_of_each_batch(on_device):
     s = make(on_device=on_device)

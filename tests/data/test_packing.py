@@ -6,6 +6,8 @@ import pytest
 from jcl.data.packing import gather, pack_rows
 from jcl.data.tokens import Tokens
 
+pytestmark = pytest.mark.quick
+
 WAYS = [("fit", "split"), ("split", "split"), ("alone", "split"), ("fit", "cut"), ("alone", "cut")]
 
 

@@ -36,6 +36,7 @@ def write(path: Any, *rows: Any) -> Any:
     return path
 
 
+@pytest.mark.quick
 def test_a_transcript_is_a_prompt_up_to_its_last_answer(tmp_path: Any) -> None:
     write(tmp_path / "train.jsonl.gz", HH, "", {"chosen": "\n\nAssistant: a: b", "rejected":
           "\n\nAssistant: c", "more": 1})  # fmt: skip
@@ -46,6 +47,7 @@ def test_a_transcript_is_a_prompt_up_to_its_last_answer(tmp_path: Any) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.quick
 def test_a_comment_is_preferred_as_its_label_says(tmp_path: Any) -> None:
     write(tmp_path / "train.json", SHP, {**SHP, "labels": 0, "score_ratio": 3})
     prompt = "\n\nHuman: What sauce?\n\nAssistant:"
@@ -58,6 +60,7 @@ def without(row: dict[str, Any], field: str) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k != field}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("read", "row", "says"),
     [
@@ -87,6 +90,7 @@ def test_a_bad_line_is_named_by_file_number_and_field(
         assert len(read(path, bad="skip")) == 1
 
 
+@pytest.mark.quick
 def test_files_and_arguments_are_looked_over(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match=r"path is '.*none\.jsonl', but must be a file"):
         data.read_hh(tmp_path / "none.jsonl")
@@ -99,6 +103,7 @@ def test_files_and_arguments_are_looked_over(tmp_path: Any) -> None:
         data.read_shp(tmp_path, bad="ignore")  # type: ignore[arg-type]
 
 
+@pytest.mark.quick
 def test_right_choices_over_wrong_ones() -> None:
     items = [Item("q", (" a", " b", " c"), 1), Item("r", (" x", " y"), 0)]
     every = [Pair("q", " b", " a"), Pair("q", " b", " c"), Pair("r", " x", " y")]
@@ -114,6 +119,7 @@ def text(row: Any) -> bytes:
     return bytes(np.asarray(row).astype(np.uint8)).rstrip(b"\0")
 
 
+@pytest.mark.quick
 def test_a_row_is_a_prompt_its_answer_and_padding() -> None:
     rows = encode_pairs([Pair("ab:", " xyz", " q")], None, 9)
     assert text(rows["tokens"][0]) == b"ab: xyz"
@@ -125,6 +131,7 @@ def test_a_row_is_a_prompt_its_answer_and_padding() -> None:
     np.testing.assert_array_equal(rows["rejected_answer"][0], [0, 0, 1, 1, 0, 0, 0, 0])
 
 
+@pytest.mark.quick
 def test_what_is_too_long_loses_the_same_prompt_then_the_answers_end() -> None:
     pair = Pair("abcdef", "123", "12345")
     rows = encode_pairs([pair], None, 8)  # three bytes over
@@ -135,6 +142,7 @@ def test_what_is_too_long_loses_the_same_prompt_then_the_answers_end() -> None:
     np.testing.assert_array_equal(rows["rejected_answer"][0], [1, 1, 1])
 
 
+@pytest.mark.quick
 def test_an_answer_ends_as_a_document_does() -> None:
     tokenizer = tiny.byte_level()
     rows = encode_pairs([Pair("the cat", " sat", " sat on the mat")], tokenizer, 16)
@@ -166,6 +174,7 @@ def same(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.quick
 def test_a_draw_depends_on_seed_stage_and_step_alone() -> None:
     whole = drawn(stream(), 1, 0, 5)
     same(drawn(stream(), 1, 3, 5), whole[3:])

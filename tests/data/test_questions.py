@@ -47,6 +47,7 @@ LETTERS = (" A", " B", " C", " D", " E")
 ABCDE = "\nA. a\nB. b\nC. c\nD. d\nE. e"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "place", "item"),
     [
@@ -69,6 +70,7 @@ def test_prompts_and_choices(folder, name, place, item):
     assert probe.items[place] == questions.Item(*item)
 
 
+@pytest.mark.quick
 def test_a_limit_spreads_over_the_file(folder):
     rows = [{"question": f"q{i}", "options": "A. x\nB. y", "answer": "A. x"} for i in range(10)]
     path = folder / "PIQA" / "validation.jsonl"
@@ -78,6 +80,7 @@ def test_a_limit_spreads_over_the_file(folder):
     assert len(questions.read("piqa", folder, limit=20).items) == 10
 
 
+@pytest.mark.quick
 def test_labels_as_choices():
     rows = [Labelled("up {} 3 %", "earn"), Labelled("bought", "acq")]
     probe = questions.from_labels("r8", rows, ["acq", "earn"], "News: {}\nTopic:")
@@ -85,6 +88,7 @@ def test_labels_as_choices():
     assert probe.items[1].answer == 0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("call", "says"),
     [

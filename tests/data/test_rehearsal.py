@@ -5,6 +5,8 @@ import pytest
 
 from jcl.data.rehearsal import representative, synthesise
 
+pytestmark = pytest.mark.quick
+
 DEMONSTRATIONS = [(f"Add. {i}+1\nSum:", f" {i + 1}") for i in range(6)]
 
 

@@ -41,6 +41,7 @@ def test_split_by_class():
         assert set(split.test[stage]["y"]) == {2 * stage, 2 * stage + 1}
 
 
+@pytest.mark.quick
 def test_split_with_a_label_within_the_task():
     split = data.split(labelled(), labelled(), tasks=[[5, 1], [0, 3]], view="domain")
     rows = batches(split, 0)
@@ -49,6 +50,7 @@ def test_split_with_a_label_within_the_task():
     assert split.classes is not None and split.classes.shape == (2, 2) and split.classes.all()
 
 
+@pytest.mark.quick
 def test_uneven_groups_and_one_class_a_task():
     split = data.split(labelled(), labelled(), tasks=[[0], [1, 2, 3]])
     assert [len(s) for s in split.stages] == [6, 18]
@@ -82,6 +84,7 @@ def test_permuted_tasks_are_permutations_of_one_copy():
         np.testing.assert_array_equal(scenario.test[stage]["x"], flat)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("degrees", [0, 30, 45, 90, 180, 270, 12.5, -60])
 def test_rotation_is_scipy_s_bilinear_one(degrees):
     image = RNG.normal(size=(9, 9))
@@ -106,6 +109,7 @@ def test_rotated_images_are_the_same_in_training_and_test():
         data.rotated({"x": np.ones((4, 15))}, {"x": np.ones((4, 15))})
 
 
+@pytest.mark.quick
 def test_blurry_keeps_every_row_once_and_deals_out_the_share():
     split = data.split(labelled(20), labelled(), tasks=3)
     blurred = data.blurry(split, share=0.25, seed=2)
@@ -153,6 +157,7 @@ def test_gradual_drift_is_linear(width, epochs, steps):
     assert counts.max() - counts.min() <= (0 if epochs else 1)
 
 
+@pytest.mark.quick
 def test_recurring_repeats_the_rows_in_another_order():
     cyclic = data.recurring(data.split(labelled(), labelled(), tasks=2), cycles=3)
     assert cyclic.tasks == (0, 1, 0, 1, 0, 1)

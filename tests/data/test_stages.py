@@ -5,6 +5,8 @@ import pytest
 
 from jcl.data.stages import plan, with_replay
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5])
 def test_a_fraction_of_each_stage_is_of_earlier_domains(fraction) -> None:

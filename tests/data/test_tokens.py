@@ -29,6 +29,7 @@ def folders():
     return sorted(p.name for p in cache_folder().iterdir())
 
 
+@pytest.mark.quick
 def test_documents_lie_one_after_another():
     tokenizer = tiny.byte_level()
     got = tokenise(DOCUMENTS, tokenizer)
@@ -44,6 +45,7 @@ def test_documents_lie_one_after_another():
     assert tokenise(DOCUMENTS).tokens.dtype == np.uint8
 
 
+@pytest.mark.quick
 def test_conversations_are_as_chat_makes_them():
     tokenizer = tiny.byte_level()
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -54,6 +56,7 @@ def test_conversations_are_as_chat_makes_them():
     assert got.learn[len(tokens) :].all() and len(got.offsets) == 3
 
 
+@pytest.mark.quick
 def test_batches_make_no_difference(monkeypatch):
     many = [f"{i} the cat" * (i % 7) for i in range(60)]
     whole = tokenise(many, tiny.byte_level(), cache=False)
@@ -66,6 +69,7 @@ def test_batches_make_no_difference(monkeypatch):
     assert counts == sorted(counts) and counts[-1] == (51, len(whole.tokens))
 
 
+@pytest.mark.quick
 def test_a_second_call_finds_what_the_first_has_kept():
     heard = []
     first = tokenise(DOCUMENTS, tiny.byte_level(), on_event=heard.append)
@@ -76,6 +80,7 @@ def test_a_second_call_finds_what_the_first_has_kept():
     same(tokenise(DOCUMENTS, tiny.byte_level(), cache=False), first)
 
 
+@pytest.mark.quick
 def test_other_documents_or_another_tokenizer_are_kept_apart():
     def made(*given):
         """Whether there was anything to do."""
@@ -118,6 +123,7 @@ def test_a_broken_file_is_made_anew(name, harm):
     assert path.read_bytes() == whole and len(folders()) == 1
 
 
+@pytest.mark.quick
 def test_what_is_interrupted_leaves_nothing_behind():
     def documents():
         yield "the cat"
@@ -139,6 +145,7 @@ def test_what_is_interrupted_leaves_nothing_behind():
     assert len(tokenise(data.Documents(later)).tokens) == 7
 
 
+@pytest.mark.quick
 def test_a_cache_that_can_not_be_written_says_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("JCL_CACHE", str(tmp_path / "file"))
@@ -147,6 +154,7 @@ def test_a_cache_that_can_not_be_written_says_what_to_do(tmp_path, monkeypatch):
     assert len(tokenise(["ab"], cache=False).tokens) == 2
 
 
+@pytest.mark.quick
 def test_a_full_disk_leaves_nothing_behind():
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -158,6 +166,7 @@ def test_a_full_disk_leaves_nothing_behind():
     assert folders() == []
 
 
+@pytest.mark.quick
 def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "cache" / "tokens"
     monkeypatch.delenv("JCL_CACHE")
@@ -167,6 +176,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_folder() == type(tmp_path).home() / ".cache" / "jcl" / "tokens"
 
 
+@pytest.mark.quick
 def test_files_are_plain_npy_that_numpy_reads():
     tokenise(DOCUMENTS)
     folder = cache_folder() / folders()[0]
@@ -175,6 +185,7 @@ def test_files_are_plain_npy_that_numpy_reads():
     assert len(folder.name) == 64
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("documents", "sentence"),
     [
@@ -193,6 +204,7 @@ def test_what_is_no_document_is_refused_by_its_number(documents, sentence, cache
     assert not cache_folder().exists() or folders() == []
 
 
+@pytest.mark.quick
 def test_what_json_can_not_hold_is_refused_by_its_number():
     talk = [{"role": "user", "content": object()}, {"role": "assistant", "content": "x"}]
     with pytest.raises(ValueError, match=r"document 1 holds what JSON can't: .*object"):

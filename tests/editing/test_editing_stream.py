@@ -67,6 +67,7 @@ def test_a_stream_is_one_write_and_one_scoring_compiled_once(whole):
     np.testing.assert_allclose(after - before, FACTS["tokens"].sum() / 1e4, rtol=1e-3)
 
 
+@pytest.mark.quick
 def test_batches_write_the_same_edits_the_last_one_filled_up_with_weight_0(whole):
     found = stream(shift(), batch=4, every=4)
     assert [x["edits"] for x in found.lines] == [0, 4, 6] and float(found.state) == 6
@@ -78,6 +79,7 @@ def trees_equal(a, b, rtol=0.0):
         np.testing.assert_allclose(x, y, rtol=rtol)
 
 
+@pytest.mark.quick
 def test_the_first_line_is_of_the_unedited_model(whole):
     first = whole.lines[0]
     assert first["locality"] == first["locality_forced"] == 1

@@ -186,6 +186,7 @@ def test_little_is_kept_for_the_way_back(row):
     assert kept < whole / 2
 
 
+@pytest.mark.quick
 @each
 def test_bad_arguments_are_refused_in_a_sentence(row):
     for bad in row.bad:

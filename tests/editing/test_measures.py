@@ -40,6 +40,7 @@ def said(follows, exam):
     return jax.jit(lambda: answers(chain(follows), None, CONFIG, exam))()
 
 
+@pytest.mark.quick
 def test_an_exam_has_every_question_in_the_order_of_the_edits():
     exam = examine(EDITS, rows=5)
     assert exam.tokens.shape == (2, 5, 3) and exam.answer.shape == (2, 5, 4)
@@ -56,6 +57,7 @@ def test_an_exam_has_every_question_in_the_order_of_the_edits():
     np.testing.assert_array_equal(wide.answer, exam.answer[..., :2])
 
 
+@pytest.mark.quick
 def test_scores_of_a_model_whose_answers_are_known():
     exam = examine(EDITS, rows=4)
     # b -> " xy", whatever was before; a -> " xy"; c -> " xy"; d -> " xy" ...: all say " xy"
@@ -94,6 +96,7 @@ def test_a_right_answer_counts_only_if_it_is_whole():
     assert found["reliability"][0] == 0 and found["reliability_forced"][0] == pytest.approx(2 / 3)
 
 
+@pytest.mark.quick
 def test_only_the_first_pieces_are_asked():
     exam = examine(EDITS, rows=2)
     ask = jax.jit(lambda n: answers(chain({}), None, CONFIG, exam, n))

@@ -7,6 +7,8 @@ import tiny_model as tiny
 from jcl.data.edits import Edit
 from jcl.editing.requests import CONTEXTS, encode, pad
 
+pytestmark = pytest.mark.quick
+
 FRANCE = Edit("The capital of France is", "France", "Lyon")
 
 

@@ -35,6 +35,7 @@ def test_normal_equations(arrays, slack):
     assert np.linalg.norm(right) > 1
 
 
+@pytest.mark.quick
 def test_no_slack_meets_the_values_with_the_least_change(arrays):
     C, K, V = arrays["C"], arrays["K"], arrays["V"]
     change = least(C, K, V, 0.0)
@@ -52,6 +53,7 @@ def test_one_fact_without_slack_is_rank_one(arrays):
     assert size[1] < 1e-5 * size[0]
 
 
+@pytest.mark.quick
 def test_romes_code(arrays):
     """`compute_u.py` and the end of `compute_v.py`, on the same arrays in torch."""
     C, k, bare, v = (torch.tensor(x) for x in (
@@ -66,6 +68,7 @@ def test_romes_code(arrays):
     np.testing.assert_allclose(change, wanted, rtol=2e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
+@pytest.mark.quick
 def test_memits_code(arrays):
     """`memit_main.py`: columns are facts there, and it solves in double."""
     C, K, V = (torch.tensor(x) for x in (arrays["C"], arrays["K"].T, arrays["V"].T))
@@ -75,6 +78,7 @@ def test_memits_code(arrays):
     np.testing.assert_allclose(change, wanted, rtol=2e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
+@pytest.mark.quick
 def test_alphaedits_code(arrays):
     """`get_project`, and the system of `AlphaEdit_main.py`, which isn't symmetric."""
     C, K, V = (torch.tensor(x) for x in (arrays["C"], arrays["K"].T, arrays["V"].T))
@@ -99,6 +103,7 @@ def test_a_direction_that_no_key_has_taken_does_no_harm():
     np.testing.assert_allclose(change, [[1, 1], [0, 0], [0, 0]], atol=1e-5)
 
 
+@pytest.mark.quick
 def test_what_is_refused():
     params = {"blocks": {"down": {"kernel": jnp.zeros((2, 3, 4))}, "int8": {"kernel": {}}}}
     with pytest.raises(ValueError, match="path is 'blocks/up', but must be that of a dense layer"):
@@ -112,6 +117,7 @@ def test_what_is_refused():
         solve.check_moment(jnp.zeros((2, 4, 4)), kernel, 2)
 
 
+@pytest.mark.quick
 def test_a_change_is_added_to_one_layer_in_the_kernels_dtype():
     kernel = jnp.ones((2, 3, 4), jnp.bfloat16)
     new = solve.add(kernel, 1, jnp.full((3, 4), 0.5))

@@ -38,6 +38,7 @@ def test_without_segments_every_token_counts():
     np.testing.assert_allclose(found[0], k.T @ k / len(k), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.quick
 def test_an_unknown_layer():
     with pytest.raises(ValueError, match=r"path is 'blocks/low', but must be one of \['blocks/q"):
         second_moment(tiny.APPLY, tiny.PARAMS, {"tokens": tiny.TEXT}, [0], path="blocks/low")

@@ -39,30 +39,35 @@ def test_the_answer_becomes_likelier():
     assert loss(delta) < loss(jnp.zeros_like(delta)) - 0.03
 
 
+@pytest.mark.quick
 def test_the_clamp_holds():
     delta, old = find(floats(clamp=0.01, rate=5.0), FACT)
     assert jnp.linalg.norm(delta) <= 0.010001 * jnp.linalg.norm(old)
     assert jnp.linalg.norm(delta) > 0.009 * jnp.linalg.norm(old)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("case", [{"weight": jnp.float32(0)}, {}])
 def test_nothing_is_searched_for_padding_or_what_is_good_enough(case):
     delta, _ = find(floats(enough=0.0 if case else 1e6), {**FACT, **case})
     np.testing.assert_array_equal(delta, 0)
 
 
+@pytest.mark.quick
 def test_divergence_and_decay_hold_back():
     free, _ = find(floats(kl=0.0, decay=0.0), FACT)
     for kept in (floats(kl=100.0), floats(decay=1e4)):
         assert jnp.linalg.norm(find(kept, FACT)[0]) < jnp.linalg.norm(free)
 
 
+@pytest.mark.quick
 def test_keys_are_weighed_as_memit_does():
     keys = jnp.asarray([[[8.0]], [[1.0]], [[3.0]], [[5.0]]]).swapaxes(0, 1)  # [1, 4, 1]
     np.testing.assert_array_equal(values.mean_key(keys), [[5.5]])
     np.testing.assert_array_equal(values.mean_key(keys[:, :1]), [[8]])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("change", "said"), [
     ({"steps": 1}, "steps is 1, but must be at least 2"),
     ({"rate": 0.0}, "rate is 0.0, but must be above 0"),

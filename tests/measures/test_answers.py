@@ -73,6 +73,7 @@ def test_one_forward_pass_tells_what_is_written(trained) -> None:
     assert summary.number == len(ROWS)
 
 
+@pytest.mark.quick
 def test_a_text_is_scored_against_any_of_its_answers(trained) -> None:
     program, state, _ = trained
     _, texts = answers.score_texts(program.predict, state, CONFIG, None, ROWS[:3], steps=3, batch=3)

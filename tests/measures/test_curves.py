@@ -6,6 +6,8 @@ import pytest
 from jcl import metrics
 from jcl.measures import curves
 
+pytestmark = pytest.mark.quick
+
 
 def test_curves():
     # task 0 dips to .3 in stage 1 and to .2 in stage 2; task 1 to .5

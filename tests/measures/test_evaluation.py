@@ -79,6 +79,7 @@ def test_members_give_a_row_each():
     assert (np.abs(found[0] - np.log(6)) > 1e-3).all()
 
 
+@pytest.mark.quick
 def test_bits_per_byte_of_a_known_distribution():
     vocabulary, share = 8, 0.5
     tokens = RNG.integers(0, vocabulary, (7, 5)).astype(np.int32)
@@ -117,6 +118,7 @@ def test_a_mask_leaves_tokens_out():
     assert float(weight) == 5
 
 
+@pytest.mark.quick
 def test_bad_masks_are_refused():
     with pytest.raises(ValueError, match="mask is 'none'"):
         evaluation.accuracy(CLASSES, "none")

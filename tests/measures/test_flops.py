@@ -15,6 +15,7 @@ X, W = jnp.zeros((3, 4)), jnp.zeros((4, 4))
 ONCE = 2 * 3 * 4 * 4
 
 
+@pytest.mark.quick
 def test_a_scan_counts_as_often_as_it_runs() -> None:
     def body(x: jax.Array, _: None) -> tuple[jax.Array, None]:
         return x @ W, None
@@ -22,12 +23,14 @@ def test_a_scan_counts_as_often_as_it_runs() -> None:
     assert flops.count(lambda x: lax.scan(body, x, None, length=5)[0], X) == 5 * ONCE
 
 
+@pytest.mark.quick
 def test_what_no_result_depends_on_is_not_counted() -> None:
     assert flops.count(lambda x: (x @ W, x)[1], X) == 0
     # inside a call too
     assert flops.count(lambda x: jax.jit(lambda y: (y @ W, y @ W @ W))(x)[0], X) == ONCE
 
 
+@pytest.mark.quick
 def test_what_each_device_does_counts_for_all_of_them() -> None:
     there = jcl.mesh.make(data=2, fsdp=3)
     rows = jax.P(("data", "fsdp"))
@@ -39,6 +42,7 @@ def test_what_each_device_does_counts_for_all_of_them() -> None:
     assert flops.count(spread, x) == 2 * ONCE
 
 
+@pytest.mark.quick
 def test_the_dearest_branch_counts() -> None:
     def either(yes: bool, x: jax.Array) -> jax.Array:
         return lax.cond(yes, lambda: x @ W @ W, lambda: x @ W)
@@ -46,6 +50,7 @@ def test_the_dearest_branch_counts() -> None:
     assert flops.count(either, jnp.bool_(True), X) == 2 * ONCE
 
 
+@pytest.mark.quick
 def test_a_gradient_is_twice_its_forward_pass_and_rematerialising_once_more() -> None:
     def f(x: jax.Array, w: jax.Array) -> jax.Array:
         return jnp.sum(jnp.sin(x @ w))
@@ -56,6 +61,7 @@ def test_a_gradient_is_twice_its_forward_pass_and_rematerialising_once_more() ->
     assert flops.count(again, X, W) == 4 * ONCE
 
 
+@pytest.mark.quick
 def test_convolutions_and_ragged_products() -> None:
     image, kernel = jnp.zeros((1, 2, 8, 8)), jnp.zeros((5, 2, 3, 3))
     assert flops.count(lambda a, b: lax.conv(a, b, (1, 1), "VALID"), image, kernel) == (
@@ -80,6 +86,7 @@ def test_a_decoder_takes_two_a_parameter_and_token() -> None:
     assert flops.count(models.decoder.apply_fn(config), params, batch) == expected
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("method", "passes"),
     [

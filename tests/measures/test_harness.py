@@ -160,6 +160,7 @@ def test_a_task_of_lm_evals_gets_the_score_of_our_probe(folder, pair, tmp_path):
         assert ours == pytest.approx(results["toy"][f"{metric},none"])
 
 
+@pytest.mark.quick
 def test_what_cannot_be_asked_is_refused(folder):
     model = models.load(folder)
     with pytest.raises(ValueError, match="tokenizer is None"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jcl import landscape
 
@@ -32,6 +33,7 @@ def test_cka_heeds_neither_turns_nor_scale() -> None:
     np.testing.assert_allclose(landscape.cka(x, -x), 1.0, rtol=1e-5)
 
 
+@pytest.mark.quick
 def test_cka_is_the_similarity_of_the_gram_matrices() -> None:
     """HSIC(K, L) / √(HSIC(K, K) HSIC(L, L)) with linear kernels, written with n × n matrices."""
     x, y = (np.asarray(jax.random.normal(k, (12, d))) for k, d in zip(KEYS, (4, 7), strict=False))

@@ -8,6 +8,8 @@ from scipy import stats
 
 from jcl import metrics
 
+pytestmark = pytest.mark.quick
+
 # design.md's example, under a row from before training
 R = np.array([[0.2, 0.1, 0.3], [0.9, 0.1, 0.1], [0.5, 0.8, 0.1], [0.4, 0.6, 0.7]])
 

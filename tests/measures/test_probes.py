@@ -94,6 +94,7 @@ def test_likelihoods_are_those_of_a_pass_for_each_choice(name, length, packed):
     assert not found[~there].any()
 
 
+@pytest.mark.quick
 def test_choices_of_one_token_share_a_document():
     shared = probes.encode(PROBES[:1], tokenizer, rows=1, packed=False)
     assert shared.tokens.shape[0] == 3 and shared.candidate.shape == (4, 3)
@@ -114,6 +115,7 @@ def test_the_model_runs_once_however_many_candidates_there_are():
     assert work(encoded) < 1.02 * work(alone)
 
 
+@pytest.mark.quick
 def test_a_tokenizer_that_merges_across_the_border_does_as_in_lm_eval():
     # "xa" is two tokens; of "xabc", x ab c, what is after the first two is scored
     encoded = probes.encode(PROBES[2:], tokenizer, packed=False)
@@ -150,6 +152,7 @@ def test_scores_are_shares_of_right_answers(normalise):
     np.testing.assert_allclose(found, [np.mean(right[:12]), np.mean(right[12:])], rtol=1e-6)
 
 
+@pytest.mark.quick
 def test_a_model_that_gives_logits_or_heeds_no_segments_will_do():
     def plain(params, batch):
         return APPLY(params, {"tokens": batch["tokens"]})
@@ -177,6 +180,7 @@ def test_members_have_a_row_of_scores_each():
     np.testing.assert_array_equal(found[0], alone)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("finished", "steps", "stage"), [(0, 0, 0), (0, 3, 0), (2, 0, 1), (2, 3, 2)]
 )
@@ -195,6 +199,7 @@ def test_rows_are_of_the_stage_last_trained_on(finished, steps, stage):
     assert float(probes.evaluator(encoded)(program, state)[0]) == 1
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("items", "arguments", "says"),
     [
@@ -211,6 +216,7 @@ def test_what_cannot_be_scored_is_refused(items, arguments, says):
         probes.encode([Probe("p", tuple(items))], **arguments)
 
 
+@pytest.mark.quick
 def test_an_unknown_normalisation_is_refused():
     with pytest.raises(ValueError, match="normalise is 'chars', but must be one of"):
         probes.evaluator(probes.encode(PROBES), "chars")

@@ -6,6 +6,8 @@ import pytest
 
 from jcl import scoring
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("text", "plain"),

@@ -61,6 +61,7 @@ def test_adapters_are_known_by_their_paths() -> None:
     assert jax.tree.structure(adapters.without_adapters(params)) == jax.tree.structure(base())
 
 
+@pytest.mark.quick
 def test_the_norm_of_a_sum_that_is_never_formed() -> None:
     w, lora = normal(2, 24, 40), pair(24, 40)
     wanted = np.linalg.norm(w + lora["a"] @ lora["b"], axis=-2)
@@ -83,6 +84,7 @@ def test_merged_outputs_are_equal_to_rounding(dtype: Any) -> None:
     assert float(jnp.abs(apply(params, BATCH) - wanted).max()) > 0.2 * largest
 
 
+@pytest.mark.quick
 def test_what_no_kernel_can_hold_is_not_merged() -> None:
     params = adapters.with_subtree(base(), "blocks/prefix", {"key": normal(2, 3, 8)})
     with pytest.raises(ValueError, match=r"blocks/prefix/key.*must be"):

@@ -157,6 +157,7 @@ def test_blocks_that_are_not_there_are_refused(layers: tuple[int, ...], said: st
     assert said in str(refused.value)
 
 
+@pytest.mark.quick
 def test_what_cannot_grow_is_refused() -> None:
     params, key = random_params(SMALL), jax.random.key(0)
     for sizes in ({"width": 24}, {"hidden": 3}, {"kv_heads": 1}):

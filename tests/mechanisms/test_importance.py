@@ -94,6 +94,7 @@ def test_fisher_of_logistic_regression_is_the_analytic_one(apply: Any, labels: s
     assert_close(found, closed_form(params, data(1, 24), labels))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("apply", [models.mlp.apply, logistic], ids=["closed form", "rows"])
 def test_sampled_fisher_is_the_exact_one_in_expectation(apply: Any) -> None:
     params = models.mlp.init(jax.random.key(0), [FEATURES, CLASSES])

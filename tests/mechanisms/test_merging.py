@@ -22,6 +22,7 @@ def by_sorting(x: np.ndarray, count: int, among: np.ndarray) -> np.ndarray:
     return marks
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("scale", [1.0, 1e-38, 1e37])
 def test_largest_is_a_stable_sort_with_ties_masks_and_any_count(scale: float) -> None:
     rng = np.random.default_rng(0)
@@ -33,6 +34,7 @@ def test_largest_is_a_stable_sort_with_ties_masks_and_any_count(scale: float) ->
         np.testing.assert_array_equal(got, by_sorting(x, count, among))
 
 
+@pytest.mark.quick
 def test_largest_of_distinct_values_is_exact_for_every_count() -> None:
     x = np.random.default_rng(1).standard_normal(50).astype(np.float32)
     for count in range(51):

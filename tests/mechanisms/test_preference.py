@@ -173,6 +173,7 @@ def test_without_a_method_answers_are_ranked_by_their_log_probabilities(llama: A
     np.testing.assert_allclose(gained, expected, rtol=1e-3)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [({"form": "hinge"}, "form is 'hinge'"), ({"smoothing": 0.5}, "smoothing is 0.5")],

@@ -73,6 +73,7 @@ def test_the_fused_loss_serves_or_is_refused(method: jcl.Method) -> None:
     same_on_fused(method)
 
 
+@pytest.mark.quick
 @pytest.mark.xfail(
     strict=True,
     raises=ValueError,

@@ -45,6 +45,7 @@ def flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
+@pytest.mark.quick
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,

@@ -132,6 +132,7 @@ def test_packnet_prunes_no_stacked_vector() -> None:
         )
 
 
+@pytest.mark.quick
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jcl import losses, mesh
-from jcl.models import attention, decoder
+from jcl.models import decoder
 
 SMALL = decoder.Config(vocabulary=61, layers=2, width=32, heads=4, kv_heads=2, hidden=48)
 TOKENS = jax.random.randint(jax.random.key(1), (3, 20), 0, 61)
@@ -53,23 +53,6 @@ def test_the_fused_loss_never_holds_all_logits() -> None:
     assert temporaries(losses.fused_next_token()) < temporaries(losses.next_token) / 8
 
 
-def test_smoothing_and_z_loss_are_torch_s_and_palm_s(params: Any) -> None:
-    torch = pytest.importorskip("torch")
-    apply = decoder.apply_fn(SMALL)
-    batch = {"tokens": TOKENS, "weight": jnp.ones(3)}
-    logits = torch.tensor(np.asarray(apply(params, batch)))[:, :-1].reshape(-1, 61)
-    targets = torch.tensor(np.asarray(TOKENS))[:, 1:].reshape(-1).long()
-    smooth = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
-    ours = losses.fused_next_token(smoothing=0.1)(apply, params, batch)[0]
-    np.testing.assert_allclose(ours, smooth, rtol=1e-5)
-    plain = torch.nn.functional.cross_entropy(logits, targets)
-    drift = (torch.logsumexp(logits, -1) ** 2).mean()
-    ours = losses.fused_next_token(z=0.01)(apply, params, batch)[0]
-    np.testing.assert_allclose(ours, plain + 0.01 * drift, rtol=1e-5)
-    with pytest.raises(ValueError, match=r"smoothing is 1\.0"):
-        losses.fused_next_token(smoothing=1.0)
-
-
 def test_compile_size_does_not_grow_with_depth() -> None:
     def lines(layers: int) -> int:
         config = replace(SMALL, layers=layers)
@@ -108,28 +91,6 @@ def test_computing_in_bfloat16_keeps_float32_parameters(params: Any) -> None:
     assert "bf16" in text
 
 
-@pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("cap", [None, 5.0])
-def test_splash_attention_gives_xla_s_numbers(window: Any, cap: Any) -> None:
-    q, k, v = (
-        jax.random.normal(jax.random.key(i), (2, 128, heads, 64))
-        for i, heads in enumerate((4, 2, 2))
-    )
-    segments = jnp.repeat(jnp.array([[1, 2, 0], [1, 1, 2]], jnp.int32), 43, axis=1)[:, :128]
-
-    def mix(backend: Any, segments: Any) -> Any:
-        def scalar(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
-            out = attention.attend(
-                q, k, v, scale=0.1, segments=segments, window=window, cap=cap, backend=backend
-            )
-            return jnp.sum(jnp.sin(out)), out
-
-        return jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2), has_aux=True))(q, k, v)
-
-    for ids in (None, segments):
-        close(mix("splash", ids), mix("xla", ids), 2e-5)
-
-
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "sequence": 2}])
 def test_on_a_mesh_token_scores_are_those_of_one_device(axes: dict[str, int]) -> None:
     """In pieces too, for which the head is gathered once."""
@@ -146,32 +107,6 @@ def test_on_a_mesh_token_scores_are_those_of_one_device(axes: dict[str, int]) ->
     found = value_and_grad(losses.fused_next_token(), spread)(placed, there)
     np.testing.assert_allclose(found[0], value, rtol=1e-5)
     close(found[1], grads, 2e-5)
-
-
-@pytest.mark.parametrize("axes", [{"fsdp": 2, "tensor": 2}, {"data": 2, "sequence": 2}])
-def test_on_a_mesh_each_device_runs_splash_attention_on_its_part(axes: dict[str, int]) -> None:
-    q, k, v = (
-        jax.random.normal(jax.random.key(i), (4, 128, heads, 64))
-        for i, heads in enumerate((4, 2, 2))
-    )
-    there = mesh.make(**axes)
-    everywhere = jax.NamedSharding(there, jax.P())
-
-    def mix(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        with jax.sharding.use_abstract_mesh(there.abstract_mesh):
-            return attention.attend(q, k, v, scale=0.1, backend="splash")
-
-    cut = "shard_map" in str(jax.make_jaxpr(mix)(q, k, v))
-    assert cut == ("tensor" in axes)  # XLA's own attention takes a length that is cut
-    wanted = attention.attend(q, k, v, scale=0.1, backend="xla")
-    close(jax.jit(mix, in_shardings=everywhere)(q, k, v), wanted, 2e-5)
-
-
-def test_positions_begin_anew_in_each_segment() -> None:
-    segments = jnp.array([[0, 0, 1, 1, 1, 2, 2, 3], [1, 2, 2, 2, 3, 0, 0, 0]])
-    places = attention.positions(segments)
-    np.testing.assert_array_equal(places[0, 2:], [0, 1, 2, 0, 1, 0])
-    np.testing.assert_array_equal(places[1, :5], [0, 0, 1, 2, 0])
 
 
 def test_a_soft_prefix_reads_like_tokens(params: Any) -> None:
@@ -194,6 +129,7 @@ def test_a_classifier_reads_the_last_token(params: Any) -> None:
     np.testing.assert_allclose(scores[0], alone[0], atol=1e-5)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -209,9 +145,7 @@ def test_refusals(change: dict[str, Any], words: str) -> None:
         replace(SMALL, head_width=None, **change)
 
 
+@pytest.mark.quick
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValueError, match="remat is 'all'"):
         decoder.apply_fn(SMALL, remat="all")  # type: ignore[arg-type]
-    q = jnp.ones((1, 4, 2, 8))
-    with pytest.raises(ValueError, match="attention backend is 'flash'"):
-        attention.attend(q, q, q, scale=1.0, backend="flash")  # type: ignore[arg-type]

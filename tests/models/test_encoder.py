@@ -426,6 +426,7 @@ def test_a_document_longer_than_the_context_is_told() -> None:
     assert np.isnan(out[0]).all() and np.isfinite(out[1]).all()
 
 
+@pytest.mark.quick
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="width is 33"):
         encoder.Config(width=33)

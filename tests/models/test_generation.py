@@ -48,6 +48,7 @@ def test_greedy_is_that_of_transformers(params: Any, tmp_path: Any) -> None:
     assert len({tuple(f) for f in ours}) > 1 and len(set(ours[0])) > 1
 
 
+@pytest.mark.quick
 def test_a_stop_token_ends_its_row_alone(params: Any) -> None:
     whole = generate(APPLY, params, SMALL, PROMPTS, steps=12)
     stop = whole[1][4]
@@ -134,6 +135,7 @@ def test_refusals(params: Any, arguments: dict[str, Any], words: str) -> None:
         generate(APPLY, params, SMALL, given.pop("prompts"), **given)
 
 
+@pytest.mark.quick
 def test_prompts_are_padded_on_the_left() -> None:
     tokens, segments = left_padded([[1, 2, 3], [4]], 10, multiple=4)
     np.testing.assert_array_equal(tokens, [[0, 1, 2, 3], [0, 0, 0, 4]])

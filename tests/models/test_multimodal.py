@@ -132,6 +132,7 @@ def test_targets_and_a_linear_projector() -> None:
         multimodal.Config(projector="conv")  # type: ignore[arg-type]
 
 
+@pytest.mark.quick
 def test_text_is_written_from_a_cache_that_holds_the_image() -> None:
     given = {k: v for k, v in batch().items() if k in ("image", "tokens")}
     cache = decoder.empty_cache(CONFIG.language, 4, 4 + 6 + 3)
@@ -177,6 +178,7 @@ def test_methods_train_what_the_preset_says(name: str) -> None:
         assert moved == multimodal.projector_and_adapters(trees.path_name(path)), path
 
 
+@pytest.mark.quick
 def test_the_second_stage_leaves_the_tower_alone() -> None:
     paths = [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(PARAMS)]
     learned = [p for p in paths if multimodal.all_but_vision(p)]

@@ -128,6 +128,7 @@ def test_logits(pair: Any) -> None:
     close(ours, theirs(reference, ids), 1e-5)
 
 
+@pytest.mark.quick
 def test_padded_and_packed_rows_are_the_documents_alone(pair: Any) -> None:
     reference, model, _ = pair
     if "longrope" in str(model.config.rope) or "dynamic" in str(model.config.rope):

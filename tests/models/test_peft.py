@@ -189,6 +189,7 @@ def written(tmp_path_factory: Any) -> tuple[Path, models.Model]:
     return folder / "adapter", adapted(CASES["lora"], folder)[1]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "changed",
     [
@@ -237,6 +238,7 @@ def test_a_damaged_missing_or_foreign_adapter_is_refused(
         models.load_adapter(foreign, model)
 
 
+@pytest.mark.quick
 def test_what_peft_has_no_place_for_is_refused(
     written: tuple[Path, models.Model], tmp_path: Path
 ) -> None:

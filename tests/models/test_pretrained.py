@@ -45,6 +45,7 @@ def test_round_trip(folder: Path) -> None:
     assert model.tokenizer is None
 
 
+@pytest.mark.quick
 def test_an_unknown_architecture_lists_the_known(folder: Path) -> None:
     edit(folder, model_type="mamba")
     refused(folder, "'mamba'", "'llama'", "'gemma2'")
@@ -119,6 +120,7 @@ def test_shards_have_an_index(tmp_path: Path) -> None:
     refused(out, "is missing")
 
 
+@pytest.mark.quick
 def test_saving_refuses_what_would_be_lost(folder: Path, tmp_path: Path) -> None:
     model = models.load(folder)
     with pytest.raises(ValueError, match="new or empty"):

@@ -18,6 +18,7 @@ CONFIG = decoder.Config(vocabulary=32, layers=8, width=128, heads=4, kv_heads=2,
 BATCH = {"tokens": jnp.arange(16).reshape(1, 16)}
 
 
+@pytest.mark.quick
 def test_no_entry_is_off_by_more_than_half_a_step() -> None:
     kernel = np.random.default_rng(0).normal(size=(3, 40, 24)).astype(np.float32)
     kernel[:, :, 5] = 0
@@ -91,6 +92,7 @@ def test_a_mixture_too() -> None:
     assert float(jnp.abs(logits[0] - logits[1]).max()) < 0.05 * float(jnp.abs(logits[0]).max())
 
 
+@pytest.mark.quick
 def test_targets_that_match_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"targets is 'block', but must be .*blocks/query"):
         models.quantize(decoder.init(jax.random.key(0), CONFIG), "block")

@@ -311,6 +311,7 @@ def test_adapters_learn_and_write() -> None:
     assert not np.allclose(before, program.predict(state, batch(given)), atol=1e-2)
 
 
+@pytest.mark.quick
 def test_refusals() -> None:
     params, apply = t5.init(jax.random.key(0), OURS), t5.apply_fn(OURS)
     tokens = jnp.zeros((1, 3), int)

@@ -151,6 +151,7 @@ def test_a_classifier_reads_the_mean_and_remat_changes_nothing() -> None:
     np.testing.assert_allclose(again, logits, atol=1e-6)
 
 
+@pytest.mark.quick
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="patch is 3, but must be a divisor of 8, the image"):
         vision.Config(image=8, patch=3)

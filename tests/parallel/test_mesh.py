@@ -225,6 +225,7 @@ def test_rules_are_those_of_column_and_row_parallel_products() -> None:
         assert mesh.spec(path, shape, layout) == PartitionSpec(*wanted), path
 
 
+@pytest.mark.quick
 def test_own_rules_come_first() -> None:
     rules = ((r"odd/kernel", ("tensor", None)), *mesh.RULES)
     layout = mesh.Layout(mesh.abstract(fsdp=4, tensor=2), rules)
@@ -240,6 +241,7 @@ def test_a_table_counts_what_a_device_holds() -> None:
     ]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "call, said",
     [

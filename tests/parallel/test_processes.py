@@ -249,6 +249,7 @@ def test_a_lost_process_ends_the_others_with_a_sentence(
         assert_same(toy, whole, tmp_path / "out")
 
 
+@pytest.mark.quick
 def test_who_it_is_must_be_said_rightly() -> None:
     wrong = {
         "nonsense": "must be auto, or HOST:PORT",
@@ -270,6 +271,7 @@ def test_who_cannot_be_reached_is_said() -> None:
         processes.start(f"localhost:{port},2,1", patience=0.3)
 
 
+@pytest.mark.quick
 def test_alone_it_agrees_with_itself() -> None:
     assert not processes.has_peers() and processes.is_leader()
     assert processes.largest_of_all(3) == 3

@@ -258,6 +258,7 @@ def send(number: int) -> None:
     time.sleep(0.01)  # for Python to run its handler
 
 
+@pytest.mark.quick
 def test_a_signal_is_noted_until_a_safe_point_and_the_handlers_put_back() -> None:
     before, saved = handlers(), list[int]()
     for number, error in ((signal.SIGTERM, signals.Preempted), (signal.SIGINT, KeyboardInterrupt)):
@@ -304,6 +305,7 @@ def test_a_note_within_another_is_the_same(outer: Callable[[], Any]) -> None:
     assert handlers() == before
 
 
+@pytest.mark.quick
 def test_in_another_thread_there_are_no_handlers() -> None:
     before, found = handlers(), list[Any]()
 

@@ -92,6 +92,7 @@ def test_fewer_bits_are_sharded_like_the_parameters(dtype: Any) -> None:
     assert apart(state.params, trained(method).params) < 1e-5
 
 
+@pytest.mark.quick
 def test_what_would_be_rounded_every_step_is_refused() -> None:
     with pytest.raises(ValueError, match="method is 'si', but must be one that doesn't observe"):
         storage.compress(methods.si())
@@ -101,6 +102,7 @@ def test_what_would_be_rounded_every_step_is_refused() -> None:
         storage.offload(jcl.chain(methods.ewc(), methods.er(capacity=4, rows=2)))
 
 
+@pytest.mark.quick
 def test_hooks_that_a_method_lacks_stay_undefined() -> None:
     wrapped = storage.offload(methods.ewc())
     assert not jcl.method.defines(wrapped, "observe")

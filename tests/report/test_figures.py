@@ -29,6 +29,7 @@ def drawn(figure):
     return [text.get_text() for text in drawn_texts.check(figure)]
 
 
+@pytest.mark.quick
 def test_interval_is_that_of_metrics():
     samples = np.random.default_rng(0).random((6, 2, 3))
     expected = [[metrics.interval(samples[:, i, j])[1] for j in range(3)] for i in range(2)]
@@ -237,6 +238,7 @@ def test_a_loss_of_any_size(value):
     assert not [word for word in words if re.search(r"\de[-−]\d", word)]
 
 
+@pytest.mark.quick
 def test_scores_that_are_undefined_are_drawn_as_such():
     run = make()
     run.scores[:, :, 1] = np.nan

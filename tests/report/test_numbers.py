@@ -3,6 +3,8 @@ import pytest
 
 from jcl.report.numbers import beside
 
+pytestmark = pytest.mark.quick
+
 
 def test_numbers_stay_beside_the_figure_and_come_back(tmp_path):
     figure = tmp_path / "figures" / "toy.png"

@@ -53,6 +53,7 @@ def test_an_event_goes_to_tensorboard_where_it_is_installed(watch, monkeypatch, 
     ]  # fmt: skip
 
 
+@pytest.mark.quick
 def test_without_tensorboard_nothing_is_written(watch, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with watch.events(tmp_path):
@@ -60,6 +61,7 @@ def test_without_tensorboard_nothing_is_written(watch, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (75.4, "1:15"), (3599.7, "1:00:00"), (90061, "25:01:01")]
 )

@@ -105,6 +105,7 @@ def test_a_folder_that_is_in_use_and_too_little_text(base, tmp_path, capsys):
     assert "number of tokens of the text is" in capsys.readouterr().err
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("prompt", "subject"), [
     ("The capital of France is", "France"),
     ("The President of San Marino lives in", "San Marino"),

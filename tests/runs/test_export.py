@@ -120,6 +120,7 @@ def test_the_exported_model_scores_as_the_run_did(
     assert "vertical forgetting" in html and f"{100 * after:.1f}" in html
 
 
+@pytest.mark.quick
 def test_one_of_several_runs_is_named(script: Path, tmp_path: Path, capsys: Any) -> None:
     both = ("--method", "naive()", "--method", "wise_ft()")
     run = trained(script, tmp_path, *both)

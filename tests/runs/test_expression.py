@@ -79,6 +79,7 @@ def test_nothing_is_evaluated(tmp_path):
     assert not trap.exists()
 
 
+@pytest.mark.quick
 def test_too_deep_an_expression_is_refused():
     with pytest.raises(ValueError, match="is no method"):
         expression.parse("(" * 100_000)
@@ -105,13 +106,14 @@ def test_build_takes_overrides_that_may_be_traced():
     assert _pull(expression.build(calls, {"si.strength": 7.0}), jnp.float32(2)) == 2
 
 
+@pytest.mark.quick
 def test_build_composes_and_refuses():
     assert expression.build(expression.parse("er() + naive() + ewc()")).name == "er + ewc"
     for text, says in (
         ("ewc(strength=-1)", "ewc: strength is -1"),
         ("ewc() + ewc()", "two methods are named 'ewc'"),
         ("packnet() + ewc() + ema()", "must come before"),
-        ("gem()", "gem needs its argument 'tasks'"),
+        ("gem()", "gem needs its argument 'stages'"),
     ):
         with pytest.raises(ValueError, match=says):
             expression.build(expression.parse(text))

@@ -30,6 +30,7 @@ def squeezed(text: str) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.quick
 def test_a_method_is_shown_whole(shown):
     said = shown("er")
     assert said.startswith("er, method\n\ner(capacity=500, rows=None, weight=1.0, start=1, ")
@@ -59,6 +60,7 @@ def test_every_method_has_phases_and_an_example_that_works(shown, name):
     assert f"reads of earlier stages: {', '.join(method.reads) or 'nothing'}" in lines
 
 
+@pytest.mark.quick
 def test_only_what_needs_arrays_has_no_expression():
     assert [n for n in expression.factories() if listing.example(n) is None] == ["distil"]
 

@@ -163,6 +163,7 @@ def test_what_is_refused_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.quick
 def test_a_model_that_is_more_than_its_parameters_is_not_handed_on(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one that changes nothing but parameters"):
         run([Node("a", A, "hat(tasks=2, steps=6)"), Node("b", B)], tmp_path)

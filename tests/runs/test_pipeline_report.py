@@ -121,6 +121,7 @@ def test_it_goes_on_after_an_interruption(
     assert (cut / "scores.csv").read_text() == (whole / "scores.csv").read_text()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -60,6 +60,7 @@ def test_folders_are_distinct_even_for_equal_methods():
     assert len(set(names)) == 3 and all("/" not in n and " " not in n for n in names)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("sweep", "says"),
     [
@@ -81,6 +82,7 @@ def test_a_wrong_sweep_is_refused_before_anything_runs(sweep, says):
         plans(["ewc()"], sweep)
 
 
+@pytest.mark.quick
 def test_two_sweeps_of_one_key_are_refused():
     with pytest.raises(ValueError, match="same key"):
         plans(["ewc()"], "lr=1,2", "lr=3,4")

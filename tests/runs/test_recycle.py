@@ -50,6 +50,7 @@ def test_the_ways() -> None:
         np.testing.assert_array_equal(start["head"], jnp.full(2, 9.0))
 
 
+@pytest.mark.quick
 def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="how is 'all', but must be one of"):
         recycle(tree(1, 2), tree(1, 2), tree(1, 2), "all", methods.ewc())  # type: ignore[arg-type]
@@ -57,6 +58,7 @@ def test_what_is_refused() -> None:
         upgraded(tree(1, 2), tree(1, 2), {"a": jnp.zeros(3)})
 
 
+@pytest.mark.quick
 def test_steps_to_a_score() -> None:
     curve = np.array([3.0, 2.0, 1.0, 1.5])
     assert steps_to(curve, 2.0, higher_is_better=False) == 1

@@ -62,6 +62,7 @@ def test_learning_and_noise_are_no_drift():
     assert not jax.lax.scan(detector.update, detector.init(), falling)[1].any()
 
 
+@pytest.mark.quick
 def test_thresholds_may_be_traced():
     def count(threshold):
         detector = drift.page_hinkley(threshold)
@@ -135,6 +136,7 @@ def test_without_a_drift_it_changes_nothing():
     )
 
 
+@pytest.mark.quick
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="threshold is 0, but must be above 0"):
         drift.page_hinkley(threshold=0)

@@ -122,6 +122,7 @@ def test_over_a_mesh_it_is_the_same(whole: jcl.Result, tmp_path: Path) -> None:
         assert [line["step"] for line in again.history][-1] == 45
 
 
+@pytest.mark.quick
 def test_members_over_a_mesh_are_refused() -> None:
     with pytest.raises(ValueError, match=r"mesh is .*'fsdp': 4.* but must be None"):
         jcl.replicate(lambda seed: program(mesh=mesh.make(fsdp=4)), jnp.arange(2))
@@ -269,6 +270,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path: Path) ->
     assert whole.exists()
 
 
+@pytest.mark.quick
 def test_bad_input_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)

@@ -83,12 +83,14 @@ def test_llama_in_torch_gives_the_same_logits(converted):
     np.testing.assert_allclose(logits, expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.quick
 def test_the_folder_is_llamas_and_nothing_else(converted):
     assert {p.name for p in converted.iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [

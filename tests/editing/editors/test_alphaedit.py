@@ -30,6 +30,7 @@ def key(params, fact):
     return np.asarray(values.mean_key(found["blocks/down:in"])).swapaxes(0, 1)
 
 
+@pytest.mark.quick
 def test_the_projector():
     P = np.asarray(null_space(MOMENT, THRESHOLD), np.float64)
     np.testing.assert_allclose(P @ P, P, atol=1e-5)
@@ -39,6 +40,7 @@ def test_the_projector():
         assert np.linalg.eigvalsh(p @ c @ p).max() < 1.001 * THRESHOLD
 
 
+@pytest.mark.quick
 def test_what_text_is_made_of_keeps_its_values():
     change = (tiny.kernel(FIRST) - tiny.kernel(tiny.PARAMS))[list(LAYERS)]
     size = np.abs(change).max(axis=(1, 2))
@@ -91,6 +93,7 @@ def test_one_layer_solves_the_authors_system():
     np.testing.assert_allclose(change, wanted, atol=2e-3 * np.abs(wanted).max())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("options", "said"), [
     ({"threshold": 0.0}, "threshold is 0.0, but must be above 0"),
     ({"ridge": 0.0}, "ridge is 0.0, but must be above 0"),

@@ -61,11 +61,13 @@ def test_the_published_loss_reads_the_prompts_last_token():
     assert np.abs(one - other).max() > 1e-3
 
 
+@pytest.mark.quick
 def test_good_enough_is_left_alone():
     found = written(enough=1e6)
     np.testing.assert_array_equal(tiny.kernel(found), tiny.kernel(tiny.PARAMS))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("options", "said"), [
     ({"steps": 0}, "steps is 0, but must be at least 1"),
     ({"rate": 0.0}, "rate is 0.0, but must be above 0"),

@@ -83,6 +83,7 @@ def test_a_batch_of_edits_with_one_key_learns_the_last():
     assert said(state, ["Rome is"]) == [b"y"]
 
 
+@pytest.mark.quick
 def test_inputs_outside_every_radius_are_answered_bit_for_bit_as_before(written):
     text = np.random.default_rng(1).integers(0, 256, (8, LENGTH))
     other = {"tokens": jnp.asarray(text, jnp.int32)}

@@ -68,11 +68,13 @@ def test_one_layer_solves_its_normal_equations():
     assert np.linalg.norm(rest) < 2e-3 * np.linalg.norm(right)
 
 
+@pytest.mark.quick
 def test_layers_that_are_not_named_stay():
     change = tiny.kernel(written((0, 1), 5.0, tiny.FACTS)) - tiny.kernel(tiny.PARAMS)
     assert [bool(x.any()) for x in change] == [True, True, False]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("options", "said"), [
     ({"strength": 0.0}, "strength is 0.0, but must be above 0, or None"),
     ({"kl": -1.0}, "kl is -1.0, but must be at least 0"),

@@ -56,6 +56,7 @@ def test_a_batch_is_written_one_after_another():
     np.testing.assert_allclose(tiny.kernel(together), tiny.kernel(params), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.quick
 def test_what_is_refused():
     with pytest.raises(ValueError, match=r"layers is \(3,\), but must be from 0 to 2"):
         rome(tiny.APPLY, tiny.MOMENTS[:1], layer=3).init(tiny.PARAMS, tiny.FACTS)

@@ -225,6 +225,7 @@ def test_edits_of_weight_0_change_nothing():
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -243,6 +244,7 @@ def test_bad_arguments_are_refused_by_name(options, message):
         editor(**options)
 
 
+@pytest.mark.quick
 def test_an_unknown_site_is_refused_by_name():
     with pytest.raises(ValueError, match="site is 'blocks/sideways', but must be one of"):
         editor(site="blocks/sideways").init(PARAMS, FACTS)

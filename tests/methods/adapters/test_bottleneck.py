@@ -34,6 +34,7 @@ def test_it_starts_as_the_base_bit_for_bit_and_adapters_alone_learn(after: tuple
     assert float(jnp.abs(blocks["mlp_adapter"]["up"]["kernel"]).max()) > 1e-3
 
 
+@pytest.mark.quick
 def test_it_adds_a_small_network_to_what_a_sublayer_adds() -> None:
     draw = np.random.default_rng(0)
     down, up = draw.normal(size=(24, 4)), draw.normal(size=(4, 24))
@@ -44,6 +45,7 @@ def test_it_adds_a_small_network_to_what_a_sublayer_adds() -> None:
     np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.quick
 def test_a_model_that_is_no_decoder_is_refused() -> None:
     program = tiny.program(methods.bottleneck())
     with pytest.raises(ValueError, match=r"parameters is \[\], but must be a decoder's"):

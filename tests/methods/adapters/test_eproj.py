@@ -105,6 +105,7 @@ def test_the_key_is_where_the_pull_loss_is_least(apart: list[jcl.State]) -> None
     assert jnp.linalg.norm(jax.grad(pull)(key + jnp.eye(len(key))[0])) > 1e-3
 
 
+@pytest.mark.quick
 def test_each_stage_moves_its_own_projector_and_nothing_else(apart: list[jcl.State]) -> None:
     for task in range(TASKS):
         before, after = apart[task], apart[task + 1]

@@ -32,6 +32,7 @@ def test_it_starts_as_the_base_bit_for_bit_and_gains_alone_learn() -> None:
     np.testing.assert_allclose(merged, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.quick
 def test_one_side_alone() -> None:
     program = tiny.program(methods.ia3(outputs=None, inputs=r"blocks/(up|output)"))
     state = program.init(tiny.base(), BATCH, jax.random.key(0))

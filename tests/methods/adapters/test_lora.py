@@ -172,6 +172,7 @@ def test_a_base_frozen_in_part() -> None:
     jax.tree_util.tree_map_with_path(moved, state.params, first)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("targets", ["blocks/querry", "blocks/(", "head", "uery"])
 def test_targets_that_are_no_dense_layer_are_refused(targets: str) -> None:
     with pytest.raises(ValueError, match=r"(targets|pattern) is .* must be"):

@@ -76,6 +76,7 @@ def test_at_the_start_it_is_the_base_and_then_routers_learn_too() -> None:
     assert float(jnp.abs(last - first).max()) > 1e-3
 
 
+@pytest.mark.quick
 def test_routed_pairs_are_not_merged() -> None:
     program = tiny.program(methods.moelora())
     state = program.init(tiny.base(), BATCH, jax.random.key(0))

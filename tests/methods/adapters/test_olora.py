@@ -67,6 +67,7 @@ def test_a_boundary_keeps_the_pair_begins_a_fresh_one_and_leaves_the_outputs() -
     np.testing.assert_allclose(merged, predict(states[-1], batch), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.quick
 def test_by_task_a_finished_task_is_answered_the_same_for_ever() -> None:
     program, states = walk(methods.inclora(stages=3, rank=2, predict="task"), stages=4)
     predict = jax.jit(program.predict)

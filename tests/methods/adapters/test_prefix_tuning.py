@@ -69,6 +69,7 @@ def test_the_prefix_alone_learns_and_every_document_of_a_row_sees_it() -> None:
     assert np.abs(bare - alone).max() > 0.1
 
 
+@pytest.mark.quick
 def test_a_model_that_is_no_decoder_is_refused() -> None:
     program = tiny.program(methods.prefix_tuning())
     with pytest.raises(ValueError, match=r"parameters is \[\], but must be a decoder's"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny_decoder as tiny
 
 import jcl
@@ -63,6 +64,7 @@ def test_the_newest_prompt_stands_first() -> None:
     np.testing.assert_allclose(both[2:], ours[:2], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.quick
 def test_a_finished_task_never_changes() -> None:
     first = PREDICT(STATES[1], of_task(0))
     for later in STATES[2:]:
@@ -72,6 +74,7 @@ def test_a_finished_task_never_changes() -> None:
     assert np.abs(first - tiny.CALL(tiny.base(), of_task(0))).max() > 0.1
 
 
+@pytest.mark.quick
 def test_without_a_task_all_prompts_are_read() -> None:
     every = tiny.program(methods.progressive_prompts(stages=tiny.TASKS, length=3, predict="all"))
     ours = jax.jit(every.predict)(STATES[3], of_task(0))
@@ -79,6 +82,7 @@ def test_without_a_task_all_prompts_are_read() -> None:
     np.testing.assert_array_equal(ours, PREDICT(STATES[3], asked))
 
 
+@pytest.mark.quick
 def test_the_prompt_alone_learns() -> None:
     tiny.same_base(STATES[-1].params, tiny.base())
     bank = STATES[-1].methods["progressive_prompts"].bank

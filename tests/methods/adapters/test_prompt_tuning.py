@@ -27,6 +27,7 @@ def spelt() -> jax.Array:
     return jnp.broadcast_to(found, (tiny.ROWS, 5))
 
 
+@pytest.mark.quick
 def test_it_starts_as_tokens_before_the_others() -> None:
     before = jnp.concatenate([spelt(), BATCH["tokens"]], axis=1)
     wanted = tiny.CALL(tiny.base(), {"tokens": before})[:, 5:]
@@ -67,6 +68,7 @@ def test_the_prompt_alone_learns() -> None:
     assert float(moved.min(axis=1).max()) > 1e-3
 
 
+@pytest.mark.quick
 def test_a_model_without_embeddings_is_refused() -> None:
     params = {"dense_0": {"kernel": jnp.ones((2, 2))}}
     with pytest.raises(ValueError, match=r"parameters is \['dense_0'\], but must be"):

@@ -37,6 +37,7 @@ def fit(params: Any, target: np.ndarray, batch: Any) -> np.ndarray:
     return np.mean((sampling(tiny_pairs.log_probs(params, batch)) - target) ** 2, axis=0)
 
 
+@pytest.mark.quick
 def test_the_distance_is_taken_over_both_answers() -> None:
     odds, target = np.random.default_rng(0).normal(0, 3, (2, 9))
     p, q = (log_softmax(np.stack([x, np.zeros(9)]), axis=0) for x in (odds, target))

@@ -96,6 +96,7 @@ def test_a_fisher_information_is_that_of_the_loss_of_dpo() -> None:
     )
 
 
+@pytest.mark.quick
 def test_a_step_costs_one_forward_pass_more() -> None:
     """Four thirds of a step without a reference, counted in the compiled program."""
 

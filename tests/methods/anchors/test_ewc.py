@@ -68,6 +68,7 @@ def test_after_two_tasks_it_is_the_posterior_mean() -> None:
     assert np.abs(posterior(2) - M[1]).min() > 0.02  # plain fine-tuning would end there
 
 
+@pytest.mark.quick
 def test_online_ewc_without_decay_is_the_posterior_mean_for_ever() -> None:
     """Precisions add up and the latest mode is the anchor: Bayes, as Huszár (1712.03847) has it."""
     optima = [posterior(t + 1) for t in range(TASKS)]

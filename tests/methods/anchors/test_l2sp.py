@@ -13,6 +13,8 @@ import pytest
 import jcl
 from jcl import losses, methods
 
+pytestmark = pytest.mark.quick
+
 CURVATURE = np.array([2.0, 1.0, 0.5])
 CENTRES = np.array([[1.0, -2.0, 3.0], [-1.0, 1.0, -4.0], [2.0, 2.0, 2.0]])
 START = np.array([0.5, 1.0, -1.0])

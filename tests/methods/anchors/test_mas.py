@@ -79,6 +79,7 @@ def test_labels_play_no_part_in_the_importance() -> None:
     assert not np.allclose(a["mas"].omega["dense_1"]["bias"], other["mas"].omega["dense_1"]["bias"])
 
 
+@pytest.mark.quick
 def test_signs_do_not_cancel_within_a_batch() -> None:
     """The authors' code takes |Σ| over a batch, which two opposite rows would make 0."""
     program = jcl.make(methods.mas(), linear, losses.squared_error, optax.sgd(0.1))

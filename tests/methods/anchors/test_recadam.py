@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import jcl
 from jcl import losses, methods
@@ -78,6 +79,7 @@ def test_as_speed_grows_it_becomes_a_switch() -> None:
     assert np.abs(found[-1] - START).min() > 0.05
 
 
+@pytest.mark.quick
 def test_the_pull_takes_its_share_of_the_way_back_each_step() -> None:
     """With no learning (λ = 0) the distance shrinks by 1 - strength a step, moments or no."""
     program = jcl.make(

@@ -109,6 +109,7 @@ def test_every_boundary_is_the_papers(interval: int) -> None:
         assert flat(kept.importance).max() > 0.9
 
 
+@pytest.mark.quick
 def test_without_the_path_term_it_is_online_ewc() -> None:
     """One Fisher a stage: F = α (F_t + (1-α) F_{t-1} + …), so Ω is online EWC's over its range."""
     data = stream()

@@ -76,6 +76,7 @@ def test_path_integral_is_of_the_task_loss_not_the_penalised_one() -> None:
     np.testing.assert_allclose(state.methods["si"].path["w"], drop, rtol=0.01)
 
 
+@pytest.mark.quick
 def test_boundary_adds_the_share_of_each_stage() -> None:
     damping = 0.05
     program, state = begin(optax.sgd(1e-2), strength=0.0, damping=damping)

@@ -7,10 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import pytest
 from tiny_stages import after_boundaries
 
 import jcl
 from jcl import losses, methods, models
+
+pytestmark = pytest.mark.quick
 
 TASKS, STEPS = 3, 6
 PARAMS = models.mlp.init(jax.random.key(0), [4, 8, 3])

@@ -144,6 +144,7 @@ def test_embeddings_stay_within_six() -> None:
         np.testing.assert_allclose(e, -6.0, rtol=1e-6)
 
 
+@pytest.mark.quick
 def test_every_row_has_the_gates_of_its_own_task() -> None:
     data = stream(True)
     method = methods.hat(tasks=TASKS, steps=STEPS)

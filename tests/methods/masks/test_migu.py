@@ -65,6 +65,7 @@ def test_only_the_loudest_columns_move(per_token: bool, at: Any, tx: Any) -> Non
         assert np.asarray(layer["bias"] != after.params[name]["bias"]).mean() > 0.6
 
 
+@pytest.mark.quick
 def test_masked_before_adam_columns_drift() -> None:
     before, after = train(optax.adam(1e-2), fraction=0.3, at="grads")
     moved = np.asarray(before.params["dense_1"]["kernel"] != after.params["dense_1"]["kernel"])

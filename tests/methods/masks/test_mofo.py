@@ -77,6 +77,7 @@ def test_exactly_so_many_entries_move(fraction: float, tx: Any) -> None:
             assert moved == max(round(fraction * before[key].size), 1)
 
 
+@pytest.mark.quick
 def test_unfiltered_leaves_move_whole() -> None:
     before, after = train(
         methods.mofo(fraction=0.1, filtered=lambda path: path != "bias"), optax.adam(1e-2), 1

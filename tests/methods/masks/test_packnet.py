@@ -134,6 +134,7 @@ def test_without_task_names_all_weights_predict() -> None:
             )
 
 
+@pytest.mark.quick
 def test_a_stage_in_progress_is_predicted_with_its_own_free_weights() -> None:
     data = stream()
     states, _, program = train(methods.packnet(), OPTIMIZERS["adam"], tasks=1)

@@ -61,6 +61,7 @@ def test_backbone_and_old_classes_are_frozen_and_the_rest_learns(head: str | Non
             np.testing.assert_array_equal(columns, [0, 0, 1, 1, 1, 1])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("head, y", [("dense_7", jnp.zeros(8, int)), (None, jnp.zeros((8, 6)))])
 def test_no_head_or_no_labels_are_refused(head: str | None, y: jax.Array) -> None:
     program = jcl.make(

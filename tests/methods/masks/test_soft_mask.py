@@ -91,6 +91,7 @@ def test_the_update_of_a_unit_shrinks_by_its_importance(tx: Any, at: Any) -> Non
         assert np.abs(layer["kernel"]).max() > 1e-3
 
 
+@pytest.mark.quick
 def test_equal_scores_protect_nothing() -> None:
     np.testing.assert_array_equal(normalised(jnp.full((2, 5), 3.0)), np.zeros((2, 5)))
     np.testing.assert_array_equal(normalised(jnp.ones(1)), [0.0])
@@ -126,6 +127,7 @@ def test_stacked_layers_have_importances_of_their_own() -> None:
     np.testing.assert_allclose(found[0]["stack"][1], found[1]["layer_1"], rtol=1e-5)
 
 
+@pytest.mark.quick
 def test_a_predicate_that_names_no_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="masked"):
         make(optax.sgd(0.1), masked=lambda path: False)

@@ -48,6 +48,7 @@ def test_a_boundary_installs_the_weighted_sum_of_all_steps(decay: float) -> None
     )
 
 
+@pytest.mark.quick
 def test_the_ends_are_exact() -> None:
     _, _, (before, after) = train(0.0)
     np.testing.assert_array_equal(after.params["w"], before.params["w"])

@@ -91,6 +91,7 @@ def test_the_projection_is_the_nearest_point(mean: float) -> None:
                 assert np.sum((given - found) ** 2) <= np.sum((given - other) ** 2) + 1e-4
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("anchor", ["previous", "first"])
 def test_the_anchor(anchor: Any) -> None:
     _, after = learned(alpha=0.5, anchor=anchor)

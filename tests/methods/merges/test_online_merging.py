@@ -46,6 +46,7 @@ def draw() -> Any:
     return jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), PARAMS)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("form", ["dare", "ties"])
 def test_the_ends_are_exact(form: Any) -> None:
     vector, update = draw(), draw()

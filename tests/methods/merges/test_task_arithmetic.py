@@ -58,6 +58,7 @@ def test_sequential_experts_start_from_the_one_before() -> None:
         np.testing.assert_allclose(leaves(params), base + 0.3 * total, atol=1e-5)
 
 
+@pytest.mark.quick
 def test_the_ends_are_exact() -> None:
     np.testing.assert_array_equal(leaves(merged(scale=0.0)[-1]), leaves(PARAMS))
     only, plain = merged(scale=1.0)[0], expert(PARAMS, 0)

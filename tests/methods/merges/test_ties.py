@@ -72,6 +72,7 @@ def test_one_expert_in_full_is_kept_and_none_is_the_start() -> None:
     np.testing.assert_allclose(merged(density=0.0)[-1], flat(PARAMS), atol=1e-6)
 
 
+@pytest.mark.quick
 def test_sequential_experts_and_trimming_by_leaf_differ_from_the_default() -> None:
     default = merged()
     sequential, by_leaf = merged(start="previous"), merged(scope="leaf")

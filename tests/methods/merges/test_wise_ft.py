@@ -38,6 +38,7 @@ def train(optimum: tuple[tuple[float, float], ...], **arguments: Any) -> list[np
 A, B = (3.0, 4.0), (-1.0, 0.0)
 
 
+@pytest.mark.quick
 def test_the_anchor_is_the_stage_before_or_the_first() -> None:
     previous = train((A, B), alpha=0.25)
     np.testing.assert_allclose(previous[0], [1.5, -0.5], rtol=1e-6)  # ¾ (1, -2) + ¼ (3, 4)
@@ -57,6 +58,7 @@ def test_the_ends_are_exact(spherical: bool) -> None:
     np.testing.assert_array_equal(train((A,), alpha=1.0, spherical=spherical)[0], learned)
 
 
+@pytest.mark.quick
 def test_the_arc_between_equal_lengths_keeps_the_length() -> None:
     (middle,) = train(((2.0, 1.0),), alpha=0.5, spherical=True)  # at a right angle to (1, -2)
     np.testing.assert_allclose(middle, np.array([3.0, -1.0]) / np.sqrt(2), rtol=1e-6)

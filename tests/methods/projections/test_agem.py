@@ -77,6 +77,7 @@ def test_only_projected_updates_keep_the_promise_behind_the_optimizer(tx: Any) -
     assert uphill["grads"] > 0.1
 
 
+@pytest.mark.quick
 def test_the_memory_holds_finished_stages_only() -> None:
     method = methods.agem(capacity=4, rows=2)
     program = jcl.make(method, apply, losses.squared_error, optax.sgd(0.1))

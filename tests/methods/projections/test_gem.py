@@ -51,6 +51,7 @@ def test_dual_equals_scipy_on_random_problems(size: int, margin: float) -> None:
     assert active > 0
 
 
+@pytest.mark.quick
 def test_dual_leaves_what_is_not_free_at_its_bound() -> None:
     gram, slope = jnp.eye(3), jnp.array([-1.0, -1.0, 1.0])
     v = solve_dual(gram, slope, jnp.zeros(3), jnp.array([True, False, True]))
@@ -150,6 +151,7 @@ def test_a_margin_adds_that_much_of_every_past_gradient_at_least() -> None:
         np.testing.assert_allclose(taken, expected, rtol=1e-3, atol=1e-3 * np.linalg.norm(g))
 
 
+@pytest.mark.quick
 def test_the_memory_of_a_stage_is_its_last_rows_and_the_oldest_stage_makes_room() -> None:
     _, state, data, _ = stages(methods.gem(stages=2, capacity_per_task=3), optax.sgd(0.05))
     stored = np.asarray(state.methods["gem"].buffer.rows["x"]).reshape(2, 3, FEATURES)

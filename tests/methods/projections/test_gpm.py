@@ -107,6 +107,7 @@ def test_directions_are_the_fewest_that_hold_the_threshold(threshold: float, gro
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-3)
 
 
+@pytest.mark.quick
 def test_padding_is_no_input() -> None:
     data = stage(0, 3)
     padded = jax.tree.map(lambda v: v, data)
@@ -121,6 +122,7 @@ def test_padding_is_no_input() -> None:
     np.testing.assert_allclose(*found, atol=1e-4)
 
 
+@pytest.mark.quick
 def test_rank_bounds_the_directions() -> None:
     method = methods.gpm(threshold=1.0, rank=2)
     _, finish, state = begin(method, [FEATURES, 16, 4], optax.sgd(0.1))

@@ -74,6 +74,7 @@ def test_dependent_gradients_and_padding_add_no_direction() -> None:
     assert int(states[-1].methods["ogd"].used) == 2
 
 
+@pytest.mark.quick
 def test_a_full_basis_takes_no_more() -> None:
     _, states = begin(methods.ogd(directions=8, per_stage=6), [rows(0), rows(1)], optax.sgd(0.1))
     assert int(states[-1].methods["ogd"].used) == 8

@@ -47,6 +47,7 @@ def nll(w: np.ndarray, batch: Any) -> float:
     return -float(np.mean(logp[np.arange(len(logp)), np.asarray(batch["y"])]))
 
 
+@pytest.mark.quick
 def test_outputs_are_stored_as_the_step_computed_them_before_its_update() -> None:
     first = rows()
     _, state = begin(methods.der(capacity=10), first)

@@ -82,6 +82,7 @@ def test_a_fraction_is_of_the_whole_batch(fraction: float, drawn: int) -> None:
     assert max(sizes) == 3 + drawn and min(sizes) == 3
 
 
+@pytest.mark.quick
 def test_a_fraction_too_small_for_the_batch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"fraction is 0\.1"):
         program = program_of(methods.er(fraction=0.1))
@@ -111,6 +112,7 @@ def test_er_and_agem_share_one_buffer(order: tuple[str, str]) -> None:
     np.testing.assert_allclose(after.params["w"], expected.params["w"], rtol=1e-6)
 
 
+@pytest.mark.quick
 def test_sharing_with_a_method_that_has_no_memory_is_refused() -> None:
     with pytest.raises(ValueError, match="share is 'ewc'"):
         program = program_of(jcl.chain(methods.ewc(), methods.er(share="ewc")))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny_decoder as tiny
 
 import jcl
@@ -53,6 +54,7 @@ def asked(program: jcl.Program, state: jcl.State, batch: Any) -> jax.Array:
     return seen["task"]
 
 
+@pytest.mark.quick
 def test_rows_are_told_apart_and_answered_by_their_own_pair() -> None:
     """As by the same adapters where the right task is given."""
     program, state = trained(jcl.chain(APART, methods.infer_task(tasks=TASKS)))

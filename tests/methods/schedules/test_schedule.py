@@ -76,6 +76,7 @@ def test_scaling_updates_is_scheduling_the_rate_of_adam() -> None:
     assert np.abs(scaled - learn(methods.naive(), 3e-2)).max() > 1e-2
 
 
+@pytest.mark.quick
 def test_constant_holds_from_its_stage_on() -> None:
     program, state = build(methods.constant(value=0.25, start=1))
     for stage in range(3):
@@ -132,6 +133,7 @@ def test_a_branch_takes_the_same_compiled_step_and_may_be_donated() -> None:
     assert int(compiled(compiled(branched)).step) == 3 and len(traces) == 1
 
 
+@pytest.mark.quick
 def test_branching_without_infinite_is_refused() -> None:
     _, state = build(methods.rewarm(1, 4))
     with pytest.raises(ValueError, match=r"state.methods is \['rewarm'\].*infinite"):

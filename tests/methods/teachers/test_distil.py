@@ -13,6 +13,8 @@ import pytest
 import jcl
 from jcl import losses, methods
 
+pytestmark = pytest.mark.quick
+
 X = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 BATCH = {"x": jnp.asarray(X), "y": jnp.asarray([0, 1, 2, 0, 1, 2])}
 PARAMS = {"w": jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)}

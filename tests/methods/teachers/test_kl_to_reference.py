@@ -72,6 +72,7 @@ def test_of_other_batches_it_is_a_mean_over_tokens(fused: bool) -> None:
     np.testing.assert_allclose(aux["loss"] - plain, 0.7 * expected, rtol=1e-3)
 
 
+@pytest.mark.quick
 def test_it_holds_a_model_near_its_start() -> None:
 
     @jax.jit

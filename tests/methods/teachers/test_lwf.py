@@ -68,6 +68,7 @@ def test_step_and_loss_follow_the_formula(strength: float, t: float, microbatche
         np.testing.assert_allclose(aux["loss"], nll + strength * term, rtol=1e-5)
 
 
+@pytest.mark.quick
 def test_the_first_stage_is_plain_fine_tuning() -> None:
     first = rows()
     programs = [
@@ -78,6 +79,7 @@ def test_the_first_stage_is_plain_fine_tuning() -> None:
     np.testing.assert_array_equal(*ends)
 
 
+@pytest.mark.quick
 def test_with_classes_only_those_of_earlier_stages_are_distilled() -> None:
     classes = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)
     step, state = after_a_stage(methods.lwf(strength=2.0, classes=classes))

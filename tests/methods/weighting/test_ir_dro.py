@@ -14,6 +14,8 @@ from scipy.special import softmax
 import jcl
 from jcl import losses, methods
 
+pytestmark = pytest.mark.quick
+
 RNG = np.random.default_rng(0)
 START = {"w": jnp.asarray(RNG.normal(size=(3, 4)), jnp.float32)}
 X = RNG.normal(size=(6, 3))

@@ -133,6 +133,7 @@ def test_previous_is_the_last_boundarys_model_and_nothing_before_it() -> None:
     np.testing.assert_allclose(aux["loss"], (own * mask).sum() / mask.sum(), rtol=1e-5)
 
 
+@pytest.mark.quick
 def test_rows_are_chosen_by_their_own_losses() -> None:
     there = np.asarray(MASK)
     excess = token_losses(base()) - token_losses(OTHER)

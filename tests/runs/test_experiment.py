@@ -1,0 +1,128 @@
+"""Experiments: where they are found, what their files must have, and how a run is set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jcl
+from jcl import data, losses, mesh, models
+from jcl.runs import experiment, expression
+
+pytestmark = pytest.mark.quick
+
+
+def made(**options: Any) -> experiment.Experiment:
+    x = np.random.default_rng(0).normal(size=(2, 12, 4)).astype(np.float32)
+    tasks = [{"x": rows, "y": (rows[:, 0] > 0).astype(np.int32)} for rows in x]
+
+    def evaluate(program: jcl.Program, state: jcl.State) -> jax.Array:
+        return jnp.arange(2.0)
+
+    return experiment.Experiment(
+        name="toy", scenario="domain",
+        stream=lambda seed: data.from_arrays(tasks, tasks, 5, steps=3, seed=seed),
+        init=lambda key: models.mlp.init(key, (4, 6, 2)), apply=models.mlp.apply,
+        loss=losses.cross_entropy(), optimizer=optax.sgd, evaluate=evaluate,
+    )._replace(**options)  # fmt: skip
+
+
+def set_up(method: str, *args: Any, **options: Any) -> experiment.Setup:
+    return experiment.setup(made(), expression.parse(method), *args, **options)
+
+
+def test_the_built_in_ones_are_found_by_name_and_load(tmp_path: Path) -> None:
+    known = experiment.available()
+    assert {"digits", "domains"} <= set(known)
+    assert experiment.find("digits") == known["digits"]
+    assert experiment.headline(known["digits"]).endswith(".")
+    module = experiment.load(known["digits"])
+    assert callable(module.build) and module.Config()
+    with pytest.raises(ValueError, match="no experiment is called 'digit'; did you mean digits"):
+        experiment.find("digit")
+    with pytest.raises(ValueError, match=r"there is no file nowhere/x\.py"):
+        experiment.find("nowhere/x.py")
+
+
+def test_a_file_may_import_what_lies_beside_it_and_must_be_whole(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("METHODS = ('naive()',)")
+    path = tmp_path / "own.py"
+    path.write_text('"""First line.\n\nMore."""\nfrom beside_it import METHODS\nConfig = build = 1')
+    assert experiment.load(experiment.find(str(path))).METHODS == ("naive()",)
+    assert experiment.headline(path) == "First line."
+    for text, lacks in (("METHODS = ()", "Config"), ("Config = 1\nMETHODS = ()", "build"),
+                        ("nodes = 1", "Config")):  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"has no {lacks}, which an experiment must define"):
+            experiment.load(path)
+
+
+def test_an_example_has_a_batch_s_shapes_whatever_the_members() -> None:
+    one = made().stream(0)
+    for stream in (one, data.members([one, made().stream(1)])):
+        shapes = {k: x.shape for k, x in experiment.example(stream).items()}
+        assert shapes == {"x": (5, 4), "y": (5,), "task": (5,), "weight": (5,)}
+
+
+def test_probes_come_after_the_tests() -> None:
+    program, *_ = set_up("naive()")
+    assert experiment.evaluate_all(made())(program, None).tolist() == [0, 1]
+    both = experiment.evaluate_all(made(probe=lambda program, state: jnp.array([7.0])))
+    assert both(program, None).tolist() == [0, 1, 7]
+
+
+def test_a_member_is_the_seed_and_point_that_it_is_alone() -> None:
+    points = [{"ewc.strength": 1.0, "lr": 0.1}, {"ewc.strength": 2.0, "lr": 0.2}]
+    many = set_up("ewc()", 3, points)
+    assert many.program.members == many.stream.members == 6
+    for seed in range(3):
+        weights, key = jax.random.split(jax.random.key(seed))
+        for point in range(2):
+            member = 3 * point + seed
+            assert (jax.random.key_data(many.key[member]) == jax.random.key_data(key)).all()
+            mine = jax.tree.map(lambda x, m=member: x[m], many.params)
+            jax.tree.map(np.testing.assert_array_equal, mine, made().init(weights))
+            np.testing.assert_array_equal(
+                many.stream.chunk(0, 0, 2)["row"][member], made().stream(seed).chunk(0, 0, 2)["row"]
+            )
+
+
+def test_where_a_method_brings_adapters_they_alone_learn() -> None:
+    mlp = 4 * 6 + 6 + 6 * 2 + 2
+    for method, learning in (("lora(rank=2, targets='dense_0')", 2 * (4 + 6)), ("ewc()", mlp)):
+        calls = expression.parse(method)
+        program, params, key, stream = experiment.setup(made(optimizer=optax.adam), calls)
+        state = jax.eval_shape(program.init, params, experiment.example(stream), key)
+        assert jcl.trees.size(state.optimizer) == 2 * learning + 1  # two moments, and a count
+
+
+def test_what_can_not_be_set_up_is_refused() -> None:
+    with pytest.raises(ValueError, match="strength is -1"):
+        set_up("ewc(strength=1.)", 1, [{"ewc.strength": -1.0}])
+    there = mesh.make(data=2)
+    with pytest.raises(ValueError, match="seeds times points of a sweep is 2, but must be 1"):
+        set_up("ewc()", 2, mesh=there)
+
+
+def test_adapters_are_folded_into_the_parameters_and_what_can_not_be_is_refused() -> None:
+    given = set_up("lora(rank=2, targets='dense_0')")
+    batch = jax.tree.map(jnp.zeros_like, experiment.example(given.stream))
+    state = given.program.init(given.params, batch, given.key)
+    lora = state.params["dense_0"]["lora"]
+    moved = {**lora, "b": jnp.ones_like(lora["b"])}
+    state = state._replace(
+        params={**state.params, "dense_0": {**state.params["dense_0"], "lora": moved}}
+    )
+    merged = experiment.merged_params(made(), given, state)
+    kernel = given.params["dense_0"]["kernel"]
+    change = np.asarray(merged["dense_0"]["kernel"] - kernel)
+    product = np.asarray(lora["a"]) @ np.ones(lora["b"].shape)
+    np.testing.assert_allclose(change / product, np.full_like(change, change[0, 0] / product[0, 0]),
+                               rtol=1e-3)  # fmt: skip
+    assert set(merged["dense_0"]) == {"kernel", "bias"}

@@ -1,0 +1,67 @@
+"""What `jcl run` does before it trains: its usage, its folder, its devices and its cache."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+from jcl.runs import experiment, flags, launch
+
+pytestmark = pytest.mark.quick
+
+
+def test_cores_become_devices_unless_the_user_has_said_otherwise(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_foo=1")
+    launch._split_cpu()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = f"--xla_foo=1 --xla_force_host_platform_device_count={cores}"
+    assert os.environ["XLA_FLAGS"] == wanted
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    launch._split_cpu()
+    assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
+
+
+def test_without_an_experiment_it_names_those_that_there_are(capsys):
+    assert launch.run([]) == 2 and launch.run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, path in experiment.available().items():
+        assert shown.count(f"  {name:<12} {experiment.headline(path)}\n") == 2
+    with pytest.raises(ValueError, match="the experiment comes first, as in: jcl run digits"):
+        launch.run(["--seeds", "3", "digits"])
+
+
+def test_a_folder_of_one_s_own_is_the_next_that_is_free(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for taken in ("toy-er-1", "toy-er-10", "toy-er-last", "toy-ewc-30"):
+        (tmp_path / "runs" / taken).mkdir(parents=True)
+    assert launch._make_folder(flags.Options(), "toy", ["er"]) == Path("runs/toy-er-11")
+    assert launch._make_folder(flags.Options(), "toy", ["er"]) == Path("runs/toy-er-12")
+    many = [f"method-{i}" for i in range(9)]
+    assert launch._make_folder(flags.Options(), "toy", many) == Path("runs/toy-9-runs-1")
+    assert (tmp_path / "runs" / "toy-9-runs-1").is_dir()
+
+
+def test_a_folder_in_use_is_refused_unless_it_is_gone_on_with(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="isn't empty; go on with --resume, or choose another"):
+        launch._make_folder(flags.Options(out=tmp_path), "toy", ["er"])
+    assert launch._make_folder(flags.Options(out=tmp_path, resume=True), "toy", []) == tmp_path
+    with pytest.raises(ValueError, match=r"config\.json is a file, but must be a folder"):
+        launch._make_folder(flags.Options(out=tmp_path / "config.json"), "toy", ["er"])
+
+
+def test_compiled_code_is_kept_by_processor_unless_jax_has_a_place(monkeypatch, tmp_path):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    try:
+        launch.cache()
+        assert jax.config.jax_compilation_cache_dir == before[names[0]]
+        jax.config.update(names[0], None)
+        launch.cache()
+        chosen = Path(jax.config.jax_compilation_cache_dir)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    assert chosen.parent == tmp_path / "jcl" and len(chosen.name) == 12

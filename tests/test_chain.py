@@ -1,0 +1,160 @@
+"""Chains: the order of hooks, whose state and draws are whose, and what does not compose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jcl
+from jcl import losses, methods, models
+from jcl.method import Ctx
+
+SIZES = (5, 7, 3)
+PARAMS = models.mlp.init(jax.random.key(0), SIZES)
+SHAPE = (2, 4, 6)  # stages, steps, rows
+X = jax.random.normal(jax.random.key(1), (*SHAPE, SIZES[0]))
+STREAM = {"x": X, "y": jax.random.randint(jax.random.key(2), SHAPE, 0, SIZES[-1])}
+BATCH = jax.tree.map(lambda x: x[0, 0], STREAM)
+
+
+def make(method: jcl.Method) -> jcl.Program:
+    return jcl.make(method, models.mlp.apply, losses.cross_entropy(), optax.adam(1e-2))
+
+
+def ctx(key: int = 0) -> Ctx:
+    """What the hooks of these tests read, which is a key alone."""
+    zero = jnp.int32(0)
+    return Ctx(
+        None, None, zero, zero, zero, jax.random.key(key), {}, lambda p, b: 0, lambda *_: 0,
+        lambda *_: 0, {}, True,
+    )  # fmt: skip
+
+
+def noted(name: str, log: list[str]) -> jcl.Method:
+    """Adds its name to what goes through its hooks."""
+
+    def note(phase: str, given: Any) -> Any:
+        log.append(f"{phase} {name}")
+        return given
+
+    return jcl.Method(
+        name,
+        init=lambda ctx, params: (params, name),
+        batch=lambda state, ctx, rows: note("batch", rows),
+        forward=lambda state, ctx, apply: lambda *a: note("forward", apply(*a)),
+        loss=lambda state, ctx, loss: lambda *a: note("loss", loss(*a)),
+        grads=lambda state, ctx, tree: note("grads", tree),
+        updates=lambda state, ctx, tree: note("updates", tree),
+        observe=lambda state, ctx, info: note("observe", state + "'"),
+        consolidate=lambda state, ctx, params, batches: (params, note("consolidate", state)),
+        report=lambda state, info: {"length": len(state)},
+    )
+
+
+@pytest.mark.quick
+def test_hooks_run_from_left_to_right_and_the_last_wrapper_is_outermost() -> None:
+    log: list[str] = []
+    both = jcl.chain(noted("a", log), noted("b", log))
+    _, states = both.init(ctx(), {"w": jnp.ones(3)})
+    assert states == {"a": "a", "b": "b"}
+    both.batch(states, ctx(), {})
+    # a wrapper notes after what it wraps has returned: the innermost comes first
+    both.forward(states, ctx(), lambda: 0)()
+    both.loss(states, ctx(), lambda: 0)()
+    both.grads(states, ctx(), {})
+    both.updates(states, ctx(), {})
+    assert both.observe(states, ctx(), None) == {"a": "a'", "b": "b'"}
+    both.consolidate(states, ctx(), {}, {})
+    phases = ["batch", "forward", "loss", "grads", "updates", "observe", "consolidate"]
+    assert log == [f"{phase} {name}" for phase in phases for name in "ab"]
+    assert both.report({"a": "a", "b": "bbb"}, None) == {"a/length": 1, "b/length": 3}
+
+
+@pytest.mark.quick
+def test_a_chain_defines_what_one_of_its_methods_defines_and_an_empty_one_nothing() -> None:
+    empty = jcl.chain()
+    assert empty.name == "naive" and empty.parts == ()
+    phases = [p for p in jcl.method.PHASES if p != "init"]
+    assert not any(jcl.method.defines(empty, phase) for phase in phases)
+    some = jcl.chain(methods.er(capacity=5), methods.ewc())
+    defined = {p for p in phases if jcl.method.defines(some, p)}
+    assert defined == {"batch", "grads", "observe", "consolidate", "report"}
+    assert some.reads == ("parameters", "gradients", "samples")
+
+
+@pytest.mark.quick
+def test_it_is_idle_while_all_that_have_passes_are() -> None:
+    def sleeper(name: str, sleeps: bool) -> jcl.Method:
+        return jcl.Method(name, batch=lambda s, c, rows: rows, idle=lambda s, c: jnp.array(sleeps))
+
+    silent = jcl.Method("silent", grads=lambda s, c, tree: tree)  # has no pass, so has no say
+    for pair, idle in (((True, True), True), ((True, False), False)):
+        both = jcl.chain(*(sleeper(n, s) for n, s in zip("ab", pair, strict=True)), silent)
+        assert bool(both.idle({"a": (), "b": (), "silent": ()}, ctx())) is idle
+    awake = jcl.chain(sleeper("a", True), jcl.Method("b", batch=lambda s, c, rows: rows))
+    assert not jcl.method.defines(awake, "idle")
+
+
+@pytest.mark.quick
+def test_each_method_has_keys_of_its_own_for_each_phase() -> None:
+    keys: dict[str, Any] = {}
+
+    def keeps(name: str) -> jcl.Method:
+        def note(phase: str, key: Any, value: Any) -> Any:
+            keys[f"{name}/{phase}"] = tuple(np.asarray(jax.random.key_data(key)).tolist())
+            return value
+
+        return jcl.Method(
+            name,
+            grads=lambda s, c, tree: note("grads", c.key, tree),
+            updates=lambda s, c, tree: note("updates", c.key, tree),
+        )
+
+    for chained in (jcl.chain(keeps("a"), keeps("b")), jcl.chain(keeps("b"), keeps("a"))):
+        keys, before = {}, keys
+        states: dict[str, Any] = {"a": (), "b": ()}
+        chained.grads(states, ctx(3), {})
+        chained.updates(states, ctx(3), {})
+        assert len(keys) == len(set(keys.values())) == 4
+        assert not before or keys == before  # whatever stands beside a method
+
+
+def test_adding_a_method_never_changes_anothers_draws() -> None:
+    alone = make(methods.er(capacity=4, rows=2))
+    beside = make(jcl.chain(methods.ema(), methods.er(capacity=4, rows=2)))
+    buffers = []
+    for program in (alone, beside):
+        state, _ = jcl.run(program, PARAMS, jax.random.key(3), STREAM)
+        buffers.append(state.methods["er"].buffer.rows["x"])
+    np.testing.assert_array_equal(*buffers)
+
+
+@pytest.mark.quick
+def test_chain_refuses_what_can_not_work() -> None:
+    with pytest.raises(ValueError, match="two methods are named 'ewc'"):
+        jcl.chain(methods.ewc(), methods.ewc())
+    with pytest.raises(ValueError, match="wise_ft must come before ewc"):
+        jcl.chain(methods.ewc(), methods.wise_ft())
+    with pytest.raises(ValueError, match="reads 'agem', which is not in the chain"):
+        jcl.chain(methods.er(share="agem"))
+    grows = jcl.Method("grows", init=lambda ctx, params: ({**params, "more": jnp.ones(2)}, ()))
+    with pytest.raises(ValueError, match="grows adds parameters, so it must come before ewc"):
+        make(jcl.chain(methods.ewc(), grows)).init(PARAMS, BATCH, jax.random.key(0))
+
+
+@pytest.mark.quick
+def test_chains_nest() -> None:
+    inner = jcl.chain(methods.er(), methods.ewc())
+    assert jcl.chain(inner, methods.si(), methods.naive()).name == "er + ewc + si"
+
+
+@pytest.mark.quick
+def test_explain_names_what_the_optimizer_keeps() -> None:
+    text = jcl.explain(methods.ewc(), optax.sgd(optax.linear_schedule(0.1, 0.0, 7), momentum=0.9))
+    assert "(optimizer)  TraceState, ScaleByScheduleState" in text
+    assert "(optimizer)" in jcl.explain(methods.ewc()) and "State" not in jcl.explain(methods.ewc())

@@ -255,9 +255,9 @@ TABLE = [
     Row(
         "gem",
         methods.gem,
-        {"tasks": TASKS, "capacity_per_task": 4},
+        {"stages": TASKS, "capacity_per_task": 4},
         neutral="it has no strength: wherever a past stage disagrees the gradient is projected",
-        bad=({"tasks": 0}, {"capacity_per_task": 0}, {"margin": -1.0}, {"at": "loss"}),
+        bad=({"stages": 0}, {"capacity_per_task": 0}, {"margin": -1.0}, {"at": "loss"}),
     ),
     Row(
         "gpm",
@@ -282,11 +282,11 @@ TABLE = [
     Row(
         "packnet",
         methods.packnet,
-        {"prune": 0.6, "tasks": TASKS, "retrain_steps": 3},
+        {"prune": 0.6, "stages": TASKS, "retrain_steps": 3},
         neutral="a finished stage keeps some weights for ever, or the model is zero",
         bad=(
             {"prune": 1.0},
-            {"tasks": 128},
+            {"stages": 128},
             {"retrain_steps": -1},
             {"learning_rate": 0.0},
             {"momentum": 1.0},
@@ -382,17 +382,17 @@ TABLE = [
     Row(
         "inclora",
         methods.inclora,
-        {"tasks": TASKS, "rank": 2, "targets": DENSE},
+        {"stages": TASKS, "rank": 2, "targets": DENSE},
         neutral={"alpha": 0.0},
-        bad=({"tasks": 1}, {"rank": 0}, {"predict": "sum"}),
+        bad=({"stages": 1}, {"rank": 0}, {"predict": "sum"}),
     ),
     Row(
         "olora",
         methods.olora,
-        {"tasks": TASKS, "rank": 2, "targets": DENSE},
+        {"stages": TASKS, "rank": 2, "targets": DENSE},
         neutral={"alpha": 0.0},
         bad=(
-            {"tasks": 1},
+            {"stages": 1},
             {"rank": 0},
             {"orthogonality": -1.0},
             {"shrink": -1.0},
@@ -533,9 +533,9 @@ TABLE = [
     Row(
         "progressive_prompts",
         methods.progressive_prompts,
-        {"tasks": TASKS, "length": 2},
+        {"stages": TASKS, "length": 2},
         neutral=FROZEN,
-        bad=({"tasks": 0}, {"length": 0}, {"predict": "mine"}),
+        bad=({"stages": 0}, {"length": 0}, {"predict": "mine"}),
         problem=DECODER,
     ),
     Row(

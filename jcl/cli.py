@@ -22,11 +22,10 @@ import jax
 import tyro
 from tyro.conf import arg
 
-from jcl import __version__
+from jcl import __version__, report
 from jcl.chain import explain
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
-from jcl.report import folder as report
 from jcl.report import screen
 from jcl.runs import expression, flags, launch
 

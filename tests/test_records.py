@@ -135,8 +135,9 @@ def test_the_records_are_there() -> None:
 
 @pytest.mark.quick
 def test_a_field_has_the_string_beneath_it_or_its_entry_under_args() -> None:
-    assert jcl.Ctx.stage_step.__doc__ == "int32 []: steps taken in this stage."
+    assert jcl.Ctx.stage_step.__doc__ == "int32 []: how many steps are taken in this stage."
     beneath = inspect.getdoc(jcl.Result.examples_per_second)
     assert beneath and beneath.endswith("compiling and\nevaluation excluded, work at boundaries "
                                         "included.")  # fmt: skip
-    assert jcl.Method.grads.__doc__ == "before the optimizer: quadratic pulls, projections."
+    told = "changes the gradient before the optimizer sees it, by a quadratic pull or a projection."
+    assert jcl.Method.grads.__doc__ == told

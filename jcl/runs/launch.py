@@ -18,11 +18,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jcl import report
 from jcl.chain import explain
 from jcl.method import check
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
-from jcl.report import folder as report
 from jcl.report import screen
 from jcl.runs import experiment, flags, plan
 from jcl.training.fit import Diverged, fit

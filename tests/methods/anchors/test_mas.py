@@ -73,7 +73,7 @@ def test_labels_play_no_part_in_the_importance() -> None:
     x = jax.random.normal(jax.random.key(1), (2, 5, 4))
     labels = [jnp.zeros((2, 5), jnp.int32), jnp.full((2, 5), 2, jnp.int32)]
     state = program.init(params, {"x": x[0], "y": labels[0][0]}, jax.random.key(2))
-    a, b = (jax.jit(program.consolidate)(state, {"x": x, "y": y}).method for y in labels)
+    a, b = (jax.jit(program.consolidate)(state, {"x": x, "y": y}).methods for y in labels)
     jax.tree.map(np.testing.assert_array_equal, a, b)
     other = jax.jit(program.consolidate)(state, {"x": 2 * x, "y": labels[0]}).methods
     assert not np.allclose(a["mas"].omega["dense_1"]["bias"], other["mas"].omega["dense_1"]["bias"])

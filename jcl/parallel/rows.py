@@ -14,6 +14,7 @@ from jcl import trees
 from jcl.losses import total_weight
 from jcl.method import Batch, LossFn, Params
 from jcl.parallel import mesh as meshes
+from jcl.records import record
 
 
 def split_rows(batch: Batch, parts: int) -> Batch:
@@ -51,12 +52,16 @@ def by_slices(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     )
 
 
+@record
 class Shares(NamedTuple):
     """How the rows of a step are divided: among replicas, and into microbatches in turn."""
 
     microbatches: int
+    """Into how many parts a replica's rows are split, whose gradients are added up."""
     axis_name: str | None
+    """The axis of the replicas, None if there is one."""
     layout: meshes.Layout | None
+    """How rows lie on a mesh, None without one."""
 
     def gather(self, batch: Batch, axis: int = 0) -> Batch:
         """All replicas' rows, so that each method sees the whole batch."""

@@ -209,7 +209,7 @@ def test_other_commands_end_at_once(tmp_path: Path, number: int) -> None:
 
 BUSY = """
 import hashlib, sys
-from jcl import signals
+from jcl.parallel import signals
 def work():
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)  # C, in which Python runs no handler
 signals.GRACE = float(sys.argv[1])

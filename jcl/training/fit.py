@@ -214,7 +214,7 @@ class _Run:
             self.state, self.scores = tree["state"], np.array(tree["scores"])
         else:
             self.state = begun.make() if carried is None else _carry(begun.make(), carried)
-        self.first_task = 0 if carried is None else _count(carried.stage)
+        self.first_stage = 0 if carried is None else _count(carried.stage)
         self.first_step = 0 if carried is None else _count(carried.step)
         self.done = self.resumed_at = _count(self.state.step) - self.first_step
         self.total = sum(stream.steps)
@@ -373,7 +373,7 @@ def _drive(run: _Run, checkpoint_every: int) -> None:
         checkpoint is all that it takes to go on, once there is one.
     """
     steps = run.stream.steps
-    first = _count(run.state.stage) - run.first_task
+    first = _count(run.state.stage) - run.first_stage
     if run.unscored(first):  # it begins, or was stopped between a boundary and the scores after it
         run.score(first)
         if first:

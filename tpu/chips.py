@@ -102,12 +102,11 @@ def devices(topology: str) -> tuple[Chip, list[Any]]:
     except (RuntimeError, ValueError, NotImplementedError, ImportError) as error:
         said = " ".join(str(error).split())
         if re.search(r"libtpu|nknown (platform|backend)|not? (in|found|known)", said, re.I):
-            packages = (
-                "jax-cuda13-plugin=={0} jax-cuda13-pjrt=={0}" if gpu else "'libtpu==0.0.42.*'"
-            )
+            gpu_alone = "--no-deps jax-cuda13-plugin=={0} jax-cuda13-pjrt=={0}"
+            packages = gpu_alone if gpu else "'jax[tpu]=={0}'"
             raise ValueError(
                 f"topology {topology} needs the compiler for it, though no chips: pip install "
-                f"--no-deps {packages.format(_jax_version())} ({said})"
+                f"{packages.format(_jax_version())} ({said})"
             ) from error
         raise ValueError(f"topology is {topology!r}, which the compiler refuses: {said}") from error
     chip = CHIPS[kind]

@@ -142,6 +142,8 @@ def _markup() -> Iterator[bytes]:
         page = html.docmodule(importlib.import_module(name))
         # paths of this machine and addresses of this process
         page = re.sub(r'<a href="file:[^"]*">.*?</a>', "", page)
+        # from Python 3.13 on, a first rendering gives classes what a second one then shows
+        page = re.sub(r"<dl><dt><strong>__annotations__</strong> = {}</dl>\n\n?", "", page)
         yield re.sub(r"0x[0-9a-f]{6,}", "0x", page).encode()
 
 

@@ -89,6 +89,9 @@ FIELDS = {
 }
 """Fields of records by their class, each as `old:new`."""
 
+ELSEWHERE = {"jcl.parallel.processes": ("Preempted PREEMPTED", "jcl.parallel.signals")}
+"""Names that went to another module than the rest of their own: by that one's present path."""
+
 ARGUMENTS = {
     name: {"tasks": "stages"}
     for name in ("gem", "inclora", "olora", "packnet", "progressive_prompts")
@@ -160,6 +163,8 @@ class _Old(ModuleType):
         if name.startswith("__") and name != "__all__":  # what Python's own tools try on modules
             raise AttributeError(name)
         new = self.__dict__["_new"]
+        names, other = ELSEWHERE.get(new, ("", new))
+        new = other if name in names.split() else new
         _warn(self.__name__, new, 2)
         return getattr(importlib.import_module(new), _renamed(new, name) or name)
 

@@ -74,6 +74,11 @@ def test_renamed_functions_have_their_old_names_too() -> None:
     with pytest.warns(DeprecationWarning):
         from jcl.processes import agreed
     assert agreed is importlib.import_module("jcl.parallel.processes").largest_of_all
+    with pytest.warns(DeprecationWarning, match=r"jcl\.parallel\.signals"):
+        from jcl.processes import Preempted
+    assert Preempted is importlib.import_module("jcl.parallel.signals").Preempted
+    report = importlib.import_module("jcl.report")
+    assert report.measured is report.format_mean
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         jcl.losses.nothing  # noqa: B018
 

@@ -3,6 +3,8 @@
 from jcl.report.folder import Run, Scores, forgetting, group, load, save_json, writable, write
 from jcl.report.format import MEASURES, format_mean, labelled, scale, scale_of, title, unit
 
+measured = format_mean  # its name in version 0.1, until the next release
+
 __all__ = [
     "MEASURES",
     "Run",

@@ -48,7 +48,10 @@ def measure(
         found = importance.fisher(ctx, params, batches, **how) if how else None
         return params, found or importance.sensitivity(ctx, params, batches)
 
-    probe = jcl.Method("probe", consolidate=consolidate)
+    def init(ctx: Any, params: Any) -> Any:
+        return params, trees.zeros(params)
+
+    probe = jcl.Method("probe", init=init, consolidate=consolidate)
     program = jcl.make(probe, apply, loss or losses.cross_entropy(), optax.sgd(0.1))
     example = jax.tree.map(lambda x: x[0], batches)
     state = program.init(params, example, jax.random.key(seed))

@@ -150,11 +150,6 @@ def test_packing_changes_no_fisher() -> None:
     np.testing.assert_allclose(two.sum(), one.sum(), rtol=1e-3)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, I: paths in bfloat16 count steps that rounding discards",
-)
 @pytest.mark.parametrize("method", [methods.si(), methods.rwalk(interval=5)], ids=lambda m: m.name)
 def test_a_step_that_rounding_discards_is_no_path(method: jcl.Method) -> None:
     def apply(params: Any, batch: Any) -> jax.Array:

@@ -95,5 +95,6 @@ def progressive_prompts(
 
     return Method(
         "progressive_prompts", init=init, forward=forward, observe=observe,
-        consolidate=consolidate, writes=True, reads=("parameters",),
+        consolidate=consolidate, writes=True, renews=lambda path: path == "prompt/table",
+        reads=("parameters",),
     )  # fmt: skip

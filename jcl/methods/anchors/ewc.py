@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import importance
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class EwcState(NamedTuple):
@@ -26,6 +26,7 @@ def _method(name: str, strength: float, decay: float | None, labels: importance.
     importance.check_labels(labels)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, EwcState]:
+        check_lasting(name, ctx, params)
         return params, EwcState(trees.zeros(params), trees.zeros(params))
 
     def grads(state: EwcState, ctx: Ctx, tree: Params) -> Params:
@@ -42,6 +43,8 @@ def _method(name: str, strength: float, decay: float | None, labels: importance.
         else:
             total = trees.axpy(decay, state.fisher, new)
             anchored = jax.tree.map(jnp.multiply, total, theta)
+        none = trees.zeros(params)
+        total, anchored = (trees.choose(ctx.renewed, none, x) for x in (total, anchored))
         return params, EwcState(total, anchored)
 
     def report(state: EwcState, info: Info) -> dict[str, jax.Array]:

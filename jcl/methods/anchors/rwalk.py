@@ -10,7 +10,7 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import importance, merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class Walk(NamedTuple):
@@ -57,9 +57,9 @@ def rwalk(
     """RWalk: ½ λ Σ_i Ω_i (θ_i - θ*_i)² with Ω = unit(F) + unit(s), each scaled to [0, 1].
 
     Every `interval` steps: gained ← gained + relu(ω / (F Δ² + ξ)), then F ← (1-α) F + α F_now, with
-    ω = Σ -g δθ over the interval's steps, Δ how far the parameters went in it, g the gradient of
-    the unpenalised loss and δθ the update. At the end of a stage s ← (s + gained) / 2; after the
-    first, s is `gained`.
+    ω = Σ -g δθ over the interval's steps, Δ how far training took the parameters in it, g the
+    gradient of the unpenalised loss and δθ the update that was applied. At the end of a stage
+    s ← (s + gained) / 2; after the first, s is `gained`.
 
     F_now is the mean of squared per-example gradients at the end of an interval: over its last
     batch, or over the stage's data if the stage ends before the interval. The authors' code squares
@@ -92,17 +92,24 @@ def rwalk(
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, RwalkState]:
         fisher, integral, gained, scores, omega, anchored = (trees.zeros(params) for _ in range(6))
+        check_lasting("rwalk", ctx, params)
         walk = Walk(fisher, integral, trees.copy(params), gained)
         return params, RwalkState(walk, scores, omega, anchored)
+
+    def begin(state: RwalkState, ctx: Ctx, params: Params) -> tuple[Params, RwalkState]:
+        return params, state._replace(walk=state.walk._replace(mark=trees.copy(params)))
 
     def grads(state: RwalkState, ctx: Ctx, tree: Params) -> Params:
         return importance.quadratic_pull(
             tree, strength, state.importance, state.anchored, ctx.params
         )
 
-    def close(walk: Walk, ctx: Ctx, params: Params, batches: Batch) -> Walk:
-        """The walk after an interval that ends at `params`, a new one having begun there."""
-        went = trees.subtract(trees.float32(params), trees.float32(walk.mark))
+    def close(walk: Walk, ctx: Ctx, reached: Params, params: Params, batches: Batch) -> Walk:
+        """The walk after an interval in which training reached `reached`.
+
+        A new one begins at `params`, where the Fisher is taken.
+        """
+        went = trees.subtract(trees.float32(reached), trees.float32(walk.mark))
         gained = jax.tree.map(
             lambda s, w, f, d: s + jax.nn.relu(w / (f * d**2 + damping)),
             walk.gained, walk.path, walk.fisher, went,
@@ -112,13 +119,13 @@ def rwalk(
 
     def observe(state: RwalkState, ctx: Ctx, info: Info) -> RwalkState:
         def extend(w: jax.Array, g: jax.Array, u: jax.Array) -> jax.Array:
-            return w - g.astype(jnp.float32) * u.astype(jnp.float32)
+            return w - g.astype(jnp.float32) * u
 
         integral = jax.tree.map(extend, state.walk.path, info.task_grads, info.updates)
         batches = jax.tree.map(lambda x: x[None], info.batch)
         walk = lax.cond(
             (ctx.stage_step + 1) % interval == 0,
-            lambda w: close(w, ctx, info.params, batches),
+            lambda w: close(w, ctx, info.params, info.params, batches),
             lambda w: w,
             state.walk._replace(path=integral),
         )
@@ -129,12 +136,15 @@ def rwalk(
     ) -> tuple[Params, RwalkState]:
         walk = lax.cond(
             ctx.stage_step % interval > 0,
-            lambda w: close(w, ctx, params, batches),
+            lambda w: close(w, ctx, ctx.reached, params, batches),
             lambda w: w,
             state.walk,
         )
         scores = merging.lerp(jnp.where(ctx.stage < 1, 1.0, 0.5), state.scores, walk.gained)
         omega = trees.axpy(path, _unit(scores), _unit(walk.fisher))
+        none = trees.zeros(params)
+        omega, scores = (trees.choose(ctx.renewed, none, x) for x in (omega, scores))
+        walk = walk._replace(fisher=trees.choose(ctx.renewed, none, walk.fisher))
         anchored = jax.tree.map(jnp.multiply, omega, trees.float32(params))
         # marked anew, for another method may have moved the parameters at this boundary
         walk = walk._replace(mark=trees.copy(params), gained=trees.zeros(params))
@@ -146,6 +156,7 @@ def rwalk(
     return Method(
         "rwalk",
         init=init,
+        begin=begin,
         grads=grads,
         observe=observe,
         consolidate=consolidate,

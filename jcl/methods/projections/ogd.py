@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import trees
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class OgdState(NamedTuple):
@@ -53,6 +53,7 @@ def ogd(
     check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, OgdState]:
+        check_lasting("ogd", ctx, params)
         basis = jax.tree.map(lambda x: jnp.zeros((directions, *x.shape), jnp.float32), params)
         return params, OgdState(basis, jnp.int32(0))
 
@@ -86,6 +87,8 @@ def ogd(
 
         def add(state: OgdState, row: Batch) -> tuple[OgdState, None]:
             slope = trees.float32(jax.grad(value)(params, jax.tree.map(lambda x: x[None], row)))
+            # of a leaf that was renewed no direction is worth keeping
+            slope = trees.choose(ctx.renewed, trees.zeros(slope), slope)
             # projected twice, for once loses orthogonality in float32
             rest = outside(state.basis, outside(state.basis, slope))
             size = trees.norm(rest)

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 
 from jcl import losses, trees
-from jcl.method import Batch, Ctx, LossFn, Method, Params, check
+from jcl.method import Batch, Ctx, LossFn, Method, Params, Reference, check
 
 
 class DistilState(NamedTuple):
     """The state of `distil`."""
 
-    teacher: Params
-    """The teacher's parameters, of the leaves that learn here."""
+    teacher: Reference
+    """The teacher, with the adapters and banks that the student began with."""
 
 
 def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> Method:
@@ -47,13 +47,13 @@ def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> 
             check(shape == mine.shape, f"teacher's {name}", shape, f"an array {mine.shape}")
             return given[name].astype(mine.dtype)
 
-        return params, DistilState(trees.copy(jax.tree_util.tree_map_with_path(taken, params)))
+        return params, DistilState(ctx.freeze(jax.tree_util.tree_map_with_path(taken, params)))
 
     def loss(state: DistilState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
         def loss_with_teacher(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
             check(outputs is not None, "loss", None, "one that returns (scalar, outputs)")
-            wanted = jax.lax.stop_gradient(ctx.apply(state.teacher, batch))
+            wanted = ctx.recall(state.teacher, batch)
             apart = losses.batch_mean(losses.distillation(outputs, wanted, temperature), batch)
             return (1 - strength) * value + strength * apart, outputs
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jcl import losses, trees
+from jcl import losses
 from jcl.method import Batch, Ctx, LossFn, Method, Params, check
-
-
-class LwfState(NamedTuple):
-    """The state of `lwf`."""
-
-    teacher: Params
-    """The trainable parameters as the last stage left them."""
 
 
 def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) -> Method:
@@ -44,10 +37,7 @@ def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) ->
     check(strength >= 0, "strength", strength, "at least 0")
     check(temperature > 0, "temperature", temperature, "above 0")
 
-    def init(ctx: Ctx, params: Params) -> tuple[Params, LwfState]:
-        return params, LwfState(trees.copy(params))
-
-    def loss(state: LwfState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
+    def loss(state: tuple[()], ctx: Ctx, loss_fn: LossFn) -> LossFn:
         def known(outputs: jax.Array) -> jax.Array:
             if classes is None:
                 return outputs
@@ -60,21 +50,14 @@ def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) ->
             check(outputs is not None, "loss", None, "one that returns (scalar, outputs) for lwf")
             whole = not isinstance(outputs, losses.TokenScores)
             check(whole, "loss's outputs", "TokenScores", "all logits for lwf, as of next_token")
-            teacher = jax.lax.stop_gradient(ctx.apply(state.teacher, batch))
+            teacher = ctx.recall(ctx.references["previous"], batch)
             apart = losses.distillation(known(outputs), known(teacher), temperature)
             active = jnp.where(ctx.stage > 0, strength, 0.0)
             return value + active * losses.batch_mean(apart, batch), outputs
 
         return loss_with_teacher
 
-    def consolidate(
-        state: LwfState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, LwfState]:
-        return params, LwfState(trees.copy(params))
-
-    def idle(state: LwfState, ctx: Ctx) -> jax.Array:
+    def idle(state: tuple[()], ctx: Ctx) -> jax.Array:
         return (ctx.stage < 1) | (strength == 0)
 
-    return Method(
-        "lwf", init=init, loss=loss, consolidate=consolidate, idle=idle, reads=("parameters",)
-    )
+    return Method("lwf", loss=loss, idle=idle, reads=("parameters",), recalls=("previous",))

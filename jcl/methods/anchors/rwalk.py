@@ -53,6 +53,7 @@ def rwalk(
     path: float = 1.0,
     damping: float = 1e-3,
     labels: importance.Labels = "empirical",
+    per: importance.Per = "token",
 ) -> Method:
     """RWalk: ½ λ Σ_i Ω_i (θ_i - θ*_i)² with Ω = unit(F) + unit(s), each scaled to [0, 1].
 
@@ -79,6 +80,7 @@ def rwalk(
       path: weight of unit(s) in Ω; 0 leaves the paper's EWC++. May be traced.
       damping: ξ > 0; may be traced.
       labels: which labels the Fisher is of, see `importance.fisher`.
+      per: what the Fisher's examples are in a language model, see `ewc`.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -88,7 +90,7 @@ def rwalk(
     check((mix >= 0) & (mix <= 1), "mix", mix, "in [0, 1]")
     check(path >= 0, "path", path, "at least 0")
     check(damping > 0, "damping", damping, "above 0")
-    importance.check_labels(labels)
+    importance.check_fisher(labels, per)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, RwalkState]:
         fisher, integral, gained, scores, omega, anchored = (trees.zeros(params) for _ in range(6))
@@ -114,7 +116,8 @@ def rwalk(
             lambda s, w, f, d: s + jax.nn.relu(w / (f * d**2 + damping)),
             walk.gained, walk.path, walk.fisher, went,
         )  # fmt: skip
-        fisher = merging.lerp(mix, walk.fisher, importance.fisher(ctx, params, batches, labels))
+        now = importance.fisher(ctx, params, batches, labels, per)
+        fisher = merging.lerp(mix, walk.fisher, now)
         return Walk(fisher, trees.zeros(params), trees.copy(params), gained)
 
     def observe(state: RwalkState, ctx: Ctx, info: Info) -> RwalkState:

@@ -14,7 +14,19 @@ from jax.sharding import Mesh
 
 from jcl import taps, trees
 from jcl.chain import chain
-from jcl.method import Apply, Batch, Ctx, Info, Method, Objective, Params, Tap, check, defines
+from jcl.method import (
+    Apply,
+    Batch,
+    Ctx,
+    Info,
+    Method,
+    Objective,
+    Params,
+    Structure,
+    Tap,
+    check,
+    defines,
+)
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import Shares
 from jcl.records import record
@@ -104,6 +116,7 @@ def make(
     mesh: Mesh | None = None,
     rules: meshes.Rules = meshes.RULES,
     axis_name: str | None = None,
+    structure: Structure | None = None,
 ) -> Program:
     """The pure program that trains `apply` on `loss` with optimizer `tx` under `method`.
 
@@ -125,6 +138,8 @@ def make(
         of the rows and the whole state, and average over it. Methods see all replicas' rows, so
         that a strength or a buffer means what it means on one device; what they measure example by
         example, such as a Fisher, is divided among the replicas.
+      structure: the model's word about itself, which layer is its head and which of its leaves are
+        stacked layers; None is `apply.structure`, or the default if it has none.
 
     Raises:
       ValueError: if `method` is no `Method`, `boundary` is none of the three, `microbatches` is
@@ -153,6 +168,7 @@ def make(
     layout = None if mesh is None else meshes.Layout(mesh, rules)
     shares = Shares(microbatches, axis_name, layout)
     model = meshes.constrain(_with_tap(apply), layout)
+    said = structure or getattr(apply, "structure", Structure())
 
     def split(params: Params) -> tuple[Params, Params]:
         return trees.partition(params, trainable)
@@ -168,7 +184,7 @@ def make(
         ctx = Ctx(
             learning, frozen, state.stage, state.stage_step, state.step, key, batch, base,
             lambda *_: (jnp.float32(0), None), loss, state.methods, training,
-            axis_name=axis_name, mesh=mesh,
+            axis_name=axis_name, mesh=mesh, structure=said,
         )  # fmt: skip
         wrapped = method.forward(state.methods, ctx, base) if state.methods else base
 

@@ -139,6 +139,26 @@ def redraw_pairs(key: jax.Array, params: Params) -> Params:
     return params
 
 
+def pair_outputs(lora: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a pair's a and b put out for inputs x [..., in], in x's dtype: [..., r] and [..., out].
+
+    With a `router` the first is split among the experts before the second (see `routed`).
+    """
+    inner = x @ lora["a"].astype(x.dtype)
+    if "router" in lora:
+        inner = routed(inner, x @ lora["router"].astype(x.dtype))
+    return inner, inner @ lora["b"].astype(x.dtype)
+
+
+def routed(inner: jax.Array, scores: jax.Array) -> jax.Array:
+    """`inner` [..., r] with each expert's part of r times its share, the softmax of `scores`.
+
+    `scores` are [..., experts]. The following product with b sums over the experts.
+    """
+    shares = jax.nn.softmax(scores.astype(jnp.float32)).astype(inner.dtype)
+    return inner * jnp.repeat(shares, inner.shape[-1] // shares.shape[-1], axis=-1)
+
+
 def scale(rank: int, alpha: Any, rslora: bool = False) -> Any:
     """The factor of a pair's product: α / r, or α / √r (rsLoRA, arXiv 2312.03732)."""
     return alpha / (rank**0.5 if rslora else rank)

@@ -21,6 +21,8 @@ from jcl.method import Ctx, Params
 Mask = Any
 """A tree of bool arrays, shaped like parameters."""
 Scope = Literal["model", "leaf"]
+Count = Callable[[jax.Array | int], jax.Array]
+"""How many of a tensor's n entries: `count(n) -> int32 []`."""
 TreeHook = Callable[[Any, Ctx, Params], Params]
 """A method's `grads` or `updates`: `(state, ctx, tree) -> tree`."""
 
@@ -31,6 +33,15 @@ def count_of(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
     return size - jnp.round((1 - jnp.float32(fraction)) * size).astype(jnp.int32)
 
 
+def whole_count(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
+    """How many of `size` entries a fraction is, cut off below, int32 []; exactly all of them at 1.
+
+    A product such as 0.29 · 100 that is a whole number but for float32's rounding counts as it.
+    """
+    f = jnp.asarray(fraction, jnp.float32)
+    return jnp.where(f >= 1, size, jnp.floor(f * size).astype(jnp.int32))
+
+
 def _count(mask: jax.Array) -> jax.Array:
     # summing columns in float32, exact below 2**24 rows, takes XLA's CPU half the time of int32
     if mask.ndim > 1 and mask.shape[0] < 2**24:
@@ -38,7 +49,31 @@ def _count(mask: jax.Array) -> jax.Array:
     return jnp.sum(mask, dtype=jnp.int32)
 
 
-def largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
+def mark_largest(
+    scores: Params, count: Count, structure: trees.Stacked, among: Mask = None
+) -> Mask:
+    """Marks in each layer's tensor the `count(n)` entries of largest |score|, of n that there are.
+
+    Layers that are stacked in one leaf each have their own. Of equal entries the earliest is taken.
+
+    Args:
+      scores: a tree of arrays, ranked as float32.
+      count: gives int32 [] for the number of a tensor's entries that may be marked.
+      structure: the model's word about its stacks; see `trees.per_layer`.
+      among: bool, shaped like `scores`: where an entry may be marked. None is everywhere.
+
+    Returns:
+      bool, shaped like `scores`.
+    """
+
+    def one(x: jax.Array, *may: jax.Array) -> Mask:
+        size = jnp.sum(may[0], dtype=jnp.int32) if may else x.size
+        return _largest(x, count(size), *may)
+
+    return trees.per_layer(one, structure, scores, *(() if among is None else (among,)))
+
+
+def _largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
     """Marks exactly `count` entries, those of the largest |score|; ties go to the earliest entry.
 
     Args:
@@ -113,11 +148,12 @@ def lerp(t: jax.Array | float, a: Params, b: Params) -> Params:
     return jax.tree.map(one, a, b)
 
 
-def slerp(t: jax.Array | float, a: Params, b: Params) -> Params:
-    """sin((1-t)φ)/sin φ · a + sin(tφ)/sin φ · b leaf by leaf, φ the angle between the two leaves.
+def slerp(t: jax.Array | float, a: Params, b: Params, structure: trees.Stacked) -> Params:
+    """sin((1-t)φ)/sin φ · a + sin(tφ)/sin φ · b, φ the angle between the two tensors of a layer.
 
-    Exact at both ends; leaves that are parallel, or zero, are interpolated linearly. Each leaf
-    comes in `a`'s dtype. Source: Shoemake 1985, "Animating rotation with quaternion curves".
+    Exact at both ends; tensors that are parallel, or zero, are interpolated linearly. Each leaf
+    comes in `a`'s dtype; `structure` says which are stacks of layers (see `trees.per_layer`).
+    Source: Shoemake 1985, "Animating rotation with quaternion curves".
     """
 
     def one(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -130,7 +166,7 @@ def slerp(t: jax.Array | float, a: Params, b: Params) -> Params:
         of_b = jnp.where(curved, jnp.sin(t * angle) / jnp.sin(angle), t)
         return (of_a * u + of_b * v).astype(x.dtype)
 
-    return jax.tree.map(one, a, b)
+    return trees.per_layer(one, structure, a, b)
 
 
 def task_vector(params: Params, base: Params) -> Params:
@@ -167,21 +203,41 @@ def dare(key: jax.Array, vector: Params, drop: jax.Array | float) -> Params:
     return jax.tree.unflatten(structure, kept)
 
 
-def trim(vector: Params, density: jax.Array | float, scope: Scope = "model") -> Params:
-    """Keeps the share `density` of entries that has the largest magnitudes, and zeros the others.
+def trim(vector: Params, density: jax.Array | float) -> Params:
+    """Keeps the share `density` of a task vector's entries that has the largest magnitudes.
+
+    The others become 0. Entries are ranked over the whole vector, as in the authors' code of TIES;
+    `trim_layers` ranks those of each layer's tensor by themselves.
 
     Args:
       vector: a task vector.
-      density: in [0, 1].
-      scope: whether entries are ranked over the whole `model`, as in the authors' code of TIES,
-        or each `leaf` by itself, as in other libraries.
+      density: in [0, 1]; the share is cut off to a whole number of entries.
+    """
+    kept = _largest(vector, whole_count(density, trees.size(vector)))
+    return jax.tree.map(lambda v, k: jnp.where(k, v, 0), vector, kept)
+
+
+def trim_layers(
+    vector: Params,
+    density: jax.Array | float,
+    structure: trees.Stacked,
+    spare_small: bool = False,
+) -> Params:
+    """Keeps in each layer's tensor the share `density` of entries with the largest magnitudes.
+
+    Args:
+      vector: a task vector.
+      density: in [0, 1]; the share is cut off to a whole number of entries.
+      structure: the model's word about its stacks; see `trees.per_layer`.
+      spare_small: whether a tensor keeps all where its share is less than one entry.
     """
 
-    def cut(x: Any) -> Any:
-        kept = largest(x, count_of(density, trees.size(x)))
-        return jax.tree.map(lambda v, k: jnp.where(k, v, 0), x, kept)
+    def count(size: jax.Array | int) -> jax.Array:
+        some = whole_count(density, size)
+        return jnp.where(some < 1, size, some) if spare_small else some
 
-    return cut(vector) if scope == "model" else jax.tree.map(cut, vector)
+    kept = mark_largest(vector, count, structure)
+    return jax.tree.map(lambda v, k: jnp.where(k, v, 0), vector, kept)
 
 
 class Votes(NamedTuple):
@@ -231,6 +287,14 @@ def elect(votes: Votes) -> Params:
         return jnp.where(sign == 0, 0.0, agreeing)
 
     return jax.tree.map(one, total, *votes)
+
+
+def larger(first: Params, second: Params) -> Params:
+    """At each entry that of two task vectors with the larger magnitude, of equal ones the second.
+
+    Source: Marczak et al., arXiv 2407.06322, equation 3, and the authors' `merge_max_abs`.
+    """
+    return jax.tree.map(lambda a, b: jnp.where(jnp.abs(b) >= jnp.abs(a), b, a), first, second)
 
 
 def restarts(ctx: Ctx) -> jax.Array:

@@ -10,7 +10,7 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, Structure, check
 
 
 class HmaState(NamedTuple):
@@ -39,14 +39,20 @@ def project(ratios: jax.Array, mean: jax.Array | float) -> jax.Array:
     return jnp.where((mean <= 0) | (mean >= 1), jnp.clip(mean, 0, 1), found)
 
 
-def mixed(ratios: jax.Array, mean: jax.Array | float, anchor: Params, params: Params) -> Params:
+def mixed(
+    ratios: jax.Array,
+    mean: jax.Array | float,
+    anchor: Params,
+    params: Params,
+    structure: Structure,
+) -> Params:
     """(1 - α) θ_anchor + α θ, with α_k for the k-th part of the layers and `mean` for other leaves.
 
-    The layers are stacked in the leaves beneath `blocks`, and divided into equal parts.
+    Each stack of layers is divided into equal parts by depth.
     """
 
     def one(path: tuple, a: jax.Array, p: jax.Array) -> jax.Array:
-        if "blocks" not in trees.path_name(path).split("/"):
+        if not trees.stack_axes(trees.path_name(path), structure):
             return merging.lerp(mean, a, p)
         part = jnp.arange(len(p)) * len(ratios) // len(p)
         return merging.lerp(ratios[part].reshape(-1, *[1] * (p.ndim - 1)), a, p)
@@ -84,7 +90,8 @@ def hma(
         training (`first`).
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or, at `init`, there are parts but no layers that
+        the model says are stacked.
     """
     check((alpha >= 0) & (alpha <= 1), "alpha", alpha, "in [0, 1]")
     check(parts >= 1, "parts", parts, "at least 1")
@@ -93,6 +100,9 @@ def hma(
     check(anchor in ("previous", "first"), "anchor", anchor, "'previous' or 'first'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, HmaState]:
+        stacked = [p for p in trees.by_path(params) if trees.stack_axes(p, ctx.structure)]
+        there = parts == 1 or bool(stacked)
+        check(there, "parts", parts, "1, for the model says of no learning leaf that it is a stack")
         return params, HmaState(trees.copy(params), jnp.full(parts, alpha, jnp.float32))
 
     def consolidate(
@@ -101,7 +111,7 @@ def hma(
         count = batches["weight"].shape[0]
 
         def cost(ratios: jax.Array, batch: Batch) -> jax.Array:
-            return ctx.loss(mixed(ratios, alpha, state.anchor, params), batch)[0]
+            return ctx.loss(mixed(ratios, alpha, state.anchor, params, ctx.structure), batch)[0]
 
         def descend(step: jax.Array, ratios: jax.Array) -> jax.Array:
             slope = jax.grad(cost)(ratios, jax.tree.map(lambda x: x[step % count], batches))
@@ -111,7 +121,7 @@ def hma(
 
         start = jnp.full(parts, alpha, jnp.float32)
         ratios = lax.fori_loop(0, steps, descend, start) if steps and parts > 1 else start
-        merged = mixed(ratios, alpha, state.anchor, params)
+        merged = mixed(ratios, alpha, state.anchor, params, ctx.structure)
         return merged, HmaState(merged if anchor == "previous" else state.anchor, ratios)
 
     def report(state: HmaState, info: Info) -> dict[str, jax.Array]:

@@ -358,6 +358,12 @@ TABLE = [
         bad=({"scale": -1.0}, {"start": "merged"}, {"drop": 1.0}),
     ),
     Row(
+        "magmax",
+        methods.magmax,
+        neutral="every stage but the first starts from somewhere else",
+        bad=({"scale": -1.0}, {"start": "merged"}),
+    ),
+    Row(
         "ties",
         methods.ties,
         {"density": 445.5 / 1864},  # of 1,864 weights: where no stage has two that are nearly equal

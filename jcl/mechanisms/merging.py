@@ -292,7 +292,7 @@ def elect(votes: Votes) -> Params:
 def larger(first: Params, second: Params) -> Params:
     """At each entry that of two task vectors with the larger magnitude, of equal ones the second.
 
-    Source: Marczak et al., arXiv 2407.06322, equation 3, and the authors' `merge_max_abs`.
+    Source: Marczak et al., arXiv 2407.06322, and the authors' `merge_max_abs`.
     """
     return jax.tree.map(lambda a, b: jnp.where(jnp.abs(b) >= jnp.abs(a), b, a), first, second)
 

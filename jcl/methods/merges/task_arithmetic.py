@@ -41,7 +41,7 @@ def task_arithmetic(
     Args:
       scale: λ; may be traced.
       start: each stage starts from θ₀ (`initial`, the paper's), or from the expert of the one
-        before (`previous`: sequential fine-tuning, merged as in MagMax, arXiv 2407.06322).
+        before (`previous`: sequential fine-tuning; `magmax` merges that by its largest entries).
       drop: the share of each task vector that DARE drops, in [0, 1); may be traced.
 
     Raises:

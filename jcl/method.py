@@ -364,21 +364,6 @@ def defines(method: Method, phase: str) -> bool:
     return getattr(method, phase) is not Method._field_defaults[phase]
 
 
-def check_flat(states: dict[str, Any]) -> None:
-    """Refuses to freeze states that hold a frozen model, which would grow with every freeze.
-
-    Raises:
-      ValueError: if one of `states`, of methods that wrap the model, holds a `Reference`.
-    """
-    for name, state in states.items():
-        held = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Reference))
-        if any(isinstance(x, Reference) for x in held):
-            raise ValueError(
-                f"{name} wraps the model and keeps a Reference in its state; it must ask for one "
-                f"by recalls, which is one of {REFERENCES}"
-            )
-
-
 def check_lasting(name: str, ctx: Ctx, params: Params) -> None:
     """Refuses a method that keeps what it knows of leaves where all that learn are renewed.
 

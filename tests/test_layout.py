@@ -18,8 +18,10 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 LAYERS = [
     "records",
-    "method trees",
-    "taps chain losses",
+    "trees",
+    "method",
+    "taps",
+    "chain losses contexts",
     "memory data",
     "parallel",
     "mechanisms",
@@ -32,6 +34,8 @@ LAYERS = [
 ]
 """The entries of `jcl/`, files or folders, from the earliest layer to the latest."""
 LAYER = {entry: depth for depth, layer in enumerate(LAYERS) for entry in layer.split()}
+BACKWARDS = {("method", "chain"): "a + b is chain(a, b)"}
+"""Imports against the order, inside a function, and why."""
 OUTSIDE_LAYERS = {"moved"}
 """`moved` maps old names to new ones and imports neither before it is asked to."""
 
@@ -127,6 +131,8 @@ def test_imports_run_from_later_layers_to_earlier_ones(path: Path) -> None:
     if mine in OUTSIDE_LAYERS:
         return
     for other in ours(path) - {mine, "__version__"}:
+        if (mine, other) in BACKWARDS:
+            continue
         assert other in LAYER, f"{name_of(path)} imports jcl.{other}, which is in no layer"
         assert LAYER[other] < LAYER[mine], f"{name_of(path)} imports {other} of a later layer"
 
@@ -201,7 +207,7 @@ def test_no_file_says_nothing_by_its_name() -> None:
 
 @pytest.mark.quick
 def test_the_top_floor_is_the_idea() -> None:
-    assert len([path for path in FILES if path.parent == PACKAGE]) <= 12
+    assert len([path for path in FILES if path.parent == PACKAGE]) <= 13
 
 
 @pytest.mark.quick

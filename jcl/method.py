@@ -297,6 +297,8 @@ class Method(NamedTuple):
       needs: names of methods in the same chain whose state this one reads.
       reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
       parts: the methods that `chain` composed, in order; empty for a single method.
+      starts: the first stage in which it changes anything, 1 if it needs a finished one; `fit` and
+        `run` warn where a stream ends before it.
     """
 
     name: str
@@ -318,6 +320,7 @@ class Method(NamedTuple):
     fixes: bool = False
     renews: trees.Trainable | None = None
     recalls: tuple[str, ...] = ()
+    starts: int = 0
 
     def __add__(self, other: Method) -> Method:  # type: ignore[override]
         """Composes two methods, as `chain(self, other)` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -354,6 +355,18 @@ def advance(
     return lax.fori_loop(0, count, body, (state, blank))
 
 
+def warn_of_idle(program: Program, stages: int) -> None:
+    """Warns of each method that would change nothing in so many stages: it is plain training."""
+    for method in program.method.parts:
+        if isinstance(method.starts, int) and method.starts >= stages:  # a sweep's may be traced
+            warnings.warn(
+                f"{method.name} changes nothing before stage {method.starts}, counted from 0, and "
+                f"there {'is' if stages == 1 else 'are'} only {stages}, so it does nothing here; "
+                "if it has an argument start, start=0 lets it act from the first step",
+                stacklevel=3,
+            )
+
+
 def run(
     program: Program,
     params: Params,
@@ -380,6 +393,7 @@ def run(
     Returns:
       The last state, and `{"steps": reports [stages, steps], "scores": [stages + 1, ...] or None}`.
     """
+    warn_of_idle(program, jax.tree.leaves(stream)[0].shape[0])
     fetch = fetch or (lambda batch: batch)
     example = jax.eval_shape(fetch, jax.tree.map(lambda x: x[0, 0], stream))
     state = program.init(params, example, key)

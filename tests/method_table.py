@@ -493,6 +493,7 @@ TABLE = [
             {"stages": 0},
             {"beta": 0.0},
             {"reward": -1.0},
+            {"per": "pair"},
             {"sft": -1.0},
             {"capacity": 0},
             {"rows": 0},

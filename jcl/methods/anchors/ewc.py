@@ -62,6 +62,7 @@ def _method(
         consolidate=consolidate,
         report=report,
         reads=("parameters", "gradients"),
+        starts=1,
     )
 
 

@@ -168,7 +168,7 @@ def make(
     layout = None if mesh is None else meshes.Layout(mesh, rules)
     shares = Shares(microbatches, axis_name, layout)
     model = meshes.constrain(_with_tap(apply), layout)
-    said = structure or getattr(apply, "structure", Structure())
+    said = getattr(apply, "structure", Structure()) if structure is None else structure
 
     def split(params: Params) -> tuple[Params, Params]:
         return trees.partition(params, trainable)

@@ -61,6 +61,30 @@ TOUCHES = {
 }
 """What may touch what; every other file is pure."""
 
+RANKS = {"sort", "argsort", "top_k", "argpartition", "quantile", "percentile", "median", "_largest"}
+MAY_RANK = {
+    "mechanisms/importance": "with a layer's tensors in view",
+    "mechanisms/merging": "with a layer's tensors in view",
+    "methods/projections/ogd": "draws rows at random",
+    "methods/replay/der": "keeps a row's largest outputs",
+    "methods/weighting/rho": "chooses tokens of a batch",
+    "editing/editors/grace": "puts a row's target first",
+}
+"""Which methods, mechanisms and editors rank anything themselves, and what that isn't: a share of
+parameters, which `merging.mark_largest` takes in each layer's tensor and not in a stack of them."""
+
+READS_TAPS = {"probe", "read", "custom_vjp"}
+MAY_READ_TAPS = {
+    "mechanisms/importance": "weighs by rows, and by tokens as the loss does",
+    "methods/adapters/eproj": "each row's own image, with nothing summed over rows",
+    "editing/statistics": "few of many layers, of which `moments` would hold all",
+    "editing/values": "what flows at one token of a fact",
+    "editing/editors/grace": "what flows at single tokens",
+    "editing/editors/wise": "what flows at each token",
+}
+"""Which of them read what taps saw themselves; all others sum it by `taps.moments`, which leaves
+padding out."""
+
 LONGEST = 400
 LONG_BY_NATURE = {
     "jcl/models/decoder.py": "a whole architecture",
@@ -173,6 +197,24 @@ def test_no_method_imports_another_and_no_editor_another(folder: str) -> None:
 @pytest.mark.parametrize(**by_name(below("methods") + below("mechanisms")))
 def test_methods_and_mechanisms_are_pure_jax(path: Path) -> None:
     assert outside(path) <= {"jax"}
+
+
+def calls(path: Path) -> set[str]:
+    """Names of the functions that a file uses as attributes of a module, such as `lax.top_k`."""
+    tree = ast.parse(path.read_text())
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+METHODICAL = below("methods") + below("mechanisms") + below("editing")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("what, may", [(RANKS, MAY_RANK), (READS_TAPS, MAY_READ_TAPS)])
+def test_who_ranks_and_who_reads_what_taps_saw(what: set[str], may: dict[str, str]) -> None:
+    found = {name_of(path) for path in METHODICAL if calls(path) & what}
+    assert found <= set(may), "use merging.mark_largest and taps.moments"
+    mine = {"mechanisms/importance", "mechanisms/merging"}  # which need not
+    assert set(may) - mine <= found, "an exception that nobody needs"
 
 
 @pytest.mark.quick

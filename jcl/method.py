@@ -33,6 +33,7 @@ segments            [B, L] int32          documents of a row, 0 pads; streams of
 mask                [B, L-1] float32      which predictions count; streams of text, rho -> losses
 bytes               [B] float32           bytes that a row predicts; packed streams -> evaluation
 targets             [B, L] int32          tokens to score; losses, probes -> language models
+logits              [B] float32           asks for all logits beside; losses -> language models
 types               [B, L] int32          token types; the user -> encoder
 embeddings          [B, P, d] float       what stands before the tokens; prompts, images -> models
 embedding_segments  [B, P] int32          segments of these; prompts, images -> models
@@ -69,7 +70,8 @@ Tap = Callable[[str, Any, jax.Array], jax.Array]
 Apply = Callable[..., Any]
 """A model: `apply(params, batch, tap=identity) -> outputs`."""
 LossFn = Callable[..., tuple[jax.Array, Any]]
-"""`loss_fn(params, batch) -> (scalar float32, outputs)`."""
+"""`loss_fn(params, batch) -> (scalar float32, outputs)`; the outputs are a record of a kind (see
+`jcl.outputs`), or None."""
 
 
 class Objective(Protocol):
@@ -80,7 +82,11 @@ class Objective(Protocol):
     """
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> Any:
-        """Returns a scalar float32 [], or `(scalar, outputs)`."""
+        """Returns a scalar float32 [], or `(scalar, outputs)`.
+
+        The outputs are best a record that says what they are, such as `losses.Logits(logits)`;
+        others become `losses.Values`, with which methods that need logits don't work.
+        """
         ...
 
 
@@ -108,7 +114,7 @@ class Ctx(NamedTuple):
     `(params, batch, tap=identity) -> outputs`, of the trainable parameters."""
     loss: LossFn
     """The objective's loss, without any method's penalty: `(params, batch, tap=identity) -> (scalar
-    float32, outputs)`."""
+    float32, outputs)`, the outputs of a kind (see `jcl.outputs`)."""
     objective: Objective
     """The loss object that was handed to `make`."""
     states: dict[str, Any]
@@ -130,7 +136,8 @@ class Info(NamedTuple):
     loss: jax.Array
     """float32 []: the loss that was descended, penalties and replayed rows included."""
     outputs: Any
-    """The model's outputs for the fresh rows, or None where the loss returns only a scalar."""
+    """The model's outputs for the fresh rows, a record of the kind that the loss gives, such as
+    `losses.Logits` with its `values`; None where the loss returns only a scalar."""
     task_grads: Params
     """The gradient of the unpenalised loss, replayed rows included, before methods change it."""
     grads: Params
@@ -208,6 +215,8 @@ class Method(NamedTuple):
       needs: names of methods in the same chain whose state this one reads.
       reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
       parts: the methods that `chain` composed, in order; empty for a single method.
+      wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
+        refuses a loss that gives another. An empty one reads no outputs.
     """
 
     name: str
@@ -225,6 +234,7 @@ class Method(NamedTuple):
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
+    wants: tuple[type, ...] = ()
 
     def _facts(self) -> dict[str, Any]:
         return {

@@ -12,9 +12,10 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from jcl import taps, trees
+from jcl import losses, taps, trees
 from jcl.chain import chain
 from jcl.method import Apply, Batch, Ctx, Info, Method, Objective, Params, Tap, check, defines
+from jcl.outputs import check_kind
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import Shares
 from jcl.records import record
@@ -110,7 +111,8 @@ def make(
     Args:
       method: one method or a `chain`; `chain()` is plain fine-tuning.
       apply: `(params, batch) -> outputs`, or with a third argument `tap` (see `jcl.taps`).
-      loss: `(apply, params, batch) -> scalar` or `(scalar, outputs)`.
+      loss: `(apply, params, batch) -> scalar` or `(scalar, outputs)`; the outputs should be a
+        record of their kind, such as `losses.Logits(logits)` (see `jcl.outputs`).
       tx: any optax transformation; it sees trainable leaves only.
       trainable: static predicate over leaf paths such as `blocks/up/kernel`; other leaves get no
         gradient, no moments and no method state.
@@ -174,9 +176,7 @@ def make(
 
         def task_loss(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
             rows = {**rows, "stage": jnp.full_like(rows["task"], state.stage)}
-            value = loss(lambda p, b: wrapped(p, b, tap), params, rows)
-            value, outputs = value if isinstance(value, tuple) else (value, None)
-            return value.astype(jnp.float32), outputs
+            return losses.evaluate(loss, lambda p, b: wrapped(p, b, tap), params, rows)
 
         return ctx._replace(apply=wrapped, loss=task_loss)
 
@@ -185,7 +185,12 @@ def make(
         # three separate zeros, because a donated state must not hold one buffer twice
         state = State(params, (), {}, jnp.int32(0), jnp.int32(0), jnp.int32(0), key)
         learning, frozen = split(params)
-        grown, states = method.init(context(state, learning, frozen, batch, 0, False), learning)
+        ctx = context(state, learning, frozen, batch, 0, False)
+        if any(m.wants for m in method.parts):
+            outputs = jax.eval_shape(ctx.loss, learning, batch)[1]
+            for part in method.parts:
+                check_kind(part, loss, outputs)
+        grown, states = method.init(ctx, learning)
         params = trees.merge(grown, frozen)
         return state._replace(params=params, optimizer=tx.init(split(params)[0]), methods=states)
 

@@ -19,6 +19,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 LAYERS = [
     "records",
     "method trees",
+    "outputs",
     "taps chain losses",
     "memory data",
     "parallel",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
-from jcl.losses import weighted_mean
+from jcl.losses import mean_of, square
 from jcl.method import Apply, Batch, Ctx, Params, Tap
 from jcl.parallel.rows import by_slices, replica_rows
 
@@ -209,15 +209,15 @@ def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical
 def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
     """MAS: the mean over examples of |∂‖f(x)‖²/∂θ|, float32, shaped like `params`.
 
-    f(x) are the model's outputs for an example of `batches` [n, B, ...]; labels play no part.
+    f(x) are the model's outputs for an example of `batches` [n, B, ...]: of the tokens that the
+    loss counts, and of the classes that it allows. Labels play no part.
 
     Source: Aljundi et al., arXiv 1711.09601, equations 2 and 3.
     """
 
     def scalar(p: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
-        outputs = ctx.apply(p, batch, tap).astype(jnp.float32)
-        squares = jnp.sum(outputs.reshape(outputs.shape[0], -1) ** 2, axis=-1)
-        return weighted_mean(squares, batch["weight"])
+        outputs = ctx.loss(p, batch, tap)[1]
+        return mean_of(square(outputs), outputs)
 
     return per_example(scalar, ctx, params, batches, 1)
 

@@ -1,11 +1,7 @@
-"""Outputs have a kind: methods work with what a loss gives, or refuse it with one sentence at init.
-
-A mark's letter is that of issue 14, which says what is right.
-"""
+"""Outputs have a kind: methods work with what a loss gives, or refuse it at init."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -59,11 +55,6 @@ def same_on_fused(method: jcl.Method) -> None:
     np.testing.assert_allclose(second_stage(*fused, BATCHES), wanted, rtol=1e-4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AttributeError,
-    reason="issue 14, M: distil and derpp take token scores for logits and crash",
-)
 @pytest.mark.parametrize(
     "method",
     [methods.derpp(capacity=8, rows=2), methods.distil(unlike(), 0.5)],
@@ -74,11 +65,6 @@ def test_the_fused_loss_serves_or_is_refused(method: jcl.Method) -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="issue 14, M: lwf refuses token scores in a step, not at init",
-)
 def test_the_fused_loss_serves_lwf_or_is_refused_at_once() -> None:
     same_on_fused(methods.lwf())
 
@@ -104,21 +90,11 @@ def loss_beside_itself(method: jcl.Method, share: float, pairs: int) -> None:
     np.testing.assert_allclose(loss, share * plain, rtol=1e-4)
 
 
-def marked(error: type[Exception]) -> Callable[..., Any]:
-    return pytest.mark.xfail(
-        strict=True,
-        raises=error,
-        reason="issue 14, E2: the log-probabilities that imitation gives are taken for logits",
-    )
-
-
-@marked(AssertionError)
 @pytest.mark.parametrize(("method", "share"), ITSELF, ids=["kl", "distil", "lwf"])
 def test_of_one_pair_a_model_is_no_way_from_itself(method: jcl.Method, share: float) -> None:
     loss_beside_itself(method, share, pairs=1)
 
 
-@marked(ValueError)
 @pytest.mark.parametrize(("method", "share"), ITSELF, ids=["kl", "distil", "lwf"])
 def test_of_more_pairs_a_model_is_no_way_from_itself(method: jcl.Method, share: float) -> None:
     loss_beside_itself(method, share, pairs=4)

@@ -9,16 +9,21 @@ import jax
 import jax.numpy as jnp
 
 from jcl import trees
-from jcl.method import PHASES, READS, Apply, Batch, Ctx, Info, LossFn, Method, Params, defines
+from jcl.method import (
+    PHASES,
+    READS,
+    REFERENCES,
+    Apply,
+    Batch,
+    Ctx,
+    Info,
+    LossFn,
+    Method,
+    Params,
+    defines,
+)
 
 _PASSES = ("batch", "loss")  # the phases that `idle` leaves out
-
-
-def _own(ctx: Ctx, method: Method, phase: str) -> Ctx:
-    # the key comes from the name, so that adding a method never changes another's draws
-    return ctx._replace(
-        key=jax.random.fold_in(ctx.key, zlib.crc32(f"{method.name}/{phase}".encode()))
-    )
 
 
 def _validate(parts: tuple[Method, ...]) -> None:
@@ -33,15 +38,76 @@ def _validate(parts: tuple[Method, ...]) -> None:
                 raise ValueError(f"{m.name} reads {needed!r}, which is not in the chain {names}")
         if m.writes:
             for reader in parts[:i]:
-                if defines(reader, "consolidate") and not reader.writes:
+                acts = defines(reader, "consolidate") or defines(reader, "begin")
+                if acts and not reader.writes:
                     raise ValueError(
                         f"{m.name} changes parameters at a boundary and {reader.name} reads them, "
                         f"so {m.name} must come before {reader.name}"
                     )
+            for holder in parts:
+                if holder.fixes and holder is not m:
+                    raise ValueError(
+                        f"{holder.name} promises that the weights of finished stages never change, "
+                        f"and {m.name} changes them at a boundary, so they can't be in one chain"
+                    )
+        for name in m.recalls:
+            if name not in REFERENCES:
+                raise ValueError(f"{m.name} recalls {name!r}, but must recall one of {REFERENCES}")
+
+
+def _jumps(method: Method) -> bool:
+    """Whether its stages start elsewhere than at the model that the boundary left."""
+    return method.writes and defines(method, "begin")
 
 
 def _paths(params: Params) -> list[str]:
     return [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
+def _shapes(tree: Any) -> tuple[Any, list[Any]]:
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [jnp.shape(x) for x in leaves]
+
+
+def _checked(method: Method, phase: str, found: Any, wanted: Any, what: str) -> Any:
+    """What a hook returned.
+
+    Raises:
+      ValueError: if it isn't shaped like `wanted`, which `what` names.
+    """
+    if _shapes(found) == _shapes(wanted):
+        return found
+    shown = "None" if found is None else f"a {type(found).__name__}"
+    if jax.tree.structure(found) == jax.tree.structure(wanted):
+        leaf = next(
+            (trees.path_name(p), jnp.shape(a), jnp.shape(b))
+            for (p, a), b in zip(
+                jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+            )
+            if jnp.shape(a) != jnp.shape(b)
+        )
+        shown = f"{leaf[0] or 'an array'} of shape {leaf[1]} instead of {leaf[2]}"
+    raise ValueError(f"{method.name}'s {phase} returned {shown}, but must return {what}")
+
+
+def _both(method: Method, phase: str, found: Any, params: Params, state: Any) -> tuple[Params, Any]:
+    """The parameters and the state that a hook returned; see `_checked`."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        shown = "None" if found is None else f"a {type(found).__name__}"
+        raise ValueError(f"{method.name}'s {phase} returned {shown}, but must return {_PAIR}")
+    _checked(method, phase, found[0], params, "the parameters first, with the same leaves")
+    _checked(method, phase, found[1], state, "the state second, with the same leaves")
+    return found
+
+
+_PAIR = "two things, the parameters and its state"
+
+
+def _wrapper(method: Method, phase: str, found: Any) -> Any:
+    if callable(found):
+        return found
+    shown = "None" if found is None else f"a {type(found).__name__}"
+    raise ValueError(f"{method.name}'s {phase} returned {shown}, but must return a function")
 
 
 def chain(*methods: Method) -> Method:
@@ -53,21 +119,42 @@ def chain(*methods: Method) -> Method:
 
     Raises:
       ValueError: if two methods share a name, a method reads the state of one that is not in the
-        chain, one that changes parameters at a boundary comes after one that reads them there, or
-        one that adds parameters comes after one whose state has their shapes.
+        chain, one that changes parameters at a boundary comes after one that reads them there or
+        beside one that fixes them, or one that adds parameters comes after one whose state has
+        their shapes. In a trace, if a hook returns what it must not.
 
     >>> from jcl import methods
     >>> chain(methods.er(capacity=200, rows=32), methods.ewc(strength=100.0)).name
     'er + ewc'
     """
+    for m in methods:
+        if not isinstance(m, Method):
+            raise ValueError(
+                f"chain got {m!r}, but takes methods one by one: chain(*methods) for a list of them"
+            )
     parts = tuple(p for m in methods for p in (m.parts or ((m,) if m.name != "naive" else ())))
     _validate(parts)
+
+    def own(ctx: Ctx, method: Method, phase: str) -> Ctx:
+        """A context as one of the methods sees it."""
+        earlier = parts[: parts.index(method)]
+
+        def renewed(path: str) -> str | None:
+            return next((m.name for m in earlier if m.renews and m.renews(path)), None)
+
+        # the key comes from the name, so that adding a method never changes another's draws
+        salt = zlib.crc32(f"{method.name}/{phase}".encode())
+        return ctx._replace(
+            key=jax.random.fold_in(ctx.key, salt), renewed=renewed, jumps=any(map(_jumps, earlier))
+        )
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, dict[str, Any]]:
         states: dict[str, Any] = {}
         for i, m in enumerate(parts):
-            own = _own(ctx, m, "init")._replace(params=params, states=states)
-            grown, states[m.name] = m.init(own, params)
+            made = m.init(own(ctx.anew(params, dict(states)), m, "init"), params)
+            if not isinstance(made, tuple) or len(made) != 2:
+                raise ValueError(f"{m.name}'s init returned {made!r}, but must return {_PAIR}")
+            grown, states[m.name] = made
             if _paths(grown) != _paths(params):
                 for earlier in parts[:i]:
                     if defines(earlier, "init"):
@@ -79,37 +166,66 @@ def chain(*methods: Method) -> Method:
 
     def batch(states: Any, ctx: Ctx, rows: Batch) -> Batch:
         for m in parts:
-            rows = m.batch(states[m.name], _own(ctx, m, "batch"), rows)
+            before, rows = rows, m.batch(states[m.name], own(ctx, m, "batch"), rows)
+            if not isinstance(rows, dict) or not before.keys() <= rows.keys():
+                shown = "None" if rows is None else f"a {type(rows).__name__}"
+                raise ValueError(
+                    f"{m.name}'s batch returned {shown}, but must return a dict with the batch's "
+                    f"keys {sorted(before)}"
+                )
         return rows
 
     def forward(states: Any, ctx: Ctx, apply: Apply) -> Apply:
         for m in parts:
-            apply = m.forward(states[m.name], _own(ctx, m, "forward")._replace(apply=apply), apply)
+            if m.name not in states:  # it isn't made yet, or wraps no model that is frozen
+                continue
+            mine = own(ctx, m, "forward")._replace(apply=apply)
+            if m.name in ctx.finished:
+                mine = mine._replace(stage=ctx.stage + 1, stage_step=jnp.zeros_like(ctx.stage_step))
+            apply = _wrapper(m, "forward", m.forward(states[m.name], mine, apply))
         return apply
+
+    def begin(states: Any, ctx: Ctx, params: Params) -> tuple[Params, dict[str, Any]]:
+        states = dict(states)
+        for m in parts:
+            mine = own(ctx.anew(params, dict(states)), m, "begin")
+            begun = m.begin(states[m.name], mine, params)
+            params, states[m.name] = _both(m, "begin", begun, params, states[m.name])
+        return params, states
 
     def loss(states: Any, ctx: Ctx, loss_fn: LossFn) -> LossFn:
         for m in parts:
-            loss_fn = m.loss(states[m.name], _own(ctx, m, "loss"), loss_fn)
+            wrapped = m.loss(states[m.name], own(ctx, m, "loss"), loss_fn)
+            loss_fn = _wrapper(m, "loss", wrapped)
         return loss_fn
 
     def grads(states: Any, ctx: Ctx, tree: Params) -> Params:
         for m in parts:
-            tree = m.grads(states[m.name], _own(ctx, m, "grads"), tree)
+            new = m.grads(states[m.name], own(ctx, m, "grads"), tree)
+            tree = _checked(m, "grads", new, tree, "a gradient, shaped like the parameters")
         return tree
 
     def updates(states: Any, ctx: Ctx, tree: Params) -> Params:
         for m in parts:
-            tree = m.updates(states[m.name], _own(ctx, m, "updates"), tree)
+            new = m.updates(states[m.name], own(ctx, m, "updates"), tree)
+            tree = _checked(m, "updates", new, tree, "an update, shaped like the parameters")
         return tree
 
     def observe(states: Any, ctx: Ctx, info: Info) -> dict[str, Any]:
-        return {m.name: m.observe(states[m.name], _own(ctx, m, "observe"), info) for m in parts}
+        after = {}
+        for m in parts:
+            new = m.observe(states[m.name], own(ctx, m, "observe"), info)
+            what = "its next state, with the same leaves"
+            after[m.name] = _checked(m, "observe", new, states[m.name], what)
+        return after
 
     def consolidate(states: Any, ctx: Ctx, params: Params, batches: Batch) -> tuple[Params, Any]:
         states = dict(states)
-        for m in parts:
-            own = _own(ctx, m, "consolidate")._replace(params=params, states=states)
-            params, states[m.name] = m.consolidate(states[m.name], own, params, batches)
+        for i, m in enumerate(parts):
+            finished = tuple(earlier.name for earlier in parts[:i])
+            mine = own(ctx.anew(params, dict(states), finished), m, "consolidate")
+            ended = m.consolidate(states[m.name], mine, params, batches)
+            params, states[m.name] = _both(m, "consolidate", ended, params, states[m.name])
         return params, states
 
     def report(states: Any, info: Info) -> dict[str, jax.Array]:
@@ -123,6 +239,7 @@ def chain(*methods: Method) -> Method:
         return jnp.all(jnp.stack([jnp.asarray(m.idle(states[m.name], ctx)) for m in workers]))
 
     hooks: dict[str, Any] = {
+        "begin": begin,
         "batch": batch,
         "forward": forward,
         "loss": loss,
@@ -133,15 +250,19 @@ def chain(*methods: Method) -> Method:
         "report": report,
     }
     used = {k: v for k, v in hooks.items() if any(defines(m, k) for m in parts)}
+    if not any(map(_jumps, parts)):
+        used.pop("begin", None)  # nobody jumps, so a stage starts where `consolidate` left it
     if workers and all(defines(m, "idle") for m in workers):
         used["idle"] = idle
     name = " + ".join(m.name for m in parts) or "naive"
     reads = tuple(r for r in READS if any(r in m.reads for m in parts))
-    return Method(name, init=init, reads=reads, parts=parts)._replace(**used)
+    recalls = tuple(r for r in REFERENCES if any(r in m.recalls for m in parts))
+    return Method(name, init=init, reads=reads, recalls=recalls, parts=parts)._replace(**used)
 
 
 _WHEN = {
     "init": "once, before the first step",
+    "begin": "in a later stage's first step",
     "batch": "the batch",
     "forward": "the model",
     "loss": "the loss",

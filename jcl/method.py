@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jax.sharding import Mesh
 
+from jcl import trees
 from jcl.records import record
 
 Params = Any
@@ -90,6 +91,24 @@ class Objective(Protocol):
         ...
 
 
+def _none(path: str) -> None:
+    return None
+
+
+@record
+class Reference(NamedTuple):
+    """A frozen model: arrays alone, so that it is saved like any state. See `Ctx.freeze`."""
+
+    params: Params
+    """A copy of the leaves that learn; the others are the program's own, which never change."""
+    states: dict[str, Any]
+    """Copies of the states, by name, of the methods whose `forward` shapes the model."""
+    stage: jax.Array
+    """int32 []: the stage that it predicts as."""
+    stage_step: jax.Array
+    """int32 []: the step of that stage."""
+
+
 @record
 class Ctx(NamedTuple):
     """What a hook may read. It is built anew inside every trace and never stored."""
@@ -111,16 +130,40 @@ class Ctx(NamedTuple):
     and in `consolidate` the first of the stage's batches."""
     apply: Apply
     """The model with every method's `forward` around it:
-    `(params, batch, tap=identity) -> outputs`, of the trainable parameters."""
+    `(params, batch, tap=identity) -> outputs`, of the trainable parameters. At a boundary a hook
+    sees the model that earlier methods have left already, and its own as the stage leaves it."""
     loss: LossFn
     """The objective's loss, without any method's penalty: `(params, batch, tap=identity) -> (scalar
-    float32, outputs)`, the outputs of a kind (see `jcl.outputs`)."""
+    float32, outputs)`, the outputs of a kind (see `jcl.outputs`). At a boundary its masks are the
+    finished stage's."""
     objective: Objective
     """The loss object that was handed to `make`."""
     states: dict[str, Any]
     """Every method's state by its name, to be read only. So two methods may share one buffer."""
+    references: dict[str, Reference]
+    """The frozen models that the chain's methods ask for; see `Method.recalls`."""
     training: bool
-    """A Python bool: True inside `step`, False in `predict`, `consolidate` and `init`."""
+    """A Python bool: True inside `step`, False in `predict`, `begin`, `consolidate` and `init`."""
+    freeze: Callable[[Params], Reference]
+    """`freeze(params)` is a frozen copy of the model as it is now with these parameters. Reference
+    models of a usual moment are declared by `Method.recalls` instead, and so shared in a chain."""
+    recall: Callable[[Reference, Batch], Any]
+    """`recall(reference, batch)` are the outputs of a frozen model, as in prediction; they never
+    change, whatever the chain does, and no gradient passes."""
+    anew: Callable[..., Ctx]
+    """`anew(params, states, finished=())`: the context of the same moment with other parameters and
+    states, and of a model in which the methods named by `finished` have ended the stage already.
+    It is the one way in which contexts are made; `chain` calls it between its parts."""
+    finished: tuple[str, ...] = ()
+    """The methods that have ended the stage already, at a boundary."""
+    renewed: Callable[[str], str | None] = _none
+    """Of a leaf's path: the name of an earlier method in the chain that gives it another meaning at
+    each boundary, such as a bank's fresh pair; None if there is none. See `Method.renews`."""
+    jumps: bool = False
+    """Whether an earlier method in the chain starts stages elsewhere than where the last ended."""
+    reached: Params = None
+    """In `consolidate`: the trainable parameters where training ended, before any method moved
+    them; None in every other phase."""
     grads: Params = None
     """The gradient that the optimizer received, in the `updates` phase; None in every other."""
     axis_name: str | None = None
@@ -143,7 +186,7 @@ class Info(NamedTuple):
     grads: Params
     """The gradient that the optimizer received."""
     updates: Params
-    """The change that was added to the parameters."""
+    """What was added to the parameters, float32: 0 where their dtype rounds an update away."""
     params: Params
     """The trainable parameters after this step."""
     batch: Batch
@@ -182,6 +225,10 @@ def _consolidate(state: Any, ctx: Ctx, params: Params, batches: Batch) -> tuple[
     return params, state
 
 
+def _begin(state: Any, ctx: Ctx, params: Params) -> tuple[Params, Any]:
+    return params, state
+
+
 def _report(state: Any, info: Info) -> dict[str, jax.Array]:
     return {}
 
@@ -200,6 +247,9 @@ class Method(NamedTuple):
       name: the key of its state in `State.methods`; it also seeds the method's random draws.
       init: makes the state, `(ctx, params) -> (params, state)`; may add adapters or prompts to the
         tree.
+      begin: starts a later stage, `(state, ctx, params) -> (params, state)`, in its first step and
+        before the batch. A method whose stages start elsewhere than the model that was evaluated
+        jumps there; others may note where the stage starts. It runs where a writer defines it.
       batch: appends replayed rows after the fresh ones, whose number and place stay.
       forward: wraps the model, in training and in prediction.
       loss: wraps the loss, for distillation and for penalties that need a forward pass.
@@ -211,7 +261,16 @@ class Method(NamedTuple):
       report: gives the finite scalars to log, float32 [] by name.
       idle: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
         leaves their passes through the model out of the step, without a second trace.
-      writes: whether `consolidate` changes the parameters; writers precede readers in a chain.
+      writes: whether `consolidate` or `begin` changes the parameters; writers precede readers in a
+        chain. Parameters change in a step or here, and nowhere else, so that a jump is no update:
+        no schedule scales it, no mask drops it, and no path counts it.
+      fixes: whether it promises that weights of finished stages never change, so that no other
+        writer may be in the chain.
+      renews: which leaves, by their paths, have another meaning after `consolidate`, such as a pair
+        that goes into a bank and is drawn afresh; None if there are none. What later methods know
+        of these leaves is void at a boundary (see `Ctx.renewed`).
+      recalls: which of `REFERENCES` it asks for at `ctx.references`. The program keeps each once,
+        whatever the number of methods that share it.
       needs: names of methods in the same chain whose state this one reads.
       reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
       parts: the methods that `chain` composed, in order; empty for a single method.
@@ -234,7 +293,17 @@ class Method(NamedTuple):
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
+    begin: Callable[[Any, Ctx, Params], tuple[Params, Any]] = _begin
+    fixes: bool = False
+    renews: trees.Trainable | None = None
+    recalls: tuple[str, ...] = ()
     wants: tuple[type, ...] = ()
+
+    def __add__(self, other: Method) -> Method:  # type: ignore[override]
+        """Composes two methods, as `chain(self, other)` does."""
+        from jcl.chain import chain  # imported here, for the chain is built of methods
+
+        return chain(self, other) if isinstance(other, Method) else NotImplemented
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -250,8 +319,13 @@ READS = ("parameters", "gradients", "logits", "samples", "proxy")
 """What a method may draw on of earlier stages: their weights; statistics of gradients or
 activations on their data; outputs on it; rows of it; rows of a public stand-in for it."""
 
+REFERENCES = ("initial", "previous")
+"""The models that the program freezes where a method recalls them: the one before all training,
+and the one that the last boundary left, which in the first stage is the initial one."""
+
 PHASES = (
     "init",
+    "begin",
     "batch",
     "forward",
     "loss",
@@ -261,13 +335,44 @@ PHASES = (
     "consolidate",
     "report",
 )
-"""The hooks in the order in which they run: `init` once, `consolidate` at the end of a stage, the
-others in every step."""
+"""The hooks in the order in which they run: `init` once, `begin` in the first step of a later
+stage, `consolidate` at the end of a stage, the others in every step."""
 
 
 def defines(method: Method, phase: str) -> bool:
     """Whether `method` does anything in `phase`."""
     return getattr(method, phase) is not Method._field_defaults[phase]
+
+
+def check_flat(states: dict[str, Any]) -> None:
+    """Refuses to freeze states that hold a frozen model, which would grow with every freeze.
+
+    Raises:
+      ValueError: if one of `states`, of methods that wrap the model, holds a `Reference`.
+    """
+    for name, state in states.items():
+        held = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Reference))
+        if any(isinstance(x, Reference) for x in held):
+            raise ValueError(
+                f"{name} wraps the model and keeps a Reference in its state; it must ask for one "
+                f"by recalls, which is one of {REFERENCES}"
+            )
+
+
+def check_lasting(name: str, ctx: Ctx, params: Params) -> None:
+    """Refuses a method that keeps what it knows of leaves where all that learn are renewed.
+
+    Raises:
+      ValueError: if earlier methods renew every leaf of `params` at each boundary.
+    """
+    paths = [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    by = list(dict.fromkeys(ctx.renewed(path) for path in paths))
+    if by and None not in by:
+        names = " and ".join(str(one) for one in by)
+        raise ValueError(
+            f"{names} renews every leaf that learns when a stage ends, so {name} has nothing to "
+            f"keep; chain {name} with lora(), or with all parameters trained, instead"
+        )
 
 
 def check(holds: bool | jax.Array, name: str, value: Any, wanted: str) -> None:

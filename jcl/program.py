@@ -14,7 +14,20 @@ from jax.sharding import Mesh
 
 from jcl import losses, taps, trees
 from jcl.chain import chain
-from jcl.method import Apply, Batch, Ctx, Info, Method, Objective, Params, Tap, check, defines
+from jcl.method import (
+    Apply,
+    Batch,
+    Ctx,
+    Info,
+    Method,
+    Objective,
+    Params,
+    Reference,
+    Tap,
+    check,
+    check_flat,
+    defines,
+)
 from jcl.outputs import check_kind
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import Shares
@@ -45,6 +58,8 @@ class State(NamedTuple):
     """int32 []: how many steps are taken in all."""
     key: jax.Array
     """A typed PRNG key, constant through the run; draws fold in `step`."""
+    references: dict[str, Reference]
+    """The frozen models that methods recall, by their names in `REFERENCES`."""
 
 
 @record
@@ -77,6 +92,10 @@ class Program(NamedTuple):
         return {"method": self.method.name, "members": self.members, "mesh": mesh}
 
 
+# The phases of a program, which make its draws differ.
+START, STEP, BOUNDARY, PREDICTION, BEGINNING = range(5)
+
+
 def fill_batch(batch: Batch) -> Batch:
     """Adds `weight` (ones, float32 [B]) and `task` (zeros, int32 [B]) where they are missing."""
     rows = next(len(x) for x in batch.values() if hasattr(x, "shape"))  # a cache has none
@@ -91,6 +110,14 @@ def _with_tap(apply: Apply) -> Apply:
         return apply
     # a model without taps visits no sites; a method that needs some says so by `taps.dense_sites`
     return lambda params, batch, tap=taps.identity: apply(params, batch)
+
+
+def _applied(old: jax.Array, new: jax.Array) -> jax.Array:
+    """How far a leaf moved, float32, as its dtype has it."""
+    kind = jnp.finfo(new.dtype)
+    # the compiler may keep more digits than the dtype has, but never than this says
+    kept = lax.reduce_precision(new.astype(jnp.float32), kind.nexp, kind.nmant)
+    return kept - old.astype(jnp.float32)
 
 
 def make(
@@ -156,43 +183,107 @@ def make(
     shares = Shares(microbatches, axis_name, layout)
     model = meshes.constrain(_with_tap(apply), layout)
 
+    wrappers = tuple(m for m in method.parts if defines(m, "forward"))
+
     def split(params: Params) -> tuple[Params, Params]:
         return trees.partition(params, trainable)
 
     def context(
-        state: State, learning: Params, frozen: Params, batch: Batch, phase: int, training: bool,
-        model: Apply = model,
-    ) -> Ctx:  # fmt: skip
+        state: State, batch: Batch, phase: int, training: bool, model: Apply = model
+    ) -> Ctx:
+        """What a hook may read in a phase: the one place where contexts are made."""
+        learning, frozen = split(state.params)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
+
         def base(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
             return model(trees.merge(params, frozen), rows, tap)
 
-        key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
-        ctx = Ctx(
-            learning, frozen, state.stage, state.stage_step, state.step, key, batch, base,
-            lambda *_: (jnp.float32(0), None), loss, state.methods, training,
-            axis_name=axis_name, mesh=mesh,
-        )  # fmt: skip
-        wrapped = method.forward(state.methods, ctx, base) if state.methods else base
+        def moment(
+            params: Params,
+            states: dict[str, Any],
+            finished: tuple[str, ...] = (),
+            stage: jax.Array = state.stage,
+            stage_step: jax.Array = state.stage_step,
+            training: bool = training,
+        ) -> Ctx:
+            def freeze(params: Params) -> Reference:
+                kept = {m.name: states[m.name] for m in wrappers if m.name in states}
+                check_flat(kept)
+                ended = bool(finished) and all(name in finished for name in kept)
+                then = (stage + 1, jnp.zeros_like(stage_step)) if ended else (stage, stage_step)
+                return Reference(*trees.copy((params, kept, *then)))
 
-        def task_loss(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
-            rows = {**rows, "stage": jnp.full_like(rows["task"], state.stage)}
-            return losses.evaluate(loss, lambda p, b: wrapped(p, b, tap), params, rows)
+            # before there are any, a hook of `init` is shown the model of the moment
+            known = state.references or {
+                name: Reference(params, states, stage, stage_step) for name in method.recalls
+            }
 
-        return ctx._replace(apply=wrapped, loss=task_loss)
+            def recall(reference: Reference, rows: Batch) -> Any:
+                there = (reference.stage, reference.stage_step)
+                frozen_model = moment(reference.params, reference.states, (), *there, False)
+                return lax.stop_gradient(frozen_model.apply(reference.params, rows))
+
+            ctx = Ctx(
+                params=params, frozen=frozen, stage=stage, stage_step=stage_step, step=state.step,
+                key=key, batch=batch, apply=base, loss=lambda *_: (jnp.float32(0), None),
+                objective=loss, states=states, references=known, training=training,
+                freeze=freeze, recall=recall, anew=moment, finished=finished,
+                reached=learning if phase == BOUNDARY else None, axis_name=axis_name, mesh=mesh,
+            )  # fmt: skip
+            wrapped = method.forward(states, ctx, base)
+
+            def task_loss(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
+                rows = {**rows, "stage": jnp.full_like(rows["task"], stage)}
+                return losses.evaluate(loss, lambda p, b: wrapped(p, b, tap), params, rows)
+
+            return ctx._replace(apply=wrapped, loss=task_loss)
+
+        return moment(learning, state.methods)
+
+    def renew(references: dict[str, Reference], state: State, batch: Batch) -> dict[str, Reference]:
+        """`references` with the model of `state` as the previous one, where it is asked for."""
+        if "previous" not in method.recalls:
+            return references
+        ctx = context(state, batch, PREDICTION, False)
+        return {**references, "previous": ctx.freeze(ctx.params)}
 
     def init(params: Params, batch: Batch, key: jax.Array) -> State:
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), fill_batch(batch))
         # three separate zeros, because a donated state must not hold one buffer twice
-        state = State(params, (), {}, jnp.int32(0), jnp.int32(0), jnp.int32(0), key)
+        state = State(params, (), {}, jnp.int32(0), jnp.int32(0), jnp.int32(0), key, {})
         learning, frozen = split(params)
-        ctx = context(state, learning, frozen, batch, 0, False)
+        ctx = context(state, batch, START, False)
         if any(m.wants for m in method.parts):
             outputs = jax.eval_shape(ctx.loss, learning, batch)[1]
             for part in method.parts:
                 check_kind(part, loss, outputs)
         grown, states = method.init(ctx, learning)
-        params = trees.merge(grown, frozen)
-        return state._replace(params=params, optimizer=tx.init(split(params)[0]), methods=states)
+        grown, frozen = split(trees.merge(grown, frozen))  # what a method added may be frozen
+        state = state._replace(
+            params=trees.merge(grown, frozen), optimizer=tx.init(grown), methods=states
+        )
+        references = {}
+        if "initial" in method.recalls:
+            references["initial"] = context(state, batch, PREDICTION, False).freeze(grown)
+        return state._replace(references=renew(references, state, batch))
+
+    def begin(state: State, batch: Batch) -> State:
+        """The state where a stage starts, in the first step of a later one."""
+        names = [m.name for m in method.parts if defines(m, "begin")]
+
+        def jump() -> tuple[Params, dict[str, Any]]:
+            ctx = context(state, batch, BEGINNING, False)
+            params, states = method.begin(state.methods, ctx, ctx.params)
+            return params, {name: states[name] for name in names}
+
+        def stay() -> tuple[Params, dict[str, Any]]:
+            return split(state.params)[0], {name: state.methods[name] for name in names}
+
+        starts = (state.stage > 0) & (state.stage_step == 0)
+        params, states = lax.cond(starts, jump, stay)
+        return state._replace(
+            params=trees.merge(params, split(state.params)[1]), methods={**state.methods, **states}
+        )
 
     penalised = defines(method, "loss")
     may_idle = defines(method, "idle")
@@ -200,8 +291,10 @@ def make(
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         fresh = shares.gather(fill_batch(batch))
         rows = fresh["weight"].shape[0]
+        if defines(method, "begin"):
+            state = begin(state, fresh)
         learning, frozen = split(state.params)
-        ctx = context(state, learning, frozen, fresh, 1, True)
+        ctx = context(state, fresh, STEP, True)
 
         def work(_: None) -> Any:
             mixed = method.batch(state.methods, ctx, fresh)
@@ -227,35 +320,38 @@ def make(
         updates, opt = tx.update(grads, state.optimizer, learning)
         updates = method.updates(state.methods, ctx._replace(grads=grads), updates)
         learned = optax.apply_updates(learning, updates)
-        info = Info(value, outputs, task_grads, grads, updates, learned, fresh)
+        applied = jax.tree.map(_applied, learning, learned)
+        info = Info(value, outputs, task_grads, grads, applied, learned, fresh)
         states = method.observe(state.methods, ctx, info)
         aux = {"loss": value, **method.report(states, info)}
-        after = State(
-            trees.merge(learned, frozen), opt, states,
-            state.stage, state.stage_step + 1, state.step + 1, state.key,
+        after = state._replace(
+            params=trees.merge(learned, frozen), optimizer=opt, methods=states,
+            stage_step=state.stage_step + 1, step=state.step + 1,
         )  # fmt: skip
         return after, aux
 
     def consolidate(state: State, batches: Batch) -> State:
         batches = shares.gather(jax.vmap(fill_batch)(batches), axis=1)
         batches = meshes.constrain_batch(batches, layout, leading=1)
+        first = jax.tree.map(lambda x: x[0], batches)
         learning, frozen = split(state.params)
-        ctx = context(state, learning, frozen, jax.tree.map(lambda x: x[0], batches), 2, False)
+        ctx = context(state, first, BOUNDARY, False)
         learned, states = method.consolidate(state.methods, ctx, learning, batches)
         opt = state.optimizer
         if boundary == "reset":
             opt = tx.init(learned)
         elif boundary == "reset_moments":
             opt = optax.tree.map_params(tx, jnp.zeros_like, opt)
-        return state._replace(
+        state = state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
             stage=state.stage + 1, stage_step=jnp.zeros_like(state.stage_step),
         )  # fmt: skip
+        return state._replace(references=renew(state.references, state, first))
 
     def predict(state: State, batch: Batch, tap: Tap = taps.identity) -> Any:
         batch = fill_batch(batch)
-        learning, frozen = split(state.params)
-        return context(state, learning, frozen, batch, 3, False).apply(learning, batch, tap)
+        ctx = context(state, batch, PREDICTION, False)
+        return ctx.apply(ctx.params, batch, tap)
 
     def read_params(state: State, batch: Batch) -> Params:
         def read(params: Params, rows: Batch, tap: Tap) -> Params:
@@ -263,8 +359,8 @@ def make(
             return params
 
         batch = fill_batch(batch)
-        learning, frozen = split(state.params)
-        return context(state, learning, frozen, batch, 3, False, read).apply(learning, batch)
+        ctx = context(state, batch, PREDICTION, False, read)
+        return ctx.apply(ctx.params, batch)
 
     program = Program(
         init, step, consolidate, predict, read_params,

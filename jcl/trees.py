@@ -118,6 +118,13 @@ def select(condition: jax.Array, yes: Tree, no: Tree) -> Tree:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+def choose(accepts: Callable[[str], Any], yes: Tree, no: Tree) -> Tree:
+    """`yes` for the leaves whose path a static predicate accepts, else `no`, leaf by leaf."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a, b: a if accepts(path_name(path)) else b, yes, no
+    )
+
+
 def size(tree: Tree) -> int:
     """Number of elements in all leaves."""
     return sum(x.size for x in jax.tree.leaves(tree))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_context import context
 
 import jcl
 from jcl import losses, methods, models
@@ -28,11 +29,9 @@ def make(method: jcl.Method) -> jcl.Program:
 
 def ctx(key: int = 0) -> Ctx:
     """What the hooks of these tests read, which is a key alone."""
-    zero = jnp.int32(0)
-    return Ctx(
-        None, None, zero, zero, zero, jax.random.key(key), {}, lambda p, b: 0, lambda *_: 0,
-        lambda *_: 0, {}, True,
-    )  # fmt: skip
+    return context(
+        key=jax.random.key(key), apply=lambda p, b: 0, loss=lambda *_: 0, objective=lambda *_: 0
+    )
 
 
 def noted(name: str, log: list[str]) -> jcl.Method:

@@ -1,8 +1,4 @@
-"""Chains keep what each method alone promises: what is known not to hold yet is expected to fail.
-
-A mark's letter is that of issue 14, which says what is right. Where a pair may also be refused, its
-test accepts a sentence that names both methods.
-"""
+"""Chains keep what each method alone promises, or are refused by a sentence that names all."""
 
 from __future__ import annotations
 
@@ -82,11 +78,6 @@ def witness() -> jcl.Method:
     return jcl.Method("witness", init=init, consolidate=consolidate)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, A: at a boundary a later method's apply and loss close over the old states",
-)
 @pytest.mark.parametrize(
     "writer",
     [
@@ -117,11 +108,6 @@ def flat(tree: Any) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, A: EWC after inclora takes the Fisher of the new pair over the old bank",
-)
 def test_fisher_after_a_bank_is_that_of_the_model_left() -> None:
     """Or 0, where leaves that were just renewed count as new; or the pair is refused."""
     made = admitted(methods.inclora(stages=3, rank=2), methods.ewc(), tx=optax.adam(1e-1))
@@ -140,11 +126,6 @@ def test_fisher_after_a_bank_is_that_of_the_model_left() -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-3 * wanted.max())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, A: EWC after packnet takes the Fisher of a model masked by the old owners",
-)
 def test_fisher_after_pruning_is_that_of_the_pruned_model() -> None:
     chain = jcl.chain(methods.packnet(prune=0.5, stages=3), methods.ewc(strength=0.0))
     program = tiny.program(chain, optax.adam(1e-1), trainable=trees.every_leaf)
@@ -158,11 +139,6 @@ def test_fisher_after_pruning_is_that_of_the_pruned_model() -> None:
     np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(wanted), rtol=1e-3)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, A: after inclora, agem's scores are losses of the new pair over the old bank",
-)
 def test_scores_of_stored_rows_are_losses_of_the_model_left() -> None:
     memory = methods.agem(capacity=8, rows=2, policy="loss")
     program = tiny.program(jcl.chain(methods.inclora(stages=3, rank=2), memory), optax.adam(1e-1))
@@ -219,11 +195,6 @@ JUMPERS = [
 ]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, B: the jump back to a stage's start is part of the next step's update",
-)
 @pytest.mark.parametrize("jumper", JUMPERS, ids=lambda m: m.name)
 def test_an_update_holds_no_jump(jumper: jcl.Method) -> None:
     def observe(state: Any, ctx: jcl.Ctx, info: jcl.Info) -> Any:
@@ -236,11 +207,6 @@ def test_an_update_holds_no_jump(jumper: jcl.Method) -> None:
     np.testing.assert_allclose(state.methods["recorder"]["w"], walked(1)[0], atol=1e-6)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, B: a schedule scales the jump back to a stage's start",
-)
 @pytest.mark.parametrize("jumper", JUMPERS, ids=lambda m: m.name)
 def test_a_schedule_scales_no_jump(jumper: jcl.Method) -> None:
     program, state = four_numbers(jumper, methods.rewarm(warmup=2, steps=4, final=1.0))
@@ -251,11 +217,6 @@ def test_a_schedule_scales_no_jump(jumper: jcl.Method) -> None:
         np.testing.assert_allclose(state.params["w"], wanted, atol=1e-6)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, B: a mask on updates drops the jump back to a stage's start",
-)
 @pytest.mark.parametrize("jumper", JUMPERS, ids=lambda m: m.name)
 def test_a_mask_drops_no_jump(jumper: jcl.Method) -> None:
     """The second stage's loss has no slope in the first two numbers, so they stay at the base."""
@@ -265,11 +226,6 @@ def test_a_mask_drops_no_jump(jumper: jcl.Method) -> None:
     np.testing.assert_allclose(state.params["w"][:2], 0.0, atol=1e-6)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, B: SI's path counts the jump back to a stage's start",
-)
 @pytest.mark.parametrize("jumper", JUMPERS, ids=lambda m: m.name)
 def test_a_path_counts_no_jump(jumper: jcl.Method) -> None:
     program, state = four_numbers(jumper, methods.si(strength=0.0))
@@ -279,11 +235,6 @@ def test_a_path_counts_no_jump(jumper: jcl.Method) -> None:
     np.testing.assert_allclose(state.methods["si"].omega["w"], wanted, rtol=1e-4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, B: a writer's average shortens the way that SI divides by",
-)
 @pytest.mark.parametrize("writer", [methods.wise_ft(0.5), methods.ema(0.5)], ids=lambda m: m.name)
 def test_the_way_gone_holds_no_jump(writer: jcl.Method) -> None:
     program, state = four_numbers(writer, methods.si(strength=0.0))
@@ -295,11 +246,6 @@ def test_the_way_gone_holds_no_jump(writer: jcl.Method) -> None:
 # K and E4. Leaves that a bank renewed at a boundary are new: what was known of them is void.
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, K: ema after inclora puts the banked pair's average into the fresh pair",
-)
 def test_an_average_after_a_bank_counts_no_pair_twice() -> None:
     made = admitted(methods.inclora(stages=3, rank=2), methods.ema(0.5), tx=optax.adam(5e-2))
     if made is None:
@@ -310,11 +256,6 @@ def test_an_average_after_a_bank_counts_no_pair_twice() -> None:
     np.testing.assert_array_equal(fresh, jnp.zeros_like(fresh))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, K: quadratic anchors hold inclora's fresh pair to where it starts",
-)
 @pytest.mark.parametrize(
     ("reader", "importance"),
     [(methods.ewc(), "fisher"), (methods.mas(), "omega"), (methods.si(), "omega")],
@@ -331,11 +272,6 @@ def test_renewed_leaves_have_no_importance(reader: jcl.Method, importance: str) 
     np.testing.assert_array_equal(found, np.zeros_like(found))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, E4: online_merging merges towards the difference of two draws of A",
-)
 def test_renewed_leaves_have_no_task_vector() -> None:
     merging = methods.online_merging(alpha=1e-3, density=1.0)
     made = admitted(methods.inclora(stages=3, rank=2), merging)
@@ -347,11 +283,6 @@ def test_renewed_leaves_have_no_task_vector() -> None:
     assert aux["online_merging/length"] == 0
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, K: averages of LoRA's factors, one by one, have cross terms",
-)
 @pytest.mark.parametrize(
     "writer",
     [
@@ -400,11 +331,6 @@ def loss_at_one(method: jcl.Method, model: Callable[..., Any], batch: Any) -> ja
 BANKS = [methods.inclora(stages=3), methods.olora(stages=3)]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, N: the initial policy is read through the present bank",
-)
 @pytest.mark.parametrize("bank", BANKS, ids=lambda m: m.name)
 def test_dpo_is_against_the_initial_policy(bank: jcl.Method) -> None:
     pairs = tiny_pairs.pairs()
@@ -422,11 +348,6 @@ def test_dpo_is_against_the_initial_policy(bank: jcl.Method) -> None:
     np.testing.assert_allclose(aux["loss"], wanted, rtol=1e-4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, N: the initial model is read through the present bank",
-)
 @pytest.mark.parametrize("bank", BANKS, ids=lambda m: m.name)
 def test_kl_is_from_the_initial_model(bank: jcl.Method) -> None:
     pull = methods.kl_to_reference(strength=1.0, reference="initial")
@@ -439,11 +360,6 @@ def test_kl_is_from_the_initial_model(bank: jcl.Method) -> None:
     np.testing.assert_allclose(aux["loss"], loss_at_one(pull, model, batch), rtol=1e-4)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, N: a given model is read through its student's bank",
-)
 @pytest.mark.parametrize(
     "given",
     [

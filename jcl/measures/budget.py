@@ -19,7 +19,7 @@ class Costs(NamedTuple):
     examples: int
     """How many rows its buffers have room for."""
     bytes: int
-    """The bytes of its whole state: buffers, anchors, statistics, banks."""
+    """The bytes of its whole state: buffers, anchors, statistics, banks, frozen models."""
     parameters: int
     """How many parameters it adds to the model's tree."""
     flops: float
@@ -67,7 +67,7 @@ def costs(
     _, cheap = total(plain)
     return Costs(
         sum(memory.capacity(b) for b in _buffers(state.methods)),
-        trees.nbytes(state.methods),
+        trees.nbytes((state.methods, state.references)),
         trees.size(state.params) - trees.size(params),
         dear / max(cheap, 1) - 1,
     )

@@ -29,6 +29,11 @@ def is_adapter(path: str) -> bool:
     return not NAMES.isdisjoint(path.split("/"))
 
 
+def is_pair(path: str) -> bool:
+    """Whether a leaf is of a low-rank pair."""
+    return "lora" in path.split("/")
+
+
 def subtree(tree: Params, path: str) -> Params:
     """The part of a tree at a path such as `blocks/query`."""
     for key in path.split("/"):
@@ -150,6 +155,28 @@ def scale_pairs(params: Params, factor: Any) -> Params:
         lora = subtree(params, path)["lora"]
         params = with_subtree(params, path, {"lora": {**lora, "b": factor * lora["b"]}})
     return params
+
+
+def mix_pairs(t: Any, before: Params, after: Params) -> Params:
+    """The pair whose product is nearest to (1 - t) A_0 B_0 + t A_1 B_1.
+
+    It is the singular value decomposition's best of rank r, found in the 2r dimensions that the
+    pairs span, and so exact where the sum has rank r, as where B_0 is 0; at t = 0 and t = 1 it is
+    the given pair. Leading axes are stacked layers, along which t may vary ([..., 1, 1]).
+    """
+    rank = after["a"].shape[-1]
+    a = jnp.concatenate([before["a"], after["a"]], axis=-1).astype(jnp.float32)
+    b = jnp.concatenate([(1 - t) * before["b"], t * after["b"]], axis=-2).astype(jnp.float32)
+    left, upper = jnp.linalg.qr(a)
+    right, lower = jnp.linalg.qr(jnp.swapaxes(b, -1, -2))
+    u, s, v = jnp.linalg.svd(upper @ jnp.swapaxes(lower, -1, -2), full_matrices=False)
+    root = jnp.sqrt(s[..., :rank])
+    found = {
+        "a": left @ (u[..., :rank] * root[..., None, :]),
+        "b": (root[..., :, None] * v[..., :rank, :]) @ jnp.swapaxes(right, -1, -2),
+    }
+    found = trees.like(found, {k: after[k] for k in found})
+    return {k: jnp.where(t == 0, before[k], jnp.where(t == 1, after[k], found[k])) for k in found}
 
 
 def scale_hook(factor: Any) -> Callable[[Any, Ctx, Apply], Apply]:

@@ -3,36 +3,43 @@
 The square of a batch's mean gradient is not the Fisher, for its size depends on the batch size. So
 gradients are taken per example. Where all parameters belong to dense layers that call their taps,
 with inputs A [B, in] and output gradients D [B, out], Σ_b (a_b d_bᵀ)² = (A²)ᵀ(D²) gives their
-squares at the price of one batch gradient.
+squares at the price of one batch gradient. A language model's examples are its predictions, many to
+a row; signs drawn at random make the square of one gradient a row, on average, the sum of theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
-from jcl.losses import mean_of, square
-from jcl.method import Apply, Batch, Ctx, Params, Tap
+from jcl.losses import FusedNextToken, evaluate, mean_of, next_token, square
+from jcl.method import Apply, Batch, Ctx, Params, Tap, check
 from jcl.parallel.rows import by_slices, replica_rows
+from jcl.records import record
 
 Labels = Literal["empirical", "sampled", "exact"]
+Per = Literal["token", "sequence", "row"]
 Scalar = Callable[..., jax.Array]
 """`(params, batch, tap) -> float32 []`, a mean over examples weighted by `batch["weight"]`."""
 
 
-def check_labels(labels: str) -> None:
-    """Refuses labels that `fisher` doesn't know.
+_FACTOR = "fisher/factor"
+"""A column of a batch, float32 [B, T]: the factor of each prediction's gradient."""
+
+
+def check_fisher(labels: str, per: str) -> None:
+    """Refuses what `fisher` doesn't know.
 
     Raises:
-      ValueError: if `labels` is none of `empirical`, `sampled`, `exact`.
+      ValueError: if `labels` is none of `Labels`, or `per` none of `Per`.
     """
-    if labels not in ("empirical", "sampled", "exact"):
-        raise ValueError(f"labels is {labels!r}, but must be 'empirical', 'sampled' or 'exact'")
+    check(labels in get_args(Labels), "labels", labels, "'empirical', 'sampled' or 'exact'")
+    check(per in get_args(Per), "per", per, "'token', 'sequence' or 'row'")
 
 
 def _dense_paths(apply: Apply, params: Params, batch: Batch) -> list[str] | None:
@@ -124,7 +131,9 @@ def per_example(
         return by_slices(lambda p, b: per_example(scalar, slice_, p, b, power, mass), ctx.mesh)(
             params, batches
         )
-    paths = _dense_paths(ctx.apply, params, jax.tree.map(lambda x: x[0], batches))
+    paths = None
+    if "mask" not in batches and _FACTOR not in batches:  # where a row's share is its weight's
+        paths = _dense_paths(ctx.apply, params, jax.tree.map(lambda x: x[0], batches))
     name, own = ctx.axis_name, batches
     if name is not None:
         own = jax.tree.map(lambda x: x[:, 0], jax.vmap(lambda b: replica_rows(b, name))(batches))
@@ -147,27 +156,157 @@ def _per_weight(batches: Batch) -> jax.Array:
     return 1 / jnp.where(weight == 0, 1.0, weight)
 
 
-def fisher(ctx: Ctx, params: Params, batches: Batch, labels: Labels = "empirical") -> Params:
-    """Diagonal Fisher: the mean over examples of the squared per-example gradient of -log p.
+@jax.custom_vjp
+def _steer(outputs: Any, factor: jax.Array) -> Any:
+    """`outputs` [B, L, ...], whose gradient at each position is multiplied by `factor` [B, L]."""
+    return outputs
 
-    Source: Kunstner et al., arXiv 1905.12558, equations 2 (exact) and 4 (empirical).
+
+def _steer_forward(outputs: Any, factor: jax.Array) -> tuple[Any, jax.Array]:
+    return outputs, factor
+
+
+def _steer_backward(factor: jax.Array, slopes: Any) -> tuple[Any, jax.Array]:
+    def scaled(g: jax.Array) -> jax.Array:
+        return (g * factor.reshape(*factor.shape, *[1] * (g.ndim - 2))).astype(g.dtype)
+
+    return jax.tree.map(scaled, slopes), jnp.zeros_like(factor)
+
+
+_steer.defvjp(_steer_forward, _steer_backward)
+
+
+def _counted(objective: Any, batches: Batch) -> jax.Array | None:
+    """How much each prediction counts within its row, float32 [n, B, T]; None if a row is one."""
+    if "mask" in batches:
+        return batches["mask"].astype(jnp.float32)
+    if objective is next_token or isinstance(objective, FusedNextToken):
+        return jnp.ones(batches["tokens"][..., 1:].shape, jnp.float32)
+    return None
+
+
+def _beginnings(counts: jax.Array, batches: Batch) -> jax.Array:
+    """Whether a prediction is the first of its document that counts, from `counts`, bool each."""
+    length = counts.shape[-1]
+    segments = jnp.ones(counts.shape, jnp.int32)
+    if "segments" in batches:  # of the tokens that are predicted
+        segments = batches["segments"][..., -length:]
+    last = lax.cummax(jnp.where(counts, segments, 0), axis=counts.ndim - 1)
+    before = jnp.pad(last[..., :-1], [(0, 0)] * (counts.ndim - 1) + [(1, 0)])
+    return counts & (segments > before)
+
+
+def _examples(objective: Any, batches: Batch, per: Per, key: jax.Array) -> Batch:
+    """The batches with the weights, and the column `_FACTOR`, that make examples of `per`.
+
+    Let a row's loss be Σ m_t ℓ_t / N with N = Σ m_t, and s be signs drawn at random, independent
+    for different examples. The factors s √(N / m) make its gradient Σ_t s_t √(m_t / N) g_t, whose
+    square is Σ_t m_t g_t² / N on average; the factors s N / √D make it Σ_d s_d G_d / √D, D being
+    how many documents it has and G_d = Σ_{t in d} m_t g_t. The row's weight is then times N or D.
+
+    The k-th example of the data that counts has the k-th sign, so no padding changes any.
+    """
+    mask = _counted(objective, batches)
+    if mask is None:
+        return batches
+    weight = batches["weight"].astype(jnp.float32)
+    total = jnp.sum(mask, axis=-1)
+    if per == "row":
+        return {**batches, "weight": jnp.where(total > 0, weight, 0.0)}
+    counts = (mask > 0) & (weight > 0)[..., None]
+    first = counts if per == "token" else _beginnings(counts, batches)
+    place = jnp.cumsum(first.reshape(-1)).astype(jnp.int32) - 1
+    drawn = jax.vmap(lambda i: jax.random.rademacher(jax.random.fold_in(key, i), (), jnp.float32))
+    signs = jnp.where(counts, drawn(place).reshape(mask.shape), 0.0)
+    if per == "token":
+        share = total
+        factor = signs * jnp.sqrt(total[..., None] / jnp.where(counts, mask, 1.0))
+    else:
+        share = jnp.sum(first, axis=-1).astype(jnp.float32)
+        factor = signs * (total / jnp.sqrt(jnp.where(share == 0, 1.0, share)))[..., None]
+    return {**batches, "weight": weight * share, _FACTOR: factor}
+
+
+def _steered_loss(ctx: Ctx, params: Params, batch: Batch, tap: Tap) -> jax.Array:
+    """The task's loss, float32 [], with the gradients of its predictions times `_FACTOR`."""
+    rows = {k: v for k, v in batch.items() if k != _FACTOR}
+    if _FACTOR not in batch:
+        return ctx.loss(params, rows, tap)[0]
+    rows["stage"] = jnp.full_like(rows["task"], ctx.stage)
+
+    def apply(p: Params, b: Batch) -> Any:
+        # of token scores alone: pieces of all logits, which nothing reads, have no place to steer
+        outputs = ctx.apply(p, {k: v for k, v in b.items() if k != "logits"}, tap)
+        factor, (count, length) = batch[_FACTOR], rows["tokens"].shape
+        for leaf in jax.tree.leaves(outputs):
+            if leaf.shape[:2] != (count, length):
+                raise ValueError(
+                    f"the model's outputs are {leaf.shape}, but must be [{count}, {length}, ...], "
+                    "one for each token, for a Fisher per token or sequence; per='row' takes any"
+                )
+        return _steer(outputs, jnp.pad(factor, ((0, 0), (0, length - factor.shape[1]))))
+
+    return evaluate(ctx.objective, apply, params, rows)[0]
+
+
+def fisher(
+    ctx: Ctx,
+    params: Params,
+    batches: Batch,
+    labels: Labels = "empirical",
+    per: Per = "token",
+) -> Params:
+    """Diagonal Fisher: the mean over examples of the squared gradient of an example's -log p.
+
+    Where a row is one prediction, such as an image's class, it is the example. A language model's
+    row holds many, and `per` says what its examples are:
+
+    - `token`: each counted token, F = Σ_t m_t g_t² / Σ_t m_t, with g_t the gradient of
+      -log p(token | those before). This is the Fisher of the mean over tokens that a language model
+      is trained on: so λ means the same for any length of rows and documents and any packing, and
+      the same as in classification.
+    - `sequence`: each document, the mean of (Σ_{t in d} m_t g_t)², the -log p of a whole document.
+    - `row`: the mean over rows of (Σ_t m_t g_t / Σ_t m_t)², the square of a row's mean gradient.
+
+    Given the tokens before it, g_t has mean 0 under the model's own distribution, so that products
+    of different tokens' gradients vanish on average: then `sequence` is `token` times how many
+    tokens of a document count, and `row` is `token` divided by how many of a row do. With the
+    data's labels they differ by more, as gradients of one document are correlated. EWC's paper has
+    the Fisher of p(y | x), one label a row. Code for language models mostly squares a row's mean
+    gradient, or that of a whole batch (TRACE: BeyonderXX/TRACE, `model/Regular/EWC.py`), so that
+    its λ is larger by how many tokens are averaged.
+
+    Σ_t g_t² would cost a gradient a token. Instead one gradient a row is taken, of Σ_t s_t ℓ_t with
+    signs s_t drawn at random: E (Σ_t s_t g_t)² = Σ_t g_t², Hutchinson's estimator. It costs what
+    `row` does; its error relative to F_i is at most √(2 / rows), as much as the choice of rows
+    makes too. For `sequence` there is a sign a document, and no error where a row holds one.
+
+    Source: Kunstner et al., arXiv 1905.12558, equations 2 (exact) and 4 (empirical); Kirkpatrick et
+    al., arXiv 1612.00796, section 2; van de Ven, arXiv 2502.11756 (ICLR blog posts, 2025), which
+    compares `exact`, `sampled`, `empirical` and the square of a batch's mean gradient.
 
     Args:
-      ctx: its `loss` is differentiated; its `objective` gives `sampled` and `exact` their labels.
+      ctx: its `loss` is differentiated; its `objective` gives `sampled` and `exact` their labels,
+        and says what a row's predictions are: they are those of `mask`, or all of `next_token`'s
+        and `fused_next_token`'s. Under any other loss a row without `mask` is one example, whatever
+        `per`. Its `key` draws the signs.
       params: where the gradient is taken.
-      batches: leaves [n, B, ...]; rows of weight 0 don't count.
+      batches: leaves [n, B, ...]; rows of weight 0 don't count, nor do rows in which no token does.
       labels: the data's own (`empirical`, any loss), one drawn from the model (`sampled`), or all,
         weighted by the model (`exact`, as many gradients as classes).
+      per: what an example is in a language model, `token`, `sequence` or `row`.
 
     Returns:
       float32, shaped like `params`.
 
     Raises:
-      ValueError: if the loss exposes no predictive distribution and `labels` needs one.
+      ValueError: if the loss exposes no predictive distribution and `labels` needs one, or the
+        model's outputs aren't one for each token and `per` needs them.
     """
+    batches = _examples(ctx.objective, batches, per, ctx.key)
 
     def scalar(p: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
-        return ctx.loss(p, batch, tap)[0]
+        return _steered_loss(ctx, p, batch, tap)
 
     if labels == "empirical":
         return per_example(scalar, ctx, params, batches, 2)
@@ -219,7 +358,68 @@ def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
         outputs = ctx.loss(p, batch, tap)[1]
         return mean_of(square(outputs), outputs)
 
+    if "mask" in batches:  # rows in which no token counts are no examples
+        there = jnp.sum(batches["mask"], axis=-1) > 0
+        batches = {**batches, "weight": jnp.where(there, batches["weight"], 0.0)}
     return per_example(scalar, ctx, params, batches, 1)
+
+
+@record
+class Quadratic(NamedTuple):
+    """Many quadratic anchors as one: Σ_k F_k (θ - θ_k)² is F (θ - μ)² and a constant.
+
+    F = Σ_k F_k, and μ is the mean of the anchors θ_k, weighted by F_k. From ΣF and ΣFθ_k the pull
+    would be a small difference of large numbers, of which float32 leaves little; and μ itself, in
+    float32, is as far from where it should be as θ is from its neighbours. So μ is kept as its way
+    from the latest anchor, near which θ - θ_k has no rounding at all.
+    """
+
+    curvature: Params
+    """F, float32."""
+    anchor: Params
+    """The latest anchor, in the parameters' dtype."""
+    offset: Params
+    """μ minus the latest anchor, float32; None where all of F is anchored there."""
+
+    def pull(self, grads: Params, strength: float | jax.Array, params: Params) -> Params:
+        """grads + λ F (θ - μ), in the dtypes of `grads`: ½ λ Σ F (θ - μ)² is added to the loss."""
+
+        def pulled(g: jax.Array, f: jax.Array, a: jax.Array, p: jax.Array, o: Any) -> jax.Array:
+            away = p.astype(jnp.float32) - a.astype(jnp.float32) - o
+            return (g + strength * f * away).astype(g.dtype)
+
+        offset = jax.tree.map(lambda _: 0.0, params) if self.offset is None else self.offset
+        return jax.tree.map(pulled, grads, self.curvature, self.anchor, params, offset)
+
+    def add(self, curvature: Params, params: Params) -> Quadratic:
+        """With another anchor, at `params` and of its own `curvature`, float32; needs an `offset`.
+
+        μ' - θ = F / (F + F_k) (μ - θ) for an anchor at θ with F_k.
+        """
+        total = trees.add(self.curvature, curvature)
+
+        def shrunk(f: jax.Array, t: jax.Array, a: jax.Array, p: jax.Array, o: Any) -> jax.Array:
+            away = o + (a.astype(jnp.float32) - p.astype(jnp.float32))
+            return f / jnp.where(t == 0, 1.0, t) * away
+
+        offset = jax.tree.map(shrunk, self.curvature, total, self.anchor, params, self.offset)
+        return Quadratic(total, trees.copy(params), offset)
+
+    def without(self, leaves: Callable[[str], Any]) -> Quadratic:
+        """With no curvature for the leaves whose path `leaves` accepts, such as `Ctx.renewed`."""
+        none = trees.zeros(self.curvature)
+        return self._replace(curvature=trees.choose(leaves, none, self.curvature))
+
+
+def no_anchor(params: Params, average: bool) -> Quadratic:
+    """A quadratic of no curvature, for anchors near `params`.
+
+    Args:
+      params: a tree of its shapes.
+      average: whether `add` will be called; else there is no `offset`, for a single anchor.
+    """
+    empty = trees.zeros(params)
+    return Quadratic(empty, trees.copy(params), trees.zeros(params) if average else None)
 
 
 def quadratic_pull(

@@ -7,7 +7,6 @@ among equal ones. Sums are float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
@@ -16,13 +15,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import trees
-from jcl.method import Ctx, Params
+from jcl.mechanisms import adapters
+from jcl.method import Params
 
 Mask = Any
 """A tree of bool arrays, shaped like parameters."""
 Scope = Literal["model", "leaf"]
-TreeHook = Callable[[Any, Ctx, Params], Params]
-"""A method's `grads` or `updates`: `(state, ctx, tree) -> tree`."""
 
 
 def count_of(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
@@ -101,6 +99,37 @@ def largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
     # only if more entries are tied at the bound than are needed, the earliest have to be found
     _, end = lax.while_loop(open_, split_ties, (jnp.where(tied, 0, size - 1), jnp.int32(size)))
     return jax.tree.map(lambda b, e: (b > bound) | e, bits, early(end))
+
+
+def interpolate(t: jax.Array | float, a: Params, b: Params) -> Params:
+    """`lerp`, but of low-rank pairs the product is interpolated (see `adapters.mix_pairs`).
+
+    The mean of factors isn't the factors of the mean: it has cross terms.
+    """
+    mixed = lerp(t, a, b)
+    for path in adapters.paths_with(b):
+        before, after = (adapters.subtree(tree, path)["lora"] for tree in (a, b))
+        # where one factor is frozen, the mean of the other is the mean of the products
+        if before["a"] is not None and before["b"] is not None:
+            pair = adapters.mix_pairs(t, before, after)
+            mixed = adapters.with_subtree(
+                mixed, path, {"lora": {**adapters.subtree(mixed, path)["lora"], **pair}}
+            )
+    return mixed
+
+
+def refuse_pairs(name: str, params: Params, instead: str) -> None:
+    """Refuses a method that works on entries where low-rank pairs learn.
+
+    Raises:
+      ValueError: if `params` hold pairs of `lora`, whose factors have no entries of the product.
+    """
+    paths = adapters.paths_with(params)
+    if paths:
+        raise ValueError(
+            f"{name} can't merge the factors of low-rank pairs, such as lora's at {paths[0]}, one "
+            f"by one; chain {instead}, or train all parameters"
+        )
 
 
 def lerp(t: jax.Array | float, a: Params, b: Params) -> Params:
@@ -231,46 +260,3 @@ def elect(votes: Votes) -> Params:
         return jnp.where(sign == 0, 0.0, agreeing)
 
     return jax.tree.map(one, total, *votes)
-
-
-def restarts(ctx: Ctx) -> jax.Array:
-    """Whether this is the first step of a stage other than the first, bool []."""
-    return (ctx.stage > 0) & (ctx.stage_step == 0)
-
-
-def gradient_from(start: Params, ctx: Ctx, grads: Params) -> Params:
-    """`grads`, or in a later stage's first step the gradient of the fresh rows' loss at `start`.
-
-    For the `grads` phase of a method whose stages begin at `start`; see `begin_stages_at`.
-    """
-    there = jax.grad(lambda p: ctx.loss(p, ctx.batch)[0])
-    return lax.cond(restarts(ctx), lambda: there(start), lambda: grads)
-
-
-def update_from(start: Params, ctx: Ctx, updates: Params) -> Params:
-    """`updates`, or in a later stage's first step those that lead to `start` + `updates`.
-
-    `consolidate` itself can't move the parameters to `start`, for the merged model that it leaves
-    is evaluated after it.
-    """
-    again = restarts(ctx)
-
-    def one(u: jax.Array, s: jax.Array, p: jax.Array) -> jax.Array:
-        return jnp.where(again, (s - p) + u, u).astype(u.dtype)
-
-    return jax.tree.map(one, updates, start, ctx.params)
-
-
-def begin_stages_at(start: Callable[[Any], Params]) -> tuple[TreeHook, TreeHook]:
-    """The `grads` and `updates` phases of a method whose later stages begin at `start(state)`.
-
-    See `gradient_from` and `update_from`.
-    """
-
-    def grads(state: Any, ctx: Ctx, tree: Params) -> Params:
-        return gradient_from(start(state), ctx, tree)
-
-    def updates(state: Any, ctx: Ctx, tree: Params) -> Params:
-        return update_from(start(state), ctx, tree)
-
-    return grads, updates

@@ -8,8 +8,8 @@ The batch's keys decide what goes in and what comes out:
 - With a `classifier` among the parameters it gives logits [B, C] of the row, read at its last
   token.
 - With `targets` int32 [B, L] it gives `losses.TokenScores` and never holds logits [B, L, V].
-- `embeddings` [B, P, d] is a soft prefix before the tokens, which has no outputs of its own;
-  `embedding_segments` int32 [B, P] is 0 where the prefix is padding.
+- `embeddings` [B, P, d] is a soft prefix before the tokens, which has no outputs of its own and is
+  scaled as theirs are; `embedding_segments` int32 [B, P] is 0 where the prefix is padding.
 - With `prefill` or `cache`, from `empty_cache`, it gives the logits [B, V] of the last position and
   the cache.
 """
@@ -390,7 +390,7 @@ def apply_fn(
     def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
         table = params["embed"]["table"]
         dtype = compute or table.dtype
-        h: Any = lookup(table, batch["tokens"], dtype) * jnp.asarray(c.embed_scale, dtype)
+        h: Any = lookup(table, batch["tokens"], dtype)
         segments, soft = batch.get("segments"), batch.get("embeddings")
         if soft is not None:
             h = jnp.concatenate([soft.astype(dtype), h], axis=1)
@@ -400,6 +400,7 @@ def apply_fn(
                 marks = ones(soft.shape[:2]) if marks is None else marks
                 segments = ones(batch["tokens"].shape) if segments is None else segments
                 segments = jnp.concatenate([marks, segments], axis=1)
+        h = h * jnp.asarray(c.embed_scale, dtype)
         cache: Any = batch.get("prefill", batch.get("cache"))
         length = h.shape[1]
         kept: Any = None

@@ -140,7 +140,8 @@ def apply_fn(config: Config, **options: Any) -> Apply:
             return tap(f"vision/{site}", layer, h)
 
         features = tap("image", 0, tower(params["vision"], {"image": batch["image"]}, inside))
-        image = project(params["projector"], features, tap)
+        # the decoder scales what stands before the tokens as it scales them, but images are not
+        image = project(params["projector"], features, tap) / config.language.embed_scale
         here = batch.get("has_image", jnp.ones(len(image), jnp.int32))
         marks = jnp.broadcast_to(here[:, None], image.shape[:2]).astype(jnp.int32)
         if "embeddings" not in batch:

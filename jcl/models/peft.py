@@ -195,6 +195,7 @@ def _load_prompt(given: dict[str, Any], tensors: dict[str, np.ndarray], model: M
     stored = tensors.pop("prompt_embeddings", None)
     wanted = (given["num_virtual_tokens"], model.config.width)
     table = jnp.asarray(_fits("prompt_embeddings", stored, wanted).astype(np.float32))
+    table = table / _prompt_scale(model)
     params = adapters.with_subtree(model.params, "prompt", {"table": table})
     return Adapter(params, "prompt_tuning", {"length": len(table)})
 
@@ -342,8 +343,13 @@ def _ia3(model: Model, leaves: Leaves) -> Written:
     return given, tensors
 
 
+def _prompt_scale(model: Model) -> float:
+    """What a prompt of ours is multiplied by in the model; one of peft's is so already."""
+    return float(getattr(model.config, "embed_scale", 1.0))
+
+
 def _prompt(model: Model, leaves: Leaves) -> Written:
-    table = leaves.pop("prompt/table")
+    table = leaves.pop("prompt/table") * _prompt_scale(model)
     given = {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": len(table),

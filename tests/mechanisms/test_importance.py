@@ -48,7 +48,10 @@ def measure(
         found = importance.fisher(ctx, params, batches, **how) if how else None
         return params, found or importance.sensitivity(ctx, params, batches)
 
-    probe = jcl.Method("probe", consolidate=consolidate)
+    def init(ctx: Any, params: Any) -> Any:
+        return params, trees.zeros(params)
+
+    probe = jcl.Method("probe", init=init, consolidate=consolidate)
     program = jcl.make(probe, apply, loss or losses.cross_entropy(), optax.sgd(0.1))
     example = jax.tree.map(lambda x: x[0], batches)
     state = program.init(params, example, jax.random.key(seed))
@@ -246,6 +249,41 @@ def test_labels_that_a_loss_cannot_draw_are_refused() -> None:
         measure(untapped, DEEP, batches, loss=plain, labels="empirical"),
         measure(untapped, DEEP, batches, labels="empirical"),
     )
+
+
+@pytest.mark.parametrize("apart", [1e-3, 1.0])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+def test_the_pull_is_that_of_every_anchor_to_the_last_digits(apart: float, dtype: Any) -> None:
+    """Against float64, at parameters a thousandth from anchors that are of order 1."""
+    rng = np.random.default_rng(0)
+    near = rng.normal(size=(40, 50))
+
+    def draw(spread: float) -> dict[str, jax.Array]:
+        return {"w": jnp.asarray(near + spread * rng.normal(size=near.shape), dtype)}
+
+    def exact(tree: dict[str, jax.Array]) -> np.ndarray:
+        return np.asarray(tree["w"].astype(jnp.float32), np.float64)
+
+    anchors = [draw(apart) for _ in range(5)]
+    fishers = [{"w": jnp.asarray(rng.uniform(size=near.shape), jnp.float32)} for _ in anchors]
+    theta, start = draw(1e-3), {"w": jnp.zeros(near.shape)}
+    quadratic = importance.no_anchor(theta, average=True)
+    for fisher, anchor in zip(fishers, anchors, strict=True):
+        quadratic = quadratic.add(fisher, anchor)
+    pulls = [exact(f) * (exact(theta) - exact(a)) for f, a in zip(fishers, anchors, strict=True)]
+    found = np.asarray(quadratic.pull(start, 7.0, theta)["w"])
+    wanted = 7.0 * sum(pulls)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+    assert {x.dtype for x in jax.tree.leaves(quadratic.anchor)} == {jnp.dtype(dtype)}
+
+
+def test_anchors_without_curvature_pull_nowhere() -> None:
+    one = {"w": jnp.ones(3)}
+    quadratic = importance.no_anchor(one, average=True)
+    quadratic = quadratic.add({"w": jnp.array([0.0, 0.0, 2.0])}, {"w": jnp.full(3, 5.0)})
+    quadratic = quadratic.add({"w": jnp.array([0.0, 1.0, 2.0])}, {"w": jnp.full(3, 7.0)})
+    found = quadratic.pull({"w": jnp.zeros(3)}, 1.0, one)["w"]
+    np.testing.assert_allclose(found, [0.0, 1.0 * (1 - 7), 2.0 * (1 - 5) + 2.0 * (1 - 7)])
 
 
 def test_the_pull_is_the_gradient_of_the_summed_penalties() -> None:

@@ -126,8 +126,8 @@ def test_on_a_llama_loss_and_gradient_are_those_of_torch(llama: Any, length: int
 
     program = jcl.make(methods.dpo(beta=0.1), ours.apply, preference.ranking(), optax.sgd(1.0))
     state = program.init(ours.params, batch, jax.random.key(0))
-    held = state.methods["dpo"]._replace(reference=base.params)
-    after, aux = jax.jit(program.step)(state._replace(methods={"dpo": held}), batch)
+    held = state.references["initial"]._replace(params=base.params)
+    after, aux = jax.jit(program.step)(state._replace(references={"initial": held}), batch)
     np.testing.assert_allclose(aux["loss"], expected.item(), rtol=2e-5)
     assert abs(expected.item() - np.log(2)) > 0.01  # the two models differ
     moved = jax.tree.map(lambda a, b: np.asarray(a - b), ours.params, after.params)

@@ -37,10 +37,14 @@ def batch(rows: int = 4, length: int = 6, seed: int = 0) -> dict[str, jax.Array]
     }
 
 
-@pytest.mark.parametrize(("projector", "select"), [("mlp", -2), ("mlp", -1)])
+@pytest.mark.parametrize(
+    ("projector", "select", "kind"),
+    [("mlp", -2, "llama"), ("mlp", -1, "llama"), ("mlp", -2, "gemma2")],
+)
 def test_logits_are_those_of_llava_in_transformers(
-    projector: str, select: int, tmp_path: Any
+    projector: str, select: int, kind: str, tmp_path: Any
 ) -> None:
+    """Gemma scales its tokens' embeddings, but not what the projector makes of an image."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     small = {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -51,8 +55,9 @@ def test_logits_are_those_of_llava_in_transformers(
             "model_type": "clip_vision_model", **small, "image_size": 8, "patch_size": 4,
         },
         text_config={
-            "model_type": "llama", **small, "vocab_size": 50, "hidden_size": 40,
+            "model_type": kind, **small, "vocab_size": 50, "hidden_size": 40,
             "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 10,
+            "final_logit_softcapping": None,  # LLaVA applies none
         },
         image_token_index=49, vision_feature_layer=select,
         vision_feature_select_strategy="default",
@@ -62,7 +67,7 @@ def test_logits_are_those_of_llava_in_transformers(
     perturb(reference)
     inner = reference.model
     inner.vision_tower.save_pretrained(tmp_path / "vision")
-    language = transformers.LlamaForCausalLM(config.text_config)
+    language = transformers.AutoModelForCausalLM.from_config(config.text_config)
     language.model = inner.language_model
     language.lm_head = reference.lm_head
     language.save_pretrained(tmp_path / "language")

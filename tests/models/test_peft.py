@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "prompt": ("llama", {"kind": "PromptTuning", "num_virtual_tokens": 5}),
+    "gemma-prompt": ("gemma2", {"kind": "PromptTuning", "num_virtual_tokens": 5}),
     "gpt2": ("gpt2", {"kind": "Lora", "target_modules": ["c_attn", "mlp.c_proj"]}),
     "gpt2-dora": ("gpt2", {"kind": "Lora", "target_modules": ["c_attn"], "use_dora": True}),
     "gpt2-ia3": (

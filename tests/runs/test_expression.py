@@ -1,9 +1,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_context import context
 
 from jcl import methods
-from jcl.method import Ctx
 from jcl.runs import expression
 from jcl.runs.expression import Call
 
@@ -88,10 +88,8 @@ def test_too_deep_an_expression_is_refused():
 def _pull(method, theta):
     """ewc's extra gradient at theta, for F = 1 around 0."""
     zero, one = jnp.zeros(()), jnp.ones(())
-    state = {"ewc": methods.ewc().init(None, zero)[1]._replace(fisher=one, anchored=zero)}
-    fields = dict.fromkeys(Ctx._fields)
-    ctx = Ctx(**{**fields, "params": theta, "key": jax.random.key(0)})
-    return method.grads(state, ctx, zero)
+    state = {"ewc": methods.ewc().init(context(), zero)[1]._replace(fisher=one, anchored=zero)}
+    return method.grads(state, context(params=theta, key=jax.random.key(0)), zero)
 
 
 def test_build_takes_overrides_that_may_be_traced():

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny_context
 
 from jcl import memory
 from jcl.method import Ctx
@@ -36,12 +37,8 @@ def context(key: jax.Array, **changes: Any) -> Ctx:
         value = jnp.sum(params * rows["x"]) % 7
         return value, None
 
-    zero = jnp.int32(0)
-    ctx = Ctx(
-        jnp.float32(1), None, zero, zero, zero, key, {}, lambda p, rows: rows["x"], loss,
-        lambda *_: 0, {}, True,
-    )  # fmt: skip
-    return ctx._replace(**changes)
+    known = {"params": jnp.float32(1), "apply": lambda p, rows: rows["x"], "loss": loss}
+    return tiny_context.context(key=key, **known | changes)
 
 
 def herding_by_hand(features: np.ndarray, count: int) -> list[int]:

@@ -67,6 +67,7 @@ def _method(
         observe=observe,
         consolidate=consolidate,
         writes=True,
+        renews=adapters.is_pair,
         reads=("parameters",),
     )
 

@@ -28,9 +28,10 @@ def progressive_prompts(
     """Progressive prompts: in stage k the model reads [P_k; P_k-1; ...; P_1; tokens].
 
     Only P_k [length, d] learns, the leaf `prompt/table`, float32, which starts as the embeddings of
-    random tokens; when the stage ends it is kept, and the next prompt begins. A finished task's
-    outputs never change. Make the program with `trainable=adapters.is_adapter`. As in
-    `prompt_tuning`, only a row's first document sees prompts.
+    random tokens and is scaled as theirs are; when the stage ends it is kept, and the next prompt
+    begins. A finished task's outputs never change. Make the program with
+    `trainable=adapters.is_adapter`. As in `prompt_tuning`, only a row's first document sees
+    prompts.
 
     Source: Razdaibiedina et al., arXiv 2301.12314, section 3, and the authors' code, whose newest
     prompt stands first. Their residual MLP, which is dropped after training, is left out.
@@ -95,5 +96,6 @@ def progressive_prompts(
 
     return Method(
         "progressive_prompts", init=init, forward=forward, observe=observe,
-        consolidate=consolidate, writes=True, reads=("parameters",),
+        consolidate=consolidate, writes=True, renews=lambda path: path == "prompt/table",
+        reads=("parameters",),
     )  # fmt: skip

@@ -15,7 +15,8 @@ from jcl.method import Apply, Batch, Ctx, Method, Params, Tap, check
 def prompt_tuning(length: int = 20) -> Method:
     """Prompt tuning: the model reads [P; tokens], with a prompt P [length, d] that is learned.
 
-    P is the leaf `prompt/table`, float32, and starts as the embeddings of random tokens. With
+    P is the leaf `prompt/table`, float32, and starts as the embeddings of random tokens. A model
+    that scales its tokens' embeddings (Gemma) scales P as well; in peft P is what comes out. With
     `jcl.make(..., trainable=adapters.is_adapter)` only P learns. It stands before a row's first
     document, so rows should hold one document each; the later ones of packed rows don't see it
     (`prefix_tuning` reaches all). Outputs are those of the tokens alone.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl import losses, memory, trees
+from jcl import losses, memory
 from jcl.mechanisms import preference
 from jcl.method import Batch, Ctx, Info, LossFn, Method, Params, check
 
@@ -19,8 +19,6 @@ _MOST = 7.0  # the largest ln λ, which would rise for ever if a bound can't be 
 class CoprState(NamedTuple):
     """The state of `copr`."""
 
-    reference: Params
-    """The trainable parameters of π_{t-1}, with which the stage began."""
     buffer: memory.Buffer
     """Pairs of earlier stages, with `copr/odds`, log P*(preferred) / P*(rejected), and
     `copr/stage`."""
@@ -97,21 +95,22 @@ def copr(
         pairs = ctx.batch["weight"].shape
         more = {_ODDS: jnp.zeros(pairs), _STAGE: jnp.zeros(pairs, jnp.int32)}
         buffer = keep.empty({**ctx.batch, **more})
-        return params, CoprState(trees.copy(params), buffer, jnp.zeros(stages), jnp.zeros(stages))
+        return params, CoprState(buffer, jnp.zeros(stages), jnp.zeros(stages))
 
     def log_probs(ctx: Ctx, params: Params, pairs: Batch) -> preference.Rewards:
         return preference.pair_log_probs(ctx.apply(params, preference.pair_rows(pairs)), pairs)
 
-    def optimum(state: CoprState, ctx: Ctx, key: jax.Array, pairs: Batch) -> jax.Array:
+    def optimum(ctx: Ctx, key: jax.Array, pairs: Batch) -> jax.Array:
         """log P*_t(preferred) / P*_t(rejected) of each pair, float32 [B]."""
         drawn = 1 - jnp.sqrt(jax.random.uniform(key, pairs["weight"].shape))  # Beta(1, 2)
         moderate = drawn if reward is None else reward
-        margin = log_probs(ctx, state.reference, pairs).margin + 2 * moderate / beta
-        return lax.stop_gradient(margin)
+        # π_{t-1}, with which the stage began
+        old = ctx.recall(ctx.references["previous"], preference.pair_rows(pairs))
+        return preference.pair_log_probs(old, pairs).margin + 2 * moderate / beta
 
     def batch(state: CoprState, ctx: Ctx, fresh: Batch) -> Batch:
         draw, own = jax.random.split(ctx.key)
-        target, new = optimum(state, ctx, draw, fresh), jnp.ones(fresh["weight"].shape)
+        target, new = optimum(ctx, draw, fresh), jnp.ones(fresh["weight"].shape)
         old = memory.sample(state.buffer, own, rows)
         member = of(old[_STAGE]) * (old["weight"] > 0)
         count = jnp.sum(member, axis=1, keepdims=True)
@@ -151,7 +150,7 @@ def copr(
         state: CoprState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, CoprState]:
         keys = jax.random.split(ctx.key, batches["weight"].shape[0])
-        target = lax.map(lambda xs: optimum(state, ctx, *xs), (keys, batches))
+        target = lax.map(lambda xs: optimum(ctx, *xs), (keys, batches))
         stage = jnp.full(batches["weight"].shape, ctx.stage, jnp.int32)
         stored = {**batches, _ODDS: target, _STAGE: stage}
         buffer = memory.insert_batches(keep, state.buffer, ctx, params, stored)
@@ -161,7 +160,7 @@ def copr(
             return apart(log_probs(ctx, params, pair).margin, pair[_ODDS])[0]
 
         bound, _ = errors(lax.map(cost, buffer.rows, batch_size=rows), buffer.rows)
-        return params, CoprState(trees.copy(params), buffer, state.log_multiplier, bound)
+        return params, CoprState(buffer, state.log_multiplier, bound)
 
     def report(state: CoprState, info: Info) -> dict[str, jax.Array]:
         return {"multiplier": jnp.exp(state.log_multiplier).mean()}
@@ -175,4 +174,5 @@ def copr(
         consolidate=consolidate,
         report=report,
         reads=("parameters", "samples", "logits"),
+        recalls=("previous",),
     )

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from jax import lax
-
-from jcl import taps, trees
+from jcl import taps
 from jcl.mechanisms import preference
 from jcl.method import Apply, Batch, Ctx, Method, Params, Tap, check
-
-
-class DpoState(NamedTuple):
-    """The state of `dpo`."""
-
-    reference: Params
-    """The trainable parameters of π_ref, so that with adapters the base is held once."""
 
 
 def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial") -> Method:
@@ -26,8 +17,6 @@ def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial"
     belongs to the model and not to the loss, so that everything that differentiates the loss (a
     Fisher information, a projection, a memory of the hardest rows) means the loss of DPO. It costs
     a forward pass more.
-
-    Methods that add adapters come before it in a chain, so that the reference has them too.
 
     Source: Rafailov et al., arXiv 2305.18290, equations 5 and 7, and the authors' `trainers.py`.
 
@@ -42,23 +31,14 @@ def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial"
     check(beta > 0, "beta", beta, "above 0")
     check(reference in ("initial", "previous"), "reference", reference, "'initial' or 'previous'")
 
-    def init(ctx: Ctx, params: Params) -> tuple[Params, DpoState]:
-        return params, DpoState(trees.copy(params))
-
-    def forward(state: DpoState, ctx: Ctx, apply: Apply) -> Apply:
+    def forward(state: tuple[()], ctx: Ctx, apply: Apply) -> Apply:
         def apply_with_rewards(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
             if preference.REWARDS not in batch:
                 return apply(params, batch, tap)
             rows = {k: v for k, v in batch.items() if k != preference.REWARDS}
-            old = lax.stop_gradient(apply(state.reference, rows))
+            old = ctx.recall(ctx.references[reference], rows)
             return preference.implicit_rewards(apply(params, rows, tap), old, beta)
 
         return apply_with_rewards
 
-    def consolidate(
-        state: DpoState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, DpoState]:
-        return params, DpoState(trees.copy(params))
-
-    method = Method("dpo", init=init, forward=forward, reads=("parameters",))
-    return method if reference == "initial" else method._replace(consolidate=consolidate)
+    return Method("dpo", forward=forward, reads=("parameters",), recalls=(reference,))

@@ -5,44 +5,51 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import importance
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class EwcState(NamedTuple):
-    """All past anchors as one quadratic, ½ θᵀFθ - θᵀ(Fθ*), however many stages there were."""
+    """The state of `ewc` and `online_ewc`."""
 
-    fisher: Params
-    """ΣF, float32."""
-    anchored: Params
-    """ΣFθ*, float32."""
+    past: importance.Quadratic
+    """All past anchors as one quadratic, however many stages there were."""
+
+    @property
+    def fisher(self) -> Params:
+        """ΣF, float32."""
+        return self.past.curvature
 
 
-def _method(name: str, strength: float, decay: float | None, labels: importance.Labels) -> Method:
+def _method(
+    name: str,
+    strength: float,
+    decay: float | None,
+    labels: importance.Labels,
+    per: importance.Per,
+) -> Method:
     check(strength >= 0, "strength", strength, "at least 0")
-    importance.check_labels(labels)
+    importance.check_fisher(labels, per)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, EwcState]:
-        return params, EwcState(trees.zeros(params), trees.zeros(params))
+        check_lasting(name, ctx, params)
+        return params, EwcState(importance.no_anchor(params, average=decay is None))
 
     def grads(state: EwcState, ctx: Ctx, tree: Params) -> Params:
-        return importance.quadratic_pull(tree, strength, state.fisher, state.anchored, ctx.params)
+        return state.past.pull(tree, strength, ctx.params)
 
     def consolidate(
         state: EwcState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, EwcState]:
-        new = importance.fisher(ctx, params, batches, labels)
-        theta = trees.float32(params)
+        new = importance.fisher(ctx, params, batches, labels, per)
         if decay is None:
-            total = trees.add(state.fisher, new)
-            anchored = jax.tree.map(lambda a, f, p: a + f * p, state.anchored, new, theta)
+            past = state.past.add(new, params)
         else:
-            total = trees.axpy(decay, state.fisher, new)
-            anchored = jax.tree.map(jnp.multiply, total, theta)
-        return params, EwcState(total, anchored)
+            total = trees.axpy(decay, state.past.curvature, new)
+            past = importance.Quadratic(total, trees.copy(params), None)
+        return params, EwcState(past.without(ctx.renewed))
 
     def report(state: EwcState, info: Info) -> dict[str, jax.Array]:
         return {"fisher": trees.norm(state.fisher)}
@@ -57,7 +64,9 @@ def _method(name: str, strength: float, decay: float | None, labels: importance.
     )
 
 
-def ewc(strength: float = 100.0, labels: importance.Labels = "empirical") -> Method:
+def ewc(
+    strength: float = 100.0, labels: importance.Labels = "empirical", per: importance.Per = "token"
+) -> Method:
     """EWC: ½ λ Σ_stages Σ_i F_i (θ_i - θ*_i)², its gradient added before the optimizer.
 
     F is the diagonal Fisher of a finished stage, θ* the parameters that it ended with.
@@ -67,15 +76,20 @@ def ewc(strength: float = 100.0, labels: importance.Labels = "empirical") -> Met
     Args:
       strength: λ; may be traced.
       labels: which labels the Fisher is of, see `importance.fisher`.
+      per: what the Fisher's examples are in a language model, `token`, `sequence` or `row`; with
+        `token` λ means the same for any length and packing, see `importance.fisher`.
 
     Raises:
       ValueError: if an argument is out of range.
     """
-    return _method("ewc", strength, None, labels)
+    return _method("ewc", strength, None, labels, per)
 
 
 def online_ewc(
-    strength: float = 100.0, decay: float = 0.9, labels: importance.Labels = "empirical"
+    strength: float = 100.0,
+    decay: float = 0.9,
+    labels: importance.Labels = "empirical",
+    per: importance.Per = "token",
 ) -> Method:
     """Online EWC: ½ λ Σ_i F_i (θ_i - θ*_i)², F ← γF + F_stage, θ* where the last stage ended.
 
@@ -86,9 +100,10 @@ def online_ewc(
       strength: λ; may be traced.
       decay: γ in [0, 1]; may be traced.
       labels: which labels the Fisher is of, see `importance.fisher`.
+      per: what the Fisher's examples are in a language model, see `ewc`.
 
     Raises:
       ValueError: if an argument is out of range.
     """
     check((decay >= 0) & (decay <= 1), "decay", decay, "in [0, 1]")
-    return _method("online_ewc", strength, decay, labels)
+    return _method("online_ewc", strength, decay, labels, per)

@@ -44,6 +44,7 @@ def l2sp(strength: float = 0.1, start: int = 0) -> Method:
     def consolidate(
         state: L2spState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, L2spState]:
-        return params, L2spState(trees.select(ctx.stage < start, params, state.anchor))
+        anchor = trees.select(ctx.stage < start, params, state.anchor)
+        return params, L2spState(trees.choose(ctx.renewed, trees.copy(params), anchor))
 
     return Method("l2sp", init=init, grads=grads, consolidate=consolidate, reads=("parameters",))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcl import losses, trees
 from jcl.mechanisms import importance
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class MasState(NamedTuple):
@@ -44,6 +44,7 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
     check(anchor in ("latest", "each"), "anchor", anchor, "'latest' or 'each'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, MasState]:
+        check_lasting("mas", ctx, params)
         return params, MasState(trees.zeros(params), trees.zeros(params))
 
     def grads(state: MasState, ctx: Ctx, tree: Params) -> Params:
@@ -59,6 +60,8 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
             anchored = jax.tree.map(jnp.multiply, omega, theta)
         else:
             anchored = jax.tree.map(lambda a, o, p: a + o * p, state.anchored, new, theta)
+        none = trees.zeros(params)
+        omega, anchored = (trees.choose(ctx.renewed, none, x) for x in (omega, anchored))
         return params, MasState(omega, anchored)
 
     def report(state: MasState, info: Info) -> dict[str, jax.Array]:

@@ -49,6 +49,9 @@ def recadam(
     def init(ctx: Ctx, params: Params) -> tuple[Params, RecAdamState]:
         return params, RecAdamState(trees.copy(params))
 
+    def begin(state: RecAdamState, ctx: Ctx, params: Params) -> tuple[Params, RecAdamState]:
+        return params, RecAdamState(trees.copy(params))
+
     def updates(state: RecAdamState, ctx: Ctx, tree: Params) -> Params:
         annealed = jax.nn.sigmoid(speed * (ctx.stage_step + 1 - midpoint))
         share = jnp.where(ctx.stage < start, 1.0, annealed)
@@ -68,5 +71,10 @@ def recadam(
         return params, RecAdamState(trees.copy(params))
 
     return Method(
-        "recadam", init=init, updates=updates, consolidate=consolidate, reads=("parameters",)
+        "recadam",
+        init=init,
+        begin=begin,
+        updates=updates,
+        consolidate=consolidate,
+        reads=("parameters",),
     )

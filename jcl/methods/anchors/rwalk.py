@@ -10,7 +10,7 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import importance, merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class Walk(NamedTuple):
@@ -53,13 +53,14 @@ def rwalk(
     path: float = 1.0,
     damping: float = 1e-3,
     labels: importance.Labels = "empirical",
+    per: importance.Per = "token",
 ) -> Method:
     """RWalk: ½ λ Σ_i Ω_i (θ_i - θ*_i)² with Ω = unit(F) + unit(s), each scaled to [0, 1].
 
     Every `interval` steps: gained ← gained + relu(ω / (F Δ² + ξ)), then F ← (1-α) F + α F_now, with
-    ω = Σ -g δθ over the interval's steps, Δ how far the parameters went in it, g the gradient of
-    the unpenalised loss and δθ the update. At the end of a stage s ← (s + gained) / 2; after the
-    first, s is `gained`.
+    ω = Σ -g δθ over the interval's steps, Δ how far training took the parameters in it, g the
+    gradient of the unpenalised loss and δθ the update that was applied. At the end of a stage
+    s ← (s + gained) / 2; after the first, s is `gained`.
 
     F_now is the mean of squared per-example gradients at the end of an interval: over its last
     batch, or over the stage's data if the stage ends before the interval. The authors' code squares
@@ -79,6 +80,7 @@ def rwalk(
       path: weight of unit(s) in Ω; 0 leaves the paper's EWC++. May be traced.
       damping: ξ > 0; may be traced.
       labels: which labels the Fisher is of, see `importance.fisher`.
+      per: what the Fisher's examples are in a language model, see `ewc`.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -88,37 +90,45 @@ def rwalk(
     check((mix >= 0) & (mix <= 1), "mix", mix, "in [0, 1]")
     check(path >= 0, "path", path, "at least 0")
     check(damping > 0, "damping", damping, "above 0")
-    importance.check_labels(labels)
+    importance.check_fisher(labels, per)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, RwalkState]:
         fisher, integral, gained, scores, omega, anchored = (trees.zeros(params) for _ in range(6))
+        check_lasting("rwalk", ctx, params)
         walk = Walk(fisher, integral, trees.copy(params), gained)
         return params, RwalkState(walk, scores, omega, anchored)
+
+    def begin(state: RwalkState, ctx: Ctx, params: Params) -> tuple[Params, RwalkState]:
+        return params, state._replace(walk=state.walk._replace(mark=trees.copy(params)))
 
     def grads(state: RwalkState, ctx: Ctx, tree: Params) -> Params:
         return importance.quadratic_pull(
             tree, strength, state.importance, state.anchored, ctx.params
         )
 
-    def close(walk: Walk, ctx: Ctx, params: Params, batches: Batch) -> Walk:
-        """The walk after an interval that ends at `params`, a new one having begun there."""
-        went = trees.subtract(trees.float32(params), trees.float32(walk.mark))
+    def close(walk: Walk, ctx: Ctx, reached: Params, params: Params, batches: Batch) -> Walk:
+        """The walk after an interval in which training reached `reached`.
+
+        A new one begins at `params`, where the Fisher is taken.
+        """
+        went = trees.subtract(trees.float32(reached), trees.float32(walk.mark))
         gained = jax.tree.map(
             lambda s, w, f, d: s + jax.nn.relu(w / (f * d**2 + damping)),
             walk.gained, walk.path, walk.fisher, went,
         )  # fmt: skip
-        fisher = merging.lerp(mix, walk.fisher, importance.fisher(ctx, params, batches, labels))
+        now = importance.fisher(ctx, params, batches, labels, per)
+        fisher = merging.lerp(mix, walk.fisher, now)
         return Walk(fisher, trees.zeros(params), trees.copy(params), gained)
 
     def observe(state: RwalkState, ctx: Ctx, info: Info) -> RwalkState:
         def extend(w: jax.Array, g: jax.Array, u: jax.Array) -> jax.Array:
-            return w - g.astype(jnp.float32) * u.astype(jnp.float32)
+            return w - g.astype(jnp.float32) * u
 
         integral = jax.tree.map(extend, state.walk.path, info.task_grads, info.updates)
         batches = jax.tree.map(lambda x: x[None], info.batch)
         walk = lax.cond(
             (ctx.stage_step + 1) % interval == 0,
-            lambda w: close(w, ctx, info.params, batches),
+            lambda w: close(w, ctx, info.params, info.params, batches),
             lambda w: w,
             state.walk._replace(path=integral),
         )
@@ -129,12 +139,15 @@ def rwalk(
     ) -> tuple[Params, RwalkState]:
         walk = lax.cond(
             ctx.stage_step % interval > 0,
-            lambda w: close(w, ctx, params, batches),
+            lambda w: close(w, ctx, ctx.reached, params, batches),
             lambda w: w,
             state.walk,
         )
         scores = merging.lerp(jnp.where(ctx.stage < 1, 1.0, 0.5), state.scores, walk.gained)
         omega = trees.axpy(path, _unit(scores), _unit(walk.fisher))
+        none = trees.zeros(params)
+        omega, scores = (trees.choose(ctx.renewed, none, x) for x in (omega, scores))
+        walk = walk._replace(fisher=trees.choose(ctx.renewed, none, walk.fisher))
         anchored = jax.tree.map(jnp.multiply, omega, trees.float32(params))
         # marked anew, for another method may have moved the parameters at this boundary
         walk = walk._replace(mark=trees.copy(params), gained=trees.zeros(params))
@@ -146,6 +159,7 @@ def rwalk(
     return Method(
         "rwalk",
         init=init,
+        begin=begin,
         grads=grads,
         observe=observe,
         consolidate=consolidate,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import importance
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class SiState(NamedTuple):
@@ -20,7 +20,9 @@ class SiState(NamedTuple):
     path: Params
     """ω, the path integral of this stage, float32."""
     start: Params
-    """θ*, the parameters with which this stage began, in their dtype."""
+    """θ*, the parameters that the last stage left, in their dtype; where the next one starts."""
+    jumped: Any
+    """Where this stage started, if another method starts stages elsewhere; else ()."""
 
 
 def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
@@ -28,7 +30,7 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
 
     ω_i is the sum of -g_i δθ_i over the stage's steps, with g the gradient of the unpenalised loss
     and δθ the update that was applied; for small steps Σ_i ω_i is by how much the loss fell. Δ is
-    how far the parameters went in the stage, θ* where the last stage ended.
+    how far training took the parameters in the stage, θ* what the boundary left.
 
     Source: Zenke et al., arXiv 1703.04200, equations 3 to 5, whose c is half of our λ. The relu
     of each stage's share is that of the code behind Chaudhry et al. (facebookresearch/agem); the
@@ -45,7 +47,12 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
     check(damping > 0, "damping", damping, "above 0")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, SiState]:
-        return params, SiState(trees.zeros(params), trees.zeros(params), trees.copy(params))
+        check_lasting("si", ctx, params)
+        jumped = trees.copy(params) if ctx.jumps else ()
+        return params, SiState(trees.zeros(params), trees.zeros(params), trees.copy(params), jumped)
+
+    def begin(state: SiState, ctx: Ctx, params: Params) -> tuple[Params, SiState]:
+        return params, state._replace(jumped=trees.copy(params))
 
     def grads(state: SiState, ctx: Ctx, tree: Params) -> Params:
         anchored = jax.tree.map(jnp.multiply, state.omega, state.start)
@@ -53,18 +60,21 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
 
     def observe(state: SiState, ctx: Ctx, info: Info) -> SiState:
         def extend(path: jax.Array, g: jax.Array, u: jax.Array) -> jax.Array:
-            return path - g.astype(jnp.float32) * u.astype(jnp.float32)
+            return path - g.astype(jnp.float32) * u
 
         return state._replace(path=jax.tree.map(extend, state.path, info.task_grads, info.updates))
 
     def consolidate(
         state: SiState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, SiState]:
-        went = trees.subtract(trees.float32(params), trees.float32(state.start))
+        start = state.jumped if ctx.jumps else state.start
+        went = trees.subtract(trees.float32(ctx.reached), trees.float32(start))
         omega = jax.tree.map(
             lambda o, w, d: o + jax.nn.relu(w / (d**2 + damping)), state.omega, state.path, went
         )
-        return params, SiState(omega, trees.zeros(params), trees.copy(params))
+        omega = trees.choose(ctx.renewed, trees.zeros(omega), omega)
+        jumped = trees.copy(params) if ctx.jumps else ()
+        return params, SiState(omega, trees.zeros(params), trees.copy(params), jumped)
 
     def report(state: SiState, info: Info) -> dict[str, jax.Array]:
         return {"omega": trees.norm(state.omega)}
@@ -72,6 +82,7 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
     return Method(
         "si",
         init=init,
+        begin=begin,
         grads=grads,
         observe=observe,
         consolidate=consolidate,

@@ -27,18 +27,19 @@ class FromScratchState(NamedTuple):
 def from_scratch() -> Method:
     """Every stage trains from the initial weights θ₀, which shows what it reaches without transfer.
 
-    The evaluation at the end of a stage sees the stage's own model. The first step of the next
-    stage takes its gradient at θ₀ (of the fresh rows alone) and ends at θ₀ + update, to rounding.
-    Make the program with `boundary="reset"` if the optimizer should start afresh too. The first
-    stage is plain fine-tuning, to rounding; no argument makes the others so.
+    The evaluation at the end of a stage sees the stage's own model, and the next stage begins at
+    θ₀. Make the program with `boundary="reset"` if the optimizer should start afresh too. The first
+    stage is plain fine-tuning; no argument makes the others so.
 
     Source: the usual single-task reference, such as the random-initialisation term of forward
     transfer in Lopez-Paz & Ranzato, arXiv 1706.08840, section 3.
     """
-    grads, updates = merging.begin_stages_at(lambda state: state.start)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, FromScratchState]:
         return params, FromScratchState(trees.copy(params), jnp.float32(0))
+
+    def begin(state: FromScratchState, ctx: Ctx, params: Params) -> tuple[Params, FromScratchState]:
+        return trees.choose(ctx.renewed, params, trees.copy(state.start)), state
 
     def consolidate(
         state: FromScratchState, ctx: Ctx, params: Params, batches: Batch
@@ -52,9 +53,9 @@ def from_scratch() -> Method:
     return Method(
         "from_scratch",
         init=init,
-        grads=grads,
-        updates=updates,
+        begin=begin,
         consolidate=consolidate,
         report=report,
+        writes=True,
         reads=("parameters",),
     )

@@ -199,5 +199,6 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
         observe=observe,
         consolidate=consolidate,
         report=report,
+        fixes=True,
         reads=("parameters",),
     )

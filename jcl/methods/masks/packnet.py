@@ -152,5 +152,6 @@ def packnet(
         consolidate=consolidate,
         report=report,
         writes=True,
+        fixes=True,
         reads=("parameters",),
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class EmaState(NamedTuple):
@@ -27,7 +27,8 @@ def ema(decay: float = 0.99) -> Method:
     e starts at the initial weights, so it needs no bias correction. Within a stage the model that
     learns is the one that predicts. When the stage ends the average takes its place, so that the
     average is evaluated, other methods anchor to it, and the next stage starts from it. d = 0 is
-    plain fine-tuning, d = 1 keeps the initial weights, both exactly.
+    plain fine-tuning, d = 1 keeps the initial weights, both exactly. Low-rank pairs are averaged
+    factor by factor, as is usual; over so near models their product differs little.
 
     Source: Polyak & Juditsky 1992 with exponential weights; for continual learning Soutif et al.,
     arXiv 2306.16817, where the average serves prediction alone.
@@ -42,6 +43,7 @@ def ema(decay: float = 0.99) -> Method:
     check((decay >= 0) & (decay <= 1), "decay", decay, "in [0, 1]")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, EmaState]:
+        check_lasting("ema", ctx, params)
         return params, EmaState(trees.copy(trees.float32(params)), jnp.float32(0))
 
     def observe(state: EmaState, ctx: Ctx, info: Info) -> EmaState:
@@ -51,8 +53,10 @@ def ema(decay: float = 0.99) -> Method:
     def consolidate(
         state: EmaState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, EmaState]:
-        gap = trees.norm(trees.subtract(trees.float32(params), state.average))
-        return trees.like(state.average, params), state._replace(gap=gap)
+        # a leaf that was renewed has nothing to do with the average of what it was
+        average = trees.choose(ctx.renewed, trees.float32(params), state.average)
+        gap = trees.norm(trees.subtract(trees.float32(params), average))
+        return trees.like(average, params), EmaState(average, gap)
 
     def report(state: EmaState, info: Info) -> dict[str, jax.Array]:
         return {"gap": state.gap}

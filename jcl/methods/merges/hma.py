@@ -10,7 +10,7 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class HmaState(NamedTuple):
@@ -93,6 +93,7 @@ def hma(
     check(anchor in ("previous", "first"), "anchor", anchor, "'previous' or 'first'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, HmaState]:
+        check_lasting("hma", ctx, params)
         return params, HmaState(trees.copy(params), jnp.full(parts, alpha, jnp.float32))
 
     def consolidate(
@@ -112,6 +113,7 @@ def hma(
         start = jnp.full(parts, alpha, jnp.float32)
         ratios = lax.fori_loop(0, steps, descend, start) if steps and parts > 1 else start
         merged = mixed(ratios, alpha, state.anchor, params)
+        merged = trees.choose(ctx.renewed, params, merged)
         return merged, HmaState(merged if anchor == "previous" else state.anchor, ratios)
 
     def report(state: HmaState, info: Info) -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class OnlineMergingState(NamedTuple):
@@ -60,6 +60,7 @@ def online_merging(
         return merging.trim(vector, density, "leaf")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, OnlineMergingState]:
+        check_lasting("online_merging", ctx, params)
         return params, OnlineMergingState(trees.copy(params), trees.zeros(params), jnp.float32(0))
 
     def updates(state: OnlineMergingState, ctx: Ctx, tree: Params) -> Params:
@@ -76,6 +77,7 @@ def online_merging(
         state: OnlineMergingState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, OnlineMergingState]:
         vector = sparse(ctx.key, merging.task_vector(params, state.base))
+        vector = trees.choose(ctx.renewed, trees.zeros(vector), vector)
         return params, OnlineMergingState(state.base, vector, trees.norm(vector))
 
     def report(state: OnlineMergingState, info: Info) -> dict[str, jax.Array]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class TaskArithmeticState(NamedTuple):
@@ -31,7 +31,7 @@ def task_arithmetic(
     """Task arithmetic: after a stage θ = θ₀ + λ Σ_t τ_t, with τ_t = θ_t - θ₀ and experts θ_t.
 
     Within a stage the expert predicts. The merged model is evaluated at the end of a stage, and the
-    first step of the next stage goes back to where that stage starts. λ = 1 keeps the first stage's
+    next stage goes back to where it starts. λ = 1 keeps the first stage's
     expert exactly, and λ = 0 keeps θ₀; no λ is plain fine-tuning in later stages, which start
     elsewhere.
 
@@ -45,19 +45,29 @@ def task_arithmetic(
       drop: the share of each task vector that DARE drops, in [0, 1); may be traced.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or, at `init`, there are low-rank pairs, whose
+        factors can't be averaged one by one, or another method renews all that learns.
     """
     check(scale >= 0, "scale", scale, "at least 0")
     check(start in ("initial", "previous"), "start", start, "'initial' or 'previous'")
     check((drop >= 0) & (drop < 1), "drop", drop, "in [0, 1)")
     sequential = start == "previous"
-    grads, updates = merging.begin_stages_at(lambda s: s.start if sequential else s.base)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, TaskArithmeticState]:
         begin = trees.copy(params) if sequential else ()
+        check_lasting("task_arithmetic", ctx, params)
+        merging.refuse_pairs(
+            "task_arithmetic", params, "inclora(), whose bank adds up its pairs' products"
+        )
         return params, TaskArithmeticState(
             trees.copy(params), begin, trees.zeros(params), jnp.float32(0)
         )
+
+    def begin(
+        state: TaskArithmeticState, ctx: Ctx, params: Params
+    ) -> tuple[Params, TaskArithmeticState]:
+        start = state.start if sequential else state.base
+        return trees.choose(ctx.renewed, params, start), state
 
     def consolidate(
         state: TaskArithmeticState, ctx: Ctx, params: Params, batches: Batch
@@ -66,6 +76,7 @@ def task_arithmetic(
         total = trees.add(state.total, merging.dare(ctx.key, vector, drop))
         merged = merging.step_along(state.base, params, total, scale)
         begin = params if sequential else ()
+        merged = trees.choose(ctx.renewed, params, merged)
         return merged, TaskArithmeticState(state.base, begin, total, trees.norm(vector))
 
     def report(state: TaskArithmeticState, info: Info) -> dict[str, jax.Array]:
@@ -74,8 +85,7 @@ def task_arithmetic(
     return Method(
         "task_arithmetic",
         init=init,
-        grads=grads,
-        updates=updates,
+        begin=begin,
         consolidate=consolidate,
         report=report,
         writes=True,

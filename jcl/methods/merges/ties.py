@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class TiesState(NamedTuple):
@@ -38,7 +38,7 @@ def ties(
     so the merge of every stage so far is exact without keeping the vectors.
 
     Within a stage the expert predicts. The merged model is evaluated at the end of a stage, and the
-    first step of the next stage goes back to where that stage starts. Density 1 with
+    next stage goes back to where it starts. Density 1 with
     λ = 1 keeps the first stage's expert exactly, and λ = 0 keeps θ₀; no argument makes later stages
     plain fine-tuning.
 
@@ -53,19 +53,25 @@ def ties(
         `leaf` by itself.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or, at `init`, there are low-rank pairs, whose
+        factors can't be averaged one by one, or another method renews all that learns.
     """
     check((density >= 0) & (density <= 1), "density", density, "in [0, 1]")
     check(scale >= 0, "scale", scale, "at least 0")
     check(start in ("initial", "previous"), "start", start, "'initial' or 'previous'")
     check(scope in ("model", "leaf"), "scope", scope, "'model' or 'leaf'")
     sequential = start == "previous"
-    grads, updates = merging.begin_stages_at(lambda s: s.start if sequential else s.base)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, TiesState]:
         begin = trees.copy(params) if sequential else ()
         votes = merging.no_votes(params)
+        check_lasting("ties", ctx, params)
+        merging.refuse_pairs("ties", params, "inclora(), whose bank adds up its pairs' products")
         return params, TiesState(trees.copy(params), begin, votes, jnp.float32(0))
+
+    def begin(state: TiesState, ctx: Ctx, params: Params) -> tuple[Params, TiesState]:
+        start = state.start if sequential else state.base
+        return trees.choose(ctx.renewed, params, start), state
 
     def consolidate(
         state: TiesState, ctx: Ctx, params: Params, batches: Batch
@@ -75,6 +81,7 @@ def ties(
         elected = merging.elect(votes)
         merged = merging.step_along(state.base, params, elected, scale)
         begin = params if sequential else ()
+        merged = trees.choose(ctx.renewed, params, merged)
         return merged, TiesState(state.base, begin, votes, trees.norm(elected))
 
     def report(state: TiesState, info: Info) -> dict[str, jax.Array]:
@@ -83,8 +90,7 @@ def ties(
     return Method(
         "ties",
         init=init,
-        grads=grads,
-        updates=updates,
+        begin=begin,
         consolidate=consolidate,
         report=report,
         writes=True,

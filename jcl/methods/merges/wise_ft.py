@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class WiseFtState(NamedTuple):
@@ -28,7 +28,8 @@ def wise_ft(
 ) -> Method:
     """Interpolated weights: θ ← (1 - α) θ_anchor + α θ after a stage; the next stage goes on there.
 
-    α = 1 is plain fine-tuning and α = 0 stays at the anchor, both exactly.
+    α = 1 is plain fine-tuning and α = 0 stays at the anchor, both exactly. Of low-rank pairs the
+    products are interpolated (see `merging.interpolate`).
 
     Source: Wortsman et al., arXiv 2109.01903, equation 1, with `anchor="first"` for one stage.
 
@@ -39,20 +40,24 @@ def wise_ft(
       spherical: whether each leaf is interpolated along the arc between the two (`merging.slerp`).
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or, at `init`, another method renews all that
+        learns, or `spherical` meets low-rank pairs.
     """
     check((alpha >= 0) & (alpha <= 1), "alpha", alpha, "in [0, 1]")
     check(anchor in ("previous", "first"), "anchor", anchor, "'previous' or 'first'")
-    between = merging.slerp if spherical else merging.lerp
+    between = merging.slerp if spherical else merging.interpolate
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, WiseFtState]:
+        check_lasting("wise_ft", ctx, params)
+        if spherical:
+            merging.refuse_pairs("wise_ft(spherical=True)", params, "wise_ft()")
         return params, WiseFtState(trees.copy(params), jnp.float32(0))
 
     def consolidate(
         state: WiseFtState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, WiseFtState]:
         moved = trees.norm(merging.task_vector(params, state.anchor))
-        mixed = between(alpha, state.anchor, params)
+        mixed = trees.choose(ctx.renewed, params, between(alpha, state.anchor, params))
         return mixed, WiseFtState(mixed if anchor == "previous" else state.anchor, moved)
 
     def report(state: WiseFtState, info: Info) -> dict[str, jax.Array]:

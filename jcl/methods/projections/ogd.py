@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import losses, trees
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class OgdState(NamedTuple):
@@ -53,6 +53,7 @@ def ogd(
     check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, OgdState]:
+        check_lasting("ogd", ctx, params)
         if of == "label":
             logits = jax.eval_shape(ctx.loss, params, ctx.batch)[1].values
             labelled = "y" in ctx.batch and logits.ndim == 2
@@ -88,6 +89,8 @@ def ogd(
 
         def add(state: OgdState, row: Batch) -> tuple[OgdState, None]:
             slope = trees.float32(jax.grad(value)(params, jax.tree.map(lambda x: x[None], row)))
+            # of a leaf that was renewed no direction is worth keeping
+            slope = trees.choose(ctx.renewed, trees.zeros(slope), slope)
             # projected twice, for once loses orthogonality in float32
             rest = outside(state.basis, outside(state.basis, slope))
             size = trees.norm(rest)

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 
 from jcl import losses, trees
-from jcl.method import Batch, Ctx, LossFn, Method, Params, check
+from jcl.method import Batch, Ctx, LossFn, Method, Params, Reference, check
 
 
 class DistilState(NamedTuple):
     """The state of `distil`."""
 
-    teacher: Params
-    """The teacher's parameters, of the leaves that learn here."""
+    teacher: Reference
+    """The teacher, with the adapters and banks that the student began with."""
 
 
 def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> Method:
@@ -49,11 +49,11 @@ def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> 
             check(shape == mine.shape, f"teacher's {name}", shape, f"an array {mine.shape}")
             return given[name].astype(mine.dtype)
 
-        return params, DistilState(trees.copy(jax.tree_util.tree_map_with_path(taken, params)))
+        return params, DistilState(ctx.freeze(jax.tree_util.tree_map_with_path(taken, params)))
 
     def loss(state: DistilState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
         def ask(rows: Batch) -> Any:
-            return ctx.apply(state.teacher, rows)
+            return ctx.recall(state.teacher, rows)
 
         def loss_with_teacher(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)

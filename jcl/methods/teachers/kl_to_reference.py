@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from jcl import losses, trees
+from jcl import losses
 from jcl.method import Batch, Ctx, LossFn, Method, Params, check
-
-
-class KlState(NamedTuple):
-    """The state of `kl_to_reference`."""
-
-    reference: Params
-    """The trainable parameters of π_ref, so that with adapters the base is held once."""
 
 
 def kl_to_reference(
@@ -49,12 +42,9 @@ def kl_to_reference(
     check(reference in ("initial", "previous"), "reference", reference, "'initial' or 'previous'")
     check(direction in ("reverse", "forward"), "direction", direction, "'reverse' or 'forward'")
 
-    def init(ctx: Ctx, params: Params) -> tuple[Params, KlState]:
-        return params, KlState(trees.copy(params))
-
-    def loss(state: KlState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
+    def loss(state: tuple[()], ctx: Ctx, loss_fn: LossFn) -> LossFn:
         def ask(rows: Batch) -> Any:
-            return ctx.apply(state.reference, rows)
+            return ctx.recall(ctx.references[reference], rows)
 
         def loss_with_penalty(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
@@ -71,23 +61,17 @@ def kl_to_reference(
 
         return loss_with_penalty
 
-    def consolidate(
-        state: KlState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, KlState]:
-        return params, KlState(trees.copy(params))
-
-    def idle(state: KlState, ctx: Ctx) -> jax.Array:
+    def idle(state: tuple[()], ctx: Ctx) -> jax.Array:
         return jnp.asarray(strength == 0)
 
-    method = Method(
+    return Method(
         "kl_to_reference",
-        init=init,
         loss=loss,
         idle=idle,
         reads=("parameters",),
+        recalls=(reference,),
         wants=(losses.Logits, losses.TokenScores, losses.LogProbs, losses.Rewards),
     )
-    return method if reference == "initial" else method._replace(consolidate=consolidate)
 
 
 def _answers(batch: Batch) -> Batch:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jcl import losses, trees
+from jcl import losses
 from jcl.method import Batch, Ctx, LossFn, Method, Params, check
-
-
-class LwfState(NamedTuple):
-    """The state of `lwf`."""
-
-    teacher: Params
-    """The trainable parameters as the last stage left them."""
 
 
 def lwf(
@@ -56,9 +49,6 @@ def lwf(
     check(strength >= 0, "strength", strength, "at least 0")
     check(temperature > 0, "temperature", temperature, "above 0")
 
-    def init(ctx: Ctx, params: Params) -> tuple[Params, LwfState]:
-        return params, LwfState(trees.copy(params))
-
     def old_softmaxes(ctx: Ctx, outputs: Any) -> jax.Array | None:
         """Sets of classes with a softmax each, bool [G, C]; None leaves them to the mask."""
         heads = getattr(outputs, "heads", None)
@@ -68,9 +58,9 @@ def lwf(
         earlier = table & (jnp.arange(len(table)) < ctx.stage)[:, None]
         return jnp.any(earlier, axis=0, keepdims=True) if heads is None else earlier
 
-    def loss(state: LwfState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
+    def loss(state: tuple[()], ctx: Ctx, loss_fn: LossFn) -> LossFn:
         def teacher(rows: Batch) -> Any:
-            return ctx.apply(state.teacher, rows)
+            return ctx.recall(ctx.references["previous"], rows)
 
         def loss_with_teacher(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
@@ -83,20 +73,14 @@ def lwf(
 
         return loss_with_teacher
 
-    def consolidate(
-        state: LwfState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, LwfState]:
-        return params, LwfState(trees.copy(params))
-
-    def idle(state: LwfState, ctx: Ctx) -> jax.Array:
+    def idle(state: tuple[()], ctx: Ctx) -> jax.Array:
         return (ctx.stage < 1) | (strength == 0)
 
     return Method(
         "lwf",
-        init=init,
         loss=loss,
-        consolidate=consolidate,
         idle=idle,
         reads=("parameters",),
+        recalls=("previous",),
         wants=(losses.Logits, losses.TokenScores),
     )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jcl import losses, memory, trees
+from jcl import losses, memory
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Method, Params, check
+from jcl.method import Apply, Batch, Ctx, LossFn, Method, Params, Reference, check
 
 
 class RhoState(NamedTuple):
     """The state of `rho`."""
 
-    reference: Params
-    """The reference's trainable parameters; () if the batch brings the reference's losses."""
+    reference: Any
+    """A given model, as a `Reference`; () if it is the previous one, or the batch brings losses."""
 
 
 def rho(
@@ -58,25 +58,36 @@ def rho(
     check(unit in ("token", "row"), "unit", unit, "'token' or 'row'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, RhoState]:
-        kept = {"given": reference, "batch": (), "previous": params}[source]
-        return params, RhoState(trees.copy(kept))
+        return params, RhoState(ctx.freeze(reference) if source == "given" else ())
 
-    def cost(ctx: Ctx, params: Params, rows: Batch) -> jax.Array:
+    def cost(model: Apply, loss: LossFn, params: Params, rows: Batch) -> jax.Array:
         """The loss of each predicted token, float32 [B, L - 1], or of each row, float32 [B]."""
         if unit == "row":
-            return memory.row_losses(ctx.loss, params, rows)
-        outputs = ctx.apply(params, losses.with_targets(rows))
+            return memory.row_losses(loss, params, rows)
+        outputs = model(params, losses.with_targets(rows))
         if isinstance(outputs, losses.TokenScores):
             return outputs.nll[:, :-1]
         return losses.next_token_nll(outputs, rows["tokens"])
+
+    def cost_of(ctx: Ctx, frozen: Reference, rows: Batch) -> jax.Array:
+        def model(_: Params, rows: Batch) -> Any:
+            return ctx.recall(frozen, rows)
+
+        def loss(_: Params, rows: Batch) -> tuple[jax.Array, Any]:
+            rows = {**rows, "stage": jnp.full_like(rows["task"], ctx.stage)}
+            value = ctx.objective(model, (), rows)
+            return value if isinstance(value, tuple) else (value, None)
+
+        return cost(model, loss, (), rows)
 
     def batch(state: RhoState, ctx: Ctx, rows: Batch) -> Batch:
         if source == "batch":
             check("reference" in rows, "batch", sorted(rows), "one with 'reference' for rho")
             best = rows["reference"]
         else:
-            best = cost(ctx, state.reference, rows)
-        excess = cost(ctx, ctx.params, rows) - best
+            known = source == "previous"
+            best = cost_of(ctx, ctx.references["previous"] if known else state.reference, rows)
+        excess = cost(ctx.apply, ctx.loss, ctx.params, rows) - best
         weight = rows["weight"] if unit == "row" else losses.token_weight(rows)
         there = weight > 0
         order = jnp.argsort(jnp.where(there, -excess, jnp.inf).reshape(-1))
@@ -90,15 +101,10 @@ def rho(
     def is_waiting(ctx: Ctx) -> jax.Array:
         return (ctx.stage < 1) & (source == "previous")
 
-    def consolidate(
-        state: RhoState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, RhoState]:
-        return params, RhoState(trees.copy(params))
-
     def idle(state: RhoState, ctx: Ctx) -> jax.Array:
         return is_waiting(ctx) | (share == 1)
 
     method = Method("rho", init=init, batch=batch, idle=idle)
     if source == "previous":
-        return method._replace(consolidate=consolidate, reads=("parameters",))
+        return method._replace(reads=("parameters",), recalls=("previous",))
     return method

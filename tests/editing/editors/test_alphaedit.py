@@ -1,5 +1,7 @@
 """AlphaEdit's promises: text's keys keep their values, and so do the edits before."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,3 +104,14 @@ def test_one_layer_solves_the_authors_system():
 def test_what_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
         editor(**options)
+
+
+@pytest.mark.quick
+def test_the_defaults_are_the_authors_for_gpt_j():
+    """hparams/AlphaEdit/EleutherAI_gpt-j-6B.json of jianghoucheng/AlphaEdit."""
+    theirs = {
+        "layers": (3, 4, 5, 6, 7, 8), "clamp": 0.75, "steps": 25, "rate": 0.5, "decay": 0.5,
+        "kl": 0.0625, "threshold": 0.02, "ridge": 10.0,
+    }  # fmt: skip
+    ours = {k: p.default for k, p in inspect.signature(alphaedit).parameters.items()}
+    assert {k: ours[k] for k in theirs} == theirs

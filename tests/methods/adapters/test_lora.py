@@ -107,8 +107,6 @@ MORE: dict[str, Callable[[], jcl.Method]] = {
     "gem": lambda: methods.gem(stages=3, capacity_per_task=4),
     "mofo": lambda: methods.mofo(fraction=0.2),
     "wise_ft": methods.wise_ft,
-    "task_arithmetic": methods.task_arithmetic,
-    "ties": methods.ties,
     "from_scratch": methods.from_scratch,
 }
 

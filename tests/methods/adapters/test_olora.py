@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_decoder as tiny
+from tiny_context import context
 
 import jcl
 from jcl import adapters, methods, trees
@@ -95,7 +96,7 @@ def test_the_penalty_and_its_gradient_are_the_authors() -> None:
         method = methods.olora(3, rank=2, orthogonality=0.5, shrink=0.3, form=form)
         learning = trees.partition(before.params, adapters.is_adapter)[0]
         state = BankState(*before.methods["inclora"])
-        ctx = jcl.Ctx(learning, *[None] * 11)  # type: ignore[arg-type]
+        ctx = context(params=learning)
         ours = method.grads(state, ctx, trees.zeros(learning))
         overlap = 0.0
         for name in ("query", "value"):

@@ -75,11 +75,6 @@ def test_a_model_without_embeddings_is_refused() -> None:
         PROGRAM.init(params, BATCH, jax.random.key(0))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, E5: a decoder scales its tokens' embeddings, but not a prompt's",
-)
 def test_a_prompt_is_scaled_as_tokens_are() -> None:
     """Gemma multiplies what it looks up by √d."""
     apply = models.decoder.apply_fn(dataclasses.replace(tiny.CONFIG, embed_scale=8.0))
@@ -97,3 +92,28 @@ def test_a_prompt_is_scaled_as_tokens_are() -> None:
     ours = jax.jit(program.predict)(state, {"tokens": tokens[:, 3:]})
     wanted = jax.jit(apply)(base, {"tokens": tokens})[:, 3:]
     np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [methods.prompt_tuning(length=3), methods.progressive_prompts(stages=2, length=3)],
+    ids=lambda m: m.name,
+)
+def test_a_scale_of_embeddings_is_that_of_all_of_them(method: jcl.Method) -> None:
+    """Tokens and prompts eight times as large, or a model that makes them so, in every stage."""
+    config = dataclasses.replace(tiny.CONFIG, tied=False)
+    base = models.decoder.init(jax.random.key(1), config)
+    large = {**base, "embed": {"table": 8 * base["embed"]["table"]}}
+    found = []
+    for params, scale in ((base, 8.0), (large, 1.0)):
+        apply = models.decoder.apply_fn(dataclasses.replace(config, embed_scale=scale))
+        program = jcl.make(
+            method, apply, losses.next_token, optax.sgd(0.0), trainable=adapters.is_adapter
+        )
+        state = program.init(params, BATCH, jax.random.key(0))
+        state, _ = jax.jit(program.step)(state, BATCH)
+        found.append([jax.jit(program.predict)(state, BATCH)])
+        state = jax.jit(program.consolidate)(state, jax.tree.map(lambda x: x[None], BATCH))
+        found[-1].append(jax.jit(program.predict)(state, BATCH))
+    for ours, wanted in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)

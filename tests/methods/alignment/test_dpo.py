@@ -51,7 +51,7 @@ def test_with_adapters_the_base_is_held_once_and_the_reference_goes_through_them
     step = jax.jit(program.step)
     state = tiny_pairs.start(program)
     pairs = trees.partition(state.params, adapters.is_adapter)[0]
-    held = state.methods["dpo"].reference
+    held = state.references["previous"].params
     assert trees.size(held) == trees.size(pairs) < 0.1 * trees.size(state.params)
     for i in range(tiny_pairs.STEPS):
         state, _ = step(state, at(0, i))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_context import context
 
 import jcl
 from jcl import losses, methods
@@ -37,7 +38,7 @@ def taught(method: jcl.Method) -> tuple[Any, jcl.State]:
 
 def merged(method: jcl.Method, vector: Any, update: Any) -> Any:
     """What `updates` makes of an update where τ_ref is `vector`."""
-    ctx = jcl.Ctx(PARAMS, None, *[jnp.int32(1)] * 3, KEY, {}, None, None, None, {}, True)
+    ctx = context(params=PARAMS, stage=jnp.int32(1), key=KEY)
     _, state = method.init(ctx, PARAMS)
     return jax.tree.map(np.asarray, method.updates(state._replace(vector=vector), ctx, update))
 
@@ -75,7 +76,7 @@ def test_dare_drops_at_random_and_keeps_the_mean() -> None:
         assert dropped.any()
     many = {"a": jnp.ones((100, 200))}
     state = methods.online_merging(0.0, density)
-    ctx = jcl.Ctx(many, None, *[jnp.int32(1)] * 3, KEY, {}, None, None, None, {}, True)
+    ctx = context(params=many, stage=jnp.int32(1), key=KEY)
     kept = state.updates(state.init(ctx, many)[1], ctx, many)["a"]
     assert abs(float(jnp.mean(kept > 0)) - density) < 0.02
 

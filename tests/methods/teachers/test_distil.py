@@ -57,7 +57,7 @@ def test_the_teacher_stays_and_alone_is_reached() -> None:
     for _ in range(400):
         state, _ = step(state, BATCH)
     state = made.consolidate(state, jax.tree.map(lambda x: x[None], BATCH))
-    np.testing.assert_array_equal(state.methods["distil"].teacher["w"], TEACHER["w"])
+    np.testing.assert_array_equal(state.methods["distil"].teacher.params["w"], TEACHER["w"])
     ours, theirs = softmax(X @ np.asarray(state.params["w"])), softmax(X @ np.asarray(TEACHER["w"]))
     np.testing.assert_allclose(ours, theirs, atol=0.02)
 

@@ -5,7 +5,7 @@ from jcl.chain import chain, explain
 from jcl.measures import budget, evaluation, flops, landscape, metrics, probes, scoring
 from jcl.measures.evaluation import evaluator
 from jcl.mechanisms import adapters, growth, importance, merging, preference
-from jcl.method import Ctx, Info, Method
+from jcl.method import Ctx, Info, Method, Structure
 from jcl.parallel import mesh, storage
 from jcl.program import Program, State, advance, make, run
 from jcl.replicate import replicate
@@ -22,6 +22,7 @@ __all__ = [
     "Program",
     "Result",
     "State",
+    "Structure",
     "adapters",
     "advance",
     "budget",

@@ -78,7 +78,7 @@ def _checked(method: Method, phase: str, found: Any, wanted: Any, what: str) -> 
     if _shapes(found) == _shapes(wanted):
         return found
     shown = "None" if found is None else f"a {type(found).__name__}"
-    if jax.tree.structure(found) == jax.tree.structure(wanted):
+    if _shapes(found)[0] == _shapes(wanted)[0]:
         leaf = next(
             (trees.path_name(p), jnp.shape(a), jnp.shape(b))
             for (p, a), b in zip(

@@ -7,7 +7,8 @@ Python on a traced value.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -110,6 +111,34 @@ class Reference(NamedTuple):
 
 
 @record
+class Structure(NamedTuple):
+    """A model's own word about itself, at `apply.structure` or given to `make(structure=)`.
+
+    The default suits a model without stacked layers, whose head no method is told.
+    """
+
+    head: str | Callable[[Params], str | None] | None = None
+    """Path of the layer that makes the logits, whose leaves lie beneath it, such as `dense_2` or
+    `embed`; or what gives it for the whole tree of parameters, where these decide. None is none."""
+    stacks: Mapping[str, int] = MappingProxyType({})
+    """How many leading axes of a leaf count layers, by the start of its path, the longest of which
+    holds: {"blocks": 1, "blocks/experts": 2}. The first of these axes is the depth."""
+
+    def head_of(self, params: Params) -> str | None:
+        """Path of the layer that makes the logits from a whole tree of parameters, if any does."""
+        return self.head(params) if callable(self.head) else self.head
+
+
+def with_structure(apply: Apply, structure: Structure) -> Apply:
+    """The same function, whose `structure` is what the model says of itself.
+
+    A wrapper that is decorated with `functools.wraps(apply)` says the same.
+    """
+    apply.structure = structure  # type: ignore[attr-defined]
+    return apply
+
+
+@record
 class Ctx(NamedTuple):
     """What a hook may read. It is built anew inside every trace and never stored."""
 
@@ -170,6 +199,8 @@ class Ctx(NamedTuple):
     """The axis of replicas that run this hook on the same rows and may divide its work, if any."""
     mesh: Mesh | None = None
     """The mesh, for a hook that shards its own work instead of leaving it to the compiler."""
+    structure: Structure = Structure()
+    """The model's own word about itself: which layer is its head, which leaves are stacked."""
 
 
 @record

@@ -69,7 +69,7 @@ NAMES = {
     "training.feed": "put:place",
     "runs.flags": "resumed:check_resume",
     "memory": "finished:finite_rows absorb:insert_batches filled:count_filled shared:buffer_of",
-    "mechanisms.merging": "moved:step_along share:count_of",
+    "mechanisms.merging": "moved:step_along share:count_of largest:_largest",
     "parallel.mesh": "fitting:dividing_axes spread:constrain_batch held:device_bytes",
     "parallel.rows": "own_rows:replica_rows",
     "runs.pipeline": "own:gauges_of",

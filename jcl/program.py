@@ -23,6 +23,7 @@ from jcl.method import (
     Objective,
     Params,
     Reference,
+    Structure,
     Tap,
     check,
     check_flat,
@@ -132,6 +133,7 @@ def make(
     mesh: Mesh | None = None,
     rules: meshes.Rules = meshes.RULES,
     axis_name: str | None = None,
+    structure: Structure | None = None,
 ) -> Program:
     """The pure program that trains `apply` on `loss` with optimizer `tx` under `method`.
 
@@ -154,6 +156,8 @@ def make(
         of the rows and the whole state, and average over it. Methods see all replicas' rows, so
         that a strength or a buffer means what it means on one device; what they measure example by
         example, such as a Fisher, is divided among the replicas.
+      structure: the model's word about itself, which layer is its head and which of its leaves are
+        stacked layers; None is `apply.structure`, or the default if it has none.
 
     Raises:
       ValueError: if `method` is no `Method`, `boundary` is none of the three, `microbatches` is
@@ -182,6 +186,7 @@ def make(
     layout = None if mesh is None else meshes.Layout(mesh, rules)
     shares = Shares(microbatches, axis_name, layout)
     model = meshes.constrain(_with_tap(apply), layout)
+    said: Structure = structure or getattr(apply, "structure", Structure())
 
     wrappers = tuple(m for m in method.parts if defines(m, "forward"))
 
@@ -229,6 +234,7 @@ def make(
                 objective=loss, states=states, references=known, training=training,
                 freeze=freeze, recall=recall, anew=moment, finished=finished,
                 reached=learning if phase == BOUNDARY else None, axis_name=axis_name, mesh=mesh,
+                structure=said,
             )  # fmt: skip
             wrapped = method.forward(states, ctx, base)
 

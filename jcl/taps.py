@@ -5,6 +5,11 @@ at `blocks/up` in the parameter tree the sites are `blocks/up:in` and `blocks/up
 activation), so that a site names its kernel. Where layers are stacked and scanned, `layer` is the
 index along their leading axis, int32 [], else 0. Each model's docstring lists its other sites, such
 as `blocks:out`.
+
+Two kinds say what of a sequence is real: before the first site beneath `blocks` a model calls
+`tap("blocks:segments", 0, segments)` with int32 [B, T], 0 where what flows there is padding; or
+`blocks:input_segments` with [B, T] or [B, 1] where no tokens flow that a loss scores, but an image,
+or what a T5 reads. Statistics of what flows are summed by `moments` alone, which leaves that out.
 """
 
 from __future__ import annotations
@@ -14,8 +19,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jcl.method import Apply, Batch, Params, Tap
+from jcl import trees
+from jcl.method import Apply, Batch, Params, Structure, Tap
+
+Moment = Callable[[jax.Array, jax.Array, Any], Any]
+"""`(h float32 [..., d], weight float32 [...], layer) -> Σ weight · a statistic of h`, arrays."""
 
 
 def identity(site: str, layer: Any, h: jax.Array) -> jax.Array:
@@ -60,22 +70,38 @@ def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.Sha
     return found
 
 
+def layers_of(path: str, kernel: jax.Array, structure: Structure) -> int | None:
+    """How many layers the dense layer at `path` stacks in a kernel [..., in, out], None if none.
+
+    Raises:
+      ValueError: if the kernel has other axes than the model says of itself.
+    """
+    axes = trees.stack_axes(path, structure)
+    if kernel.ndim != 2 + axes or axes > 1:
+        raise ValueError(
+            f"structure is {structure!r}, but must say of the dense layer {path!r}, whose kernel "
+            f"is {kernel.shape}, how many leading axes stack layers, none or one: "
+            'jcl.Structure(stacks={"blocks": 1})'
+        )
+    return kernel.shape[0] if axes else None
+
+
 @jax.custom_vjp
-def probe(h: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
+def probe(h: jax.Array, slot: Any, value: Any) -> jax.Array:
     """`h` itself, with a gradient of `slot` that is `value`.
 
     Differentiating by `slot` thus brings `value` out of a scan over layers, which would not let it
-    out otherwise.
+    out otherwise. Both may be trees of arrays.
     """
     return h
 
 
-def _probe_forward(h: jax.Array, slot: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _probe_forward(h: jax.Array, slot: Any, value: Any) -> tuple[jax.Array, Any]:
     return h, value
 
 
-def _probe_backward(value: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    return g, value, jnp.zeros_like(value)
+def _probe_backward(value: Any, g: jax.Array) -> tuple[jax.Array, Any, Any]:
+    return g, value, jax.tree.map(jnp.zeros_like, value)
 
 
 probe.defvjp(_probe_forward, _probe_backward)
@@ -120,3 +146,109 @@ def read(
     found, outputs = jax.grad(run, has_aux=True)(blank)
     kept = {s: x[:-1].reshape(*layers[s].shape, *picked[s]) for s, x in found.items()}
     return kept, outputs
+
+
+def magnitude(h: jax.Array, weight: jax.Array, layer: Any = 0) -> jax.Array:
+    """Σ weight · |h|, float32 [d]: a `Moment`."""
+    return jnp.tensordot(weight, jnp.abs(h), weight.ndim)
+
+
+def second(h: jax.Array, weight: jax.Array, layer: Any = 0) -> jax.Array:
+    """Σ weight · h hᵀ, float32 [d, d], in full float32 on every platform: a `Moment`."""
+    axes = (list(range(weight.ndim)),) * 2
+    return jnp.tensordot(weight[..., None] * h, h, axes, precision=lax.Precision.HIGHEST)
+
+
+def moments(
+    apply: Apply, params: Params, batch: Batch, wanted: Mapping[str, tuple[int | None, Moment]]
+) -> dict[str, Any]:
+    """Sums over what passes some sites, at the price of a forward pass, without what is padding.
+
+    A row counts by its `weight`. Of its tokens those count that aren't padding, where `segments` is
+    0; if the batch has a `mask`, those alone that a counted token of the same segment is, or can
+    look back to. So neither padding rows nor padding tokens nor documents that nothing is learned
+    of change a sum, and neither do images that only fill a batch.
+
+    Args:
+      apply: the model.
+      params: its parameters.
+      batch: its input.
+      wanted: by site how many layers are stacked there, None if none are, and what to sum.
+
+    Returns:
+      What the moments gave, by site; with a leading axis [layers] where layers are stacked.
+    """
+    shapes = sites(apply, params, batch)
+
+    def blank(site: str) -> Any:
+        layers, moment = wanted[site]
+        h = jax.ShapeDtypeStruct(shapes[site].shape, jnp.float32)
+        weight = jax.ShapeDtypeStruct(h.shape[:-1], jnp.float32)
+        one = jax.eval_shape(lambda h, w: moment(h, w, 0), h, weight)
+        stack = () if layers is None else (layers,)
+        return jax.tree.map(lambda x: jnp.zeros((*stack, *x.shape), jnp.float32), one)
+
+    def run(slots: dict[str, Any]) -> jax.Array:
+        marks: dict[str, jax.Array] = {}
+
+        def tap(site: str, layer: Any, h: jax.Array) -> jax.Array:
+            if site.endswith(_MARKS):
+                marks[site] = h
+            if site not in wanted:
+                return h
+            layers, moment = wanted[site]
+            value = moment(h.astype(jnp.float32), _weight(site, h, batch, marks), layer)
+            slot = slots[site]
+            if layers is not None:
+                slot = jax.tree.map(lambda s: s[layer], slot)
+            return probe(h, slot, value)
+
+        outputs = apply(params, batch, tap)
+        parts = [jnp.sum(o.astype(jnp.float32)) for o in jax.tree.leaves(outputs)]
+        return sum(parts, jnp.float32(0))
+
+    return jax.grad(run)({site: blank(site) for site in wanted})
+
+
+_MARKS = (":segments", ":input_segments")
+
+
+def _weight(site: str, h: jax.Array, batch: Batch, marks: Mapping[str, jax.Array]) -> jax.Array:
+    """How much each vector of h [B, ..., d] counts, float32 [B, ...]."""
+    weight = batch["weight"].astype(jnp.float32)
+    if "mask" in batch:
+        weight = weight * jnp.any(batch["mask"] > 0, axis=-1)
+    shape = h.shape[:-1]
+    weight = jnp.broadcast_to(weight.reshape(-1, *[1] * (len(shape) - 1)), shape)
+    path = site.partition(":")[0]
+    near = [m for m in marks if path == m.partition(":")[0] or path.startswith(_folder(m))]
+    mark = max(near, key=len, default="")
+    if len(shape) != 2:
+        return weight
+    if mark.endswith(":input_segments"):
+        return weight * (marks[mark] > 0)
+    if "tokens" not in batch or (not mark and shape[1] != batch["tokens"].shape[1]):
+        return weight  # no sequence of the batch's tokens
+    tokens = batch["tokens"].shape
+    segments = batch.get("segments", jnp.ones(tokens, jnp.int32))
+    real = (marks[mark] if mark else segments) > 0
+    if "mask" in batch:
+        before = ((0, 0), (shape[1] - tokens[1], 0))  # a soft prefix, which every token looks at
+        real = real & jnp.pad(_is_read(batch["mask"], segments), before, constant_values=True)
+    return weight * real
+
+
+def _folder(mark: str) -> str:
+    return mark.partition(":")[0] + "/"
+
+
+def _is_read(mask: jax.Array, segments: jax.Array) -> jax.Array:
+    """Whether a token [B, L] is counted by `mask`, or one behind it in the same segment is.
+
+    `mask` [B, L - 1] is of the tokens but the first, or [B, L] of all.
+    """
+    length = segments.shape[1]
+    counted = jnp.pad(mask > 0, ((0, 0), (length - mask.shape[1], 0)))
+    nearest = lax.cummin(jnp.where(counted, jnp.arange(length), length), axis=1, reverse=True)
+    there = jnp.take_along_axis(segments, jnp.minimum(nearest, length - 1), axis=1)
+    return (nearest < length) & (there == segments)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,15 @@ import jax.numpy as jnp
 Tree = Any
 Trainable = Callable[[str], bool]
 """Static predicate over a leaf's path, such as `blocks/up/kernel`."""
+
+
+class Stacked(Protocol):
+    """What says which leaves are stacks of layers: a `jcl.Structure`."""
+
+    @property
+    def stacks(self) -> Mapping[str, int]:
+        """How many leading axes count layers, by the start of a path."""
+        ...
 
 
 def every_leaf(path: str) -> bool:
@@ -40,6 +49,51 @@ def match_path(pattern: str) -> Trainable:
 def path_name(path: tuple[Any, ...]) -> str:
     """A key path of `jax.tree_util` as `a/b/c`."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def by_path(tree: Tree) -> dict[str, Any]:
+    """The leaves by their paths, in order."""
+    return {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def chosen(tree: Tree, predicate: Trainable, argument: str) -> list[str]:
+    """Paths of the leaves that `predicate` accepts, of which there must be one.
+
+    Raises:
+      ValueError: if it accepts none; the sentence calls the predicate by the name `argument`.
+    """
+    paths = list(by_path(tree))
+    found = [path for path in paths if predicate(path)]
+    if not found:
+        raise ValueError(f"{argument} is {predicate!r}, but must be true of a leaf among {paths}")
+    return found
+
+
+def stack_axes(path: str, structure: Stacked) -> int:
+    """How many leading axes of the leaf at `path` count layers, by the model's own word."""
+    starts = [s for s in structure.stacks if path == s or path.startswith(f"{s}/")]
+    return structure.stacks[max(starts, key=len)] if starts else 0
+
+
+def per_layer(fn: Callable[..., Any], structure: Stacked, *trees: Tree) -> Tree:
+    """Maps `fn(*leaves)` over leaves as layers have them: a stacked leaf is one a layer, by vmap.
+
+    So what `fn` ranks, sums or normalises is one layer's tensor, whether layers are stacked or not.
+    It sees its leaves without the stack's axes, and its results get them in front.
+
+    >>> from jcl import Structure
+    >>> kernels = {"blocks": {"up": jnp.ones((3, 4, 5))}, "head": jnp.ones((5, 2))}
+    >>> per_layer(jnp.sum, Structure(stacks={"blocks": 1}), kernels)["blocks"]["up"].shape
+    (3,)
+    """
+
+    def one(path: tuple[Any, ...], *leaves: jax.Array) -> Any:
+        mapped = fn
+        for _ in range(stack_axes(path_name(path), structure)):
+            mapped = jax.vmap(mapped)
+        return mapped(*leaves)
+
+    return jax.tree_util.tree_map_with_path(one, *trees)
 
 
 def partition(tree: Tree, keep: Trainable) -> tuple[Tree, Tree]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +37,12 @@ def decoder() -> Problem:
     whole = models.decoder.apply_fn(config)
     params = models.decoder.init(jax.random.key(1), config)
     params = {**params, "embed": {"table": 20 * params["embed"]["table"]}}
-    return Problem(lambda p, b, tap: whole(p, b, tap)[:, -1], params, adapters.is_adapter)
+
+    @wraps(whole)  # which keeps what the decoder says of its structure
+    def apply(params: Any, batch: Any, tap: Any) -> Any:
+        return whole(params, batch, tap)[:, -1]
+
+    return Problem(apply, params, adapters.is_adapter)
 
 
 def viewer() -> Problem:
@@ -52,6 +57,7 @@ def viewer() -> Problem:
     params = models.multimodal.init(jax.random.key(1), config)
     params = {**params, "embed": {"table": 20 * params["embed"]["table"]}}
 
+    @wraps(whole)
     def apply(params: Any, batch: Any, tap: Any) -> Any:
         return whole(params, {**batch, "image": batch["x"].reshape(-1, 4, 4, 1)}, tap)[:, -1]
 
@@ -352,9 +358,15 @@ TABLE = [
         bad=({"scale": -1.0}, {"start": "merged"}, {"drop": 1.0}),
     ),
     Row(
+        "magmax",
+        methods.magmax,
+        neutral="every stage but the first starts from somewhere else",
+        bad=({"scale": -1.0}, {"start": "merged"}),
+    ),
+    Row(
         "ties",
         methods.ties,
-        {"density": 445 / 1864},  # of 1,864 weights: where no stage has two that are nearly equal
+        {"density": 445.5 / 1864},  # of 1,864 weights: where no stage has two that are nearly equal
         neutral="every stage but the first starts from somewhere else",
         bad=({"density": 1.5}, {"scale": -1.0}, {"start": "merged"}, {"scope": "layer"}),
     ),

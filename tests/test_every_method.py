@@ -309,7 +309,7 @@ def test_ties_cuts_where_no_weight_is_near() -> None:
         state, _ = loop.steps(state, task)
         vector = merging.task_vector(state.params, state.methods["ties"].base)
         sizes = np.sort(np.abs(np.concatenate([np.ravel(x) for x in jax.tree.leaves(vector)])))
-        kept = int(merging.count_of(row.arguments["density"], len(sizes)))
+        kept = int(merging.whole_count(row.arguments["density"], len(sizes)))
         assert sizes[-kept] - sizes[-kept - 1] > 1e-5
         state = loop.boundary(state, task)
 

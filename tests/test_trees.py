@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jcl
 from jcl import trees
 
 pytestmark = pytest.mark.quick
@@ -92,3 +93,55 @@ def test_paths_are_names_of_keys_fields_and_places() -> None:
     nested = {"a": [jnp.ones(1), Ranks(*map(jnp.ones, range(1, 6)))]}
     found = [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(nested)]
     assert found == ["a/0", *(f"a/1/{field}" for field in Ranks._fields)]
+
+
+STACKED = jcl.Structure(stacks={"blocks": 1, "blocks/experts": 2})
+
+
+def layers_and_experts() -> Any:
+    return {
+        "blocks": {
+            "up": jnp.asarray(DRAW.normal(size=(3, 4, 5))),
+            "experts": {"up": jnp.asarray(DRAW.normal(size=(3, 2, 4, 5)))},
+        },
+        "blocks_norm": jnp.asarray(DRAW.normal(size=7)),
+    }
+
+
+def test_a_stack_of_layers_is_mapped_over_by_the_longest_path_that_is_said() -> None:
+    given = layers_and_experts()
+    axes = {path: trees.stack_axes(path, STACKED) for path in trees.by_path(given)}
+    assert axes == {"blocks/up": 1, "blocks/experts/up": 2, "blocks_norm": 0}
+
+    def shift(x: jax.Array, y: jax.Array) -> jax.Array:
+        assert x.ndim == y.ndim < 3  # a layer's tensor
+        return x / jnp.max(x) + y
+
+    got = trees.per_layer(shift, STACKED, given, given)
+    up, experts = np.asarray(given["blocks"]["up"]), np.asarray(given["blocks"]["experts"]["up"])
+    most = up.max(axis=(1, 2), keepdims=True), experts.max(axis=(2, 3), keepdims=True)
+    np.testing.assert_allclose(got["blocks"]["up"], up / most[0] + up, rtol=1e-6)
+    np.testing.assert_allclose(
+        got["blocks"]["experts"]["up"], experts / most[1] + experts, rtol=1e-6
+    )
+    norm = np.asarray(given["blocks_norm"])
+    np.testing.assert_allclose(got["blocks_norm"], norm / norm.max() + norm, rtol=1e-6)
+
+
+def test_without_a_word_about_stacks_a_leaf_is_a_tensor() -> None:
+    given = layers_and_experts()
+    got = trees.per_layer(jnp.max, jcl.Structure(), given)
+    assert {x.shape for x in jax.tree.leaves(got)} == {()}
+
+
+def test_leaves_of_another_half_stay_none() -> None:
+    kept, _ = trees.partition(layers_and_experts(), lambda path: path.endswith("up"))
+    got = trees.per_layer(jnp.max, STACKED, kept)
+    assert got["blocks_norm"] is None and got["blocks"]["experts"]["up"].shape == (3, 2)
+
+
+def test_an_empty_choice_is_refused_by_the_arguments_name() -> None:
+    given = layers_and_experts()
+    assert trees.chosen(given, lambda path: "experts" in path, "mine") == ["blocks/experts/up"]
+    with pytest.raises(ValueError, match=r"mine is <function .* but must be true of a leaf among"):
+        trees.chosen(given, lambda path: False, "mine")

@@ -144,6 +144,26 @@ def redraw_pairs(key: jax.Array, params: Params) -> Params:
     return params
 
 
+def pair_outputs(lora: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a pair's a and b put out for inputs x [..., in], in x's dtype: [..., r] and [..., out].
+
+    With a `router` the first is split among the experts before the second (see `routed`).
+    """
+    inner = x @ lora["a"].astype(x.dtype)
+    if "router" in lora:
+        inner = routed(inner, x @ lora["router"].astype(x.dtype))
+    return inner, inner @ lora["b"].astype(x.dtype)
+
+
+def routed(inner: jax.Array, scores: jax.Array) -> jax.Array:
+    """`inner` [..., r] with each expert's part of r times its share, the softmax of `scores`.
+
+    `scores` are [..., experts]. The following product with b sums over the experts.
+    """
+    shares = jax.nn.softmax(scores.astype(jnp.float32)).astype(inner.dtype)
+    return inner * jnp.repeat(shares, inner.shape[-1] // shares.shape[-1], axis=-1)
+
+
 def scale(rank: int, alpha: Any, rslora: bool = False) -> Any:
     """The factor of a pair's product: α / r, or α / √r (rsLoRA, arXiv 2312.03732)."""
     return alpha / (rank**0.5 if rslora else rank)
@@ -157,6 +177,13 @@ def scale_pairs(params: Params, factor: Any) -> Params:
     return params
 
 
+def join_mixed(t: Any, before: Params, after: Params) -> Params:
+    """The pair of rank 2r whose product is (1 - t) A_0 B_0 + t A_1 B_1, float32."""
+    a = jnp.concatenate([before["a"], after["a"]], axis=-1).astype(jnp.float32)
+    b = jnp.concatenate([(1 - t) * before["b"], t * after["b"]], axis=-2).astype(jnp.float32)
+    return {"a": a, "b": b}
+
+
 def mix_pairs(t: Any, before: Params, after: Params) -> Params:
     """The pair whose product is nearest to (1 - t) A_0 B_0 + t A_1 B_1.
 
@@ -165,8 +192,8 @@ def mix_pairs(t: Any, before: Params, after: Params) -> Params:
     the given pair. Leading axes are stacked layers, along which t may vary ([..., 1, 1]).
     """
     rank = after["a"].shape[-1]
-    a = jnp.concatenate([before["a"], after["a"]], axis=-1).astype(jnp.float32)
-    b = jnp.concatenate([(1 - t) * before["b"], t * after["b"]], axis=-2).astype(jnp.float32)
+    joined = join_mixed(t, before, after)
+    a, b = joined["a"], joined["b"]
     left, upper = jnp.linalg.qr(a)
     right, lower = jnp.linalg.qr(jnp.swapaxes(b, -1, -2))
     u, s, v = jnp.linalg.svd(upper @ jnp.swapaxes(lower, -1, -2), full_matrices=False)

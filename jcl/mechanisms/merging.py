@@ -7,6 +7,7 @@ among equal ones. Sums are float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, Literal, NamedTuple
 
@@ -21,12 +22,25 @@ from jcl.method import Params
 Mask = Any
 """A tree of bool arrays, shaped like parameters."""
 Scope = Literal["model", "leaf"]
+Ratio = jax.Array | float | Callable[[str, jax.Array], Any]
+"""A ratio t, or `ratio(path, leaf) -> t` that broadcasts against the leaf."""
+Count = Callable[[jax.Array | int], jax.Array]
+"""How many of a tensor's n entries: `count(n) -> int32 []`."""
 
 
 def count_of(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
     """How many of `size` entries a fraction is, rounded, int32 []; exactly all of them at 1."""
     # rounded from the other end, so that float32 cannot lose an entry of a large array at 1
     return size - jnp.round((1 - jnp.float32(fraction)) * size).astype(jnp.int32)
+
+
+def whole_count(fraction: float | jax.Array, size: int | jax.Array) -> jax.Array:
+    """How many of `size` entries a fraction is, cut off below, int32 []; exactly all of them at 1.
+
+    A product such as 0.29 · 100 that is a whole number but for float32's rounding counts as it.
+    """
+    f = jnp.asarray(fraction, jnp.float32)
+    return jnp.where(f >= 1, size, jnp.floor(f * size).astype(jnp.int32))
 
 
 def _count(mask: jax.Array) -> jax.Array:
@@ -36,7 +50,31 @@ def _count(mask: jax.Array) -> jax.Array:
     return jnp.sum(mask, dtype=jnp.int32)
 
 
-def largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
+def mark_largest(
+    scores: Params, count: Count, structure: trees.Stacked, among: Mask = None
+) -> Mask:
+    """Marks in each layer's tensor the `count(n)` entries of largest |score|, of n that there are.
+
+    Layers that are stacked in one leaf each have their own. Of equal entries the earliest is taken.
+
+    Args:
+      scores: a tree of arrays, ranked as float32.
+      count: gives int32 [] for the number of a tensor's entries that may be marked.
+      structure: the model's word about its stacks; see `trees.per_layer`.
+      among: bool, shaped like `scores`: where an entry may be marked. None is everywhere.
+
+    Returns:
+      bool, shaped like `scores`.
+    """
+
+    def one(x: jax.Array, *may: jax.Array) -> Mask:
+        size = jnp.sum(may[0], dtype=jnp.int32) if may else x.size
+        return _largest(x, count(size), *may)
+
+    return trees.per_layer(one, structure, scores, *(() if among is None else (among,)))
+
+
+def _largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
     """Marks exactly `count` entries, those of the largest |score|; ties go to the earliest entry.
 
     Args:
@@ -101,20 +139,32 @@ def largest(scores: Any, count: jax.Array | int, among: Mask = None) -> Mask:
     return jax.tree.map(lambda b, e: (b > bound) | e, bits, early(end))
 
 
-def interpolate(t: jax.Array | float, a: Params, b: Params) -> Params:
-    """`lerp`, but of low-rank pairs the product is interpolated (see `adapters.mix_pairs`).
+def interpolate(t: Ratio, a: Params, b: Params, wide: bool = False) -> Params:
+    """`lerp`, but of low-rank pairs the product is interpolated.
 
     The mean of factors isn't the factors of the mean: it has cross terms.
+
+    Args:
+      t: the ratio, or a function that gives it for a leaf.
+      a: where t is 0.
+      b: where t is 1.
+      wide: whether pairs become twice as wide, which is exact and can be differentiated; else they
+        keep their rank (see `adapters.mix_pairs`).
     """
-    mixed = lerp(t, a, b)
+    ratio = t if callable(t) else lambda path, leaf: t
+
+    def one(path: tuple[Any, ...], x: jax.Array, y: jax.Array) -> jax.Array:
+        return lerp(ratio(trees.path_name(path), y), x, y)
+
+    mixed = jax.tree_util.tree_map_with_path(one, a, b)
     for path in adapters.paths_with(b):
         before, after = (adapters.subtree(tree, path)["lora"] for tree in (a, b))
         # where one factor is frozen, the mean of the other is the mean of the products
         if before["a"] is not None and before["b"] is not None:
-            pair = adapters.mix_pairs(t, before, after)
-            mixed = adapters.with_subtree(
-                mixed, path, {"lora": {**adapters.subtree(mixed, path)["lora"], **pair}}
-            )
+            mix = adapters.join_mixed if wide else adapters.mix_pairs
+            pair = mix(ratio(f"{path}/lora/b", after["b"]), before, after)
+            lora = {**adapters.subtree(mixed, path)["lora"], **pair}
+            mixed = adapters.with_subtree(mixed, path, {"lora": lora})
     return mixed
 
 
@@ -142,11 +192,12 @@ def lerp(t: jax.Array | float, a: Params, b: Params) -> Params:
     return jax.tree.map(one, a, b)
 
 
-def slerp(t: jax.Array | float, a: Params, b: Params) -> Params:
-    """sin((1-t)φ)/sin φ · a + sin(tφ)/sin φ · b leaf by leaf, φ the angle between the two leaves.
+def slerp(t: jax.Array | float, a: Params, b: Params, structure: trees.Stacked) -> Params:
+    """sin((1-t)φ)/sin φ · a + sin(tφ)/sin φ · b, φ the angle between the two tensors of a layer.
 
-    Exact at both ends; leaves that are parallel, or zero, are interpolated linearly. Each leaf
-    comes in `a`'s dtype. Source: Shoemake 1985, "Animating rotation with quaternion curves".
+    Exact at both ends; tensors that are parallel, or zero, are interpolated linearly. Each leaf
+    comes in `a`'s dtype; `structure` says which are stacks of layers (see `trees.per_layer`).
+    Source: Shoemake 1985, "Animating rotation with quaternion curves".
     """
 
     def one(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -159,7 +210,7 @@ def slerp(t: jax.Array | float, a: Params, b: Params) -> Params:
         of_b = jnp.where(curved, jnp.sin(t * angle) / jnp.sin(angle), t)
         return (of_a * u + of_b * v).astype(x.dtype)
 
-    return jax.tree.map(one, a, b)
+    return trees.per_layer(one, structure, a, b)
 
 
 def task_vector(params: Params, base: Params) -> Params:
@@ -196,21 +247,41 @@ def dare(key: jax.Array, vector: Params, drop: jax.Array | float) -> Params:
     return jax.tree.unflatten(structure, kept)
 
 
-def trim(vector: Params, density: jax.Array | float, scope: Scope = "model") -> Params:
-    """Keeps the share `density` of entries that has the largest magnitudes, and zeros the others.
+def trim(vector: Params, density: jax.Array | float) -> Params:
+    """Keeps the share `density` of a task vector's entries that has the largest magnitudes.
+
+    The others become 0. Entries are ranked over the whole vector, as in the authors' code of TIES;
+    `trim_layers` ranks those of each layer's tensor by themselves.
 
     Args:
       vector: a task vector.
-      density: in [0, 1].
-      scope: whether entries are ranked over the whole `model`, as in the authors' code of TIES,
-        or each `leaf` by itself, as in other libraries.
+      density: in [0, 1]; the share is cut off to a whole number of entries.
+    """
+    kept = _largest(vector, whole_count(density, trees.size(vector)))
+    return jax.tree.map(lambda v, k: jnp.where(k, v, 0), vector, kept)
+
+
+def trim_layers(
+    vector: Params,
+    density: jax.Array | float,
+    structure: trees.Stacked,
+    spare_small: bool = False,
+) -> Params:
+    """Keeps in each layer's tensor the share `density` of entries with the largest magnitudes.
+
+    Args:
+      vector: a task vector.
+      density: in [0, 1]; the share is cut off to a whole number of entries.
+      structure: the model's word about its stacks; see `trees.per_layer`.
+      spare_small: whether a tensor keeps all where its share is less than one entry.
     """
 
-    def cut(x: Any) -> Any:
-        kept = largest(x, count_of(density, trees.size(x)))
-        return jax.tree.map(lambda v, k: jnp.where(k, v, 0), x, kept)
+    def count(size: jax.Array | int) -> jax.Array:
+        some = whole_count(density, size)
+        return jnp.where(some < 1, size, some) if spare_small else some
 
-    return cut(vector) if scope == "model" else jax.tree.map(cut, vector)
+    kept = mark_largest(vector, count, structure)
+    return jax.tree.map(lambda v, k: jnp.where(k, v, 0), vector, kept)
 
 
 class Votes(NamedTuple):
@@ -260,3 +331,11 @@ def elect(votes: Votes) -> Params:
         return jnp.where(sign == 0, 0.0, agreeing)
 
     return jax.tree.map(one, total, *votes)
+
+
+def larger(first: Params, second: Params) -> Params:
+    """At each entry that of two task vectors with the larger magnitude, of equal ones the second.
+
+    Source: Marczak et al., arXiv 2407.06322, and the authors' `merge_max_abs`.
+    """
+    return jax.tree.map(lambda a, b: jnp.where(jnp.abs(b) >= jnp.abs(a), b, a), first, second)

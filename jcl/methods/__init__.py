@@ -28,6 +28,7 @@ from jcl.methods.masks.seq import seq
 from jcl.methods.masks.soft_mask import soft_mask
 from jcl.methods.merges.ema import ema
 from jcl.methods.merges.hma import hma
+from jcl.methods.merges.magmax import magmax
 from jcl.methods.merges.online_merging import online_merging
 from jcl.methods.merges.task_arithmetic import task_arithmetic
 from jcl.methods.merges.ties import ties
@@ -74,6 +75,7 @@ __all__ = [
     "llama_pro",
     "lora",
     "lwf",
+    "magmax",
     "mas",
     "migu",
     "moelora",

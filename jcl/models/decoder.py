@@ -27,7 +27,7 @@ from jax import lax
 
 from jcl import taps
 from jcl.mechanisms.adapters import kernel_array
-from jcl.method import Apply, Batch, Params, Tap, check
+from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
 from jcl.models import attention, rope
 from jcl.models.layers import (
     ACTIVATIONS,
@@ -280,7 +280,9 @@ def apply_fn(
     """`apply(params, batch, tap)`; see the module for what a batch may hold.
 
     Sites: `blocks/{query,key,value,output,gate,up,down,router}` with `:in` and `:out`, and
-    `blocks:attention`, `blocks:mlp` (what each adds to the residual stream), `blocks:out`.
+    `blocks:attention`, `blocks:mlp` (what each adds to the residual stream), `blocks:out`; and
+    `blocks:segments`. The head is the `classifier`, if there is one, else `head` or, if it is tied,
+    `embed`.
 
     Args:
       config: the architecture.
@@ -401,6 +403,9 @@ def apply_fn(
                 segments = ones(batch["tokens"].shape) if segments is None else segments
                 segments = jnp.concatenate([marks, segments], axis=1)
         h = h * jnp.asarray(c.embed_scale, dtype)
+        tap(
+            "blocks:segments", 0, jnp.ones(h.shape[:2], jnp.int32) if segments is None else segments
+        )
         cache: Any = batch.get("prefill", batch.get("cache"))
         length = h.shape[1]
         kept: Any = None
@@ -440,7 +445,12 @@ def apply_fn(
             return token_scores(project, head, h, batch, logits_limit)
         return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
-    return apply
+    def head_of(params: Params) -> str:
+        unembedding = "embed" if c.tied else "head"
+        return "classifier" if "classifier" in params else unembedding
+
+    stacks = {"blocks": 1} | ({"blocks/experts": 2} if c.experts else {})
+    return with_structure(apply, Structure(head_of, stacks))
 
 
 def _select_layer(local: Any, yes: Any, no: Any) -> Any:

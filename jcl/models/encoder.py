@@ -25,7 +25,7 @@ from jax import lax
 
 from jcl import taps
 from jcl.mechanisms.adapters import kernel_array
-from jcl.method import Apply, Batch, Params, Tap, check
+from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
 from jcl.models import attention
 from jcl.models.layers import (
     ACTIVATIONS,
@@ -177,7 +177,7 @@ def apply_fn(
 
     Sites: `blocks/{query,key,value,output,up,down}`, `pooler`, `masked/transform` and `classifier`
     with `:in` and `:out`, and `blocks:attention`, `blocks:mlp` (what each adds to the residual
-    stream), `blocks:out`.
+    stream), `blocks:out`; and `blocks:segments`.
 
     Args:
       config: the architecture.
@@ -228,7 +228,7 @@ def apply_fn(
         h = add("mlp", h, dense(p["down"], inner, "blocks/down", tap, layer))
         return tap("blocks:out", layer, h)
 
-    def embed(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+    def embed(params: Params, batch: Batch, tap: Tap) -> tuple[jax.Array, jax.Array | None]:
         """The residual stream at the first block, and its segments."""
         table = params["embed"]["table"]
         dtype = compute or table.dtype
@@ -250,6 +250,9 @@ def apply_fn(
         # a row with a document longer than the context becomes NaN
         at = params["positions"]["table"].at[places + c.offset].get(mode="fill")
         h = h + params["types"]["table"][types].astype(dtype) + at.astype(dtype)
+        tap(
+            "blocks:segments", 0, jnp.ones(h.shape[:2], jnp.int32) if segments is None else segments
+        )
         return normed(params["embed_norm"], h), segments
 
     def classify(params: Params, h: jax.Array, segments: jax.Array | None, tap: Tap) -> jax.Array:
@@ -266,7 +269,7 @@ def apply_fn(
         return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + head["bias"]
 
     def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
-        h, segments = embed(params, batch)
+        h, segments = embed(params, batch, tap)
 
         def scanned(h: jax.Array, xs: Any) -> tuple[jax.Array, None]:
             p, layer = xs
@@ -290,4 +293,8 @@ def apply_fn(
             return token_scores(project, head, h, batch, logits_limit)
         return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
-    return apply
+    def head_of(params: Params) -> str | None:
+        unembedding = "embed" if "masked" in params else None
+        return "classifier" if "classifier" in params else unembedding
+
+    return with_structure(apply, Structure(head_of, {"blocks": 1}))

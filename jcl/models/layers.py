@@ -71,10 +71,7 @@ def dense(
     y = product(flat, params["kernel"])
     if "lora" in params:
         lora = params["lora"]
-        inner = flat @ lora["a"].astype(x.dtype)
-        if "router" in lora:
-            inner = routed(inner, flat @ lora["router"].astype(x.dtype))
-        y = y + inner @ lora["b"].astype(x.dtype)
+        y = y + adapters.pair_outputs(lora, flat)[1]
         if "magnitude" in lora:  # the gradient takes the norm as constant: arXiv 2402.09353, 4.3
             length = column_norm(*lax.stop_gradient((params["kernel"], lora)))
             y = y * (lora["magnitude"] / length).astype(x.dtype)
@@ -96,15 +93,6 @@ def flattened(x: jax.Array) -> jax.Array:
     Rows that a mesh cuts along their length stay as they are, since n couldn't be cut like that.
     """
     return x if length_cuts() > 1 else x.reshape(-1, x.shape[-1])
-
-
-def routed(inner: jax.Array, scores: jax.Array) -> jax.Array:
-    """`inner` [..., r] with each expert's part of r times its share, the softmax of `scores`.
-
-    `scores` are [..., experts]. The following product with b sums over the experts.
-    """
-    shares = jax.nn.softmax(scores.astype(jnp.float32)).astype(inner.dtype)
-    return inner * jnp.repeat(shares, inner.shape[-1] // shares.shape[-1], axis=-1)
 
 
 def product(

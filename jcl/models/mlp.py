@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 
 from jcl import taps
-from jcl.method import Batch, Params, Tap
+from jcl.method import Batch, Params, Structure, Tap, with_structure
 from jcl.models.layers import dense, init_dense
 
 
@@ -26,12 +26,19 @@ def init(key: jax.Array, sizes: Sequence[int]) -> Params:
     }
 
 
+def _depth(params: Params) -> int:
+    return sum(name.startswith("dense_") for name in params)
+
+
 def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
     """Logits [B, C] for the flattened `batch["x"]` [B, ...], with ReLU between layers."""
     h = batch["x"].reshape(batch["x"].shape[0], -1)
-    depth = sum(name.startswith("dense_") for name in params)
+    depth = _depth(params)
     for i in range(depth):
         h = dense(params[f"dense_{i}"], h, f"dense_{i}", tap)
         if i < depth - 1:
             h = jax.nn.relu(h)
     return h
+
+
+with_structure(apply, Structure(head=lambda params: f"dense_{_depth(params) - 1}"))

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from jcl import taps
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Params, Tap, check
+from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
 from jcl.models import decoder, vision
 from jcl.models.layers import dense, init_dense
 
@@ -119,7 +119,8 @@ def apply_fn(config: Config, **options: Any) -> Apply:
 
     Sites: the decoder's; the tower's behind `vision/`, such as `vision/blocks/query:in`;
     `projector/first` and `projector/second` with `:in` and `:out`; and `image`, the features that
-    the projector reads.
+    the projector reads; and whether rows have one, `vision:input_segments` and
+    `projector:input_segments`, [B, 1].
 
     Args:
       config: the architecture.
@@ -139,10 +140,12 @@ def apply_fn(config: Config, **options: Any) -> Apply:
         def inside(site: str, layer: Any, h: jax.Array) -> jax.Array:
             return tap(f"vision/{site}", layer, h)
 
+        here = batch.get("has_image", jnp.ones(len(batch["image"]), jnp.int32))
+        for part in ("vision", "projector"):
+            tap(f"{part}:input_segments", 0, here[:, None])
         features = tap("image", 0, tower(params["vision"], {"image": batch["image"]}, inside))
         # the decoder scales what stands before the tokens as it scales them, but images are not
         image = project(params["projector"], features, tap) / config.language.embed_scale
-        here = batch.get("has_image", jnp.ones(len(image), jnp.int32))
         marks = jnp.broadcast_to(here[:, None], image.shape[:2]).astype(jnp.int32)
         if "embeddings" not in batch:
             return image, marks
@@ -162,4 +165,6 @@ def apply_fn(config: Config, **options: Any) -> Apply:
             rest["embedding_segments"] = marks
         return language(own, rest, tap)
 
-    return apply
+    of_language: Structure = language.structure  # type: ignore[attr-defined]
+    stacks = {"vision/blocks": 1, **of_language.stacks}
+    return with_structure(apply, Structure(of_language.head, stacks))

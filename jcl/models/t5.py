@@ -26,7 +26,7 @@ from jax import lax
 
 from jcl import taps
 from jcl.mechanisms.adapters import kernel_array
-from jcl.method import Apply, Batch, Params, Tap, check
+from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
 from jcl.models import attention
 from jcl.models.layers import (
     ACTIVATIONS,
@@ -188,7 +188,9 @@ def apply_fn(
     Sites: `{encoder,decoder}/blocks/{query,key,value,output,gate,up,down}` and
     `decoder/blocks/cross_{query,key,value,output}` with `:in` and `:out`, and
     `{encoder,decoder}/blocks:attention`, `decoder/blocks:cross`, `{encoder,decoder}/blocks:mlp`
-    (what each adds to the residual stream), `{encoder,decoder}/blocks:out`.
+    (what each adds to the residual stream), `{encoder,decoder}/blocks:out`; and whose segments
+    the sites see: `encoder/blocks:input_segments`, `decoder/blocks:segments` and, for what the
+    decoder reads of the encoder, `decoder/blocks/cross_{key,value}:input_segments`.
 
     Args:
       config: the architecture.
@@ -255,6 +257,7 @@ def apply_fn(
             h = jnp.concatenate([soft, h], axis=1)
             segments = jnp.pad(segments, ((0, 0), (soft.shape[1], 0)), constant_values=1)
         p, length, at = params["encoder"], h.shape[1], "encoder/blocks"
+        tap(f"{at}:input_segments", 0, segments)
         bias = distances(p["positions"]["table"], jnp.arange(length), length, causal=False)
 
         def block(h: jax.Array, xs: Any) -> tuple[jax.Array, None]:
@@ -275,6 +278,9 @@ def apply_fn(
         cache: Any = batch.get("prefill", batch.get("cache"))
         h = params["embed"]["table"][tokens].astype(compute or params["embed"]["table"].dtype)
         segments = batch.get("segments", jnp.ones(tokens.shape, jnp.int32))
+        tap(f"{at}:segments", 0, segments)
+        for name in ("cross_key", "cross_value"):
+            tap(f"{at}/{name}:input_segments", 0, input_segments)
         slots, keys, mask, kept = jnp.arange(tokens.shape[1]), segments, None, None
         if cache is not None:
             slots = slots + cache.filled
@@ -340,4 +346,5 @@ def apply_fn(
             return token_scores(project, head, h, batch, logits_limit)
         return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
-    return apply
+    stacks = {"encoder/blocks": 1, "decoder/blocks": 1}
+    return with_structure(apply, Structure("embed" if c.tied else "head", stacks))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps
-from jcl.method import Apply, Batch, Params, Tap, check
+from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
 from jcl.models import attention
 from jcl.models.layers import ACTIVATIONS, Remat, bottleneck, dense, layer_norm, rematerialise
 
@@ -224,7 +224,10 @@ def apply_fn(
             return dense(params["classifier"], mean, "classifier", tap).astype(jnp.float32)
         return h if keep_class else patches
 
-    return apply
+    def head_of(params: Params) -> str | None:
+        return "classifier" if "classifier" in params else None
+
+    return with_structure(apply, Structure(head_of, {"blocks": 1}))
 
 
 def pool(config: Config, params: Params, features: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jcl
-from jcl import importance, losses, models, taps
+from jcl import importance, losses, models, taps, trees
 
 FEATURES, CLASSES = 5, 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jcl
 from jcl import merging
 
-largest = jax.jit(merging.largest)
+largest = jax.jit(merging._largest)
 
 
 def by_sorting(x: np.ndarray, count: int, among: np.ndarray) -> np.ndarray:
@@ -49,7 +51,7 @@ def test_largest_ranks_a_tree_as_one_vector_and_maps() -> None:
     np.testing.assert_array_equal(got["a"], [[False, True], [True, False]])
     np.testing.assert_array_equal(got["b"], [False, True])
     x = jax.random.normal(jax.random.key(0), (4, 30))
-    each = jax.vmap(merging.largest)(x, jnp.array([0, 1, 15, 30]))
+    each = jax.vmap(merging._largest)(x, jnp.array([0, 1, 15, 30]))
     np.testing.assert_array_equal(each.sum(1), [0, 1, 15, 30])
 
 
@@ -64,6 +66,15 @@ def test_share_is_rounded_and_whole_at_one() -> None:
     ]
     odd = 2**25 + 1  # float32 has no such number
     assert int(merging.count_of(1.0, odd)) == odd
+    assert int(merging.whole_count(1.0, odd)) == odd
+
+
+@pytest.mark.quick
+def test_a_whole_share_is_cut_off_as_fractions_are() -> None:
+    for size in (1, 3, 10, 64, 77, 1000, 12_345):
+        for hundredths in range(101):
+            wanted = hundredths * size // 100
+            assert int(merging.whole_count(hundredths / 100, size)) == wanted, (hundredths, size)
 
 
 def trees(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
@@ -74,7 +85,10 @@ def trees(seed: int, dtype: Any = jnp.float32) -> dict[str, jax.Array]:
     }
 
 
-@pytest.mark.parametrize("between", [merging.lerp, merging.slerp])
+FLAT = jcl.Structure()
+
+
+@pytest.mark.parametrize("between", [merging.lerp, partial(merging.slerp, structure=FLAT)])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_end_points_are_exact(between: Any, dtype: Any) -> None:
     a, b = trees(0, dtype), trees(1, dtype)
@@ -88,12 +102,12 @@ def test_end_points_are_exact(between: Any, dtype: Any) -> None:
 
 def test_slerp_walks_the_arc_and_lerp_the_chord() -> None:
     a, b = {"x": jnp.array([1.0, 0.0])}, {"x": jnp.array([0.0, 1.0])}
-    third = merging.slerp(1 / 3, a, b)["x"]
+    third = merging.slerp(1 / 3, a, b, FLAT)["x"]
     np.testing.assert_allclose(third, [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-6)
     np.testing.assert_allclose(merging.lerp(0.25, a, b)["x"], [0.75, 0.25])
-    parallel = merging.slerp(0.5, a, {"x": jnp.array([3.0, 0.0])})["x"]
+    parallel = merging.slerp(0.5, a, {"x": jnp.array([3.0, 0.0])}, FLAT)["x"]
     np.testing.assert_allclose(parallel, [2.0, 0.0], rtol=1e-6)
-    zero = merging.slerp(0.5, {"x": jnp.zeros(2)}, b)["x"]
+    zero = merging.slerp(0.5, {"x": jnp.zeros(2)}, b, FLAT)["x"]
     np.testing.assert_allclose(zero, [0.0, 0.5], rtol=1e-6)
 
 
@@ -123,14 +137,14 @@ def test_trim_over_the_model_and_by_leaf() -> None:
     model = merging.trim(vector, 0.5)
     np.testing.assert_array_equal(model["a"], np.zeros(4))
     np.testing.assert_array_equal(model["b"], vector["b"])
-    leaf = merging.trim(vector, 0.5, scope="leaf")
+    leaf = merging.trim_layers(vector, 0.5, FLAT)
     np.testing.assert_array_equal(leaf["a"], [0, 0, 3, -4])
     np.testing.assert_array_equal(leaf["b"], [0, 0, -30, 40])
 
 
 def published_ties(vectors: np.ndarray, density: float) -> np.ndarray:
-    """`ties_merging` of the authors' code, "dis-mean", [tasks, d] -> [d], trimmed to exactly K."""
-    kept = round(density * vectors.shape[1])
+    """`ties_merging` of the authors' code, "dis-mean", [tasks, d] -> [d], trimmed to int(K d)."""
+    kept = int(density * vectors.shape[1])
     trimmed = np.zeros_like(vectors)
     for row, vector in zip(trimmed, vectors, strict=True):
         top = np.argsort(-np.abs(vector), kind="stable")[:kept]

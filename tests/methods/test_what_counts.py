@@ -67,9 +67,6 @@ def test_mas_counts_no_padding() -> None:
     np.testing.assert_allclose(wide, plain, rtol=1e-2, atol=1e-4 * plain.max())
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="issue 14, G: GPM counts the inputs of padding"
-)
 def test_gpm_counts_no_padding() -> None:
     method = methods.gpm(threshold=0.95)
     plain, wide = (after_a_boundary(method, padded(n)) for n in (0, 20))
@@ -79,9 +76,6 @@ def test_gpm_counts_no_padding() -> None:
         np.testing.assert_allclose(*spans, atol=1e-2)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="issue 14, G: MIGU counts the outputs of padding"
-)
 def test_migu_counts_no_padding() -> None:
     program = tiny.program(methods.migu(0.3), optax.sgd(0.1), trainable=trees.every_leaf)
     learnt = []

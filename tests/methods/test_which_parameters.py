@@ -1,6 +1,6 @@
-"""A method acts on the set that its paper names, in every backbone: what does not yet, by letter.
+"""A method acts on the set that its paper names, in every backbone, and refuses where it is empty.
 
-A mark's letter is that of issue 14, which says what is right.
+These are the faults C, D and E of issue 14, which says what is right, and their kinds.
 """
 
 from __future__ import annotations
@@ -63,11 +63,6 @@ def kept(fraction: float, size: int) -> int:
     return size - round((1 - fraction) * size)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, C: migu looks for kernel leaves only, so it does nothing to LoRA's pairs",
-)
 def test_of_low_rank_pairs_only_loud_units_learn() -> None:
     """The authors mask the gradients of lora_A and lora_B by the outputs of each."""
     chain = jcl.chain(methods.lora(rank=2), methods.migu(fraction=0.5))
@@ -84,11 +79,6 @@ def test_of_low_rank_pairs_only_loud_units_learn() -> None:
             np.testing.assert_array_equal(learnt.sum(axis=-1), learnt.shape[-1] // 2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, D: mofo ranks over a whole stack of layers, not within each",
-)
 def test_mofo_moves_its_share_of_each_layer() -> None:
     made = program(methods.mofo(fraction=0.1), optax.sgd(1.0))
     state = jax.jit(made.init)(tiny.base(), FIRST, KEY)
@@ -99,11 +89,6 @@ def test_mofo_moves_its_share_of_each_layer() -> None:
         np.testing.assert_array_equal(moved, kept(0.1, kernel[0].size), name)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, D: packnet ranks over a whole stack of layers, not within each",
-)
 def test_packnet_keeps_its_share_of_each_layer() -> None:
     sizes = jnp.asarray([0.2, 1.0])
     base = tiny.base()
@@ -114,11 +99,6 @@ def test_packnet_keeps_its_share_of_each_layer() -> None:
         np.testing.assert_array_equal(in_each_layer(kernel != 0), kernel[0].size // 2, name)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, D: packnet prunes a stack of vectors as if it were a matrix",
-)
 def test_packnet_prunes_no_stacked_vector() -> None:
     """Leaves with fewer than two axes train in the first stage and then stay."""
     method = methods.packnet(prune=0.5, stages=3, prunable=trees.every_leaf)
@@ -133,38 +113,24 @@ def test_packnet_prunes_no_stacked_vector() -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, D: ties of scope 'leaf' trims a whole stack of layers, not each",
-)
 def test_ties_of_a_leaf_trims_each_layer() -> None:
     base = tiny.base()
     method = methods.ties(density=0.1, scale=1.0, scope="leaf")
     after = kernels(at_boundary(method, trees.add(base, uneven())).params)
     for name, kernel in kernels(base).items():
-        left = in_each_layer(after[name] != kernel)
-        np.testing.assert_array_equal(left, kept(0.1, kernel[0].size), name)
+        # what was cut is back at the base, to rounding; what was kept is a hundred times as far
+        left = in_each_layer(np.abs(after[name] - kernel) > 1e-3)
+        np.testing.assert_array_equal(left, int(0.1 * kernel[0].size), name)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, D: OnTIES trims a whole stack of layers, not each",
-)
 def test_online_ties_trims_each_layer() -> None:
     method = methods.online_merging(alpha=0.1, density=0.1, form="ties")
     state = at_boundary(method, trees.add(tiny.base(), uneven()))
     for name, kernel in kernels(state.methods["online_merging"].vector).items():
         left = in_each_layer(kernel != 0)
-        np.testing.assert_array_equal(left, kept(0.1, kernel[0].size), name)
+        np.testing.assert_array_equal(left, int(0.1 * kernel[0].size), name)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, D: slerp takes one angle of a whole stack of layers, not one of each",
-)
 def test_the_arc_between_is_that_of_each_layer() -> None:
     base = tiny.base()
     end = trees.add(base, uneven())
@@ -178,11 +144,6 @@ def test_the_arc_between_is_that_of_each_layer() -> None:
             np.testing.assert_allclose(after[name][layer], half, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, E: soft_mask takes a decoder's last dense layer for its head",
-)
 @pytest.mark.parametrize("tied", [True, False])
 def test_soft_mask_spares_the_head_alone(tied: bool) -> None:
     config = dataclasses.replace(tiny.CONFIG, tied=tied)

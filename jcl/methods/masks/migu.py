@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from jcl import taps, trees
-from jcl.mechanisms import merging
+from jcl.mechanisms import adapters, merging
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
+_LEAVES = ("kernel", "lora/a", "lora/b")
 
-def _kernels(params: Params) -> dict[str, jax.Array]:
-    """The trainable kernels by the path of their layer."""
-    leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
-    return {k.removesuffix("/kernel"): x for k, x in leaves.items() if k.endswith("/kernel")}
+
+def _masked(params: Params, paths: Iterable[str]) -> dict[str, jax.Array]:
+    """The learning kernels and low-rank factors of some dense layers, by their own paths."""
+    leaves = trees.by_path(params)
+    names = [f"{path}/{leaf}" for path in paths for leaf in _LEAVES]
+    return {name: leaves[name] for name in names if name in leaves}
 
 
 def magnitudes(ctx: Ctx, batch: Batch, per_token: bool = False) -> dict[str, jax.Array]:
-    """Σ |h| over rows and tokens at the output of every dense layer, weighted by `batch["weight"]`.
+    """Σ |h| over rows and tokens at the outputs of learning kernels and low-rank factors.
+
+    Those of a pair are x A and x A B, for the layer's inputs x. Padding doesn't count: see
+    `taps.moments`.
 
     Args:
       ctx: its `apply` is run at its `params`.
@@ -27,29 +35,41 @@ def magnitudes(ctx: Ctx, batch: Batch, per_token: bool = False) -> dict[str, jax
       per_token: whether each token's |h| is first divided by its sum over the units.
 
     Returns:
-      float32 [units] by the layer's path, [layers, units] if layers are stacked.
+      float32 [units] by the leaf's path, [layers, units] if layers are stacked.
     """
-    kernels = _kernels(ctx.params)
-    slots = {p: jnp.zeros((*k.shape[:-2], k.shape[-1])) for p, k in kernels.items()}
+    whole = trees.merge(ctx.params, ctx.frozen)
 
-    def run(slots: dict[str, jax.Array]) -> jax.Array:
-        def tap(site: str, layer: Any, h: jax.Array) -> jax.Array:
-            path = site.removesuffix(":out")
-            if path == site or path not in slots:
-                return h
-            size = jnp.abs(h.astype(jnp.float32))
-            if per_token:
-                total = jnp.sum(size, axis=-1, keepdims=True)
-                size = size / jnp.where(total == 0, 1.0, total)
-            size = size * batch["weight"].reshape(-1, *[1] * (h.ndim - 1))
-            slot = slots[path] if slots[path].ndim == 1 else slots[path][layer]
-            return taps.probe(h, slot, jnp.sum(size, axis=tuple(range(h.ndim - 1))))
+    def loudness(h: jax.Array, weight: jax.Array) -> jax.Array:
+        if per_token:
+            total = jnp.sum(jnp.abs(h), axis=-1, keepdims=True)
+            h = h / jnp.where(total == 0, 1.0, total)
+        return taps.magnitude(h, weight)
 
-        outputs = ctx.apply(ctx.params, batch, tap)
-        parts = [jnp.sum(o.astype(jnp.float32)) for o in jax.tree.leaves(outputs)]
-        return sum(parts, jnp.float32(0))
+    def of_kernel(h: jax.Array, weight: jax.Array, layer: Any) -> dict[str, jax.Array]:
+        return {"kernel": loudness(h, weight)}
 
-    return jax.grad(run)(slots)
+    def of_pair(
+        at: Params, stacked: bool, h: jax.Array, weight: jax.Array, layer: Any
+    ) -> dict[str, jax.Array]:
+        pair = {k: at[k] for k in ("lora", "input_gain") if k in at}
+        pair = jax.tree.map(lambda x: x[layer], pair) if stacked else pair
+        inner, outer = adapters.pair_outputs(pair["lora"], h * pair.get("input_gain", 1.0))
+        return {"lora/a": loudness(inner, weight), "lora/b": loudness(outer, weight)}
+
+    wanted: dict[str, tuple[int | None, taps.Moment]] = {}
+    paths = list(taps.dense_sites(ctx.apply, ctx.params, batch))
+    found = _masked(ctx.params, paths)
+    for name, leaf in found.items():
+        path = name.removesuffix("/kernel").partition("/lora/")[0]
+        layers = taps.layers_of(path, leaf, ctx.structure)
+        if name.endswith("/kernel"):
+            wanted[f"{path}:out"] = layers, of_kernel
+        else:
+            at = adapters.subtree(whole, path)
+            wanted[f"{path}:in"] = layers, partial(of_pair, at, layers is not None)
+    sums = taps.moments(ctx.apply, ctx.params, batch, wanted)
+    every = {f"{s.rpartition(':')[0]}/{leaf}": x for s, d in sums.items() for leaf, x in d.items()}
+    return {name: every[name] for name in found}
 
 
 def migu(
@@ -58,13 +78,16 @@ def migu(
     """Magnitude-based gradient update: a kernel's column j learns only if its unit j is loud.
 
     The loud units of a layer are the `fraction` with the largest Σ |h_j| over the rows and tokens
-    of the step's fresh batch. In the first stage all units learn; biases, embeddings and norms
-    always do. The statistic takes a forward pass of its own, which XLA merges with the loss's if
-    both see the same rows.
+    of the step's fresh batch. A low-rank pair is two kernels, A with units x A and B with units
+    x A B; of a bank the pair that learns. In the first stage all units learn; biases, embeddings
+    and norms always do, and so does what calls no taps, such as a decoder's head or experts. The
+    statistic takes a forward pass of its own, which XLA merges with the loss's if both see the same
+    rows.
 
     Source: Du et al., arXiv 2406.17245, and the authors' code, whose threshold T is the share that
     is frozen, 0.7. Its mask is before Adam, so frozen columns go on drifting by their momentum;
-    `at="updates"` holds them. Padding rows don't count here; ties are split.
+    `at="updates"` holds them. Padding doesn't count here, whether rows or tokens; ties are split;
+    and the authors mask a head too.
 
     Args:
       fraction: the share of units that learn, in (0, 1]; may be traced. 1 is plain fine-tuning.
@@ -73,34 +96,39 @@ def migu(
       at: whether to mask the gradient (`grads`, as published) or the applied update (`updates`).
 
     Raises:
-      ValueError: if an argument is out of range, or, at `init`, the model has no dense layers.
+      ValueError: if an argument is out of range, or, at `init`, the model has no dense layers, or
+        none of which a kernel or a pair learns.
     """
     check((fraction > 0) & (fraction <= 1), "fraction", fraction, "in (0, 1]")
     check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
-        taps.dense_sites(ctx.apply, params, ctx.batch)  # for its error
+        paths = list(taps.dense_sites(ctx.apply, params, ctx.batch))
+        there = bool(_masked(params, paths))
+        learning = list(trees.by_path(params))
+        check(
+            there, "learning parameters", learning, f"a kernel or pair of one of {paths}, at least"
+        )
         return params, ()
+
+    def count(units: jax.Array | int) -> jax.Array:
+        return jnp.maximum(merging.count_of(fraction, units), 1)
 
     def masked(state: tuple[()], ctx: Ctx, tree: Params) -> Params:
         loud = magnitudes(ctx, ctx.batch, per_token)
-
-        def choose(size: jax.Array) -> jax.Array:
-            kept = merging.largest(size, jnp.maximum(merging.count_of(fraction, size.size), 1))
-            return kept | (ctx.stage < 1)
+        kept = merging.mark_largest(loud, count, ctx.structure)
 
         def cut(path: tuple, x: jax.Array) -> jax.Array:
-            layer = trees.path_name(path).removesuffix("/kernel")
-            if layer not in loud:
+            name = trees.path_name(path)
+            if name not in kept:
                 return x
-            size = loud[layer]
-            kept = jax.vmap(choose)(size) if size.ndim == 2 else choose(size)
-            return jnp.where(kept[..., None, :], x, 0)
+            return jnp.where(kept[name][..., None, :] | (ctx.stage < 1), x, 0)
 
         return jax.tree_util.tree_map_with_path(cut, tree)
 
     def report(state: tuple[()], info: Info) -> dict[str, jax.Array]:
-        seen = list(_kernels(getattr(info, at)).values())
+        leaves = trees.by_path(getattr(info, at)).items()
+        seen = [x for path, x in leaves if path.endswith(tuple(f"/{leaf}" for leaf in _LEAVES))]
         moved = sum((jnp.sum(g != 0, dtype=jnp.float32) for g in seen), jnp.float32(0))
         return {"moved": moved / max(sum(g.size for g in seen), 1)}
 

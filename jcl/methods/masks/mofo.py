@@ -28,6 +28,7 @@ def mofo(
     Source: Chen et al., arXiv 2407.20999, algorithm 1. There the filter sits inside Adam; here it
     is a mask on any optimizer's update, with a momentum of its own that equals Adam's when `decay`
     is β₁ (bias correction is one factor for all and moves no rank). Moments stay dense, as there.
+    A stack of layers in one leaf is as many tensors.
     Two differences from the authors' code: weight decay is filtered too, so that nothing else
     moves, and ties are split, so that exactly n - round((1 - α) n) entries of n are let through.
 
@@ -37,12 +38,13 @@ def mofo(
       filtered: static predicate over leaf paths; the authors' code leaves biases and norms out.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or, at `init`, no leaf is filtered.
     """
     check((fraction > 0) & (fraction <= 1), "fraction", fraction, "in (0, 1]")
     check((decay >= 0) & (decay < 1), "decay", decay, "in [0, 1)")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, MofoState]:
+        trees.chosen(params, filtered, "filtered")  # for its error
         return params, MofoState(trees.zeros(params))
 
     def renewed(state: MofoState, grads: Params) -> Params:
@@ -50,16 +52,15 @@ def mofo(
             lambda m, g: decay * m + (1 - decay) * g.astype(jnp.float32), state.momentum, grads
         )
 
-    def updates(state: MofoState, ctx: Ctx, tree: Params) -> Params:
-        def let_through(path: tuple, u: jax.Array, m: jax.Array) -> jax.Array:
-            if not filtered(trees.path_name(path)):
-                return u
-            chosen = merging.largest(m, jnp.maximum(merging.count_of(fraction, m.size), 1))
-            return jnp.where(chosen, u, 0)
+    def count(size: jax.Array | int) -> jax.Array:
+        return jnp.maximum(merging.count_of(fraction, size), 1)
 
+    def updates(state: MofoState, ctx: Ctx, tree: Params) -> Params:
         def filter_() -> Params:
-            momentum = renewed(state, ctx.grads)
-            return jax.tree_util.tree_map_with_path(let_through, tree, momentum)
+            ranked, _ = trees.partition(renewed(state, ctx.grads), filtered)
+            kept = merging.mark_largest(ranked, count, ctx.structure)
+            cut, whole = trees.partition(tree, filtered)
+            return trees.merge(jax.tree.map(lambda k, u: jnp.where(k, u, 0), kept, cut), whole)
 
         # at 1 there is no mask, for even one that keeps all changes the rounding
         return lax.cond(fraction < 1, filter_, lambda: tree)

@@ -38,18 +38,18 @@ def packnet(
     momentum: float = 0.9,
     prunable: trees.Trainable = kernels,
 ) -> Method:
-    """PackNet: prune the free weights of each leaf by magnitude, freeze the rest, train the zeros.
+    """PackNet: prune each layer's free weights by magnitude, freeze the rest, train the zeros.
 
-    At the end of a stage round(p · free) of a leaf's free weights, the smallest, are set to 0; the
-    others belong to the stage for ever. A task is predicted with the weights of the stages up to
-    the last that trained on it, so that its outputs never change again. The mask is on the update,
-    so this holds with any optimizer. Training sees all weights. No argument makes it plain
-    fine-tuning, for a finished stage keeps something, or the model is zero. In the first stage it
-    is plain fine-tuning to rounding, for even an empty mask keeps XLA from fusing p + a·b.
+    At the end of a stage round(p · free) of the free weights of each layer's tensor, the smallest,
+    are set to 0; the others belong to the stage for ever. A task is predicted with the weights of
+    the stages up to the last that trained on it, so that its outputs never change again. The mask
+    is on the update, so this holds with any optimizer. Training sees all weights. No argument makes
+    it plain fine-tuning, for a finished stage keeps something, or the model is zero. In the first
+    stage it is plain fine-tuning to rounding, for even an empty mask keeps XLA from fusing p + a·b.
 
     Source: Mallya & Lazebnik, arXiv 1711.05769, section 3, and the authors' code; differences: ties
     are split, so that exactly p is pruned; a shared head is pruned like any other leaf; biases and
-    scales, leaves with fewer than two axes among them, train in the first stage and then stay.
+    scales, and whatever has fewer than two axes in a layer, train in the first stage and then stay.
 
     A batch is predicted as one task: the weights are those of its first row's `task`. A task that
     has not been trained on gets all weights, and so do all rows where the data names no tasks.
@@ -64,7 +64,7 @@ def packnet(
       prunable: static predicate over leaf paths; the other leaves belong whole to the first stage.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or, at `init`, no leaf is pruned.
     """
     check((prune >= 0) & (prune < 1), "prune", prune, "in [0, 1)")
     check(1 <= stages <= 127, "stages", stages, "from 1 to 127")
@@ -72,7 +72,18 @@ def packnet(
     check(learning_rate > 0, "learning_rate", learning_rate, "above 0")
     check((momentum >= 0) & (momentum < 1), "momentum", momentum, "in [0, 1)")
 
+    def pruned(ctx: Ctx, params: Params) -> set[str]:
+        """Paths of the leaves that are pruned, which are matrices in each layer."""
+
+        def is_matrix(path: str) -> bool:
+            return leaves[path].ndim - trees.stack_axes(path, ctx.structure) > 1
+
+        leaves = trees.by_path(params)
+        matrices, _ = trees.partition(params, is_matrix)
+        return set(trees.chosen(matrices, prunable, "prunable"))
+
     def init(ctx: Ctx, params: Params) -> tuple[Params, PacknetState]:
+        pruned(ctx, params)  # for its error
         owner = jax.tree.map(lambda p: jnp.full_like(p, -1, dtype=jnp.int8), params)
         return params, PacknetState(owner, jnp.full(stages, -1, jnp.int32), jnp.float32(1))
 
@@ -121,15 +132,15 @@ def packnet(
         final = ctx.stage >= stages - 1
         stage = jnp.minimum(ctx.stage, stages - 1).astype(jnp.int8)
 
-        def claim(path: tuple, p: jax.Array, o: jax.Array) -> jax.Array:
-            kept = o < 0
-            if p.ndim > 1 and prunable(trees.path_name(path)):
-                free = jnp.sum(kept, dtype=jnp.int32)
-                dropped = jnp.where(final, 0, jnp.round(prune * free).astype(jnp.int32))
-                kept = merging.largest(p, free - dropped, among=kept)
-            return jnp.where(kept, stage, o)
+        def count(free: jax.Array | int) -> jax.Array:
+            return free - jnp.where(final, 0, jnp.round(prune * free).astype(jnp.int32))
 
-        owner = jax.tree_util.tree_map_with_path(claim, params, state.owner)
+        names = pruned(ctx, params)
+        free = jax.tree.map(lambda o: o < 0, state.owner)
+        may, whole = trees.partition(free, names.__contains__)
+        sizes, _ = trees.partition(params, names.__contains__)
+        kept = trees.merge(merging.mark_largest(sizes, count, ctx.structure, among=may), whole)
+        owner = jax.tree.map(lambda k, o: jnp.where(k, stage, o), kept, state.owner)
         params = jax.tree.map(lambda p, o: jnp.where(o < 0, 0, p), params, owner)
         if retrain_steps:
             mine = jax.tree.map(lambda new, old: (new >= 0) & (old < 0), owner, state.owner)
@@ -137,8 +148,8 @@ def packnet(
                 final, lambda: params, lambda: retrain(ctx, params, mine, batches)
             )  # the last stage prunes nothing, so there is nothing to recover
         unowned = jax.tree.map(lambda o: jnp.sum(o < 0, dtype=jnp.float32), owner)
-        free = jax.tree.reduce(jnp.add, unowned) / trees.size(owner)
-        return params, state._replace(owner=owner, free=free)
+        share = jax.tree.reduce(jnp.add, unowned) / trees.size(owner)
+        return params, state._replace(owner=owner, free=share)
 
     def report(state: PacknetState, info: Info) -> dict[str, jax.Array]:
         return {"free": state.free}

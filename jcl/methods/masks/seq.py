@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl import taps, trees
+from jcl import trees
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
@@ -35,23 +35,24 @@ def seq(warmup: int = 100, head: str | None = None) -> Method:
 
     Args:
       warmup: for how many steps of the first stage the backbone learns; may be traced.
-      head: path of the classifier's parameters, [..., C], such as `dense_2`; None is the last dense
-        layer that the model visits. All other leaves are the backbone.
+      head: path of the classifier's parameters, [..., C], such as `dense_2`; None is the one that
+        the model says is its head (see `jcl.Structure`). All other leaves are the backbone.
 
     Raises:
-      ValueError: if `warmup` is negative, or, at `init`, there is no such head, or the batch has no
-        integer labels `y` [B].
+      ValueError: if `warmup` is negative, or, at `init`, there is no such head, it is no dense
+        layer (a tied one isn't), or the batch has no integer labels `y` [B].
     """
     check(warmup >= 0, "warmup", warmup, "at least 0")
 
-    def prefix(ctx: Ctx) -> str:
-        return f"{head or list(taps.dense_sites(ctx.apply, ctx.params, ctx.batch))[-1]}/"
+    def prefix(ctx: Ctx, params: Params) -> str:
+        return f"{head or ctx.structure.head_of(trees.merge(params, ctx.frozen))}/"
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, SeqState]:
-        start = prefix(ctx)
-        leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+        start = prefix(ctx, params)
+        leaves = trees.by_path(params)
         classes = {x.shape[-1] for name, x in leaves.items() if name.startswith(start)}
-        check(len(classes) == 1, "head", head, f"a classifier's path, one of {sorted(leaves)}")
+        dense = len(classes) == 1 and f"{start}kernel" in leaves
+        check(dense, "head", head or start[:-1], f"a classifier's path, one of {sorted(leaves)}")
         y = ctx.batch.get("y")
         if y is None or y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
             raise ValueError(f"the batch's y is {y!r}, but must be integer labels [B] for seq")
@@ -59,7 +60,7 @@ def seq(warmup: int = 100, head: str | None = None) -> Method:
         return params, SeqState(none, jnp.zeros_like(none))
 
     def updates(state: SeqState, ctx: Ctx, tree: Params) -> Params:
-        start = prefix(ctx)
+        start = prefix(ctx, ctx.params)
         warm = (ctx.stage < 1) & (ctx.stage_step < warmup)
 
         def one(path: tuple, u: jax.Array) -> jax.Array:

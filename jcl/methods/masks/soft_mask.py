@@ -89,20 +89,26 @@ def soft_mask(
         even a factor of 1 keeps XLA from fusing p + a·b), 1 is the papers'.
       at: whether to mask the applied update (`updates`) or the gradient (`grads`).
       masked: static predicate over paths of dense layers such as `blocks/up`; None masks all but
-        the last layer that the model visits, its head.
+        the model's head (see `jcl.Structure`).
 
     Raises:
-      ValueError: if an argument is out of range, or, at `init`, no layer is masked.
+      ValueError: if an argument is out of range, or, at `init`, no layer is masked, or `masked` is
+        None and the model doesn't say which layer is its head.
     """
     check((strength >= 0) & (strength <= 1), "strength", strength, "in [0, 1]")
     check(at in ("updates", "grads"), "at", at, "'updates' or 'grads'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, SoftMaskState]:
         sites = list(taps.dense_sites(ctx.apply, params, ctx.batch))
-        chosen = sites[:-1] if masked is None else [s for s in sites if masked(s)]
-        leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+        head = ctx.structure.head_of(trees.merge(params, ctx.frozen))
+        told = masked is not None or head is not None
+        check(told, "masked", None, "given, for the model doesn't say which layer is its head")
+        chosen = [s for s in sites if (masked(s) if masked else s != head)]
+        leaves = trees.by_path(params)
         kernels = {s: leaves[f"{s}/kernel"] for s in chosen if f"{s}/kernel" in leaves}
         check(bool(kernels), "masked", masked, f"true of a trainable layer among {sites}")
+        for site, kernel in kernels.items():
+            taps.layers_of(site, kernel, ctx.structure)  # for its error
         return params, SoftMaskState(
             {s: jnp.zeros((*k.shape[:-2], k.shape[-1])) for s, k in kernels.items()}
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, Structure, check, check_lasting
 
 
 class HmaState(NamedTuple):
@@ -39,19 +40,21 @@ def project(ratios: jax.Array, mean: jax.Array | float) -> jax.Array:
     return jnp.where((mean <= 0) | (mean >= 1), jnp.clip(mean, 0, 1), found)
 
 
-def mixed(ratios: jax.Array, mean: jax.Array | float, anchor: Params, params: Params) -> Params:
-    """(1 - α) θ_anchor + α θ, with α_k for the k-th part of the layers and `mean` for other leaves.
+def by_depth(
+    ratios: jax.Array, mean: jax.Array | float, structure: Structure
+) -> Callable[[str, jax.Array], Any]:
+    """The ratio of each leaf: α_k in the k-th part of the layers, and `mean` for other leaves.
 
-    The layers are stacked in the leaves beneath `blocks`, and divided into equal parts.
+    Each stack of layers is divided into equal parts by depth.
     """
 
-    def one(path: tuple, a: jax.Array, p: jax.Array) -> jax.Array:
-        if "blocks" not in trees.path_name(path).split("/"):
-            return merging.lerp(mean, a, p)
-        part = jnp.arange(len(p)) * len(ratios) // len(p)
-        return merging.lerp(ratios[part].reshape(-1, *[1] * (p.ndim - 1)), a, p)
+    def ratio(path: str, leaf: jax.Array) -> Any:
+        if not trees.stack_axes(path, structure):
+            return mean
+        part = jnp.arange(len(leaf)) * len(ratios) // len(leaf)
+        return ratios[part].reshape(-1, *[1] * (leaf.ndim - 1))
 
-    return jax.tree_util.tree_map_with_path(one, anchor, params)
+    return ratio
 
 
 def hma(
@@ -67,8 +70,8 @@ def hma(
     the merge keeps as much of what the stage taught as a mean ratio of α, which bounds forgetting,
     allows. A step of the descent is `rate` long at first and shrinks linearly, and is followed by
     the projection on {mean α, each in [0, 1]}. Embeddings, the last norm and an untied head are
-    merged at α. α = 1 is plain fine-tuning and α = 0 stays at the anchor, both exactly; `parts=1`
-    or `steps=0` is `wise_ft`.
+    merged at α, and of low-rank pairs the products. α = 1 is plain fine-tuning and α = 0 stays at
+    the anchor, both exactly; `parts=1` or `steps=0` is `wise_ft`.
 
     Source: Lin et al., arXiv 2309.06256 (AMA in its first versions), and the authors'
     `mask_trainer.py`. That code holds the mean by dividing sigmoids by their mean, leaves
@@ -84,7 +87,8 @@ def hma(
         training (`first`).
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range, or, at `init`, there are parts but no layers that
+        the model says are stacked.
     """
     check((alpha >= 0) & (alpha <= 1), "alpha", alpha, "in [0, 1]")
     check(parts >= 1, "parts", parts, "at least 1")
@@ -94,6 +98,9 @@ def hma(
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, HmaState]:
         check_lasting("hma", ctx, params)
+        stacked = [p for p in trees.by_path(params) if trees.stack_axes(p, ctx.structure)]
+        there = parts == 1 or bool(stacked)
+        check(there, "parts", parts, "1, for the model says of no learning leaf that it is a stack")
         return params, HmaState(trees.copy(params), jnp.full(parts, alpha, jnp.float32))
 
     def consolidate(
@@ -102,7 +109,8 @@ def hma(
         count = batches["weight"].shape[0]
 
         def cost(ratios: jax.Array, batch: Batch) -> jax.Array:
-            return ctx.loss(mixed(ratios, alpha, state.anchor, params), batch)[0]
+            ratio = by_depth(ratios, alpha, ctx.structure)
+            return ctx.loss(merging.interpolate(ratio, state.anchor, params, wide=True), batch)[0]
 
         def descend(step: jax.Array, ratios: jax.Array) -> jax.Array:
             slope = jax.grad(cost)(ratios, jax.tree.map(lambda x: x[step % count], batches))
@@ -112,7 +120,8 @@ def hma(
 
         start = jnp.full(parts, alpha, jnp.float32)
         ratios = lax.fori_loop(0, steps, descend, start) if steps and parts > 1 else start
-        merged = mixed(ratios, alpha, state.anchor, params)
+        ratio = by_depth(ratios, alpha, ctx.structure)
+        merged = merging.interpolate(ratio, state.anchor, params)
         merged = trees.choose(ctx.renewed, params, merged)
         return merged, HmaState(merged if anchor == "previous" else state.anchor, ratios)
 

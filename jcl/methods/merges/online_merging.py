@@ -29,8 +29,9 @@ def online_merging(
     """Online merging: each update Δ of the optimizer becomes a merge of it with τ_ref.
 
     OnDARE: α τ_ref + (1 - α) D(Δ), where D drops entries at random and rescales the others. OnTIES:
-    Δ and τ_ref keep their largest entries in each leaf, then those whose sign is that of their sum,
-    and the same weighted sum is taken of these.
+    Δ and τ_ref keep int(density · n) of the n entries of each layer's tensor, the largest (or all,
+    if that is none), then those whose sign is that of their sum, and the same weighted sum is taken
+    of these.
 
     τ_ref is θ - θ₀ as the last stage left it, made sparse once. It holds all that earlier stages
     taught; in the paper, what instruction tuning taught the pre-trained model before its alignment.
@@ -54,10 +55,10 @@ def online_merging(
     check((density > 0) & (density <= 1), "density", density, "in (0, 1]")
     check(form in ("dare", "ties"), "form", form, "'dare' or 'ties'")
 
-    def sparse(key: jax.Array, vector: Params) -> Params:
+    def sparse(ctx: Ctx, vector: Params) -> Params:
         if form == "dare":
-            return merging.dare(key, vector, 1 - density)
-        return merging.trim(vector, density, "leaf")
+            return merging.dare(ctx.key, vector, 1 - density)
+        return merging.trim_layers(vector, density, ctx.structure, spare_small=True)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, OnlineMergingState]:
         check_lasting("online_merging", ctx, params)
@@ -70,13 +71,13 @@ def online_merging(
                 old, new = (jnp.where(jnp.sign(x) == sign, x, 0) for x in (old, new))
             return alpha * old + (1 - alpha) * new
 
-        kept = sparse(ctx.key, trees.float32(tree))
+        kept = sparse(ctx, trees.float32(tree))
         return trees.like(jax.tree.map(merge, state.vector, kept), tree)
 
     def consolidate(
         state: OnlineMergingState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, OnlineMergingState]:
-        vector = sparse(ctx.key, merging.task_vector(params, state.base))
+        vector = sparse(ctx, merging.task_vector(params, state.base))
         vector = trees.choose(ctx.renewed, trees.zeros(vector), vector)
         return params, OnlineMergingState(state.base, vector, trees.norm(vector))
 

@@ -41,7 +41,7 @@ def task_arithmetic(
     Args:
       scale: λ; may be traced.
       start: each stage starts from θ₀ (`initial`, the paper's), or from the expert of the one
-        before (`previous`: sequential fine-tuning, merged as in MagMax, arXiv 2407.06322).
+        before (`previous`: sequential fine-tuning; `magmax` merges that by its largest entries).
       drop: the share of each task vector that DARE drops, in [0, 1); may be traced.
 
     Raises:
@@ -54,13 +54,13 @@ def task_arithmetic(
     sequential = start == "previous"
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, TaskArithmeticState]:
-        begin = trees.copy(params) if sequential else ()
+        begun = trees.copy(params) if sequential else ()
         check_lasting("task_arithmetic", ctx, params)
         merging.refuse_pairs(
             "task_arithmetic", params, "inclora(), whose bank adds up its pairs' products"
         )
         return params, TaskArithmeticState(
-            trees.copy(params), begin, trees.zeros(params), jnp.float32(0)
+            trees.copy(params), begun, trees.zeros(params), jnp.float32(0)
         )
 
     def begin(
@@ -75,9 +75,9 @@ def task_arithmetic(
         vector = merging.task_vector(params, state.base)
         total = trees.add(state.total, merging.dare(ctx.key, vector, drop))
         merged = merging.step_along(state.base, params, total, scale)
-        begin = params if sequential else ()
+        begun = params if sequential else ()
         merged = trees.choose(ctx.renewed, params, merged)
-        return merged, TaskArithmeticState(state.base, begin, total, trees.norm(vector))
+        return merged, TaskArithmeticState(state.base, begun, total, trees.norm(vector))
 
     def report(state: TaskArithmeticState, info: Info) -> dict[str, jax.Array]:
         return {"length": state.length}

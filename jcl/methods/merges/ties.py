@@ -42,15 +42,17 @@ def ties(
     λ = 1 keeps the first stage's expert exactly, and λ = 0 keeps θ₀; no argument makes later stages
     plain fine-tuning.
 
-    Source: Yadav et al., arXiv 2306.01708, algorithm 1, and the authors' code ("dis-mean").
+    Source: Yadav et al., arXiv 2306.01708, algorithm 1, and the authors' code ("dis-mean"), which
+    keeps int(K d) of d entries as here, and the next one too, for `kthvalue` finds it as the bound.
 
     Args:
-      density: K in [0, 1], the share that is kept; may be traced.
+      density: K in [0, 1], the share that is kept, cut off to a whole number of entries; may be
+        traced.
       scale: λ; may be traced.
       start: each stage starts from θ₀ (`initial`, the paper's), or from the expert of the one
         before (`previous`).
       scope: whether entries are ranked over the whole `model` (the authors' code), or in each
-        `leaf` by itself.
+        `leaf` by itself, of which stacked layers have one each.
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, there are low-rank pairs, whose
@@ -63,11 +65,11 @@ def ties(
     sequential = start == "previous"
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, TiesState]:
-        begin = trees.copy(params) if sequential else ()
+        begun = trees.copy(params) if sequential else ()
         votes = merging.no_votes(params)
         check_lasting("ties", ctx, params)
         merging.refuse_pairs("ties", params, "inclora(), whose bank adds up its pairs' products")
-        return params, TiesState(trees.copy(params), begin, votes, jnp.float32(0))
+        return params, TiesState(trees.copy(params), begun, votes, jnp.float32(0))
 
     def begin(state: TiesState, ctx: Ctx, params: Params) -> tuple[Params, TiesState]:
         start = state.start if sequential else state.base
@@ -76,13 +78,17 @@ def ties(
     def consolidate(
         state: TiesState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, TiesState]:
-        vector = merging.trim(merging.task_vector(params, state.base), density, scope)
+        vector = merging.task_vector(params, state.base)
+        if scope == "model":
+            vector = merging.trim(vector, density)
+        else:
+            vector = merging.trim_layers(vector, density, ctx.structure)
         votes = merging.vote(state.votes, vector)
         elected = merging.elect(votes)
         merged = merging.step_along(state.base, params, elected, scale)
-        begin = params if sequential else ()
+        begun = params if sequential else ()
         merged = trees.choose(ctx.renewed, params, merged)
-        return merged, TiesState(state.base, begin, votes, trees.norm(elected))
+        return merged, TiesState(state.base, begun, votes, trees.norm(elected))
 
     def report(state: TiesState, info: Info) -> dict[str, jax.Array]:
         return {"length": state.length}

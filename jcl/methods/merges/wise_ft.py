@@ -37,7 +37,8 @@ def wise_ft(
       alpha: α in [0, 1]; may be traced.
       anchor: whether θ_anchor are the weights with which the stage began (`previous`), or all
         training (`first`).
-      spherical: whether each leaf is interpolated along the arc between the two (`merging.slerp`).
+      spherical: whether each layer's tensor is interpolated along the arc between its two ends
+        (`merging.slerp`).
 
     Raises:
       ValueError: if an argument is out of range, or, at `init`, another method renews all that
@@ -45,7 +46,6 @@ def wise_ft(
     """
     check((alpha >= 0) & (alpha <= 1), "alpha", alpha, "in [0, 1]")
     check(anchor in ("previous", "first"), "anchor", anchor, "'previous' or 'first'")
-    between = merging.slerp if spherical else merging.interpolate
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, WiseFtState]:
         check_lasting("wise_ft", ctx, params)
@@ -57,7 +57,11 @@ def wise_ft(
         state: WiseFtState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, WiseFtState]:
         moved = trees.norm(merging.task_vector(params, state.anchor))
-        mixed = trees.choose(ctx.renewed, params, between(alpha, state.anchor, params))
+        if spherical:
+            mixed = merging.slerp(alpha, state.anchor, params, ctx.structure)
+        else:
+            mixed = merging.interpolate(alpha, state.anchor, params)
+        mixed = trees.choose(ctx.renewed, params, mixed)
         return mixed, WiseFtState(mixed if anchor == "previous" else state.anchor, moved)
 
     def report(state: WiseFtState, info: Info) -> dict[str, jax.Array]:

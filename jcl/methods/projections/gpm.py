@@ -28,26 +28,6 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-@jax.custom_vjp
-def _probe(h: jax.Array, weight: jax.Array, gram: jax.Array) -> jax.Array:
-    """`h` itself, with Σ weight · h hᵀ as the "gradient" of `gram`, inside scanned layers too."""
-    return h
-
-
-def _probe_forward(h: jax.Array, weight: jax.Array, gram: jax.Array) -> Any:
-    return h, (h, weight)
-
-
-def _probe_backward(kept: Any, slope: jax.Array) -> Any:
-    h, weight = kept
-    flat = h.reshape(-1, h.shape[-1]).astype(jnp.float32)
-    each = jnp.repeat(weight, flat.shape[0] // weight.shape[0])[:, None]
-    return slope, jnp.zeros_like(weight), _matmul((each * flat).T, flat)
-
-
-_probe.defvjp(_probe_forward, _probe_backward)
-
-
 def _extend(
     basis: jax.Array, used: jax.Array, second: jax.Array, threshold: jax.Array | float
 ) -> tuple[jax.Array, jax.Array]:
@@ -81,8 +61,9 @@ def gpm(
     """GPM: dW ← dW - M Mᵀ dW for each dense kernel W [in, out], M spanning its past inputs.
 
     At the end of a stage the second moment R Rᵀ of a layer's inputs over the stage's batches is
-    taken through its tap, and M grows by its eigenvectors outside M, by the fewest with which M
-    holds `threshold` of tr R Rᵀ. A layer's outputs for inputs in the span of M no longer change.
+    taken through its tap, without padding (see `taps.moments`), and M grows by its eigenvectors
+    outside M, by the fewest with which M holds `threshold` of tr R Rᵀ. A layer's outputs for inputs
+    in the span of M no longer change.
 
     Source: Saha et al., arXiv 2103.09762, equations 5, 8 and 9, and the authors' code, which in the
     first stage keeps one direction fewer than equation 5 asks for. As there all other parameters
@@ -108,9 +89,12 @@ def gpm(
     def kernels(ctx: Ctx, params: Params) -> dict[str, jax.Array]:
         """The trainable kernels of dense layers, without the `free` ones, by the layer's path."""
         sites = taps.dense_sites(ctx.apply, params, ctx.batch)
-        leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+        leaves = trees.by_path(params)
         kept = {s: leaves.get(f"{s}/kernel") for s in sites if not (free and free(f"{s}/kernel"))}
-        return {s: x for s, x in kept.items() if x is not None}
+        found = {s: x for s, x in kept.items() if x is not None}
+        for site, kernel in found.items():
+            taps.layers_of(site, kernel, ctx.structure)  # for its error
+        return found
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, GpmState]:
         found = kernels(ctx, params)
@@ -144,32 +128,22 @@ def gpm(
     def consolidate(
         state: GpmState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, GpmState]:
-        shapes = {s: (*b.shape[:-1], b.shape[-2]) for s, b in state.basis.items()}
-        blank = {s: jnp.zeros(shape, jnp.float32) for s, shape in shapes.items()}
+        def layers(basis: jax.Array) -> int | None:
+            return basis.shape[0] if basis.ndim == 3 else None
 
-        def moments(batch: Batch) -> dict[str, jax.Array]:
-            def scalar(grams: dict[str, jax.Array]) -> jax.Array:
-                def tap(site: str, layer: Any, h: jax.Array) -> jax.Array:
-                    name = site.removesuffix(":in")
-                    if name == site or name not in grams:
-                        return h
-                    gram = grams[name][layer] if grams[name].ndim == 3 else grams[name]
-                    return _probe(h, batch["weight"], gram)
-
-                return jnp.sum(ctx.apply(params, batch, tap).astype(jnp.float32))
-
-            return jax.grad(scalar)(blank)
+        wanted = {f"{s}:in": (layers(b), taps.second) for s, b in state.basis.items()}
+        blank = {f"{s}:in": jnp.zeros((*b.shape[:-1], b.shape[-2])) for s, b in state.basis.items()}
 
         def add(total: dict[str, jax.Array], batch: Batch) -> Any:
-            return trees.add(total, moments(batch)), None
+            return trees.add(total, taps.moments(ctx.apply, params, batch, wanted)), None
 
-        second, _ = lax.scan(add, blank, batches)
+        sums, _ = lax.scan(add, blank, batches)
         share = threshold + growth * ctx.stage
         basis, used = {}, {}
         for s, old in state.basis.items():
             grow = partial(_extend, threshold=share)
             grow = jax.vmap(grow) if old.ndim == 3 else grow
-            basis[s], used[s] = grow(old, state.used[s], second[s])
+            basis[s], used[s] = grow(old, state.used[s], sums[f"{s}:in"])
         return params, GpmState(basis, used)
 
     def report(state: GpmState, info: Info) -> dict[str, jax.Array]:

@@ -11,7 +11,8 @@ import pytest
 import tiny_decoder as tiny
 
 from jcl import adapters, methods
-from jcl.models.layers import dense, routed
+from jcl.mechanisms.adapters import routed
+from jcl.models.layers import dense
 
 BATCH = jax.tree.map(lambda x: x[0, 0], tiny.stream())
 

@@ -84,6 +84,8 @@ def test_stacked_layers_are_chosen_layer_by_layer() -> None:
 
         return jax.lax.scan(layer, batch["x"], (params["stack"], jnp.arange(2)))[0]
 
+    scanned.structure = jcl.Structure(stacks={"stack": 1})
+
     method = methods.migu(fraction=0.5, at="updates")
     program = jcl.make(method, scanned, losses.squared_error, optax.adam(1e-2))
     state = program.init({"stack": stack}, rows, jax.random.key(5))

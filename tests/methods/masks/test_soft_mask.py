@@ -108,6 +108,8 @@ def test_stacked_layers_have_importances_of_their_own() -> None:
 
         return jax.lax.scan(layer, batch["x"], (params["stack"], jnp.arange(2)))[0]
 
+    scanned.structure = jcl.Structure(stacks={"stack": 1})
+
     def unrolled(params: Any, batch: Any, tap: Any) -> jax.Array:
         h = batch["x"]
         for i in range(2):

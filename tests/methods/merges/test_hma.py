@@ -11,12 +11,13 @@ import optax
 import pytest
 
 import jcl
-from jcl import methods
-from jcl.methods.merges.hma import mixed, project
+from jcl import merging, methods
+from jcl.methods.merges.hma import by_depth, project
 
 LAYERS = 6
 PARAMS = {"blocks": {"w": jnp.arange(2.0 * LAYERS).reshape(LAYERS, 2)}, "head": jnp.ones(2)}
 WANTED = jnp.array([3.0, 3.0, 0.0, 0.0, -2.0, -2.0])  # how far each layer's weights are pulled
+STRUCTURE = jcl.Structure(stacks={"blocks": 1})
 BATCH = {"pull": jnp.ones((4, 1))}
 
 
@@ -29,7 +30,9 @@ def objective(apply: Any, params: Any, batch: Any) -> jax.Array:
 def learned(**arguments: Any) -> tuple[jcl.State, jcl.State]:
     """Before and after the boundary of a stage of one step, which overshoots in some layers."""
     method = methods.hma(**arguments)
-    program = jcl.make(method, lambda params, batch: None, objective, optax.sgd(1.0))
+    program = jcl.make(
+        method, lambda params, batch: None, objective, optax.sgd(1.0), structure=STRUCTURE
+    )
     state, _ = program.step(program.init(PARAMS, BATCH, jax.random.key(0)), BATCH)
     w = state.params["blocks"]["w"].at[2:4].add(5.0)  # the middle layers went astray
     state = state._replace(params={**state.params, "blocks": {"w": w}})
@@ -69,7 +72,8 @@ def test_the_ratios_go_where_the_loss_wants_them_and_keep_their_mean() -> None:
 
 def test_layers_are_divided_by_depth() -> None:
     other = jax.tree.map(lambda x: x + 1, PARAMS)
-    moved = mixed(jnp.array([0.0, 0.25, 0.5, 1.0]), 0.4, PARAMS, other)
+    ratio = by_depth(jnp.array([0.0, 0.25, 0.5, 1.0]), 0.4, STRUCTURE)
+    moved = merging.interpolate(ratio, PARAMS, other)
     gone = np.asarray(moved["blocks"]["w"] - PARAMS["blocks"]["w"])[:, 0]
     np.testing.assert_allclose(gone, [0, 0, 0.25, 0.5, 0.5, 1.0], rtol=1e-6)  # 4 parts of 6 layers
     np.testing.assert_allclose(moved["head"] - PARAMS["head"], 0.4, rtol=1e-6)

@@ -85,14 +85,15 @@ def ties_by_hand(vector: Any, update: Any, alpha: float, density: float) -> Any:
     """The authors' loop: the top entries, the sign of the sum, a sum of those that agree."""
     flat = np.abs(update).ravel()
     kept = np.zeros(flat.size, bool)
-    kept[np.argsort(-flat, kind="stable")[: round(density * flat.size)]] = True
+    count = int(density * flat.size) or flat.size  # `if k < 1: return` leaves the tensor whole
+    kept[np.argsort(-flat, kind="stable")[:count]] = True
     update = np.where(kept.reshape(update.shape), update, 0)
     majority = np.where(vector + update >= 0, 1, -1)
     agree = [np.where(np.sign(x) == majority, x, 0) for x in (vector, update)]
     return alpha * agree[0] + (1 - alpha) * agree[1]
 
 
-@pytest.mark.parametrize("density", [1.0, 0.4])
+@pytest.mark.parametrize("density", [1.0, 0.4, 0.3])  # of 20 and 3 entries, 6 and 0 at 0.3
 def test_ties_keeps_what_agrees_with_the_sign_of_the_sum(density: float) -> None:
     vector, update = draw(), draw()
     found = merged(methods.online_merging(0.3, density, "ties"), vector, update)

@@ -53,7 +53,7 @@ def experts() -> np.ndarray:
 @pytest.mark.parametrize("density, scale", [(0.3, 1.0), (1.0, 0.7)])
 def test_every_boundary_is_the_merge_of_all_experts_so_far(density: float, scale: float) -> None:
     vectors = experts()
-    keep = round(density * vectors.shape[1])
+    keep = int(density * vectors.shape[1])
     for row in vectors:
         row[np.argsort(-np.abs(row))[keep:]] = 0
     for t, got in enumerate(merged(density=density, scale=scale)):

@@ -160,7 +160,10 @@ def test_layers_stacked_in_a_scan_each_get_their_own_directions() -> None:
         stack = (jnp.arange(depth), params["blocks"]["up"]["kernel"])
         return jax.lax.scan(block, batch["x"], stack)[0]
 
-    program = jcl.make(methods.gpm(threshold=0.95), scanned, losses.cross_entropy(), optax.sgd(0.1))
+    program = jcl.make(
+        methods.gpm(threshold=0.95), scanned, losses.cross_entropy(), optax.sgd(0.1),
+        structure=jcl.Structure(stacks={"blocks": 1}),
+    )  # fmt: skip
     data = stage(0, 4)
     example = jax.tree.map(lambda v: v[0], data)
     state = jax.jit(program.init)({"blocks": {"up": {"kernel": kernels}}}, example, KEY)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AbstractMesh
 
 from jcl.method import Batch, Method, Params
 from jcl.records import record
@@ -56,6 +57,8 @@ class LogitPieces:
     """Goes over the pieces, as `jcl.models.layers.reduce_logits` does."""
     limit: int = field(metadata={"static": True})
     """How many logits are held at once at most, on each device."""
+    mesh: AbstractMesh = field(metadata={"static": True})
+    """The mesh on which the features lie; an empty one without any."""
 
     def reduce(
         self, fn: Callable[..., Any], *others: LogitPieces, given: tuple[jax.Array, ...] = ()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from jcl import taps
 from jcl.mechanisms import adapters
@@ -194,7 +194,8 @@ def token_scores(
     Returns:
       The scores, float32 [B, L] each.
     """
-    pieces = LogitPieces(head, h, project, reduce_logits, limit)
+    mesh = jax.sharding.get_abstract_mesh()
+    pieces = LogitPieces(head, h, project, reduce_logits, limit, mesh)
     scores = pieces.reduce(_scores, given=(batch["targets"],))
     return scores._replace(logits=pieces) if "logits" in batch else scores
 
@@ -220,7 +221,19 @@ def reduce_logits(
       models: the models' heads and features; the first one's `limit` counts.
       given: arrays [B, L, ...].
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = models[0].mesh
+    if mesh.empty:
+        return _reduce(fn, models, given, mesh)
+    with jax.sharding.use_abstract_mesh(mesh):  # which a method's loss, unlike a model, is not in
+        return _reduce(fn, models, given, mesh)
+
+
+def _reduce(
+    fn: Callable[..., Any],
+    models: Sequence[LogitPieces],
+    given: Sequence[jax.Array],
+    mesh: AbstractMesh,
+) -> Any:
     heads = [model.head for model in models]
     arrays = ([model.hidden for model in models], list(given))
     rows, length, _ = models[0].hidden.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import tiny_decoder as tiny
 import tiny_pairs
 
 import jcl
-from jcl import losses, methods, preference
+from jcl import losses, mesh, methods, preference
 from jcl.models import decoder
 
 KEY = jax.random.key(0)
@@ -126,6 +127,29 @@ def test_nothing_of_the_compiled_step_is_as_large_as_all_logits(
         shapes = re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", part.as_text())
         largest = max(math.prod(map(int, shape.split(","))) for shape in shapes)
         assert largest < of_a_row / 8
+
+
+@pytest.mark.parametrize(
+    ("method", "axes"),
+    [
+        (methods.lwf(), {"data": 2, "fsdp": 2, "tensor": 2}),
+        (methods.derpp(capacity=8, rows=4, top_k=3), {"data": 2, "fsdp": 4}),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_on_a_mesh_pieces_are_those_of_one_device(method: jcl.Method, axes: dict[str, int]) -> None:
+    config = replace(tiny.CONFIG, tied=False)
+    apply = decoder.apply_fn(config, logits_limit=tiny.CONFIG.vocabulary)
+    params = decoder.init(jax.random.key(1), config)
+    batches = [jax.tree.map(lambda x: jnp.concatenate([x, x]), b) for b in BATCHES]
+    found = []
+    for on in (None, mesh.make(**axes)):
+        program = jcl.make(method, apply, losses.fused_next_token(), optax.sgd(0.5), mesh=on)
+        start: Any = jax.jit(program.init)(params, batches[0], KEY)
+        if on is not None:
+            start = jax.device_put(start, mesh.of_state(start, program.layout))
+        found.append(second_stage(program, start, batches))
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 ITSELF: list[tuple[jcl.Method, float]] = [

@@ -49,13 +49,14 @@ def kl_to_reference(
         def loss_with_penalty(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
             new, asking, rows = outputs, ctx, batch
-            if isinstance(outputs, losses.LogProbs | losses.Rewards):
+            whole_answers = isinstance(outputs, losses.LogProbs | losses.Rewards)
+            if whole_answers:
                 asking, rows = ctx._replace(objective=losses.fused_next_token()), _answers(batch)
                 new = losses.evaluate(asking.objective, ctx.apply, params, rows)[1]
             old = losses.answers(asking, ask, rows)
             pair = (old, new) if direction == "reverse" else (new, old)
             apart = losses.divergence(*pair)
-            if "answer" in rows:
+            if whole_answers:
                 apart = jnp.sum(apart * new.mask, axis=-1)
             return value + strength * losses.mean_of(apart, new), outputs
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from jcl import taps, trees
+from jcl import losses, taps, trees
 from jcl.method import (
     REFERENCES,
     Apply,
@@ -30,6 +31,28 @@ START, STEP, BOUNDARY, PREDICTION, BEGINNING = range(5)
 
 
 @record
+class State(NamedTuple):
+    """All that changes in a run. It is the one pytree that is checkpointed."""
+
+    params: Params
+    """The whole tree, trainable and frozen leaves."""
+    optimizer: optax.OptState
+    """The optimizer's state."""
+    methods: dict[str, Any]
+    """Each method's state, by its name."""
+    stage: jax.Array
+    """int32 []: how many stages are finished, which is the index of the stage in progress."""
+    stage_step: jax.Array
+    """int32 []: how many steps are taken in this stage."""
+    step: jax.Array
+    """int32 []: how many steps are taken in all."""
+    key: jax.Array
+    """A typed PRNG key, constant through the run; draws fold in `step`."""
+    references: dict[str, Reference]
+    """The frozen models that methods recall, by their names in `REFERENCES`."""
+
+
+@record
 class Scene(NamedTuple):
     """What stays through a run, of what contexts are made from."""
 
@@ -46,7 +69,7 @@ class Scene(NamedTuple):
 
     def context(
         self,
-        state: Any,
+        state: State,
         halves: tuple[Params, Params],
         batch: Batch,
         phase: int,
@@ -107,9 +130,9 @@ class Scene(NamedTuple):
 
             def task_loss(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
                 rows = {**rows, "stage": jnp.full_like(rows["task"], stage)}
-                value = self.objective(lambda p, b: wrapped(p, b, tap), params, rows)
-                value, outputs = value if isinstance(value, tuple) else (value, None)
-                return value.astype(jnp.float32), outputs
+                return losses.evaluate(
+                    self.objective, lambda p, b: wrapped(p, b, tap), params, rows
+                )
 
             return ctx._replace(apply=wrapped, loss=task_loss)
 

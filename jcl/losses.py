@@ -1,19 +1,67 @@
 """Losses over a model's outputs, as `loss(apply, params, batch) -> (scalar, outputs)`.
 
 A loss is a weighted mean over examples: rows of weight 0 are padding, and a batch of padding
-alone costs 0. Losses that expose their predictive distribution also have `log_probs` and
-`relabel`, by which `jcl.importance` draws labels.
+alone costs 0. Its `outputs` are of a kind (see `jcl.outputs`) that says what of them it counts; all
+distances between outputs and sums over them are functions here, and count the same. Losses that
+expose their predictive distribution also have `log_probs` and `relabel`, by which `jcl.importance`
+draws labels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jcl.method import Apply, Batch, Params, check
+from jcl.method import Apply, Batch, Ctx, Objective, Params, check
+from jcl.outputs import (
+    Logits,
+    LogProbs,
+    Outputs,
+    Rewards,
+    TokenScores,
+    Values,
+    among,
+    complete,
+    divergence,
+    largest,
+    square,
+    squared_distance,
+)
 from jcl.records import record
+
+__all__ = [
+    "CrossEntropy",
+    "FusedNextToken",
+    "LogProbs",
+    "Logits",
+    "Outputs",
+    "Rewards",
+    "TokenScores",
+    "Values",
+    "allowed_classes",
+    "answers",
+    "batch_mean",
+    "cross_entropy",
+    "distillation",
+    "divergence",
+    "evaluate",
+    "fused_next_token",
+    "largest",
+    "mean_of",
+    "next_token",
+    "next_token_nll",
+    "square",
+    "squared_distance",
+    "squared_error",
+    "token_weight",
+    "total_weight",
+    "weighted_mean",
+    "with_targets",
+]
 
 
 def total_weight(batch: Batch) -> jax.Array:
@@ -78,7 +126,7 @@ class CrossEntropy(NamedTuple):
 
     The head has all classes from the start and is masked, so that nothing recompiles as classes
     arrive and anchors keep their shapes. The model's outputs themselves stay unmasked, so that what
-    `der` and `lwf` store of them remains valid when the mask grows.
+    `der` stores of them remains valid when the mask grows; they say what the mask allows.
 
     Args:
       classes: bool [tasks, C], which classes a task has; None leaves the head unmasked.
@@ -90,23 +138,26 @@ class CrossEntropy(NamedTuple):
 
     def log_probs(self, outputs: jax.Array, batch: Batch) -> jax.Array:
         """log p(class | row), float32 [B, C]."""
-        logits = outputs.astype(jnp.float32)
-        if self.classes is not None and self.mask != "all":
-            keep = allowed_classes(jnp.asarray(self.classes), batch, self.mask)
-            logits = jnp.where(keep, logits, -1e9)  # finite, so that 0 · log 0 stays 0
-        return jax.nn.log_softmax(logits)
+        return jax.nn.log_softmax(among(outputs, self._allowed(batch)))
+
+    def _allowed(self, batch: Batch) -> jax.Array | None:
+        if self.classes is None or self.mask == "all":
+            return None
+        return allowed_classes(jnp.asarray(self.classes), batch, self.mask)
 
     def relabel(self, batch: Batch, labels: jax.Array) -> Batch:
         """The batch with other labels, int32 [B]."""
         return {**batch, "y": labels}
 
-    def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Logits]:
         """The mean over rows, in nats, and the unmasked logits [B, C]."""
         outputs = apply(params, batch)
         logp = self.log_probs(outputs, batch)
         # a product with one-hot rows: its gradient is dense, where a gather's is a slow scatter
         nll = -jnp.sum(logp * jax.nn.one_hot(batch["y"], logp.shape[-1]), axis=-1)
-        return weighted_mean(nll, batch["weight"]), outputs
+        heads = jnp.asarray(self.classes) if self.mask == "task" else None
+        logits = Logits(outputs, batch["weight"], None, self._allowed(batch), heads)
+        return weighted_mean(nll, batch["weight"]), logits
 
 
 def cross_entropy(classes: Any = None, mask: str = "all") -> CrossEntropy:
@@ -122,33 +173,12 @@ def cross_entropy(classes: Any = None, mask: str = "all") -> CrossEntropy:
     return CrossEntropy(classes, mask)
 
 
-def squared_error(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def squared_error(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Values]:
     """½ ‖outputs - y‖², the mean over rows of `outputs` and `batch["y"]` [B, D]."""
     outputs = apply(params, batch)
     error = outputs.astype(jnp.float32) - batch["y"].reshape(outputs.shape)
     per_row = 0.5 * jnp.sum(error.reshape(error.shape[0], -1) ** 2, axis=-1)
-    return weighted_mean(per_row, batch["weight"]), outputs
-
-
-@record
-class TokenScores(NamedTuple):
-    """What a language model answers about given tokens instead of logits; float32 [B, L] each.
-
-    A model that finds `targets` int32 [B, L] in a batch answers with these, so that logits
-    [B, L, V] never exist at once.
-    """
-
-    chosen: jax.Array
-    """The target's logit."""
-    logsumexp: jax.Array
-    """log Σ exp of all logits."""
-    mean: jax.Array
-    """The mean of all logits."""
-
-    @property
-    def nll(self) -> jax.Array:
-        """-log p(target), in nats."""
-        return self.logsumexp - self.chosen
+    return weighted_mean(per_row, batch["weight"]), Values(outputs, batch["weight"])
 
 
 def with_targets(batch: Batch) -> Batch:
@@ -164,16 +194,24 @@ def token_weight(batch: Batch) -> jax.Array:
     return jnp.broadcast_to(rows, shape) * batch.get("mask", 1.0)
 
 
-def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def _token_mask(batch: Batch) -> jax.Array:
+    """Which of `tokens` [B, L] predict one that counts, float32 [B, L]; the last predicts none."""
+    rows, length = batch["tokens"].shape
+    mask = jnp.broadcast_to(batch.get("mask", 1.0), (rows, length - 1)).astype(jnp.float32)
+    return jnp.pad(mask, ((0, 0), (0, 1)))
+
+
+def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Logits]:
     """Cross-entropy in nats of each token of `batch["tokens"]` int32 [B, L] given those before it.
 
     `apply` returns logits [B, L, V], which come back as outputs. The mean is over the predicted
-    tokens, L - 1 a row, weighted by `batch["mask"]` [B, L - 1] where there is one. Where no method
-    reads logits, `fused_next_token` gives the same loss without holding them.
+    tokens, L - 1 a row, weighted by `batch["mask"]` [B, L - 1] where there is one.
+    `fused_next_token` gives the same loss without holding logits.
     """
     logits = apply(params, batch)
     nll = next_token_nll(logits, batch["tokens"])
-    return weighted_mean(nll, token_weight(batch)), logits
+    outputs = Logits(logits, batch["weight"], _token_mask(batch))
+    return weighted_mean(nll, token_weight(batch)), outputs
 
 
 @record
@@ -194,13 +232,16 @@ class FusedNextToken(NamedTuple):
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, TokenScores]:
         """The mean over predicted tokens, and the scores [B, L]; the last column is of no token."""
-        scores = apply(params, with_targets(batch))
+        # asked for all logits too, which methods go over in pieces; unread they cost nothing
+        question = {**with_targets(batch), "logits": jnp.ones_like(batch["weight"])}
+        scores: TokenScores = apply(params, question)
         cost = scores.nll
         if not _absent(self.z):
             cost = cost + self.z * scores.logsumexp**2
         if not _absent(self.smoothing):
             cost = cost - self.smoothing * (scores.mean - scores.chosen)
-        return weighted_mean(cost[:, :-1], token_weight(batch)), scores
+        counted = scores._replace(weight=batch["weight"], mask=_token_mask(batch))
+        return weighted_mean(cost[:, :-1], token_weight(batch)), counted
 
 
 def _absent(weight: float | jax.Array) -> bool:
@@ -228,16 +269,57 @@ def next_token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
-def distillation(
-    student: jax.Array, teacher: jax.Array, temperature: float | jax.Array = 1.0
-) -> jax.Array:
-    """T² · KL(softmax(teacher/T) ‖ softmax(student/T)), float32 [...], over the last axis.
+def evaluate(
+    objective: Objective, apply: Apply, params: Params, batch: Batch
+) -> tuple[jax.Array, Outputs | None]:
+    """An objective's loss, float32 [], and its outputs as a record that says what counts of them.
 
-    `student` and `teacher` are logits [..., V]; T² keeps the size of the gradients as T grows.
+    `batch` has `stage`. The outputs are None where the objective returns only a scalar.
+    """
+    value = objective(apply, params, batch)
+    value, outputs = value if isinstance(value, tuple) else (value, None)
+    return value.astype(jnp.float32), complete(outputs, batch)
+
+
+def answers(
+    ctx: Ctx, ask: Callable[[Batch], Any], batch: Batch, stage: jax.Array | None = None
+) -> Any:
+    """Another model's outputs for a batch, of the kind that the objective gives of the model's own.
+
+    No gradient passes, and what the objective computes beside the outputs XLA drops.
+
+    Args:
+      ctx: its objective asks.
+      ask: gives the other model's raw outputs for the rows that the objective asks about.
+      batch: the rows.
+      stage: int32 [], the stage whose classes the outputs say that they allow; None is the present.
+    """
+    rows = {**batch, "stage": jnp.full_like(batch["task"], ctx.stage if stage is None else stage)}
+    asked: Apply = lambda params, rows: lax.stop_gradient(ask(rows))  # noqa: E731
+    return evaluate(ctx.objective, asked, lax.stop_gradient(ctx.params), rows)[1]
+
+
+def mean_of(each: jax.Array, outputs: Outputs) -> jax.Array:
+    """The mean of what each output has, float32 [], by how much the output counts in the loss.
+
+    Args:
+      each: float32 [B], or [B, ...] with a mean over what a row has; of tokens [B, L], each counts
+        by its own mask.
+      outputs: a record with its weight, as `ctx.loss` gives it.
+    """
+    counted = outputs.counted
+    if each.ndim < counted.ndim:  # a number of each row, whatever its tokens
+        counted = jnp.asarray(outputs.weight)
+    each = each.astype(jnp.float32).reshape(*counted.shape, -1)
+    return weighted_mean(jnp.mean(each, axis=-1), counted)
+
+
+def distillation(student: Any, teacher: Any, temperature: float | jax.Array = 1.0) -> jax.Array:
+    """T² · KL(softmax(teacher / T) ‖ softmax(student / T)) of each output, float32 [B] or [B, L].
+
+    T² keeps the size of the gradients as T grows; `divergence` is without it, and explains the
+    arguments.
 
     Source: Hinton et al., arXiv 1503.02531, section 2.
     """
-    t = jnp.asarray(temperature, jnp.float32)
-    p = jax.nn.log_softmax(teacher.astype(jnp.float32) / t)
-    q = jax.nn.log_softmax(student.astype(jnp.float32) / t)
-    return t**2 * jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+    return jnp.asarray(temperature, jnp.float32) ** 2 * divergence(student, teacher, temperature)

@@ -7,8 +7,7 @@ Python on a traced value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 
 from jcl import trees
 from jcl.records import record
+from jcl.trees import Structure as Structure
 
 Params = Any
 """A nested dict of arrays; `None` stands for a leaf of the other half after `trees.partition`."""
@@ -35,6 +35,7 @@ segments            [B, L] int32          documents of a row, 0 pads; streams of
 mask                [B, L-1] float32      which predictions count; streams of text, rho -> losses
 bytes               [B] float32           bytes that a row predicts; packed streams -> evaluation
 targets             [B, L] int32          tokens to score; losses, probes -> language models
+logits              [B] float32           asks for all logits beside; losses -> language models
 types               [B, L] int32          token types; the user -> encoder
 embeddings          [B, P, d] float       what stands before the tokens; prompts, images -> models
 embedding_segments  [B, P] int32          segments of these; prompts, images -> models
@@ -71,7 +72,8 @@ Tap = Callable[[str, Any, jax.Array], jax.Array]
 Apply = Callable[..., Any]
 """A model: `apply(params, batch, tap=identity) -> outputs`."""
 LossFn = Callable[..., tuple[jax.Array, Any]]
-"""`loss_fn(params, batch) -> (scalar float32, outputs)`."""
+"""`loss_fn(params, batch) -> (scalar float32, outputs)`; the outputs are a record of a kind (see
+`jcl.outputs`), or None."""
 
 
 class Objective(Protocol):
@@ -82,7 +84,11 @@ class Objective(Protocol):
     """
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> Any:
-        """Returns a scalar float32 [], or `(scalar, outputs)`."""
+        """Returns a scalar float32 [], or `(scalar, outputs)`.
+
+        The outputs are best a record that says what they are, such as `losses.Logits(logits)`;
+        others become `losses.Values`, with which methods that need logits don't work.
+        """
         ...
 
 
@@ -102,25 +108,6 @@ class Reference(NamedTuple):
     """int32 []: the stage that it predicts as."""
     stage_step: jax.Array
     """int32 []: the step of that stage."""
-
-
-@record
-class Structure(NamedTuple):
-    """A model's own word about itself, at `apply.structure` or given to `make(structure=)`.
-
-    The default suits a model without stacked layers, whose head no method is told.
-    """
-
-    head: str | Callable[[Params], str | None] | None = None
-    """Path of the layer that makes the logits, whose leaves lie beneath it, such as `dense_2` or
-    `embed`; or what gives it for the whole tree of parameters, where these decide. None is none."""
-    stacks: Mapping[str, int] = MappingProxyType({})
-    """How many leading axes of a leaf count layers, by the start of its path, the longest of which
-    holds: {"blocks": 1, "blocks/experts": 2}. The first of these axes is the depth."""
-
-    def head_of(self, params: Params) -> str | None:
-        """Path of the layer that makes the logits from a whole tree of parameters, if any does."""
-        return self.head(params) if callable(self.head) else self.head
 
 
 def with_structure(apply: Apply, structure: Structure) -> Apply:
@@ -157,7 +144,8 @@ class Ctx(NamedTuple):
     sees the model that earlier methods have left already, and its own as the stage leaves it."""
     loss: LossFn
     """The objective's loss, without any method's penalty: `(params, batch, tap=identity) -> (scalar
-    float32, outputs)`. At a boundary its masks are the finished stage's."""
+    float32, outputs)`, the outputs of a kind (see `jcl.outputs`). At a boundary its masks are the
+    finished stage's."""
     objective: Objective
     """The loss object that was handed to `make`."""
     states: dict[str, Any]
@@ -203,7 +191,8 @@ class Info(NamedTuple):
     loss: jax.Array
     """float32 []: the loss that was descended, penalties and replayed rows included."""
     outputs: Any
-    """The model's outputs for the fresh rows, or None where the loss returns only a scalar."""
+    """The model's outputs for the fresh rows, a record of the kind that the loss gives, such as
+    `losses.Logits` with its `values`; None where the loss returns only a scalar."""
     task_grads: Params
     """The gradient of the unpenalised loss, replayed rows included, before methods change it."""
     grads: Params
@@ -299,6 +288,8 @@ class Method(NamedTuple):
       parts: the methods that `chain` composed, in order; empty for a single method.
       starts: the first stage in which it changes anything, 1 if it needs a finished one; `fit` and
         `run` warn where a stream ends before it.
+      wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
+        refuses a loss that gives another. An empty one reads no outputs.
     """
 
     name: str
@@ -321,6 +312,7 @@ class Method(NamedTuple):
     renews: trees.Trainable | None = None
     recalls: tuple[str, ...] = ()
     starts: int = 0
+    wants: tuple[type, ...] = ()
 
     def __add__(self, other: Method) -> Method:  # type: ignore[override]
         """Composes two methods, as `chain(self, other)` does."""

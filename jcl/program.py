@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from jcl import taps, trees
 from jcl.chain import chain
-from jcl.contexts import BEGINNING, BOUNDARY, PREDICTION, START, STEP, Scene
+from jcl.contexts import BEGINNING, BOUNDARY, PREDICTION, START, STEP, Scene, State
 from jcl.method import (
     Apply,
     Batch,
@@ -30,6 +30,7 @@ from jcl.method import (
     check,
     defines,
 )
+from jcl.outputs import check_kind
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import Shares
 from jcl.records import record
@@ -39,28 +40,6 @@ Evaluate = Callable[["Program", "State"], Any]
 """`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""
 Fetch = Callable[[Any], Batch]
 """Maps a slice of a stream to a batch inside the trace, say by a gather from device arrays."""
-
-
-@record
-class State(NamedTuple):
-    """All that changes in a run. It is the one pytree that is checkpointed."""
-
-    params: Params
-    """The whole tree, trainable and frozen leaves."""
-    optimizer: optax.OptState
-    """The optimizer's state."""
-    methods: dict[str, Any]
-    """Each method's state, by its name."""
-    stage: jax.Array
-    """int32 []: how many stages are finished, which is the index of the stage in progress."""
-    stage_step: jax.Array
-    """int32 []: how many steps are taken in this stage."""
-    step: jax.Array
-    """int32 []: how many steps are taken in all."""
-    key: jax.Array
-    """A typed PRNG key, constant through the run; draws fold in `step`."""
-    references: dict[str, Reference]
-    """The frozen models that methods recall, by their names in `REFERENCES`."""
 
 
 @record
@@ -136,7 +115,8 @@ def make(
     Args:
       method: one method or a `chain`; `chain()` is plain fine-tuning.
       apply: `(params, batch) -> outputs`, or with a third argument `tap` (see `jcl.taps`).
-      loss: `(apply, params, batch) -> scalar` or `(scalar, outputs)`.
+      loss: `(apply, params, batch) -> scalar` or `(scalar, outputs)`; the outputs should be a
+        record of their kind, such as `losses.Logits(logits)` (see `jcl.outputs`).
       tx: any optax transformation; it sees trainable leaves only.
       trainable: static predicate over leaf paths such as `blocks/up/kernel`; other leaves get no
         gradient, no moments and no method state.
@@ -204,7 +184,12 @@ def make(
         # three separate zeros, because a donated state must not hold one buffer twice
         state = State(params, (), {}, jnp.int32(0), jnp.int32(0), jnp.int32(0), key, {})
         learning, frozen = split(params)
-        grown, states = method.init(context(state, batch, START, False), learning)
+        ctx = context(state, batch, START, False)
+        if any(m.wants for m in method.parts):
+            outputs = jax.eval_shape(ctx.loss, learning, batch)[1]
+            for part in method.parts:
+                check_kind(part, loss, outputs)
+        grown, states = method.init(ctx, learning)
         grown, frozen = split(trees.merge(grown, frozen))  # what a method added may be frozen
         state = state._replace(
             params=trees.merge(grown, frozen), optimizer=tx.init(grown), methods=states

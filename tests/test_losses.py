@@ -45,7 +45,7 @@ def test_cross_entropy_is_the_weighted_mean_of_scipy_s() -> None:
     each = -log_softmax(LOGITS.astype(np.float64), -1)[np.arange(ROWS), LABELS]
     value, outputs = losses.cross_entropy()(says(jnp.asarray(LOGITS)), None, BATCH)
     np.testing.assert_allclose(value, (each * WEIGHT).sum() / WEIGHT.sum(), rtol=1e-6)
-    np.testing.assert_array_equal(outputs, LOGITS)
+    np.testing.assert_array_equal(outputs.values, LOGITS)
 
 
 @pytest.mark.parametrize("mask", ["seen", "task"])
@@ -58,8 +58,14 @@ def test_masked_classes_take_no_part(mask: str) -> None:
         allowed = TABLE[: stage + 1].any(0) if mask == "seen" else TABLE[row % 3]
         np.testing.assert_allclose(found[row, allowed], log_softmax(LOGITS[row, allowed]), 1e-5)
         np.testing.assert_array_equal(np.exp(found[row, ~allowed]), 0)
-    # der and lwf store the outputs, which stay as the model gave them
-    np.testing.assert_array_equal(objective(says(jnp.asarray(LOGITS)), None, batch)[1], LOGITS)
+    # der stores the outputs, which stay as the model gave them, and say what is allowed
+    outputs = objective(says(jnp.asarray(LOGITS)), None, batch)[1]
+    np.testing.assert_array_equal(outputs.values, LOGITS)
+    wanted = (
+        TABLE[[row % 3 for row in range(ROWS)]] if mask == "task" else [TABLE[:2].any(0)] * ROWS
+    )
+    np.testing.assert_array_equal(outputs.allowed, wanted)
+    assert (outputs.heads is None) == (mask == "seen")
 
 
 def test_allowed_classes_by_stage_clips_at_the_last() -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
-from jcl.losses import FusedNextToken, next_token, weighted_mean
+from jcl.losses import FusedNextToken, evaluate, mean_of, next_token, square
 from jcl.method import Apply, Batch, Ctx, Params, Tap, check
 from jcl.parallel.rows import by_slices, replica_rows
 
@@ -234,7 +234,8 @@ def _steered_loss(ctx: Ctx, params: Params, batch: Batch, tap: Tap) -> jax.Array
     rows["stage"] = jnp.full_like(rows["task"], ctx.stage)
 
     def apply(p: Params, b: Batch) -> Any:
-        outputs = ctx.apply(p, b, tap)
+        # of token scores alone: pieces of all logits, which nothing reads, have no place to steer
+        outputs = ctx.apply(p, {k: v for k, v in b.items() if k != "logits"}, tap)
         factor, (count, length) = batch[_FACTOR], rows["tokens"].shape
         for leaf in jax.tree.leaves(outputs):
             if leaf.shape[:2] != (count, length):
@@ -244,8 +245,7 @@ def _steered_loss(ctx: Ctx, params: Params, batch: Batch, tap: Tap) -> jax.Array
                 )
         return _steer(outputs, jnp.pad(factor, ((0, 0), (0, length - factor.shape[1]))))
 
-    value = ctx.objective(apply, params, rows)
-    return (value[0] if isinstance(value, tuple) else value).astype(jnp.float32)
+    return evaluate(ctx.objective, apply, params, rows)[0]
 
 
 def fisher(
@@ -347,14 +347,17 @@ def fisher(
 def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
     """MAS: the mean over examples of |∂‖f(x)‖²/∂θ|, float32, shaped like `params`.
 
-    f(x) are the model's outputs for an example of `batches` [n, B, ...]; labels play no part.
+    f(x) are the model's outputs for an example of `batches` [n, B, ...]: of the tokens that the
+    loss counts, and of the classes that it allows. Labels play no part.
 
     Source: Aljundi et al., arXiv 1711.09601, equations 2 and 3.
     """
 
     def scalar(p: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
-        outputs = ctx.apply(p, batch, tap).astype(jnp.float32)
-        squares = jnp.sum(outputs.reshape(outputs.shape[0], -1) ** 2, axis=-1)
-        return weighted_mean(squares, batch["weight"])
+        outputs = ctx.loss(p, batch, tap)[1]
+        return mean_of(square(outputs), outputs)
 
+    if "mask" in batches:  # rows in which no token counts are no examples
+        there = jnp.sum(batches["mask"], axis=-1) > 0
+        batches = {**batches, "weight": jnp.where(there, batches["weight"], 0.0)}
     return per_example(scalar, ctx, params, batches, 1)

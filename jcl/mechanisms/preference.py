@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import losses
-from jcl.losses import TokenScores
+from jcl.losses import LogProbs, Rewards, TokenScores
 from jcl.method import Apply, Batch, Params, check
 
 REWARDS = "rewards"
@@ -23,18 +23,6 @@ them, in place of plain scores."""
 
 _SIDES = ("tokens", "segments", "answer")
 _SHARED = ("weight", "task", "stage")
-
-
-class Rewards(NamedTuple):
-    """The rewards of both answers of each pair, float32 [B] each."""
-
-    preferred: jax.Array
-    rejected: jax.Array
-
-    @property
-    def margin(self) -> jax.Array:
-        """How much more the preferred answer is worth, float32 [B]."""
-        return self.preferred - self.rejected
 
 
 def pair_rows(batch: Batch) -> Batch:
@@ -60,7 +48,9 @@ def implicit_rewards(
     Source: Rafailov et al., arXiv 2305.18290, section 4, β log Z(x) aside, which is the same for
     all answers to a prompt.
     """
-    return jax.tree.map(lambda new, old: beta * (new - old), scores, reference)
+    return TokenScores(
+        *(beta * (new - old) for new, old in zip(scores[:3], reference[:3], strict=True))
+    )
 
 
 def rewards(apply: Apply, params: Params, batch: Batch) -> Rewards:
@@ -72,7 +62,7 @@ def rewards(apply: Apply, params: Params, batch: Batch) -> Rewards:
     rows = pair_rows(batch)
     rows[REWARDS] = jnp.ones_like(rows["weight"])
     summed = log_probs(apply(params, rows), rows["answer"])
-    return Rewards(*jnp.split(summed, 2))
+    return Rewards(*jnp.split(summed, 2), batch["weight"])
 
 
 def logistic(margin: jax.Array, smoothing: jax.Array | float = 0.0) -> jax.Array:
@@ -129,20 +119,20 @@ def ranking(
     return Ranking(form, smoothing)
 
 
-def imitation(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def imitation(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, LogProbs]:
     """Supervised fine-tuning on the preferred answers: -log π(y | x) in nats, the mean over pairs.
 
     The log-probabilities [B] come back as outputs.
     """
     rows = losses.with_targets({k: batch[k] for k in (*_SHARED, *_SIDES) if k in batch})
     found = log_probs(apply(params, rows), batch["answer"])
-    return losses.weighted_mean(-found, batch["weight"]), found
+    return losses.weighted_mean(-found, batch["weight"]), LogProbs(found, batch["weight"])
 
 
 def pair_log_probs(outputs: TokenScores, batch: Batch) -> Rewards:
     """The answers' log-probabilities in nats, from the model's outputs for `pair_rows(batch)`."""
     answer = jnp.concatenate([batch["answer"], batch["rejected_answer"]])
-    return Rewards(*jnp.split(log_probs(outputs, answer), 2))
+    return Rewards(*jnp.split(log_probs(outputs, answer), 2), batch["weight"])
 
 
 def accuracy(outputs: TokenScores, batch: Batch) -> tuple[jax.Array, jax.Array]:

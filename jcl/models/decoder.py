@@ -378,6 +378,13 @@ def apply_fn(
         h = middle + after("mlp", feed(p, before("mlp", read), layer, tap))
         return tap("blocks:out", layer, h), kept
 
+    def project(head: Params, rows: jax.Array) -> jax.Array:
+        kernel = kernel_array(head["kernel"], rows.dtype)
+        logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
+        if "bias" in head:
+            logits = logits + head["bias"]
+        return logits if c.logit_cap is None else c.logit_cap * jnp.tanh(logits / c.logit_cap)
+
     # if all layers are alike, whether they have the window is a Python bool, and so static
     windowed = c.window is not None
     alike = None if windowed and c.local is not None else windowed
@@ -431,18 +438,11 @@ def apply_fn(
 
         head: Params = {"kernel": table.T} if c.tied else params["head"]
 
-        def project(head: Params, rows: jax.Array) -> jax.Array:
-            kernel = kernel_array(head["kernel"], dtype)
-            logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
-            if "bias" in head:
-                logits = logits + head["bias"]
-            return logits if c.logit_cap is None else c.logit_cap * jnp.tanh(logits / c.logit_cap)
-
         if cache is not None:
             after = Cache(kept[0], kept[1], filled, scene.slot + length)
             return project(head, h[:, -1]), after
         if "targets" in batch:
-            return token_scores(project, head, h, batch["targets"], logits_limit)
+            return token_scores(project, head, h, batch, logits_limit)
         return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
     def head_of(params: Params) -> str:

@@ -264,6 +264,10 @@ def apply_fn(
             pooled = jnp.tanh(dense(params["pooler"], pooled, "pooler", tap))
         return dense(params["classifier"], pooled, "classifier", tap).astype(jnp.float32)
 
+    def project(head: Params, rows: jax.Array) -> jax.Array:
+        kernel = kernel_array(head["kernel"], rows.dtype)
+        return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + head["bias"]
+
     def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
         h, segments = embed(params, batch, tap)
 
@@ -285,12 +289,8 @@ def apply_fn(
         h = normed(masked["norm"], h)
         head = {"kernel": params["embed"]["table"].T, "bias": masked["bias"]}
 
-        def project(head: Params, rows: jax.Array) -> jax.Array:
-            kernel = kernel_array(head["kernel"], rows.dtype)
-            return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + head["bias"]
-
         if "targets" in batch:
-            return token_scores(project, head, h, batch["targets"], logits_limit)
+            return token_scores(project, head, h, batch, logits_limit)
         return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
     def head_of(params: Params) -> str | None:

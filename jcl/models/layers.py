@@ -9,20 +9,20 @@ leaves of the tree, so they are scanned and sharded with the layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from jcl import taps
-from jcl.losses import TokenScores
 from jcl.mechanisms import adapters
 from jcl.mechanisms.adapters import column_norm, kernel_array
-from jcl.method import Params, Tap, check
+from jcl.method import Batch, Params, Tap, check
+from jcl.outputs import LogitPieces, TokenScores
 from jcl.parallel import mesh as meshes
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -176,42 +176,84 @@ def token_scores(
     project: Callable[[Params, jax.Array], jax.Array],
     head: Params,
     h: jax.Array,
-    targets: jax.Array,
+    batch: Batch,
     limit: int,
 ) -> TokenScores:
     """What a loss needs of each token's logits, without holding logits [B, L, V].
 
-    The rows are cut along their length into pieces of at most `limit` logits (but at least one
-    position), which go through `project` one after another. The backward pass computes pieces
-    again, unless there is only one. On a mesh each device has the pieces of its own rows, and the
-    head is gathered once for all pieces; the compiler would gather it, and sum its gradient, for
-    each.
+    The pieces are those of `reduce_logits`.
 
     Args:
-      project: `(head, features [n, d]) -> logits float32 [n, V]`.
+      project: `(head, features [n, d]) -> logits float32 [n, V]`, the same function in each call.
       head: `kernel` [d, V], as an array or in int8, and other leaves that `project` reads.
       h: features [B, L, d].
-      targets: int32 [B, L].
-      limit: how many logits a piece has at most, on each device.
+      batch: `targets` int32 [B, L]. If it has `logits` too, the scores hold all logits as pieces,
+        which other methods can go over again.
+      limit: how many logits are held at once at most, on each device.
 
     Returns:
       The scores, float32 [B, L] each.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    vocabulary = adapters.shape(head["kernel"])[-1]
+    pieces = LogitPieces(head, h, project, reduce_logits, limit, mesh)
+    scores = pieces.reduce(_scores, given=(batch["targets"],))
+    return scores._replace(logits=pieces) if "logits" in batch else scores
 
-    def piece(head: Params, h: jax.Array, wanted: jax.Array) -> TokenScores:
-        logits = project(head, flattened(h))
-        chosen = jnp.take_along_axis(logits, wanted.reshape(*logits.shape[:-1], 1), axis=-1)[..., 0]
-        scores = TokenScores(chosen, jax.nn.logsumexp(logits, axis=-1), jnp.mean(logits, axis=-1))
-        return jax.tree.map(lambda x: x.reshape(wanted.shape), scores)
 
-    def pieces(rows: int, length: int, devices: int) -> int:
-        return max(1, min(-(-rows * length * vocabulary // (limit * devices)), length))
+def _scores(logits: jax.Array, wanted: jax.Array) -> TokenScores:
+    chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
+    return TokenScores(chosen, jax.nn.logsumexp(logits, axis=-1), jnp.mean(logits, axis=-1))
 
-    def cut_up(head: Params, h: jax.Array, targets: jax.Array) -> TokenScores:
-        rows, length = targets.shape
-        count = pieces(rows, length, mesh.shape.get("tensor", 1))
+
+def reduce_logits(
+    fn: Callable[..., Any], models: Sequence[LogitPieces], given: Sequence[jax.Array] = ()
+) -> Any:
+    """What `fn` makes of one or several models' logits for the same tokens, leaves [B, L, ...].
+
+    The rows are cut along their length into pieces of at most `limit` logits (but at least one
+    position), of all models together, which are projected one after another. The backward pass
+    computes pieces again, unless there is only one. On a mesh each device has the pieces of its own
+    rows, and the heads are gathered once for all pieces; the compiler would gather them, and sum
+    their gradients, for each.
+
+    Args:
+      fn: `(logits [n, V] of each model, given [n, ...]) -> leaves [n, ...]`.
+      models: the models' heads and features; the first one's `limit` counts.
+      given: arrays [B, L, ...].
+    """
+    mesh = models[0].mesh
+    if mesh.empty:
+        return _reduce(fn, models, given, mesh)
+    with jax.sharding.use_abstract_mesh(mesh):  # which a method's loss, unlike a model, is not in
+        return _reduce(fn, models, given, mesh)
+
+
+def _reduce(
+    fn: Callable[..., Any],
+    models: Sequence[LogitPieces],
+    given: Sequence[jax.Array],
+    mesh: AbstractMesh,
+) -> Any:
+    heads = [model.head for model in models]
+    arrays = ([model.hidden for model in models], list(given))
+    rows, length, _ = models[0].hidden.shape
+    vocabulary = sum(adapters.shape(head["kernel"])[-1] for head in heads)
+
+    def piece(heads: list[Params], arrays: tuple[list[jax.Array], list[jax.Array]]) -> Any:
+        hidden, others = arrays
+        lead = hidden[0].shape[:2]
+        logits = [m.project(p, flattened(h)) for m, p, h in zip(models, heads, hidden, strict=True)]
+        kept = logits[0].shape[:-1]
+        found = fn(*logits, *[x.reshape(*kept, *x.shape[2:]) for x in others])
+        return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[len(kept) :]), found)
+
+    def count_pieces(rows: int, length: int, devices: int) -> int:
+        held = models[0].limit * devices
+        return max(1, min(-(-rows * length * vocabulary // held), length))
+
+    def cut_up(heads: list[Params], arrays: tuple[list[jax.Array], list[jax.Array]]) -> Any:
+        rows, length = arrays[0][0].shape[:2]
+        count = count_pieces(rows, length, mesh.shape.get("tensor", 1))
         pad = -length % count
 
         def cut(x: jax.Array) -> jax.Array:  # [B, L, ...] -> [count, B, l, ...]
@@ -219,30 +261,36 @@ def token_scores(
             return jnp.moveaxis(x.reshape(rows, count, -1, *x.shape[2:]), 1, 0)
 
         def join(x: jax.Array) -> jax.Array:
-            return jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length]
+            return jnp.moveaxis(x, 0, 1).reshape(rows, -1, *x.shape[3:])[:, :length]
 
         if count == 1:
-            return piece(head, h, targets)
-        again = jax.checkpoint(lambda part, wanted: piece(head, part, wanted))
-        scores = lax.map(lambda xs: again(*xs), (cut(h), cut(targets)))
-        return jax.tree.map(join, scores)
+            return piece(heads, arrays)
+        again = jax.checkpoint(lambda part: piece(heads, part))
+        return jax.tree.map(join, lax.map(again, jax.tree.map(cut, arrays)))
 
-    where = meshes.row_spec(mesh, h.shape)
+    where = meshes.row_spec(mesh, models[0].hidden.shape)
     if not any(where):
-        return cut_up(head, h, targets)
-    rows, length = targets.shape
-    if pieces(rows, length, math.prod(mesh.shape.values())) == 1:
-        return piece(head, h, targets)
-    split = mesh.shape["fsdp"] > 1 and h.shape[-1] % mesh.shape["fsdp"] == 0
+        return cut_up(heads, arrays)
+    if count_pieces(rows, length, math.prod(mesh.shape.values())) == 1:
+        return piece(heads, arrays)
+    split = [
+        mesh.shape["fsdp"] > 1 and m.hidden.shape[-1] % mesh.shape["fsdp"] == 0 for m in models
+    ]
 
-    def shared(head: Params, h: jax.Array, targets: jax.Array) -> TokenScores:
-        kernel = head["kernel"]
-        if split:
-            kernel = lax.all_gather(kernel, "fsdp", tiled=True)
-        # in float32, so that the gradients of pieces are added up in float32
-        return cut_up({**head, "kernel": kernel.astype(jnp.float32)}, h, targets)
+    def shared(heads: list[Params], arrays: Any) -> Any:
+        whole = []
+        for head, is_cut in zip(heads, split, strict=True):
+            kernel = head["kernel"]
+            if is_cut:
+                kernel = lax.all_gather(kernel, "fsdp", tiled=True)
+            # in float32, so that the gradients of pieces are added up in float32
+            whole.append({**head, "kernel": kernel.astype(jnp.float32)})
+        return cut_up(whole, arrays)
 
-    narrow = {**head, "kernel": kernel_array(head["kernel"], h.dtype)}
-    parts = {name: PartitionSpec() for name in head}
-    parts["kernel"] = PartitionSpec("fsdp" if split else None)
-    return meshes.by_parts(shared, (parts, where, where), where)(narrow, h, targets)
+    narrow, parts = [], []
+    for model, is_cut in zip(models, split, strict=True):
+        kernel = kernel_array(model.head["kernel"], model.hidden.dtype)
+        narrow.append({**model.head, "kernel": kernel})
+        spec = {name: PartitionSpec() for name in model.head}
+        parts.append({**spec, "kernel": PartitionSpec("fsdp" if is_cut else None)})
+    return meshes.by_parts(shared, (parts, where), where)(narrow, arrays)

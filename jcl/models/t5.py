@@ -320,6 +320,10 @@ def apply_fn(
         filled = cache.filled + tokens.shape[1]
         return h, Cache(kept[0], kept[1], keys, filled, known, input_segments)
 
+    def project(head: Params, rows: jax.Array) -> jax.Array:
+        kernel = kernel_array(head["kernel"], rows.dtype)
+        return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
+
     def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
         table = params["embed"]["table"]
         dtype = compute or table.dtype
@@ -336,14 +340,10 @@ def apply_fn(
 
         head: Params = {"kernel": table.T} if c.tied else params["head"]
 
-        def project(head: Params, rows: jax.Array) -> jax.Array:
-            kernel = kernel_array(head["kernel"], dtype)
-            return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
-
         if after is not None:
             return project(head, h[:, -1]), after
         if "targets" in batch:
-            return token_scores(project, head, h, batch["targets"], logits_limit)
+            return token_scores(project, head, h, batch, logits_limit)
         return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
     stacks = {"encoder/blocks": 1, "decoder/blocks": 1}

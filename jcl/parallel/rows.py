@@ -13,6 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jcl import trees
 from jcl.losses import total_weight
 from jcl.method import Batch, LossFn, Params
+from jcl.outputs import per_row
 from jcl.parallel import mesh as meshes
 from jcl.records import record
 
@@ -71,8 +72,16 @@ class Shares(NamedTuple):
         return jax.tree.map(lambda x: lax.all_gather(x, name, axis=axis, tiled=True), batch)
 
     def value_and_grad(self, loss_fn: LossFn) -> Callable[..., Any]:
-        """`(params, batch) -> ((loss, outputs), grads)`, equal to those of one undivided batch."""
-        whole = jax.value_and_grad(loss_fn, has_aux=True)
+        """`(params, batch) -> ((loss, outputs), grads)`, equal to those of one undivided batch.
+
+        Of the outputs it gives what has rows (see `outputs.per_row`).
+        """
+
+        def with_rows(params: Params, batch: Batch) -> Any:
+            value, outputs = loss_fn(params, batch)
+            return value, per_row(outputs)
+
+        whole = jax.value_and_grad(with_rows, has_aux=True)
         name, count = self.axis_name, self.microbatches
         if count == 1 and name is None:
             return lambda params, batch: whole(params, meshes.constrain_batch(batch, self.layout))

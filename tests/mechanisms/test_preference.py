@@ -148,7 +148,7 @@ def test_imitation_is_the_mean_log_probability_of_the_preferred_answers(llama: A
     with torch.no_grad():
         expected = in_torch(policy, batch)[0].numpy()
     value, outputs = preference.imitation(ours.apply, ours.params, batch)
-    np.testing.assert_allclose(outputs, expected, rtol=1e-4)
+    np.testing.assert_allclose(outputs.values, expected, rtol=1e-4)
     np.testing.assert_allclose(value, -expected.mean(), rtol=1e-5)
 
 
@@ -159,7 +159,7 @@ def test_without_a_method_answers_are_ranked_by_their_log_probabilities(llama: A
     with torch.no_grad():
         given, old = in_torch(policy, batch).numpy(), in_torch(reference, batch).numpy()
     value, found = preference.ranking()(ours.apply, ours.params, batch)
-    np.testing.assert_allclose(np.stack(found), given, rtol=1e-4)
+    np.testing.assert_allclose(np.stack(found[:2]), given, rtol=1e-4)
     np.testing.assert_allclose(value, np.log1p(np.exp(given[1] - given[0])).mean(), rtol=1e-4)
 
     weight = jnp.array([1.0, 2.0, 0.0])

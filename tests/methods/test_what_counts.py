@@ -46,11 +46,6 @@ def flat(tree: Any) -> np.ndarray:
 
 
 @pytest.mark.quick
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14, F: MAS gives importance to classes that the loss's mask leaves out",
-)
 @pytest.mark.parametrize("mask", ["seen", "task"])
 def test_mas_gives_no_importance_to_classes_never_trained(mask: str) -> None:
     classes = np.eye(2, dtype=bool).repeat(2, axis=1)  # two tasks of two classes each
@@ -66,9 +61,6 @@ def test_mas_gives_no_importance_to_classes_never_trained(mask: str) -> None:
     np.testing.assert_array_equal(omega[:, 2:], np.zeros((6, 2)))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="issue 14, G: MAS counts the outputs of padding"
-)
 def test_mas_counts_no_padding() -> None:
     plain, wide = (flat(after_a_boundary(methods.mas(), padded(n)).omega) for n in (0, 20))
     np.testing.assert_allclose(np.linalg.norm(wide), np.linalg.norm(plain), rtol=1e-3)

@@ -156,7 +156,7 @@ def test_scores_of_tokens_are_scipy_s_in_however_many_pieces(limit: int) -> None
     logits = h @ kernel
     found = layers.token_scores(
         lambda head, h: h @ head["kernel"],
-        {"kernel": jnp.asarray(kernel)}, jnp.asarray(h), jnp.asarray(targets), limit,
+        {"kernel": jnp.asarray(kernel)}, jnp.asarray(h), {"targets": jnp.asarray(targets)}, limit,
     )  # fmt: skip
     chosen = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
     np.testing.assert_allclose(found.chosen, chosen, rtol=1e-5, atol=1e-5)

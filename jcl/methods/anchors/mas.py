@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import jax
 
-from jcl import trees
+from jcl import losses, trees
 from jcl.mechanisms import importance
 from jcl.mechanisms.quadratic import Quadratic, no_anchor
 from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
@@ -27,7 +27,9 @@ class MasState(NamedTuple):
 def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> Method:
     """MAS: ½ λ Σ_i Ω_i (θ_i - θ*_i)², Ω ← Ω + the mean over examples of |∂‖f(x)‖²/∂θ|.
 
-    Labels play no part; f(x) are the model's outputs, such as logits.
+    Labels play no part; f(x) are the model's outputs, such as logits, of the classes that the loss
+    allows and the tokens that it counts. So classes that were never trained and padding give no
+    importance. Of token scores ‖f(x)‖² is computed over a piece of the logits at a time.
 
     Source: Aljundi et al., arXiv 1711.09601, equations 2 to 4, whose λ is half of ours. The
     authors' code takes the absolute value of a batch's sum instead, where signs cancel.
@@ -38,7 +40,8 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
         of `each` stage where that stage ended, as in `ewc`.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range; at `init`, if the loss gives no logits, token
+        scores or values.
     """
     check(strength >= 0, "strength", strength, "at least 0")
     check(anchor in ("latest", "each"), "anchor", anchor, "'latest' or 'each'")
@@ -70,4 +73,5 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
         consolidate=consolidate,
         report=report,
         reads=("parameters", "gradients"),
+        wants=(losses.Logits, losses.TokenScores, losses.Values),
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl import trees
+from jcl import losses, trees
 from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
@@ -45,7 +45,7 @@ def ogd(
         optimizer's update (`updates`), which stays orthogonal with momentum, Adam or weight decay.
 
     Raises:
-      ValueError: if an argument is out of range, or there is no label to differentiate.
+      ValueError: if an argument is out of range; at `init`, if there is no label to differentiate.
     """
     check(directions >= 1, "directions", directions, "at least 1")
     check(1 <= per_stage <= directions, "per_stage", per_stage, "in [1, directions]")
@@ -54,6 +54,10 @@ def ogd(
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, OgdState]:
         check_lasting("ogd", ctx, params)
+        if of == "label":
+            logits = jax.eval_shape(ctx.loss, params, ctx.batch)[1].values
+            labelled = "y" in ctx.batch and logits.ndim == 2
+            check(labelled, "of", of, "'loss' where logits aren't [B, C] with labels y [B]")
         basis = jax.tree.map(lambda x: jnp.zeros((directions, *x.shape), jnp.float32), params)
         return params, OgdState(basis, jnp.int32(0))
 
@@ -80,10 +84,8 @@ def ogd(
         def value(p: Params, row: Batch) -> jax.Array:
             if of == "loss":
                 return ctx.loss(p, row)[0]
-            outputs = ctx.apply(p, row)
-            labelled = "y" in row and outputs.ndim == 2
-            check(labelled, "of", of, "'loss' where outputs aren't [B, C] with labels y [B]")
-            return outputs[0, row["y"][0]].astype(jnp.float32)
+            logits = ctx.loss(p, row)[1].values
+            return logits[0, row["y"][0]].astype(jnp.float32)
 
         def add(state: OgdState, row: Batch) -> tuple[OgdState, None]:
             slope = trees.float32(jax.grad(value)(params, jax.tree.map(lambda x: x[None], row)))
@@ -111,6 +113,8 @@ def ogd(
         return {"directions": state.used}
 
     method = Method("ogd", init=init, consolidate=consolidate, report=report, reads=("gradients",))
+    if of == "label":
+        method = method._replace(wants=(losses.Logits,))
     if at == "grads":
         return method._replace(grads=projected)
     return method._replace(updates=projected)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jcl import losses, memory
 from jcl.method import Batch, Ctx, Info, LossFn, Method, Params, check
+from jcl.outputs import with_head
 
 
 class DerState(NamedTuple):
@@ -41,16 +41,18 @@ def _method(
     keep = memory.policy(policy, capacity, groups)
     match = f"{name}/match"  # a column: 1 + the slot whose outputs a row has to match, 0 for none
 
-    def answers(outputs: jax.Array) -> Batch:
+    def answers(outputs: Any) -> Batch:
         if top_k is None:
-            return {"outputs": outputs}
-        values, indices = lax.top_k(outputs, min(top_k, outputs.shape[-1]))
+            return {"outputs": outputs.values}
+        values, indices = losses.largest(outputs, top_k)
         return {"outputs": values, "indices": indices}
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, DerState]:
         outputs = jax.eval_shape(ctx.loss, params, ctx.batch)[1]
-        check(outputs is not None, "loss", None, f"one that returns (scalar, outputs) for {name}")
-        stored = jax.eval_shape(answers, outputs)
+        whole = not isinstance(outputs, losses.TokenScores)
+        wanted = f"a number for {name} on TokenScores, whose logits are too many to store"
+        check(whole or top_k is not None, "top_k", top_k, wanted)
+        stored = jax.eval_shape(lambda p, b: answers(ctx.loss(p, b)[1]), params, ctx.batch)
         return params, DerState(keep.empty({**ctx.batch, **stored}))
 
     def replay(state: DerState, ctx: Ctx) -> tuple[jax.Array, jax.Array]:
@@ -87,11 +89,8 @@ def _method(
             stored = {**batch, "weight": jnp.where(marked, matches * weight, 0.0)}
             value, outputs = loss_fn(params, labelled)
             old = memory.take(state.buffer, batch[match] - 1)
-            now = outputs
-            if top_k is not None:
-                now = jnp.take_along_axis(outputs, old["indices"], axis=-1)
-            gap = (now.astype(jnp.float32) - old["outputs"].astype(jnp.float32)) ** 2
-            apart = losses.batch_mean(jnp.mean(gap, axis=-1), stored)
+            gap = losses.squared_distance(outputs, old["outputs"], old.get("indices"))
+            apart = losses.mean_of(gap, outputs._replace(weight=stored["weight"]))
             # sums over rows, not means, so that microbatches add up to the batch
             total = value * losses.total_weight(labelled) + apart * losses.total_weight(stored)
             mass = losses.total_weight(batch)
@@ -100,7 +99,8 @@ def _method(
         return loss_with_memory
 
     def observe(state: DerState, ctx: Ctx, info: Info) -> DerState:
-        rows = {**memory.finite_rows(info), **answers(info.outputs)}
+        outputs = with_head(info.outputs, lambda: ctx.loss(ctx.params, info.batch)[1])
+        rows = {**memory.finite_rows(info), **answers(outputs)}
         return DerState(keep.insert(state.buffer, ctx, rows))
 
     def report(state: DerState, info: Info) -> dict[str, jax.Array]:
@@ -119,6 +119,7 @@ def _method(
         idle=idle,
         reads=("samples", "logits"),
         starts=start,
+        wants=(losses.Logits, losses.TokenScores, losses.Values),
     )
 
 
@@ -137,7 +138,9 @@ def der(
 
     Source: Buzzega et al., arXiv 2004.07211, equation 5; as in the authors' code (mammoth's
     models/der.py) the square is a mean over outputs, where the paper has a sum: its α is ours
-    divided by C.
+    divided by C. The mean is over the classes that the loss's mask allows, and the tokens that the
+    loss counts. On token scores (`losses.fused_next_token`), of which only the `top_k` largest
+    logits can be stored, it is computed over a piece of the logits at a time.
 
     Args:
       capacity: how many slots the memory has.
@@ -151,7 +154,8 @@ def der(
       groups: how many groups that policy tells apart, see `memory.policy`.
 
     Raises:
-      ValueError: if an argument is out of range, or the loss returns only a scalar.
+      ValueError: if an argument is out of range; at `init`, if the loss gives no logits, token
+        scores or values, or gives token scores and `top_k` is None.
     """
     return _method("der", capacity, rows, alpha, 0.0, 1, start, top_k, policy, groups)
 
@@ -186,6 +190,7 @@ def derpp(
       groups: how many groups that policy tells apart, see `memory.policy`.
 
     Raises:
-      ValueError: if an argument is out of range, or the loss returns only a scalar.
+      ValueError: if an argument is out of range; at `init`, if the loss gives no logits, token
+        scores or values, or gives token scores and `top_k` is None.
     """
     return _method("derpp", capacity, rows, alpha, beta, draws, start, top_k, policy, groups)

@@ -20,9 +20,11 @@ class DistilState(NamedTuple):
 def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> Method:
     """Distillation: (1 - λ) L + λ T² KL(softmax(z_teacher / T) ‖ softmax(z / T)), a batch's mean.
 
-    z are the logits, L the loss that this one wraps. The teacher is the same model with other
-    parameters, such as one that was tuned before its base was upgraded (see `jcl.runs.recycle`).
-    Frozen leaves are the student's own.
+    z are the logits, L the loss that this one wraps, whose mask says which classes compete and
+    which tokens count. The teacher is the same model with other parameters, such as one that was
+    tuned before its base was upgraded (see `jcl.runs.recycle`). Frozen leaves are the student's
+    own. Of a loss on token scores (`losses.fused_next_token`) the term is computed over a piece of
+    the logits at a time.
 
     Source: Hinton et al., arXiv 1503.02531, section 2; as the second of two ways to recycle tuned
     weights, Qin et al., arXiv 2305.08702, section 5.2.
@@ -34,7 +36,7 @@ def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> 
 
     Raises:
       ValueError: if an argument is out of range; at `init`, if the teacher lacks a leaf or has
-        another shape; in a step, if the loss returns only a scalar.
+        another shape, or if the loss gives neither `Logits` nor `TokenScores`.
     """
     check((strength >= 0) & (strength <= 1), "strength", strength, "in [0, 1]")
     check(temperature > 0, "temperature", temperature, "above 0")
@@ -50,13 +52,16 @@ def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> 
         return params, DistilState(ctx.freeze(jax.tree_util.tree_map_with_path(taken, params)))
 
     def loss(state: DistilState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
+        def ask(rows: Batch) -> Any:
+            return ctx.recall(state.teacher, rows)
+
         def loss_with_teacher(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
-            check(outputs is not None, "loss", None, "one that returns (scalar, outputs)")
-            wanted = ctx.recall(state.teacher, batch)
-            apart = losses.batch_mean(losses.distillation(outputs, wanted, temperature), batch)
-            return (1 - strength) * value + strength * apart, outputs
+            wanted = losses.answers(ctx, ask, batch)
+            apart = losses.distillation(outputs, wanted, temperature)
+            return (1 - strength) * value + strength * losses.mean_of(apart, outputs), outputs
 
         return loss_with_teacher
 
-    return Method("distil", init=init, loss=loss, reads=("parameters",))
+    wants = (losses.Logits, losses.TokenScores)
+    return Method("distil", init=init, loss=loss, reads=("parameters",), wants=wants)

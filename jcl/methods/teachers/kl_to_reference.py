@@ -18,11 +18,11 @@ def kl_to_reference(
 ) -> Method:
     """KL to a reference: L + λ KL(π ‖ π_ref), taken at each position that the loss is over.
 
-    In a batch of pairs (see `jcl.preference`) it is taken on the preferred answers and summed over
-    their tokens, which makes it a divergence between sequences; in other batches it is a mean over
-    tokens, or over rows with classes. Unlike `lwf` it acts from the first stage on, whose reference
-    is the model before training. If the objective's outputs are no logits, it takes a forward pass
-    of its own, which holds logits [B, L, V].
+    With an objective over answers (see `jcl.preference`) it is taken on the preferred ones and
+    summed over their tokens, which makes it a divergence between sequences; with others it is a
+    mean over tokens, or over rows with classes. Unlike `lwf` it acts from the first stage on, whose
+    reference is the model before training. Of token scores it is computed over a piece of the
+    logits at a time. An objective over answers gives none, and costs a forward pass more.
 
     Source: Ziegler et al., arXiv 1909.08593, equation 2, where it is part of the reward and
     estimated from samples; here it is exact at each position, in the data's own contexts.
@@ -35,22 +35,30 @@ def kl_to_reference(
         distillation.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range; at `init`, if the loss gives no outputs, or
+        `Values`.
     """
     check(strength >= 0, "strength", strength, "at least 0")
     check(reference in ("initial", "previous"), "reference", reference, "'initial' or 'previous'")
     check(direction in ("reverse", "forward"), "direction", direction, "'reverse' or 'forward'")
 
     def loss(state: tuple[()], ctx: Ctx, loss_fn: LossFn) -> LossFn:
+        def ask(rows: Batch) -> Any:
+            return ctx.recall(ctx.references[reference], rows)
+
         def loss_with_penalty(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
-            new = outputs if isinstance(outputs, jax.Array) else ctx.apply(params, batch)
-            old = ctx.recall(ctx.references[reference], batch)
-            if direction == "reverse":
-                apart = losses.distillation(old, new)
-            else:
-                apart = losses.distillation(new, old)
-            return value + strength * _mean(apart, batch), outputs
+            new, asking, rows = outputs, ctx, batch
+            whole_answers = isinstance(outputs, losses.LogProbs | losses.Rewards)
+            if whole_answers:
+                asking, rows = ctx._replace(objective=losses.fused_next_token()), _answers(batch)
+                new = losses.evaluate(asking.objective, ctx.apply, params, rows)[1]
+            old = losses.answers(asking, ask, rows)
+            pair = (old, new) if direction == "reverse" else (new, old)
+            apart = losses.divergence(*pair)
+            if whole_answers:
+                apart = jnp.sum(apart * new.mask, axis=-1)
+            return value + strength * losses.mean_of(apart, new), outputs
 
         return loss_with_penalty
 
@@ -58,12 +66,16 @@ def kl_to_reference(
         return jnp.asarray(strength == 0)
 
     return Method(
-        "kl_to_reference", loss=loss, idle=idle, reads=("parameters",), recalls=(reference,)
+        "kl_to_reference",
+        loss=loss,
+        idle=idle,
+        reads=("parameters",),
+        recalls=(reference,),
+        wants=(losses.Logits, losses.TokenScores, losses.LogProbs, losses.Rewards),
     )
 
 
-def _mean(apart: jax.Array, batch: Batch) -> jax.Array:
-    if "answer" not in batch or apart.ndim == 1:
-        return losses.batch_mean(apart, batch)
-    summed = jnp.sum(apart[:, :-1] * batch["answer"], axis=-1)
-    return losses.weighted_mean(summed, batch["weight"])
+def _answers(batch: Batch) -> Batch:
+    """The preferred answers of a batch of pairs as rows of text, in which the answers count."""
+    kept = ("tokens", "segments", "answer", "weight", "task")
+    return {**{k: batch[k] for k in kept}, "mask": batch["answer"]}

@@ -11,53 +11,76 @@ from jcl import losses
 from jcl.method import Batch, Ctx, LossFn, Method, Params, check
 
 
-def lwf(strength: float = 1.0, temperature: float = 2.0, classes: Any = None) -> Method:
-    """LwF: L + λ T² KL(softmax(z_old / T) ‖ softmax(z / T)), mean over the batch.
+def lwf(
+    strength: float = 1.0, temperature: float = 2.0, classes: Any = None, rescale: bool = False
+) -> Method:
+    """LwF: L + λ KL(softmax(z_old / T) ‖ softmax(z / T)), the mean over what the loss counts.
 
-    z_old are the outputs of the model as the last stage left it, z those of the loss's own forward
-    pass. The added term is 0 in the first stage, and for rows whose outputs have not changed.
+    z_old are the logits of the model as the last stage left it, z those of the loss's own forward
+    pass. The added term is 0 in the first stage, and for rows whose logits have not changed.
 
-    Source: Li and Hoiem, arXiv 1606.09282, equations 2 to 4, there as a cross-entropy, which
-    differs by a constant, and without T² (van de Ven's and mammoth's code have none either): their
-    λ is ours times T².
+    The softmax is over the classes that the loss's mask allowed in earlier stages. Where the loss
+    takes a softmax over each task's own classes (`mask="task"`), the old model is asked for all
+    earlier tasks' answers, and the term is the sum of their divergences, one for each head. Without
+    a mask it is over all outputs, which suits domain-incremental streams and language models. Of a
+    loss on token scores (`losses.fused_next_token`) the term is computed over a piece of the logits
+    at a time, at the price of multiplying with the head once more.
 
     Every row of the batch counts by its weight, replayed rows too, for the old model knows more
-    about these. With a loss over tokens every position that `mask` counts is distilled.
+    about these. With a loss over tokens every position that the loss counts is distilled.
+
+    Source: Li and Hoiem, arXiv 1606.09282, equations 2 to 4 and section 3, there as a
+    cross-entropy, which differs by a constant. As there, and in van de Ven's (`loss_fn_kd`) and
+    mammoth's code, the term isn't multiplied by T²; old heads are summed as in the paper and in van
+    de Ven's code with `lwf_weighting`. Of a single head van de Ven's student has the new classes in
+    its softmax too, mammoth's, as ours, has not.
 
     Args:
-      strength: λ; may be traced.
+      strength: λ; may be traced. It is 1 in the paper and .5 in mammoth.
       temperature: T; may be traced.
-      classes: bool [stages, C], which classes a stage brought; the softmax is then over those of
-        earlier stages only (as in mammoth). None takes all outputs, also those of classes that the
-        old model never saw, which suits domain-incremental streams and language models.
+      classes: bool [stages, C], which classes a stage brought, in place of the loss's mask.
+      rescale: whether the term is multiplied by T², which keeps its gradient's size as T grows
+        (Hinton et al., arXiv 1503.02531); with T = 2 that is four times the paper's λ.
 
     Raises:
-      ValueError: if an argument is out of range, or the loss returns only a scalar.
+      ValueError: if an argument is out of range; at `init`, if the loss gives neither `Logits` nor
+        `TokenScores`.
     """
     check(strength >= 0, "strength", strength, "at least 0")
     check(temperature > 0, "temperature", temperature, "above 0")
 
+    def old_softmaxes(ctx: Ctx, outputs: Any) -> jax.Array | None:
+        """Sets of classes with a softmax each, bool [G, C]; None leaves them to the mask."""
+        heads = getattr(outputs, "heads", None)
+        table = heads if classes is None else jnp.asarray(classes)
+        if table is None:
+            return None
+        earlier = table & (jnp.arange(len(table)) < ctx.stage)[:, None]
+        return jnp.any(earlier, axis=0, keepdims=True) if heads is None else earlier
+
     def loss(state: tuple[()], ctx: Ctx, loss_fn: LossFn) -> LossFn:
-        def known(outputs: jax.Array) -> jax.Array:
-            if classes is None:
-                return outputs
-            seen = jnp.cumsum(jnp.asarray(classes), axis=0) > 0
-            keep = seen[jnp.clip(ctx.stage - 1, 0, len(seen) - 1)]
-            return jnp.where(keep, outputs.astype(jnp.float32), -1e9)
+        def teacher(rows: Batch) -> Any:
+            return ctx.recall(ctx.references["previous"], rows)
 
         def loss_with_teacher(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
             value, outputs = loss_fn(params, batch)
-            check(outputs is not None, "loss", None, "one that returns (scalar, outputs) for lwf")
-            whole = not isinstance(outputs, losses.TokenScores)
-            check(whole, "loss's outputs", "TokenScores", "all logits for lwf, as of next_token")
-            teacher = ctx.recall(ctx.references["previous"], batch)
-            apart = losses.distillation(known(outputs), known(teacher), temperature)
-            active = jnp.where(ctx.stage > 0, strength, 0.0)
-            return value + active * losses.batch_mean(apart, batch), outputs
+            old = losses.answers(ctx, teacher, batch, ctx.stage - 1)
+            groups = old_softmaxes(ctx, outputs)
+            apart = losses.divergence(outputs, old, temperature, groups)
+            scale = jnp.asarray(temperature) ** 2 if rescale else 1.0
+            active = jnp.where(ctx.stage > 0, strength * scale, 0.0)
+            return value + active * losses.mean_of(apart, outputs), outputs
 
         return loss_with_teacher
 
     def idle(state: tuple[()], ctx: Ctx) -> jax.Array:
         return (ctx.stage < 1) | (strength == 0)
 
-    return Method("lwf", loss=loss, idle=idle, reads=("parameters",), recalls=("previous",))
+    return Method(
+        "lwf",
+        loss=loss,
+        idle=idle,
+        reads=("parameters",),
+        recalls=("previous",),
+        wants=(losses.Logits, losses.TokenScores),
+    )

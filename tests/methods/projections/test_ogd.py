@@ -139,6 +139,5 @@ def test_labels_are_asked_for_where_there_are_none() -> None:
 
     program = jcl.make(methods.ogd(), decoder, losses.next_token, optax.sgd(0.1))
     batch = {"tokens": jnp.zeros((2, 5), jnp.int32)}
-    state = program.init({"w": jnp.zeros((3, 3))}, batch, KEY)
     with pytest.raises(ValueError, match="of is 'label', but must be 'loss'"):
-        program.consolidate(state, jax.tree.map(lambda v: v[None], batch))
+        program.init({"w": jnp.zeros((3, 3))}, batch, KEY)

@@ -81,7 +81,7 @@ def masked(share: Any, reference: str, batch: Any) -> jax.Array:
     note = jcl.Method(
         "note",
         init=lambda ctx, params: (params, jnp.zeros_like(batch["mask"])),
-        observe=lambda state, ctx, info: info.outputs,
+        observe=lambda state, ctx, info: info.outputs.values,
     )
     source = OTHER if reference == "other" else reference
     made = program(jcl.chain(methods.rho(share=share, reference=source), note), shown)

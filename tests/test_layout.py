@@ -68,7 +68,6 @@ MAY_RANK = {
     "mechanisms/importance": "with a layer's tensors in view",
     "mechanisms/merging": "with a layer's tensors in view",
     "methods/projections/ogd": "draws rows at random",
-    "methods/replay/der": "keeps a row's largest outputs",
     "methods/weighting/rho": "chooses tokens of a batch",
     "editing/editors/grace": "puts a row's target first",
 }

@@ -257,6 +257,8 @@ def chain(*methods: Method) -> Method:
     name = " + ".join(m.name for m in parts) or "naive"
     reads = tuple(r for r in READS if any(r in m.reads for m in parts))
     recalls = tuple(r for r in REFERENCES if any(r in m.recalls for m in parts))
+    opinions = [m.learns for m in parts if m.learns is not None]
+    used["learns"] = (lambda path: any(one(path) for one in opinions)) if opinions else None
     return Method(name, init=init, reads=reads, recalls=recalls, parts=parts)._replace(**used)
 
 

@@ -281,6 +281,8 @@ class Method(NamedTuple):
       renews: which leaves, by their paths, have another meaning after `consolidate`, such as a pair
         that goes into a bank and is drawn afresh; None if there are none. What later methods know
         of these leaves is void at a boundary (see `Ctx.renewed`).
+      learns: which leaves are to learn, by their paths, such as adapters; None has no opinion. In a
+        chain those learn that one of its methods names, and `make(trainable=...)` overrides it.
       recalls: which of `REFERENCES` it asks for at `ctx.references`. The program keeps each once,
         whatever the number of methods that share it.
       needs: names of methods in the same chain whose state this one reads.
@@ -311,6 +313,7 @@ class Method(NamedTuple):
     fixes: bool = False
     renews: trees.Trainable | None = None
     recalls: tuple[str, ...] = ()
+    learns: trees.Trainable | None = None
     starts: int = 0
     wants: tuple[type, ...] = ()
 

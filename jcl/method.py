@@ -288,6 +288,7 @@ class Method(NamedTuple):
       needs: names of methods in the same chain whose state this one reads.
       reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
       parts: the methods that `chain` composed, in order; empty for a single method.
+      chained: whether `chain` made it.
       starts: the first stage in which it changes anything, 1 if it needs a finished one; `fit` and
         `run` warn where a stream ends before it.
       wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
@@ -309,6 +310,7 @@ class Method(NamedTuple):
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
+    chained: bool = False
     begin: Callable[[Any, Ctx, Params], tuple[Params, Any]] = _begin
     fixes: bool = False
     renews: trees.Trainable | None = None

@@ -106,7 +106,7 @@ def er(
         neutral = False if callable(weight) else weight == 0
         return (ctx.stage < start) | neutral
 
-    method = Method("er", init=init, batch=batch, idle=idle, reads=("samples",))
+    method = Method("er", init=init, batch=batch, idle=idle, reads=("samples",), wants=keep.wants)
     if share:
         return method._replace(needs=(share,))
     if policy == "herding":

@@ -203,7 +203,7 @@ COMPARED: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "DPO, previous reference": ("dpo(reference='previous')", "dpo.beta", (0.1,)),
     "DPO + KL": ("dpo() + kl_to_reference()", "kl_to_reference.strength", (0.03, 0.1, 0.3)),
     "DPO + replay": ("er(capacity=96, rows=4) + dpo()", "dpo.beta", (0.1,)),
-    "COPR": ("copr(stages=3)", "copr.beta", (0.1,)),
+    "COPR": ("copr(stages=3)", "copr.beta", (0.8,)),
     "DPO + averaging": ("wise_ft() + dpo()", "wise_ft.alpha", (0.25, 0.5, 0.75)),
     "DPO + HMA": ("hma() + dpo()", "hma.alpha", (0.25, 0.5, 0.75)),
     "DPO + online merging": (

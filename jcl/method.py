@@ -7,8 +7,7 @@ Python on a traced value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 
 from jcl import trees
 from jcl.records import record
+from jcl.trees import Structure as Structure
 
 Params = Any
 """A nested dict of arrays; `None` stands for a leaf of the other half after `trees.partition`."""
@@ -108,25 +108,6 @@ class Reference(NamedTuple):
     """int32 []: the stage that it predicts as."""
     stage_step: jax.Array
     """int32 []: the step of that stage."""
-
-
-@record
-class Structure(NamedTuple):
-    """A model's own word about itself, at `apply.structure` or given to `make(structure=)`.
-
-    The default suits a model without stacked layers, whose head no method is told.
-    """
-
-    head: str | Callable[[Params], str | None] | None = None
-    """Path of the layer that makes the logits, whose leaves lie beneath it, such as `dense_2` or
-    `embed`; or what gives it for the whole tree of parameters, where these decide. None is none."""
-    stacks: Mapping[str, int] = MappingProxyType({})
-    """How many leading axes of a leaf count layers, by the start of its path, the longest of which
-    holds: {"blocks": 1, "blocks/experts": 2}. The first of these axes is the depth."""
-
-    def head_of(self, params: Params) -> str | None:
-        """Path of the layer that makes the logits from a whole tree of parameters, if any does."""
-        return self.head(params) if callable(self.head) else self.head
 
 
 def with_structure(apply: Apply, structure: Structure) -> Apply:
@@ -305,6 +286,8 @@ class Method(NamedTuple):
       needs: names of methods in the same chain whose state this one reads.
       reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
       parts: the methods that `chain` composed, in order; empty for a single method.
+      starts: the first stage in which it changes anything, 1 if it needs a finished one; `fit` and
+        `run` warn where a stream ends before it.
       wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
         refuses a loss that gives another. An empty one reads no outputs.
     """
@@ -328,6 +311,7 @@ class Method(NamedTuple):
     fixes: bool = False
     renews: trees.Trainable | None = None
     recalls: tuple[str, ...] = ()
+    starts: int = 0
     wants: tuple[type, ...] = ()
 
     def __add__(self, other: Method) -> Method:  # type: ignore[override]
@@ -373,21 +357,6 @@ stage, `consolidate` at the end of a stage, the others in every step."""
 def defines(method: Method, phase: str) -> bool:
     """Whether `method` does anything in `phase`."""
     return getattr(method, phase) is not Method._field_defaults[phase]
-
-
-def check_flat(states: dict[str, Any]) -> None:
-    """Refuses to freeze states that hold a frozen model, which would grow with every freeze.
-
-    Raises:
-      ValueError: if one of `states`, of methods that wrap the model, holds a `Reference`.
-    """
-    for name, state in states.items():
-        held = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Reference))
-        if any(isinstance(x, Reference) for x in held):
-            raise ValueError(
-                f"{name} wraps the model and keeps a Reference in its state; it must ask for one "
-                f"by recalls, which is one of {REFERENCES}"
-            )
 
 
 def check_lasting(name: str, ctx: Ctx, params: Params) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -12,8 +13,9 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from jcl import losses, taps, trees
+from jcl import taps, trees
 from jcl.chain import chain
+from jcl.contexts import BEGINNING, BOUNDARY, PREDICTION, START, STEP, Scene, State
 from jcl.method import (
     Apply,
     Batch,
@@ -26,7 +28,6 @@ from jcl.method import (
     Structure,
     Tap,
     check,
-    check_flat,
     defines,
 )
 from jcl.outputs import check_kind
@@ -39,28 +40,6 @@ Evaluate = Callable[["Program", "State"], Any]
 """`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""
 Fetch = Callable[[Any], Batch]
 """Maps a slice of a stream to a batch inside the trace, say by a gather from device arrays."""
-
-
-@record
-class State(NamedTuple):
-    """All that changes in a run. It is the one pytree that is checkpointed."""
-
-    params: Params
-    """The whole tree, trainable and frozen leaves."""
-    optimizer: optax.OptState
-    """The optimizer's state."""
-    methods: dict[str, Any]
-    """Each method's state, by its name."""
-    stage: jax.Array
-    """int32 []: how many stages are finished, which is the index of the stage in progress."""
-    stage_step: jax.Array
-    """int32 []: how many steps are taken in this stage."""
-    step: jax.Array
-    """int32 []: how many steps are taken in all."""
-    key: jax.Array
-    """A typed PRNG key, constant through the run; draws fold in `step`."""
-    references: dict[str, Reference]
-    """The frozen models that methods recall, by their names in `REFERENCES`."""
 
 
 @record
@@ -91,10 +70,6 @@ class Program(NamedTuple):
     def _facts(self) -> dict[str, Any]:
         mesh = self.layout and ",".join(f"{a}={n}" for a, n in self.layout.mesh.shape.items())
         return {"method": self.method.name, "members": self.members, "mesh": mesh}
-
-
-# The phases of a program, which make its draws differ.
-START, STEP, BOUNDARY, PREDICTION, BEGINNING = range(5)
 
 
 def fill_batch(batch: Batch) -> Batch:
@@ -186,9 +161,8 @@ def make(
     layout = None if mesh is None else meshes.Layout(mesh, rules)
     shares = Shares(microbatches, axis_name, layout)
     model = meshes.constrain(_with_tap(apply), layout)
-    said: Structure = structure or getattr(apply, "structure", Structure())
-
-    wrappers = tuple(m for m in method.parts if defines(m, "forward"))
+    said: Structure = getattr(apply, "structure", Structure()) if structure is None else structure
+    scene = Scene(method, loss, said, axis_name, mesh)
 
     def split(params: Params) -> tuple[Params, Params]:
         return trees.partition(params, trainable)
@@ -196,55 +170,7 @@ def make(
     def context(
         state: State, batch: Batch, phase: int, training: bool, model: Apply = model
     ) -> Ctx:
-        """What a hook may read in a phase: the one place where contexts are made."""
-        learning, frozen = split(state.params)
-        key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
-
-        def base(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
-            return model(trees.merge(params, frozen), rows, tap)
-
-        def moment(
-            params: Params,
-            states: dict[str, Any],
-            finished: tuple[str, ...] = (),
-            stage: jax.Array = state.stage,
-            stage_step: jax.Array = state.stage_step,
-            training: bool = training,
-        ) -> Ctx:
-            def freeze(params: Params) -> Reference:
-                kept = {m.name: states[m.name] for m in wrappers if m.name in states}
-                check_flat(kept)
-                ended = bool(finished) and all(name in finished for name in kept)
-                then = (stage + 1, jnp.zeros_like(stage_step)) if ended else (stage, stage_step)
-                return Reference(*trees.copy((params, kept, *then)))
-
-            # before there are any, a hook of `init` is shown the model of the moment
-            known = state.references or {
-                name: Reference(params, states, stage, stage_step) for name in method.recalls
-            }
-
-            def recall(reference: Reference, rows: Batch) -> Any:
-                there = (reference.stage, reference.stage_step)
-                frozen_model = moment(reference.params, reference.states, (), *there, False)
-                return lax.stop_gradient(frozen_model.apply(reference.params, rows))
-
-            ctx = Ctx(
-                params=params, frozen=frozen, stage=stage, stage_step=stage_step, step=state.step,
-                key=key, batch=batch, apply=base, loss=lambda *_: (jnp.float32(0), None),
-                objective=loss, states=states, references=known, training=training,
-                freeze=freeze, recall=recall, anew=moment, finished=finished,
-                reached=learning if phase == BOUNDARY else None, axis_name=axis_name, mesh=mesh,
-                structure=said,
-            )  # fmt: skip
-            wrapped = method.forward(states, ctx, base)
-
-            def task_loss(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
-                rows = {**rows, "stage": jnp.full_like(rows["task"], stage)}
-                return losses.evaluate(loss, lambda p, b: wrapped(p, b, tap), params, rows)
-
-            return ctx._replace(apply=wrapped, loss=task_loss)
-
-        return moment(learning, state.methods)
+        return scene.context(state, split(state.params), batch, phase, training, model)
 
     def renew(references: dict[str, Reference], state: State, batch: Batch) -> dict[str, Reference]:
         """`references` with the model of `state` as the previous one, where it is asked for."""
@@ -414,6 +340,18 @@ def advance(
     return lax.fori_loop(0, count, body, (state, blank))
 
 
+def warn_of_idle(program: Program, stages: int) -> None:
+    """Warns of each method that would change nothing in so many stages: it is plain training."""
+    for method in program.method.parts:
+        if isinstance(method.starts, int) and method.starts >= stages:  # a sweep's may be traced
+            warnings.warn(
+                f"{method.name} changes nothing before stage {method.starts}, counted from 0, and "
+                f"there {'is' if stages == 1 else 'are'} only {stages}, so it does nothing here; "
+                "if it has an argument start, start=0 lets it act from the first step",
+                stacklevel=3,
+            )
+
+
 def run(
     program: Program,
     params: Params,
@@ -440,6 +378,7 @@ def run(
     Returns:
       The last state, and `{"steps": reports [stages, steps], "scores": [stages + 1, ...] or None}`.
     """
+    warn_of_idle(program, jax.tree.leaves(stream)[0].shape[0])
     fetch = fetch or (lambda batch: batch)
     example = jax.eval_shape(fetch, jax.tree.map(lambda x: x[0, 0], stream))
     state = program.init(params, example, key)

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jcl.records import record
 
 Tree = Any
 Trainable = Callable[[str], bool]
 """Static predicate over a leaf's path, such as `blocks/up/kernel`."""
 
 
-class Stacked(Protocol):
-    """What says which leaves are stacks of layers: a `jcl.Structure`."""
+@record
+class Structure(NamedTuple):
+    """A model's own word about itself, at `apply.structure` or given to `make(structure=)`.
 
-    @property
-    def stacks(self) -> Mapping[str, int]:
-        """How many leading axes count layers, by the start of a path."""
-        ...
+    The default suits a model without stacked layers, whose head no method is told.
+    """
+
+    head: str | Callable[[Tree], str | None] | None = None
+    """Path of the layer that makes the logits, whose leaves lie beneath it, such as `dense_2` or
+    `embed`; or what gives it for the whole tree of parameters, where these decide. None is none."""
+    stacks: Mapping[str, int] = MappingProxyType({})
+    """How many leading axes of a leaf count layers, by the start of its path, the longest of which
+    holds: {"blocks": 1, "blocks/experts": 2}. The first of these axes is the depth."""
+
+    def head_of(self, params: Tree) -> str | None:
+        """Path of the layer that makes the logits from a whole tree of parameters, if any does."""
+        return self.head(params) if callable(self.head) else self.head
 
 
 def every_leaf(path: str) -> bool:
@@ -69,13 +82,13 @@ def chosen(tree: Tree, predicate: Trainable, argument: str) -> list[str]:
     return found
 
 
-def stack_axes(path: str, structure: Stacked) -> int:
+def stack_axes(path: str, structure: Structure) -> int:
     """How many leading axes of the leaf at `path` count layers, by the model's own word."""
     starts = [s for s in structure.stacks if path == s or path.startswith(f"{s}/")]
     return structure.stacks[max(starts, key=len)] if starts else 0
 
 
-def per_layer(fn: Callable[..., Any], structure: Stacked, *trees: Tree) -> Tree:
+def per_layer(fn: Callable[..., Any], structure: Structure, *trees: Tree) -> Tree:
     """Maps `fn(*leaves)` over leaves as layers have them: a stacked leaf is one a layer, by vmap.
 
     So what `fn` ranks, sums or normalises is one layer's tensor, whether layers are stacked or not.

@@ -493,6 +493,7 @@ TABLE = [
             {"stages": 0},
             {"beta": 0.0},
             {"reward": -1.0},
+            {"per": "pair"},
             {"sft": -1.0},
             {"capacity": 0},
             {"rows": 0},
@@ -503,7 +504,7 @@ TABLE = [
     Row(
         "hma",
         methods.hma,
-        neutral={"alpha": 1.0},
+        neutral={"alpha": 1.0, "parts": 1},  # of a perceptron, which has no stack to divide
         bad=({"alpha": 1.5}, {"parts": 0}, {"steps": -1}, {"rate": 0.0}, {"anchor": "last"}),
         at_boundary=True,
         problem=DECODER._replace(trainable=trees.every_leaf),

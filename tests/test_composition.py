@@ -97,10 +97,10 @@ def test_at_a_boundary_a_reader_sees_the_model_that_it_leaves(writer: jcl.Method
     np.testing.assert_allclose(seen.outputs, outputs, rtol=1e-3, atol=1e-3)
 
 
-def fisher_of(model: Callable[..., Any], params: Any, batches: Any, trainable: Any) -> Any:
-    """What EWC alone takes for the Fisher of `model` at `params`."""
+def fisher_of(model: Callable[..., Any], left: jcl.State, batches: Any, trainable: Any) -> Any:
+    """What EWC alone takes for the Fisher of `model` where a state was left, by the same draws."""
     program = jcl.make(methods.ewc(), model, losses.next_token, optax.sgd(0.0), trainable=trainable)
-    state = begin(program, params=params)
+    state = begin(program, params=left.params)._replace(step=left.step)
     return jax.jit(program.consolidate)(state, batches).methods["ewc"].fisher
 
 
@@ -120,7 +120,7 @@ def test_fisher_after_a_bank_is_that_of_the_model_left() -> None:
     def left(params: Any, batch: Any) -> Any:
         return program.predict(state._replace(params=params), batch)
 
-    wanted = flat(fisher_of(left, state.params, of_stage(0), adapters.is_adapter))
+    wanted = flat(fisher_of(left, state, of_stage(0), adapters.is_adapter))
     if found.any():
         np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(wanted), rtol=1e-3)
         np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-3 * wanted.max())
@@ -135,7 +135,7 @@ def test_fisher_after_pruning_is_that_of_the_pruned_model() -> None:
     def left(params: Any, batch: Any) -> Any:
         return program.predict(state._replace(params=params), batch)
 
-    wanted = flat(fisher_of(left, state.params, of_stage(0), trees.every_leaf))
+    wanted = flat(fisher_of(left, state, of_stage(0), trees.every_leaf))
     np.testing.assert_allclose(np.linalg.norm(found), np.linalg.norm(wanted), rtol=1e-3)
 
 

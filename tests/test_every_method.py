@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
-from method_table import CLASSES, FEATURES, MLP, ROWS, STEPS, TABLE, TASKS, Problem, Row
+from method_table import CLASSES, FEATURES, MLP, ROWS, STEPS, TABLE, TASKS, Problem, Row, disturb
 
 import jcl
 from jcl import adapters, checkpoint, merging, mesh, methods
@@ -192,10 +192,13 @@ def test_scan_equals_loop_and_mapped_seeds_equal_separate_ones(bench: Bench) -> 
 
 def test_a_changed_state_changes_the_next_step(bench: Bench) -> None:
     if isinstance(bench.row.disturb, str):
-        assert not jax.tree.leaves(bench.states[1].methods), bench.row.disturb
+        kept = (bench.states[1].methods, bench.states[1].references)
+        assert not jax.tree.leaves(kept), bench.row.disturb
         return
     state = bench.states[1]
-    changed = state._replace(methods=bench.row.disturb(state.methods))
+    changed = state._replace(
+        methods=bench.row.disturb(state.methods), references=disturb(state.references)
+    )
     batch = jax.tree.map(lambda x: x[1, 0], STREAM)
     # the second step, for a pull towards an anchor is zero while the parameters stand on it
     a, b = (bench.loop.step(bench.loop.step(s, batch)[0], batch)[0] for s in (state, changed))

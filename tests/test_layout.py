@@ -18,9 +18,12 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 LAYERS = [
     "records",
-    "method trees",
+    "trees",
+    "method",
     "outputs",
-    "taps chain losses",
+    "taps",
+    "chain losses",
+    "contexts",
     "memory data",
     "parallel",
     "mechanisms",
@@ -33,6 +36,8 @@ LAYERS = [
 ]
 """The entries of `jcl/`, files or folders, from the earliest layer to the latest."""
 LAYER = {entry: depth for depth, layer in enumerate(LAYERS) for entry in layer.split()}
+BACKWARDS = {("method", "chain"): "a + b is chain(a, b)"}
+"""Imports against the order, inside a function, and why."""
 OUTSIDE_LAYERS = {"moved"}
 """`moved` maps old names to new ones and imports neither before it is asked to."""
 
@@ -57,6 +62,29 @@ TOUCHES = {
     "editing/stream": {"disk", "clock"},
 }
 """What may touch what; every other file is pure."""
+
+RANKS = {"sort", "argsort", "top_k", "argpartition", "quantile", "percentile", "median", "_largest"}
+MAY_RANK = {
+    "mechanisms/importance": "with a layer's tensors in view",
+    "mechanisms/merging": "with a layer's tensors in view",
+    "methods/projections/ogd": "draws rows at random",
+    "methods/weighting/rho": "chooses tokens of a batch",
+    "editing/editors/grace": "puts a row's target first",
+}
+"""Which methods, mechanisms and editors rank anything themselves, and what that isn't: a share of
+parameters, which `merging.mark_largest` takes in each layer's tensor and not in a stack of them."""
+
+READS_TAPS = {"probe", "read", "custom_vjp"}
+MAY_READ_TAPS = {
+    "mechanisms/importance": "weighs by rows, and by tokens as the loss does",
+    "methods/adapters/eproj": "each row's own image, with nothing summed over rows",
+    "editing/statistics": "few of many layers, of which `moments` would hold all",
+    "editing/values": "what flows at one token of a fact",
+    "editing/editors/grace": "what flows at single tokens",
+    "editing/editors/wise": "what flows at each token",
+}
+"""Which of them read what taps saw themselves; all others sum it by `taps.moments`, which leaves
+padding out."""
 
 LONGEST = 400
 LONG_BY_NATURE = {
@@ -128,6 +156,8 @@ def test_imports_run_from_later_layers_to_earlier_ones(path: Path) -> None:
     if mine in OUTSIDE_LAYERS:
         return
     for other in ours(path) - {mine, "__version__"}:
+        if (mine, other) in BACKWARDS:
+            continue
         assert other in LAYER, f"{name_of(path)} imports jcl.{other}, which is in no layer"
         assert LAYER[other] < LAYER[mine], f"{name_of(path)} imports {other} of a later layer"
 
@@ -168,6 +198,24 @@ def test_no_method_imports_another_and_no_editor_another(folder: str) -> None:
 @pytest.mark.parametrize(**by_name(below("methods") + below("mechanisms")))
 def test_methods_and_mechanisms_are_pure_jax(path: Path) -> None:
     assert outside(path) <= {"jax"}
+
+
+def calls(path: Path) -> set[str]:
+    """Names of the functions that a file uses as attributes of a module, such as `lax.top_k`."""
+    tree = ast.parse(path.read_text())
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+METHODICAL = below("methods") + below("mechanisms") + below("editing")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("what, may", [(RANKS, MAY_RANK), (READS_TAPS, MAY_READ_TAPS)])
+def test_who_ranks_and_who_reads_what_taps_saw(what: set[str], may: dict[str, str]) -> None:
+    found = {name_of(path) for path in METHODICAL if calls(path) & what}
+    assert found <= set(may), "use merging.mark_largest and taps.moments"
+    mine = {"mechanisms/importance", "mechanisms/merging"}  # which need not
+    assert set(may) - mine <= found, "an exception that nobody needs"
 
 
 @pytest.mark.quick

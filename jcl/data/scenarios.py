@@ -288,6 +288,8 @@ def recurring(given: Scenario, cycles: int = 2) -> Scenario:
 def gradual(given: Scenario, width: float = 1.0) -> Scenario:
     """Makes all stages one without boundaries, in which the mixture of tasks shifts linearly.
 
+    A method that waits for a finished stage does nothing here; `er(start=0)` replays at once.
+
     Args:
       given: a scenario.
       width: how long the transition from one task to the next takes, as a share of a task's time.
@@ -310,6 +312,7 @@ def online(given: Scenario) -> Scenario:
     """Makes all stages one without boundaries, in which the tasks follow one another abruptly.
 
     Use `epochs=1` for one pass. Only the data itself shows where a task begins: see `jcl.drift`.
+    A method that waits for a finished stage does nothing here; `er(start=0)` replays at once.
     """
     return gradual(given, 0.0)._replace(names=("online",))
 

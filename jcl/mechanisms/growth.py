@@ -90,7 +90,8 @@ def _split(key: jax.Array, x: jax.Array, source: jax.Array, noise: float | jax.A
     """
     copies = jnp.bincount(source, length=x.shape[-2])[source][:, None]
     wide = jnp.take(x, source, axis=-2).astype(jnp.float32)
-    stray = noise * jnp.std(x.astype(jnp.float32)) * jax.random.normal(key, wide.shape)
+    spread = jnp.std(x.astype(jnp.float32), axis=(-2, -1), keepdims=True)
+    stray = noise * spread * jax.random.normal(key, wide.shape)
     sums = jax.ops.segment_sum(jnp.moveaxis(stray, -2, 0), source, x.shape[-2])
     stray = stray - jnp.moveaxis(sums[source], 0, -2) / copies
     return (wide / copies + jnp.where(copies > 1, stray, 0)).astype(x.dtype)
@@ -123,7 +124,7 @@ def widen(
       width: new width of the residual stream, a multiple of the present one, lest norms change.
       hidden: new width inside the MLP or each expert, at least the present one.
       kv_heads: how many key heads, at least the present number; query heads grow in proportion.
-      noise: its standard deviation as a share of that of the leaf; 0 splits evenly.
+      noise: its standard deviation as a share of that of the layer's kernel; 0 splits evenly.
 
     Raises:
       ValueError: if an argument is out of range, there are adapters or int8 kernels, or a tied head

@@ -51,7 +51,7 @@ def _count(mask: jax.Array) -> jax.Array:
 
 
 def mark_largest(
-    scores: Params, count: Count, structure: trees.Stacked, among: Mask = None
+    scores: Params, count: Count, structure: trees.Structure, among: Mask = None
 ) -> Mask:
     """Marks in each layer's tensor the `count(n)` entries of largest |score|, of n that there are.
 
@@ -192,7 +192,7 @@ def lerp(t: jax.Array | float, a: Params, b: Params) -> Params:
     return jax.tree.map(one, a, b)
 
 
-def slerp(t: jax.Array | float, a: Params, b: Params, structure: trees.Stacked) -> Params:
+def slerp(t: jax.Array | float, a: Params, b: Params, structure: trees.Structure) -> Params:
     """sin((1-t)φ)/sin φ · a + sin(tφ)/sin φ · b, φ the angle between the two tensors of a layer.
 
     Exact at both ends; tensors that are parallel, or zero, are interpolated linearly. Each leaf
@@ -264,7 +264,7 @@ def trim(vector: Params, density: jax.Array | float) -> Params:
 def trim_layers(
     vector: Params,
     density: jax.Array | float,
-    structure: trees.Stacked,
+    structure: trees.Structure,
     spare_small: bool = False,
 ) -> Params:
     """Keeps in each layer's tensor the share `density` of entries with the largest magnitudes.

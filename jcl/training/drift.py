@@ -165,7 +165,10 @@ def watch_drift(program: Program, detector: Detector, recent: int = 16) -> Progr
     def over_members(fn: Callable[..., Any], *args: Any) -> Any:
         return fn(watching, *args)
 
+    # its stages end where drifts are found, so that no number of a stream's says when they start
+    found = tuple(m._replace(starts=0) for m in program.method.parts)
     watching = program._replace(
+        method=program.method._replace(parts=found),
         init=init,
         step=step,
         consolidate=consolidate,

@@ -25,7 +25,7 @@ from jcl import trees
 from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params, check
 from jcl.parallel import processes, signals
-from jcl.program import Evaluate, Program, State
+from jcl.program import Evaluate, Program, State, warn_of_idle
 from jcl.records import record
 from jcl.training import checkpoint
 from jcl.training.compiled import compile_loop, start
@@ -356,6 +356,7 @@ def fit(
     emit = on_event if on_event is not None and processes.is_leader() else lambda event: None
     with signals.note():
         run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit, carried)
+        warn_of_idle(program, run.first_stage + len(stream.steps))
         with contextlib.closing(run):
             _drive(run, checkpoint_every)
     return Result(

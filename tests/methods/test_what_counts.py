@@ -98,6 +98,24 @@ def test_migu_counts_no_padding() -> None:
     np.testing.assert_array_equal(*learnt)
 
 
+def test_soft_mask_counts_no_padding() -> None:
+    plain, wide = (flat(after_a_boundary(methods.soft_mask(), padded(n))) for n in (0, 20))
+    assert plain.max() > 0.5
+    np.testing.assert_allclose(wide, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [methods.gpm(threshold=0.95), methods.soft_mask()])
+def test_rows_of_padding_change_no_statistic(method: jcl.Method) -> None:
+    batch = padded(3) | {"weight": jnp.ones(tiny.ROWS)}
+    more = jax.tree.map(lambda x: jnp.concatenate([x, x[:2]]), batch)
+    more["weight"] = more["weight"].at[tiny.ROWS :].set(0.0)
+    plain, wide = (after_a_boundary(method, b) for b in (batch, more))
+    if method.name == "gpm":
+        jax.tree.map(np.testing.assert_array_equal, wide.used, plain.used)
+        plain, wide = ([m @ m.mT for m in s.basis.values()] for s in (plain, wide))
+    np.testing.assert_allclose(flat(wide), flat(plain), rtol=1e-3, atol=1e-2)
+
+
 KINDS = ("token", "sequence", "row")
 
 

@@ -16,8 +16,9 @@ import pytest
 import tiny_decoder as tiny
 
 import jcl
-from jcl import losses, methods, trees
-from jcl.models import decoder
+from jcl import adapters, losses, methods, models, trees
+from jcl.methods.merges import hma
+from jcl.models import decoder, t5
 
 KEY = jax.random.key(0)
 ROWS = tiny.stream()
@@ -77,6 +78,141 @@ def test_of_low_rank_pairs_only_loud_units_learn() -> None:
         for leaf in ("a", "b"):
             learnt = np.any(old[leaf] != new[leaf], axis=-2)  # [layers, units]
             np.testing.assert_array_equal(learnt.sum(axis=-1), learnt.shape[-1] // 2)
+
+
+@pytest.mark.parametrize("bank", [False, True])
+def test_units_of_a_pair_are_what_its_factors_put_out(bank: bool) -> None:
+    """x A and x A B of the pair that learns, against numpy, in the second of two stages."""
+    pairs = methods.inclora(stages=3, rank=4, targets="dense_1") if bank else None
+    pairs = pairs or methods.lora(rank=4, targets="dense_1")
+    made = jcl.make(
+        jcl.chain(pairs, methods.migu(fraction=0.5)), models.mlp.apply, losses.squared_error,
+        optax.sgd(0.1), trainable=adapters.is_adapter,
+    )  # fmt: skip
+    base = models.mlp.init(KEY, [5, 8, 6])
+    x, y = (jax.random.normal(jax.random.key(i), (12, n)) for i, n in ((1, 5), (2, 6)))
+    rows = {"x": x.at[-2:].set(50.0), "y": y, "weight": jnp.ones(12).at[-2:].set(0.0)}
+    state = jax.jit(made.init)(base, rows, KEY)
+    step = jax.jit(made.step)
+    state, _ = step(state, rows)
+    state = jax.jit(made.consolidate)(state, jax.tree.map(lambda v: v[None], rows))
+    state, _ = step(state, rows)  # B of a bank's new pair is 0 before
+    after, _ = step(state, rows)
+    old, new = (s.params["dense_1"]["lora"] for s in (state, after))
+    first = base["dense_0"]
+    inner = np.maximum(np.float64(x[:-2] @ first["kernel"] + first["bias"]), 0) @ old["a"]
+    for leaf, outputs in (("a", inner), ("b", inner @ old["b"])):
+        loud = np.argsort(-np.abs(outputs).sum(0))[: outputs.shape[-1] // 2]
+        learnt = np.flatnonzero(np.any(old[leaf] != new[leaf], axis=0))
+        np.testing.assert_array_equal(learnt, np.sort(loud))
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_what_calls_no_taps_learns_whole_under_migu(experts: int) -> None:
+    """An untied head and experts have no sites, so nothing is known of their units."""
+    config = dataclasses.replace(tiny.CONFIG, tied=False, experts=experts, chosen_experts=2)
+    params = decoder.init(KEY, config)
+    apply = decoder.apply_fn(config)
+    made = jcl.make(methods.migu(fraction=0.3), apply, losses.next_token, optax.sgd(0.1))
+    state = jax.jit(made.init)(params, FIRST, KEY)
+    after, _ = jax.jit(made.step)(state._replace(stage=jnp.int32(1)), FIRST)
+    free = [("head",)] + (
+        [("blocks", "experts", n) for n in ("gate", "up", "down")] * bool(experts)
+    )
+    for path in free:
+        old, new = state.params, after.params
+        for key in path:
+            old, new = old[key], new[key]
+        assert np.all(np.any(old["kernel"] != new["kernel"], axis=-2)), path
+    moved = np.any(
+        params["blocks"]["query"]["kernel"] != after.params["blocks"]["query"]["kernel"], -2
+    )
+    np.testing.assert_array_equal(moved.sum(axis=-1), round(0.3 * moved.shape[-1]))
+
+
+def test_hma_divides_every_stack_that_the_model_names() -> None:
+    config = t5.Config(
+        vocabulary=16, layers=4, decoder_layers=2, width=16, heads=2, head_width=8, hidden=24
+    )
+    params = jax.tree.map(jnp.zeros_like, t5.init(KEY, config))
+    end, structure = jax.tree.map(jnp.ones_like, params), t5.apply_fn(config).structure
+    got = hma.mixed(jnp.array([0.25, 0.75]), 0.5, params, end, structure)
+    for stack, ratios in (("encoder", [0.25, 0.25, 0.75, 0.75]), ("decoder", [0.25, 0.75])):
+        kernel = got[stack]["blocks"]["up"]["kernel"]
+        np.testing.assert_array_equal(kernel[:, 0, 0], ratios)
+        np.testing.assert_array_equal(got[stack]["norm"]["scale"], 0.5)
+
+
+def test_seq_freezes_all_but_the_classifier_of_a_decoder() -> None:
+    params = tiny.base() | {"classifier": models.init_dense(KEY, 24, 4)}
+    rows = FIRST | {"y": jnp.arange(tiny.ROWS) % 4}
+    made = jcl.make(methods.seq(warmup=0), tiny.APPLY, losses.cross_entropy(), optax.sgd(0.1))
+    state = jax.jit(made.init)(params, rows, KEY)
+    after, _ = jax.jit(made.step)(state, rows)
+    moved = {p for p, x in trees.by_path(after.params).items() if np.any(x != state_at(state, p))}
+    assert moved == {"classifier/kernel", "classifier/bias"}
+
+
+def state_at(state: jcl.State, path: str) -> Any:
+    return trees.by_path(state.params)[path]
+
+
+NEVER, ALWAYS = (lambda path: False), (lambda path: True)
+EMPTY: dict[str, tuple[jcl.Method, str]] = {
+    "mofo": (methods.mofo(filtered=NEVER), "filtered"),
+    "packnet": (methods.packnet(prunable=NEVER), "prunable"),
+    "packnet of vectors": (methods.packnet(prunable=lambda path: "norm" in path), "prunable"),
+    "soft_mask": (methods.soft_mask(masked=NEVER), "masked"),
+    "gpm": (methods.gpm(free=ALWAYS), "free"),
+    "seq": (methods.seq(head="no"), "head"),
+    "seq of a tied head": (methods.seq(), "head is 'embed'"),
+    "lora": (methods.lora(targets="no"), "targets"),
+    "inclora": (methods.inclora(stages=2, targets="no"), "targets"),
+    "moelora": (methods.moelora(targets="no"), "targets"),
+    "ia3": (methods.ia3(outputs="no", inputs=None), "outputs|targets"),
+    "llama_pro": (methods.llama_pro((0,), stack="no"), "layers"),
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_method_that_finds_nothing_to_act_on_refuses(name: str) -> None:
+    method, argument = EMPTY[name]
+    rows = FIRST | {"y": jnp.zeros(tiny.ROWS, int)}
+    with pytest.raises(ValueError, match=rf"({argument}).* but must (be|say)"):
+        jax.eval_shape(program(method).init, tiny.base(), rows, KEY)
+
+
+@pytest.mark.quick
+def test_without_what_it_acts_on_in_the_model_a_method_refuses() -> None:
+    def flat(params: Any, batch: Any) -> jax.Array:
+        return batch["x"] @ params["w"]
+
+    rows = {"x": jnp.ones((4, 3)), "y": jnp.zeros(4, int)}
+    for method, said in (
+        (methods.hma(), "parts is 3, but must be 1"),
+        (methods.migu(), "no dense sites"),
+        (methods.soft_mask(), "no dense sites"),
+        (methods.seq(), "head is None"),
+    ):
+        made = jcl.make(method, flat, losses.cross_entropy(), optax.sgd(0.1))
+        with pytest.raises(ValueError, match=said):
+            made.init({"w": jnp.ones((3, 2))}, rows, KEY)
+    # pairs learn, but migu stands before the method that makes them
+    made = tiny.program(jcl.chain(methods.migu(), methods.lora()))
+    with pytest.raises(ValueError, match=r"learning parameters is .* but must be with a kernel"):
+        made.init(tiny.base(), FIRST, KEY)
+
+
+@pytest.mark.quick
+def test_soft_mask_refuses_to_guess_the_head() -> None:
+    def quiet(params: Any, batch: Any, tap: Any) -> jax.Array:
+        return models.mlp.apply(params, batch, tap)
+
+    rows = {"x": jnp.ones((4, 3)), "y": jnp.zeros(4, int)}
+    made = jcl.make(methods.soft_mask(), quiet, losses.cross_entropy(), optax.sgd(0.1))
+    with pytest.raises(ValueError, match="masked is None, but must be given"):
+        made.init(models.mlp.init(KEY, [3, 4, 2]), rows, KEY)
 
 
 def test_mofo_moves_its_share_of_each_layer() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jcl.method import Ctx
+from jcl.method import Ctx, Structure
 
 
 def context(**known: Any) -> Ctx:
@@ -17,7 +17,11 @@ def context(**known: Any) -> Ctx:
     zero = jnp.int32(0)
     fields = {**dict.fromkeys(Ctx._fields), "batch": {}, "states": {}, "references": {}}
     fields |= {"stage": zero, "stage_step": zero, "step": zero, "finished": (), "jumps": False}
-    fields |= {"renewed": Ctx._field_defaults["renewed"], "training": True}
+    fields |= {
+        "renewed": Ctx._field_defaults["renewed"],
+        "training": True,
+        "structure": Structure(),
+    }
 
     def anew(params: Any, states: Any, finished: tuple[str, ...] = ()) -> Ctx:
         return made._replace(params=params, states=states, finished=finished)

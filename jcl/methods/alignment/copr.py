@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,33 +38,46 @@ def apart(odds: jax.Array, target: jax.Array) -> jax.Array:
     return 0.5 * jnp.sum(gap**2, axis=0)
 
 
+def length(answer: jax.Array) -> jax.Array:
+    """How many tokens each answer has, at least 1, float32 [B], from `answer` [B, L - 1]."""
+    return jnp.maximum(jnp.sum(answer, axis=-1), 1)
+
+
 def copr(
     stages: int,
-    beta: float = 0.1,
+    beta: float = 0.8,
     reward: float | None = None,
     sft: float = 1.0,
     capacity: int = 64,
     rows: int = 4,
     rate: float = 1e-4,
+    per: Literal["token", "answer"] = "token",
 ) -> Method:
     """COPR: L = Λ⁻¹ [J_fit + γ J_sft + Σ_{i<t} λ_i (J_i - d_i)], Λ = 1 + Σ λ_i.
 
     J_fit fits P, a pair's probabilities renormalised over its two answers, to those of the policy
     that is optimal for a moderate reward, P* ∝ π_{t-1}(y | x) exp(r(x, y) / β): the mean over pairs
-    of ½ Σ_y [log P(y) - log P*(y)]². The reward of the preferred answer is r_x, of the other -r_x,
-    with r_x ~ Beta(1, 2) drawn anew for each pair of a step. J_i is the same over pairs of stage i
-    from memory with the P* of their time, filled at boundaries; d_i is its value at π_{t-1}; and
-    ln λ_i += ρ λ_i (J_i - d_i) after every step, from rows drawn for it, which costs a forward
-    pass. J_sft is -log π(preferred), a mean over the answer's tokens. So stage i's rows are
-    replayed, and together weigh λ_i times as much as the fresh ones.
+    of ½ Σ_y [log P(y) - log P*(y)]², where log π(y | x) is a mean over y's tokens. The reward of
+    the preferred answer is r_x, of the other -r_x, with r_x ~ Beta(1, 2) drawn anew for each pair
+    of a step. J_i is the same over pairs of stage i from memory with the P* of their time, filled
+    at boundaries; d_i is its value at π_{t-1}; and ln λ_i += ρ λ_i (J_i - d_i) after every step,
+    from rows drawn for it, which costs a forward pass. J_sft is -log π(preferred), a mean over the
+    answer's tokens. So stage i's rows are replayed, and together weigh λ_i times as much as the
+    fresh ones.
 
     This loss replaces the objective, so `copr` comes before other methods that change the loss; it
     has a memory of its own.
 
     Source: Zhang et al., COPR, Findings of ACL 2025 (arXiv 2402.14228), for |Y_x| = 2 answers, the
-    multipliers as its equations 18 to 20. This follows two published summaries that agree, for
-    neither the paper's text nor the authors' code could be had. The paper draws r_x once for each
-    prompt, and its weight of J_sft isn't known.
+    multipliers as its equations 18 to 20, after two published summaries that agree; and the
+    authors' code (openi.pcl.ac.cn/Hanlard/Offline_alignment_methods_based_on_trlx, read as it
+    stands in amgadelgamal/AIF-Gen, `benchmarks/COPR/trlx/trainer/accelerate_copr_trainer.py`). As
+    there, log π is a mean over tokens, J_fit has the ½, J_sft weighs as much as J_fit, β is 0.8,
+    and ρ and the rule of λ are the same. Unlike there, and as in the paper, P is over a pair's
+    answers (there over all of a batch), P* is that of π_{t-1} (there of the present policy), J_i is
+    the distance from P*_i (there the square of log π / π_{t-1}, λ / (λ + 1e-4) times), with a bound
+    d_i of its own (there 0.1), and Λ divides; J_sft is of fresh pairs (there of replayed ones too).
+    The paper draws r_x once for each prompt; the code has ±0.8, or sorted normal draws.
 
     Args:
       stages: how many stages there will be; later ones share the last one's multiplier.
@@ -75,6 +88,8 @@ def copr(
       rows: how many rows are drawn for each step.
       rate: ρ, the rate at which the multipliers rise, to e⁷ at most; may be traced. 0 keeps them
         at 1.
+      per: whether log π(y | x) in P and P* is the mean over y's tokens, as in the authors' code, or
+        that of the whole `answer`, as in the paper's equations; there β had better be smaller.
 
     Raises:
       ValueError: if an argument is out of range, or another method's loss comes before.
@@ -85,6 +100,7 @@ def copr(
     check(sft >= 0, "sft", sft, "at least 0")
     check(rows >= 1, "rows", rows, "at least 1")
     check(rate >= 0, "rate", rate, "at least 0")
+    check(per in ("token", "answer"), "per", per, "'token' or 'answer'")
     keep = memory.policy("reservoir", capacity)
 
     def of(stage: jax.Array) -> jax.Array:
@@ -100,13 +116,20 @@ def copr(
     def log_probs(ctx: Ctx, params: Params, pairs: Batch) -> preference.Rewards:
         return preference.pair_log_probs(ctx.apply(params, preference.pair_rows(pairs)), pairs)
 
+    def odds(found: preference.Rewards, pairs: Batch) -> jax.Array:
+        """log P(preferred) / P(rejected) of each pair from its log-probabilities, float32 [B]."""
+        if per == "answer":
+            return found.margin
+        rejected = found.rejected / length(pairs["rejected_answer"])
+        return found.preferred / length(pairs["answer"]) - rejected
+
     def optimum(ctx: Ctx, key: jax.Array, pairs: Batch) -> jax.Array:
         """log P*_t(preferred) / P*_t(rejected) of each pair, float32 [B]."""
         drawn = 1 - jnp.sqrt(jax.random.uniform(key, pairs["weight"].shape))  # Beta(1, 2)
         moderate = drawn if reward is None else reward
         # π_{t-1}, with which the stage began
         old = ctx.recall(ctx.references["previous"], preference.pair_rows(pairs))
-        return preference.pair_log_probs(old, pairs).margin + 2 * moderate / beta
+        return odds(preference.pair_log_probs(old, pairs), pairs) + 2 * moderate / beta
 
     def batch(state: CoprState, ctx: Ctx, fresh: Batch) -> Batch:
         draw, own = jax.random.split(ctx.key)
@@ -124,9 +147,8 @@ def copr(
 
         def loss_with_policy(params: Params, pairs: Batch) -> tuple[jax.Array, preference.Rewards]:
             found = log_probs(ctx, params, pairs)
-            length = jnp.maximum(jnp.sum(pairs["answer"], axis=-1), 1)
-            cost = apart(found.margin, pairs[_ODDS])
-            cost = cost - sft * pairs[_NEW] * found.preferred / length
+            cost = apart(odds(found, pairs), pairs[_ODDS])
+            cost = cost - sft * pairs[_NEW] * found.preferred / length(pairs["answer"])
             return losses.weighted_mean(cost, pairs["weight"]), found
 
         return loss_with_policy
@@ -139,7 +161,7 @@ def copr(
 
     def observe(state: CoprState, ctx: Ctx, info: Info) -> CoprState:
         old = memory.sample(state.buffer, ctx.key, rows)
-        cost = apart(log_probs(ctx, info.params, old).margin, old[_ODDS])
+        cost = apart(odds(log_probs(ctx, info.params, old), old), old[_ODDS])
         error, count = errors(cost, old)
         excess = jnp.where(count > 0, error - state.bound, 0)
         ascent = rate * jnp.exp(state.log_multiplier) * excess
@@ -157,7 +179,7 @@ def copr(
 
         def cost(row: Batch) -> jax.Array:
             pair = jax.tree.map(lambda x: x[None], row)
-            return apart(log_probs(ctx, params, pair).margin, pair[_ODDS])[0]
+            return apart(odds(log_probs(ctx, params, pair), pair), pair[_ODDS])[0]
 
         bound, _ = errors(lax.map(cost, buffer.rows, batch_size=rows), buffer.rows)
         return params, CoprState(buffer, state.log_multiplier, bound)

@@ -8,13 +8,14 @@ import jax
 
 from jcl import trees
 from jcl.mechanisms import importance
+from jcl.mechanisms.quadratic import Quadratic, no_anchor
 from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class EwcState(NamedTuple):
     """The state of `ewc` and `online_ewc`."""
 
-    past: importance.Quadratic
+    past: Quadratic
     """All past anchors as one quadratic, however many stages there were."""
 
     @property
@@ -35,7 +36,7 @@ def _method(
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, EwcState]:
         check_lasting(name, ctx, params)
-        return params, EwcState(importance.no_anchor(params, average=decay is None))
+        return params, EwcState(no_anchor(params, average=decay is None))
 
     def grads(state: EwcState, ctx: Ctx, tree: Params) -> Params:
         return state.past.pull(tree, strength, ctx.params)
@@ -48,7 +49,7 @@ def _method(
             past = state.past.add(new, params)
         else:
             total = trees.axpy(decay, state.past.curvature, new)
-            past = importance.Quadratic(total, trees.copy(params), None)
+            past = Quadratic(total, trees.copy(params), None)
         return params, EwcState(past.without(ctx.renewed))
 
     def report(state: EwcState, info: Info) -> dict[str, jax.Array]:
@@ -61,6 +62,7 @@ def _method(
         consolidate=consolidate,
         report=report,
         reads=("parameters", "gradients"),
+        starts=1,
     )
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jcl import losses, trees
 from jcl.mechanisms import importance
+from jcl.mechanisms.quadratic import Quadratic, no_anchor
 from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
 class MasState(NamedTuple):
-    """All past anchors as one quadratic, ½ θᵀΩθ - θᵀ(Ωθ*)."""
+    """The state of `mas`."""
 
-    omega: Params
-    """ΣΩ, float32."""
-    anchored: Params
-    """ΣΩθ*, float32."""
+    past: Quadratic
+    """All past anchors as one quadratic."""
+
+    @property
+    def omega(self) -> Params:
+        """ΣΩ, float32."""
+        return self.past.curvature
 
 
 def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> Method:
@@ -45,24 +48,20 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, MasState]:
         check_lasting("mas", ctx, params)
-        return params, MasState(trees.zeros(params), trees.zeros(params))
+        return params, MasState(no_anchor(params, average=anchor == "each"))
 
     def grads(state: MasState, ctx: Ctx, tree: Params) -> Params:
-        return importance.quadratic_pull(tree, strength, state.omega, state.anchored, ctx.params)
+        return state.past.pull(tree, strength, ctx.params)
 
     def consolidate(
         state: MasState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, MasState]:
         new = importance.sensitivity(ctx, params, batches)
-        theta = trees.float32(params)
-        omega = trees.add(state.omega, new)
-        if anchor == "latest":
-            anchored = jax.tree.map(jnp.multiply, omega, theta)
+        if anchor == "each":
+            past = state.past.add(new, params)
         else:
-            anchored = jax.tree.map(lambda a, o, p: a + o * p, state.anchored, new, theta)
-        none = trees.zeros(params)
-        omega, anchored = (trees.choose(ctx.renewed, none, x) for x in (omega, anchored))
-        return params, MasState(omega, anchored)
+            past = Quadratic(trees.add(state.omega, new), trees.copy(params), None)
+        return params, MasState(past.without(ctx.renewed))
 
     def report(state: MasState, info: Info) -> dict[str, jax.Array]:
         return {"omega": trees.norm(state.omega)}

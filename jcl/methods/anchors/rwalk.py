@@ -10,6 +10,7 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import importance, merging
+from jcl.mechanisms.quadratic import Quadratic
 from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
@@ -35,8 +36,8 @@ class RwalkState(NamedTuple):
     """s, averaged over the finished stages, float32."""
     importance: Params
     """Ω as the last stage left it, float32."""
-    anchored: Params
-    """Ωθ*, float32."""
+    anchor: Params
+    """θ*, in the parameters' dtype."""
 
 
 def _unit(tree: Params) -> Params:
@@ -93,18 +94,16 @@ def rwalk(
     importance.check_fisher(labels, per)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, RwalkState]:
-        fisher, integral, gained, scores, omega, anchored = (trees.zeros(params) for _ in range(6))
+        fisher, integral, gained, scores, omega = (trees.zeros(params) for _ in range(5))
         check_lasting("rwalk", ctx, params)
         walk = Walk(fisher, integral, trees.copy(params), gained)
-        return params, RwalkState(walk, scores, omega, anchored)
+        return params, RwalkState(walk, scores, omega, trees.copy(params))
 
     def begin(state: RwalkState, ctx: Ctx, params: Params) -> tuple[Params, RwalkState]:
         return params, state._replace(walk=state.walk._replace(mark=trees.copy(params)))
 
     def grads(state: RwalkState, ctx: Ctx, tree: Params) -> Params:
-        return importance.quadratic_pull(
-            tree, strength, state.importance, state.anchored, ctx.params
-        )
+        return Quadratic(state.importance, state.anchor, None).pull(tree, strength, ctx.params)
 
     def close(walk: Walk, ctx: Ctx, reached: Params, params: Params, batches: Batch) -> Walk:
         """The walk after an interval in which training reached `reached`.
@@ -148,10 +147,9 @@ def rwalk(
         none = trees.zeros(params)
         omega, scores = (trees.choose(ctx.renewed, none, x) for x in (omega, scores))
         walk = walk._replace(fisher=trees.choose(ctx.renewed, none, walk.fisher))
-        anchored = jax.tree.map(jnp.multiply, omega, trees.float32(params))
         # marked anew, for another method may have moved the parameters at this boundary
         walk = walk._replace(mark=trees.copy(params), gained=trees.zeros(params))
-        return params, RwalkState(walk, scores, omega, anchored)
+        return params, RwalkState(walk, scores, omega, trees.copy(params))
 
     def report(state: RwalkState, info: Info) -> dict[str, jax.Array]:
         return {"fisher": trees.norm(state.walk.fisher), "scores": trees.norm(state.scores)}

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import trees
-from jcl.mechanisms import importance
+from jcl.mechanisms.quadratic import Quadratic
 from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
 
 
@@ -55,8 +55,7 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
         return params, state._replace(jumped=trees.copy(params))
 
     def grads(state: SiState, ctx: Ctx, tree: Params) -> Params:
-        anchored = jax.tree.map(jnp.multiply, state.omega, state.start)
-        return importance.quadratic_pull(tree, strength, state.omega, anchored, ctx.params)
+        return Quadratic(state.omega, state.start, None).pull(tree, strength, ctx.params)
 
     def observe(state: SiState, ctx: Ctx, info: Info) -> SiState:
         def extend(path: jax.Array, g: jax.Array, u: jax.Array) -> jax.Array:

@@ -106,9 +106,7 @@ def migu(
         paths = list(taps.dense_sites(ctx.apply, params, ctx.batch))
         there = bool(_masked(params, paths))
         learning = list(trees.by_path(params))
-        check(
-            there, "learning parameters", learning, f"a kernel or pair of one of {paths}, at least"
-        )
+        check(there, "learning parameters", learning, f"with a kernel or a pair of one of {paths}")
         return params, ()
 
     def count(units: jax.Array | int) -> jax.Array:

@@ -44,15 +44,15 @@ def seq(warmup: int = 100, head: str | None = None) -> Method:
     """
     check(warmup >= 0, "warmup", warmup, "at least 0")
 
-    def prefix(ctx: Ctx, params: Params) -> str:
-        return f"{head or ctx.structure.head_of(trees.merge(params, ctx.frozen))}/"
+    def classifier(ctx: Ctx, params: Params) -> str | None:
+        """Path of the head's parameters."""
+        return head or ctx.structure.head_of(trees.merge(params, ctx.frozen))
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, SeqState]:
-        start = prefix(ctx, params)
-        leaves = trees.by_path(params)
-        classes = {x.shape[-1] for name, x in leaves.items() if name.startswith(start)}
-        dense = len(classes) == 1 and f"{start}kernel" in leaves
-        check(dense, "head", head or start[:-1], f"a classifier's path, one of {sorted(leaves)}")
+        at, leaves = classifier(ctx, params), trees.by_path(params)
+        classes = {x.shape[-1] for name, x in leaves.items() if name.startswith(f"{at}/")}
+        dense = len(classes) == 1 and f"{at}/kernel" in leaves
+        check(dense, "head", at, f"the path of a classifier's kernel, one of {sorted(leaves)}")
         y = ctx.batch.get("y")
         if y is None or y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
             raise ValueError(f"the batch's y is {y!r}, but must be integer labels [B] for seq")
@@ -60,7 +60,7 @@ def seq(warmup: int = 100, head: str | None = None) -> Method:
         return params, SeqState(none, jnp.zeros_like(none))
 
     def updates(state: SeqState, ctx: Ctx, tree: Params) -> Params:
-        start = prefix(ctx, ctx.params)
+        start = f"{classifier(ctx, ctx.params)}/"
         warm = (ctx.stage < 1) & (ctx.stage_step < warmup)
 
         def one(path: tuple, u: jax.Array) -> jax.Array:

@@ -153,7 +153,9 @@ def gem(
     def report(state: GemState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.count_filled(state.buffer)}
 
-    method = Method("gem", init=init, consolidate=consolidate, report=report, reads=("samples",))
+    method = Method(
+        "gem", init=init, consolidate=consolidate, report=report, reads=("samples",), starts=1
+    )
     if at == "grads":
         return method._replace(grads=projected)
     return method._replace(updates=projected)

@@ -121,6 +121,7 @@ def _method(
         report=report,
         idle=idle,
         reads=("samples", "logits"),
+        starts=start,
         wants=(losses.Logits, losses.TokenScores, losses.Values),
     )
 
@@ -148,7 +149,8 @@ def der(
       capacity: how many slots the memory has.
       rows: how many rows are drawn for each step.
       alpha: α; may be traced.
-      start: the first stage in which rows are replayed; it is 0 in the authors' code.
+      start: the first stage in which rows are replayed; it is 0 in the authors' code, and must be
+        in a stream without boundaries (see `er`).
       top_k: how many of the largest outputs are stored and matched, for large vocabularies; None
         stores all.
       policy: which rows are kept, see `memory.policy`.
@@ -184,7 +186,8 @@ def derpp(
       alpha: α, the weight of matching stored outputs (see `der`); may be traced.
       beta: β, the weight of the loss on stored labels; may be traced.
       draws: 2, or 1 if one draw serves both terms.
-      start: the first stage in which rows are replayed; it is 0 in the authors' code.
+      start: the first stage in which rows are replayed; it is 0 in the authors' code, and must be
+        in a stream without boundaries (see `er`).
       top_k: how many of the largest outputs are stored and matched; None stores all.
       policy: which rows are kept, see `memory.policy`.
       groups: how many groups that policy tells apart, see `memory.policy`.

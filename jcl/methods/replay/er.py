@@ -43,8 +43,9 @@ def er(
       rows: how many rows are drawn for each step; without it and `fraction` they are 32.
       weight: the weight of a replayed row, a fresh one's being 1; may be traced. It may be a
         function of `Ctx`, such as `lambda ctx: jnp.minimum(1.0, ctx.stage_step / 100)`.
-      start: the first stage in which rows are replayed; 0 replays within the first stage too,
-        which a stream without boundaries needs.
+      start: the first stage in which rows are replayed; 0 replays within the first stage too, from
+        its second step on, which a stream without boundaries needs: `fit` and `run` warn if it
+        has one stage.
       fraction: f in (0, 1), the share of the whole batch that is replayed: round(f / (1 - f) · B)
         rows are drawn.
       policy: which rows are kept, see `memory.policy`.
@@ -106,7 +107,15 @@ def er(
         neutral = False if callable(weight) else weight == 0
         return (ctx.stage < start) | neutral
 
-    method = Method("er", init=init, batch=batch, idle=idle, reads=("samples",), wants=keep.wants)
+    method = Method(
+        "er",
+        init=init,
+        batch=batch,
+        idle=idle,
+        reads=("samples",),
+        starts=start,
+        wants=keep.wants,
+    )
     if share:
         return method._replace(needs=(share,))
     if policy == "herding":

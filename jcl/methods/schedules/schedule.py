@@ -83,7 +83,8 @@ def constant(value: float = 0.1, start: int = 1) -> Method:
     """
     check(value >= 0, "value", value, "at least 0")
     check(start >= 0, "start", start, "at least 0")
-    return _scaled("constant", lambda state, ctx: jnp.where(ctx.stage < start, 1.0, value))
+    method = _scaled("constant", lambda state, ctx: jnp.where(ctx.stage < start, 1.0, value))
+    return method._replace(starts=start)
 
 
 class InfiniteState(NamedTuple):

@@ -17,7 +17,9 @@ from jcl import methods
 from jcl.methods.alignment.copr import apart
 
 STREAM = tiny_pairs.pairs(shape=(3, 3, 4))
-OPTIONS: dict[str, Any] = {"stages": 3, "beta": 0.5, "reward": 0.4, "capacity": 8, "rows": 1}
+OPTIONS: dict[str, Any] = {
+    "stages": 3, "beta": 0.5, "reward": 0.4, "capacity": 8, "rows": 1, "per": "answer",
+}  # fmt: skip
 
 
 def at(stage: int, step: int) -> Any:
@@ -138,3 +140,55 @@ def test_it_comes_before_other_methods_that_add_to_the_loss() -> None:
     assert jax.eval_shape(ahead.step, state, tiny_pairs.BATCH)[1]["loss"].shape == ()
     with pytest.raises(ValueError, match="but must be the objective: put copr first"):
         jax.eval_shape(behind.step, state, tiny_pairs.BATCH)
+
+
+def per_token(params: Any, batch: Any) -> np.ndarray:
+    """The mean of log π over the tokens of both answers [2, B]."""
+    lengths = [np.asarray(batch[k]).sum(-1) for k in ("answer", "rejected_answer")]
+    return tiny_pairs.log_probs(params, batch) / np.stack(lengths)
+
+
+def test_as_in_the_authors_code_answers_count_by_their_mean_token() -> None:
+    """The loss on new pairs of accelerate_copr_trainer.py, over its coefficient of J_fit, 0.8.
+
+    RDPO_loss is a sum over new pairs over all queries, of which half are new, so ½ times the mean;
+    coef_dpo and coef_nll are both 0.8, dpo_beta is 0.8, and margin_rm is 0.8 as linear reward. What
+    differs by intent: P is over each pair, and P* is that of the policy before.
+    """
+    program = tiny_pairs.program(methods.copr(stages=3, reward=0.8), rate=0.01)
+    state, step = tiny_pairs.start(program), jax.jit(program.step)
+    for i in range(2):
+        batch = at(0, i)
+        scale = np.exp(np.array([[0.8], [-0.8]]) / 0.8)
+        star = np.exp(per_token(tiny.base(), batch)) * scale
+        now = np.exp(per_token(state.params, batch))
+        gap = np.log(now / now.sum(0)) - np.log(star / star.sum(0))
+        new, queries = gap.shape[1], 2 * gap.shape[1]
+        rdpo = np.sum(gap**2) / queries
+        nll = -np.sum(per_token(state.params, batch)[0]) / new
+        expected = (0.8 * rdpo + 0.8 * nll) / 0.8
+        state, aux = step(state, batch)
+        np.testing.assert_allclose(aux["loss"], expected, rtol=2e-5)
+
+
+def test_targets_constraints_and_multipliers_count_by_the_mean_token_too() -> None:
+    options = OPTIONS | {"per": "token"}
+    program = tiny_pairs.program(methods.copr(sft=0.0, rate=0.5, **options), rate=0.01)
+    first = state = tiny_pairs.start(program)
+    step = jax.jit(program.step)
+    for i in range(3):
+        state, _ = step(state, at(0, i))
+    state = jax.jit(program.consolidate)(state, jax.tree.map(lambda x: x[0], STREAM))
+    held = state.methods["copr"]
+    rows = jax.tree.map(np.asarray, held.buffer.rows)
+    target = sampling(per_token(first.params, rows), 0.4 / 0.5)
+    np.testing.assert_allclose(rows["copr/odds"], target[0] - target[1], rtol=1e-4)
+
+    def apart_from(params: Any) -> np.ndarray:
+        return np.mean((sampling(per_token(params, rows)) - target) ** 2, axis=0)
+
+    np.testing.assert_allclose(held.bound, [apart_from(state.params).mean(), 0, 0], rtol=1e-4)
+    after, _ = step(state, at(1, 0))
+    moved = np.asarray(after.methods["copr"].log_multiplier)[0]
+    expected = 0.5 * (apart_from(after.params) - held.bound[0])
+    assert np.abs(expected - moved).min() < 1e-3 * abs(moved)

@@ -52,10 +52,7 @@ def test_importance_and_anchor_of_a_linear_model(anchor: str) -> None:
     strength = 1.7
     program, state, omegas, anchors = stages(3, strength=strength, anchor=anchor)
     omega = sum(omegas)
-    pairs = list(zip(omegas, anchors, strict=True))
-    anchored = omega * anchors[-1] if anchor == "latest" else sum(o * a for o, a in pairs)
     np.testing.assert_allclose(state.methods["mas"].omega["w"], omega, rtol=2e-5)
-    np.testing.assert_allclose(state.methods["mas"].anchored["w"], anchored, rtol=2e-5, atol=1e-6)
 
     # the next step descends the task's loss and ½ λ Σ Ω (θ - θ*)²
     state = state._replace(params=jax.tree.map(lambda p: p + 0.3, state.params))

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jcl
-from jcl import data, losses, memory, methods, models
+from jcl import data, drift, losses, memory, methods, models
 
 KEY = jax.random.key(0)
 RATE = 0.1
@@ -155,11 +155,6 @@ def test_every_policy_fills_its_memory_and_rehearses(name: str) -> None:
     assert out["steps"]["er/stored"][-1, -1] == 12
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="issue 14: on a stream of one stage, replay that starts in the second is silently off",
-)
 @pytest.mark.parametrize("scenario", [data.gradual, data.online], ids=["gradual", "online"])
 @pytest.mark.parametrize(
     "method",
@@ -184,3 +179,40 @@ def test_without_boundaries_it_replays_or_warns(method: jcl.Method, scenario: An
         not np.allclose(a, b) for a, b in zip(*map(jax.tree.leaves, (found, plain)), strict=True)
     ]
     assert any(apart) or any(method.name in str(w.message) for w in heard)
+
+
+@pytest.mark.parametrize(
+    ("method", "stages", "heard"),
+    [
+        (methods.er(capacity=4, rows=2), 1, 1),
+        (methods.er(capacity=4, rows=2), 2, 0),
+        (methods.er(capacity=4, rows=2, start=0), 1, 0),
+        (methods.er(capacity=4, rows=2, start=2), 2, 1),
+        (methods.derpp(capacity=4, rows=2, start=0), 1, 0),
+        (jcl.chain(methods.agem(capacity=4, rows=2), methods.ewc()), 1, 2),
+        (methods.constant(), 1, 1),
+        (methods.naive(), 1, 0),
+    ],
+    ids=lambda x: getattr(x, "name", str(x)),
+)
+@pytest.mark.parametrize("driver", [jcl.run, jcl.fit])
+def test_who_waits_for_a_stage_that_never_comes_is_named(
+    method: jcl.Method, stages: int, heard: int, driver: Any
+) -> None:
+    program = program_of(method)
+    leaves = jax.tree.map(lambda x: jnp.broadcast_to(x, (stages, 1, *x.shape)), NEW)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        driver(program, {"w": jnp.zeros((2, 1))}, KEY, leaves)
+    said = [str(w.message) for w in found if "changes nothing before stage" in str(w.message)]
+    assert len(said) == heard
+    names = [m.name for m in (method.parts or (method,))]
+    assert all(any(text.startswith(name) for name in names) for text in said)
+
+
+def test_where_drifts_end_stages_nobody_is_warned() -> None:
+    watched = drift.watch_drift(program_of(methods.er(capacity=4, rows=2)), drift.page_hinkley())
+    leaves = jax.tree.map(lambda x: jnp.broadcast_to(x, (1, 1, *x.shape)), NEW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jcl.run(watched, {"w": jnp.zeros((2, 1))}, KEY, leaves)

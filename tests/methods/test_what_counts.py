@@ -67,6 +67,14 @@ def test_mas_counts_no_padding() -> None:
     np.testing.assert_allclose(wide, plain, rtol=1e-2, atol=1e-4 * plain.max())
 
 
+def test_rows_that_count_nothing_change_no_importance_of_mas() -> None:
+    mask = jnp.ones((tiny.ROWS, tiny.LENGTH - 1)).at[2:].set(0.0)
+    batch = {**FIRST, "mask": mask}
+    some = jax.tree.map(lambda x: x[:2], batch)
+    whole, part = (flat(after_a_boundary(methods.mas(), b).omega) for b in (batch, some))
+    np.testing.assert_allclose(whole, part, rtol=1e-4, atol=1e-6 * part.max())
+
+
 def test_gpm_counts_no_padding() -> None:
     method = methods.gpm(threshold=0.95)
     plain, wide = (after_a_boundary(method, padded(n)) for n in (0, 20))

@@ -49,6 +49,9 @@ def _method(
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, DerState]:
         outputs = jax.eval_shape(ctx.loss, params, ctx.batch)[1]
+        values = getattr(outputs, "values", None)
+        one = isinstance(outputs, losses.TokenScores) or hasattr(values, "shape")
+        check(one, "loss's outputs", type(values).__name__, f"one array for {name}")
         whole = not isinstance(outputs, losses.TokenScores)
         wanted = f"a number for {name} on TokenScores, whose logits are too many to store"
         check(whole or top_k is not None, "top_k", top_k, wanted)

@@ -107,7 +107,15 @@ def er(
         neutral = False if callable(weight) else weight == 0
         return (ctx.stage < start) | neutral
 
-    method = Method("er", init=init, batch=batch, idle=idle, reads=("samples",), starts=start)
+    method = Method(
+        "er",
+        init=init,
+        batch=batch,
+        idle=idle,
+        reads=("samples",),
+        starts=start,
+        wants=keep.wants,
+    )
     if share:
         return method._replace(needs=(share,))
     if policy == "herding":

@@ -452,7 +452,8 @@ def test_list_names_everything_with_a_line_each(capsys):
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
     for words in (
-        "digits", "domains", "ewc(strength=100.0, labels='empirical', per='token')", "split(", "mlp",
+        "digits", "domains", "ewc(strength=100.0, labels='empirical', per='token')", "split(",
+        "mlp",
         "EWC: ½ λ", "[n, 64]",
     ):  # fmt: skip
         assert words in shown

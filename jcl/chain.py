@@ -23,7 +23,7 @@ from jcl.method import (
     defines,
 )
 
-_PASSES = ("batch", "loss")  # the phases that `idle` leaves out
+_PASSES = ("batch", "loss")  # the phases that `skips` leaves out
 
 
 def _validate(parts: tuple[Method, ...]) -> None:
@@ -242,8 +242,8 @@ def chain(*methods: Method) -> Method:
 
     workers = [m for m in parts if any(defines(m, phase) for phase in _PASSES)]
 
-    def idle(states: Any, ctx: Ctx) -> jax.Array:
-        return jnp.all(jnp.stack([jnp.asarray(m.idle(states[m.name], ctx)) for m in workers]))
+    def skips(states: Any, ctx: Ctx) -> jax.Array:
+        return jnp.all(jnp.stack([jnp.asarray(m.skips(states[m.name], ctx)) for m in workers]))
 
     hooks: dict[str, Any] = {
         "begin": begin,
@@ -259,8 +259,8 @@ def chain(*methods: Method) -> Method:
     used = {k: v for k, v in hooks.items() if any(defines(m, k) for m in parts)}
     if not any(map(_jumps, parts)):
         used.pop("begin", None)  # nobody jumps, so a stage starts where `consolidate` left it
-    if workers and all(defines(m, "idle") for m in workers):
-        used["idle"] = idle
+    if workers and all(defines(m, "skips") for m in workers):
+        used["skips"] = skips
     name = " + ".join(m.name for m in parts) or "naive"
     reads = tuple(r for r in READS if any(r in m.reads for m in parts))
     recalls = tuple(r for r in REFERENCES if any(r in m.recalls for m in parts))
@@ -273,6 +273,7 @@ def chain(*methods: Method) -> Method:
 _WHEN = {
     "init": "once, before the first step",
     "begin": "in a later stage's first step",
+    "skips": "whether the next two may rest",
     "batch": "the batch",
     "forward": "the model",
     "loss": "the loss",
@@ -316,6 +317,7 @@ def explain(method: Method, tx: Any = None, state: Any = None) -> str:
     >>> print(explain(chain(methods.er(capacity=200, rows=32), methods.ewc(strength=100.0))))
     er + ewc
       init         once, before the first step      er, ewc
+      skips        whether the next two may rest    er
       batch        the batch                        er
       grads        gradient, before the optimizer   ewc
       (optimizer)

@@ -245,7 +245,7 @@ def _report(state: Any, info: Info) -> dict[str, jax.Array]:
     return {}
 
 
-def _idle(state: Any, ctx: Ctx) -> jax.Array | bool:
+def _skips(state: Any, ctx: Ctx) -> jax.Array | bool:
     return False
 
 
@@ -271,7 +271,7 @@ class Method(NamedTuple):
       consolidate: ends a stage: `batches` [n, B, ...] are its own data, and it may change both the
         parameters and the state.
       report: gives the finite scalars to log, float32 [] by name.
-      idle: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
+      skips: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
         leaves their passes through the model out of the step, without a second trace.
       writes: whether `consolidate` or `begin` changes the parameters; writers precede readers in a
         chain. Parameters change in a step or here, and nowhere else, so that a jump is no update:
@@ -305,7 +305,7 @@ class Method(NamedTuple):
     observe: Callable[[Any, Ctx, Info], Any] = _observe
     consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Params, Any]] = _consolidate
     report: Callable[[Any, Info], dict[str, jax.Array]] = _report
-    idle: Callable[[Any, Ctx], jax.Array | bool] = _idle
+    skips: Callable[[Any, Ctx], jax.Array | bool] = _skips
     writes: bool = False
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
@@ -346,6 +346,7 @@ and the one that the last boundary left, which in the first stage is the initial
 PHASES = (
     "init",
     "begin",
+    "skips",
     "batch",
     "forward",
     "loss",

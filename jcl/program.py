@@ -220,7 +220,7 @@ def make(
         )
 
     penalised = defines(method, "loss")
-    may_idle = defines(method, "idle")
+    may_skip = defines(method, "skips")
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         fresh = shares.gather(fill_batch(batch))
@@ -244,9 +244,9 @@ def make(
             (value, outputs), grads = shares.value_and_grad(ctx.loss)(learning, fresh)
             return value, outputs, grads, grads
 
-        if may_idle:
-            idle = method.idle(state.methods, ctx)
-            value, outputs, task_grads, grads = lax.cond(idle, rest, work, None)
+        if may_skip:
+            skips = method.skips(state.methods, ctx)
+            value, outputs, task_grads, grads = lax.cond(skips, rest, work, None)
         else:
             value, outputs, task_grads, grads = work(None)
         grads = method.grads(state.methods, ctx, grads)

@@ -109,7 +109,7 @@ def _method(
     def report(state: DerState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.count_filled(state.buffer)}
 
-    def idle(state: DerState, ctx: Ctx) -> jax.Array:
+    def skips(state: DerState, ctx: Ctx) -> jax.Array:
         return (ctx.stage < start) | ((alpha == 0) & (beta == 0))
 
     return Method(
@@ -119,7 +119,7 @@ def _method(
         loss=loss,
         observe=observe,
         report=report,
-        idle=idle,
+        skips=skips,
         reads=("samples", "logits"),
         starts=start,
         wants=(losses.Logits, losses.TokenScores, losses.Values),

@@ -75,4 +75,5 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
         report=report,
         reads=("parameters", "gradients"),
         wants=(losses.Logits, losses.TokenScores, losses.Values),
+        starts=1,
     )

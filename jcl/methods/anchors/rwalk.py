@@ -163,4 +163,5 @@ def rwalk(
         consolidate=consolidate,
         report=report,
         reads=("parameters", "gradients"),
+        starts=1,
     )

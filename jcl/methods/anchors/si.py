@@ -87,4 +87,5 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
         consolidate=consolidate,
         report=report,
         reads=("parameters", "gradients"),
+        starts=1,
     )

@@ -83,4 +83,5 @@ def lwf(
         reads=("parameters",),
         recalls=("previous",),
         wants=(losses.Logits, losses.TokenScores),
+        starts=1,
     )

@@ -106,5 +106,5 @@ def rho(
 
     method = Method("rho", init=init, batch=batch, skips=skips)
     if source == "previous":
-        return method._replace(reads=("parameters",), recalls=("previous",))
+        return method._replace(reads=("parameters",), recalls=("previous",), starts=1)
     return method

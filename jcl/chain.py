@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from typing import Any
 
@@ -120,6 +121,14 @@ def _wrapper(method: Method, phase: str, found: Any) -> Any:
     )
 
 
+def _with_call(loss_fn: Any) -> LossFn:
+    """A loss that takes a `Call`, also of a hook that was written before there were any."""
+    taken = inspect.signature(loss_fn).parameters.values()
+    if len(taken) > 2 or any(one.kind is one.VAR_POSITIONAL for one in taken):
+        return loss_fn
+    return lambda params, batch, call=None: loss_fn(params, batch)
+
+
 def chain(*methods: Method) -> Method:
     """Composes methods into one, whose state is a dict of their states by name.
 
@@ -203,7 +212,7 @@ def chain(*methods: Method) -> Method:
     def loss(states: Any, ctx: Ctx, loss_fn: LossFn) -> LossFn:
         for m in parts:
             wrapped = m.loss(states[m.name], own(ctx, m, "loss"), loss_fn)
-            loss_fn = _wrapper(m, "loss", wrapped)
+            loss_fn = _with_call(_wrapper(m, "loss", wrapped))
         return loss_fn
 
     def grads(states: Any, ctx: Ctx, tree: Params) -> Params:

@@ -69,11 +69,43 @@ start               [B] int32             in a slice: the first byte; byte strea
 """
 Tap = Callable[[str, Any, jax.Array], jax.Array]
 """`tap(site, layer, h) -> h`, which a model calls at its named sites (see `jcl.taps`)."""
+
+
+def identity(site: str, layer: Any, h: jax.Array) -> jax.Array:
+    """The tap that does nothing."""
+    return h
+
+
+@record
+class Call(NamedTuple):
+    """How a model is called: the third argument of every `Apply`; by default, as in prediction.
+
+    It is a tap itself, so that a model that knows no more than a tap may take it for one. It holds
+    functions and a static flag, so it is closed over and never goes through `jit` or `scan`.
+    """
+
+    tap: Tap = identity
+    """Called at each named site with what flows there."""
+    key: jax.Array | None = None
+    """A typed PRNG key for what is random in this call, such as dropout; None draws nothing."""
+    training: bool = False
+    """Whether the model behaves as in training."""
+
+    def __call__(self, site: str, layer: Any, h: jax.Array) -> jax.Array:
+        """What the tap makes of `h`."""
+        return self.tap(site, layer, h)
+
+
+def as_call(call: Call | Tap) -> Call:
+    """A `Call` as it is, or one with the tap that was given in its place."""
+    return call if isinstance(call, Call) else Call(call)
+
+
 Apply = Callable[..., Any]
-"""A model: `apply(params, batch, tap=identity) -> outputs`."""
+"""A model: `apply(params, batch, call=Call()) -> outputs`."""
 LossFn = Callable[..., tuple[jax.Array, Any]]
-"""`loss_fn(params, batch) -> (scalar float32, outputs)`; the outputs are a record of a kind (see
-`jcl.outputs`), or None."""
+"""`loss_fn(params, batch, call) -> (scalar float32, outputs)`; the outputs are a record of a kind
+(see `jcl.outputs`), or None."""
 
 
 class Objective(Protocol):
@@ -140,20 +172,22 @@ class Ctx(NamedTuple):
     and in `consolidate` the first of the stage's batches."""
     apply: Apply
     """The model with every method's `forward` around it:
-    `(params, batch, tap=identity) -> outputs`, of the trainable parameters. At a boundary a hook
+    `(params, batch, call=Call()) -> outputs`, of the trainable parameters, by default as in
+    prediction. At a boundary a hook
     sees the model that earlier methods have left already, and its own as the stage leaves it."""
     loss: LossFn
-    """The objective's loss, without any method's penalty: `(params, batch, tap=identity) -> (scalar
-    float32, outputs)`, the outputs of a kind (see `jcl.outputs`). At a boundary its masks are the
-    finished stage's."""
+    """The objective's loss, without any method's penalty: `(params, batch, call) -> (scalar
+    float32, outputs)`, whose default is this context's own `call`; the outputs are of a kind (see
+    `jcl.outputs`). At a boundary its masks are the finished stage's."""
     objective: Objective
     """The loss object that was handed to `make`."""
     states: dict[str, Any]
     """Every method's state by its name, to be read only. So two methods may share one buffer."""
     references: dict[str, Reference]
     """The frozen models that the chain's methods ask for; see `Method.recalls`."""
-    training: bool
-    """A Python bool: True inside `step`, False in `predict`, `begin`, `consolidate` and `init`."""
+    call: Call
+    """How this phase calls the model: inside `step` as in training, with a key; else as in
+    prediction."""
     freeze: Callable[[Params], Reference]
     """`freeze(params)` is a frozen copy of the model as it is now with these parameters. Reference
     models of a usual moment are declared by `Method.recalls` instead, and so shared in a chain."""

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import taps, trees
-from jcl.method import Apply, Batch, Ctx, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Params, check
 
 FOLDED = frozenset({"lora", "gain", "input_gain"})
 """Adapters that `merge` can fold into a kernel."""
@@ -210,9 +210,9 @@ def scale_hook(factor: Any) -> Callable[[Any, Ctx, Apply], Apply]:
     """The `forward` hook of a method whose pairs stand in the tree: it applies `scale_pairs`."""
 
     def forward(state: Any, ctx: Ctx, apply: Apply) -> Apply:
-        def apply_with_scale(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_scale(params: Params, batch: Batch, call: Call = Call()) -> Any:
             # merged with the frozen leaves first, because some of the pairs may be frozen
-            return apply(scale_pairs(trees.merge(params, ctx.frozen), factor), batch, tap)
+            return apply(scale_pairs(trees.merge(params, ctx.frozen), factor), batch, call)
 
         return apply_with_scale
 

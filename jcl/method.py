@@ -239,50 +239,6 @@ class Info(NamedTuple):
     """The fresh rows."""
 
 
-def _init(ctx: Ctx, params: Params) -> tuple[Params, Any]:
-    return params, ()
-
-
-def _batch(state: Any, ctx: Ctx, batch: Batch) -> Batch:
-    return batch
-
-
-def _forward(state: Any, ctx: Ctx, apply: Apply) -> Apply:
-    return apply
-
-
-def _loss(state: Any, ctx: Ctx, loss_fn: LossFn) -> LossFn:
-    return loss_fn
-
-
-def _grads(state: Any, ctx: Ctx, grads: Params) -> Params:
-    return grads
-
-
-def _updates(state: Any, ctx: Ctx, updates: Params) -> Params:
-    return updates
-
-
-def _observe(state: Any, ctx: Ctx, info: Info) -> Any:
-    return state
-
-
-def _consolidate(state: Any, ctx: Ctx, params: Params, batches: Batch) -> tuple[Params, Any]:
-    return params, state
-
-
-def _begin(state: Any, ctx: Ctx, params: Params) -> tuple[Params, Any]:
-    return params, state
-
-
-def _report(state: Any, info: Info) -> dict[str, jax.Array]:
-    return {}
-
-
-def _skips(state: Any, ctx: Ctx) -> jax.Array | bool:
-    return False
-
-
 @record
 class Method(NamedTuple):
     """A continual-learning method. Every field but `name` has a default that changes nothing.
@@ -330,22 +286,27 @@ class Method(NamedTuple):
     """
 
     name: str
-    init: Callable[[Ctx, Params], tuple[Params, Any]] = _init
-    batch: Callable[[Any, Ctx, Batch], Batch] = _batch
-    forward: Callable[[Any, Ctx, Apply], Apply] = _forward
-    loss: Callable[[Any, Ctx, LossFn], LossFn] = _loss
-    grads: Callable[[Any, Ctx, Params], Params] = _grads
-    updates: Callable[[Any, Ctx, Params], Params] = _updates
-    observe: Callable[[Any, Ctx, Info], Any] = _observe
-    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Params, Any]] = _consolidate
-    report: Callable[[Any, Info], dict[str, jax.Array]] = _report
-    skips: Callable[[Any, Ctx], jax.Array | bool] = _skips
+    init: Callable[[Ctx, Params], tuple[Params, Any]] = lambda ctx, params: (params, ())
+    batch: Callable[[Any, Ctx, Batch], Batch] = lambda state, ctx, batch: batch
+    forward: Callable[[Any, Ctx, Apply], Apply] = lambda state, ctx, apply: apply
+    loss: Callable[[Any, Ctx, LossFn], LossFn] = lambda state, ctx, loss_fn: loss_fn
+    grads: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, grads: grads
+    updates: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, updates: updates
+    observe: Callable[[Any, Ctx, Info], Any] = lambda state, ctx, info: state
+    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Params, Any]] = (
+        lambda state, ctx, params, batches: (params, state)
+    )
+    report: Callable[[Any, Info], dict[str, jax.Array]] = lambda state, info: {}
+    skips: Callable[[Any, Ctx], jax.Array | bool] = lambda state, ctx: False
     writes: bool = False
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
     chained: bool = False
-    begin: Callable[[Any, Ctx, Params], tuple[Params, Any]] = _begin
+    begin: Callable[[Any, Ctx, Params], tuple[Params, Any]] = lambda state, ctx, params: (
+        params,
+        state,
+    )
     fixes: bool = False
     renews: trees.Trainable | None = None
     recalls: tuple[str, ...] = ()
@@ -397,22 +358,6 @@ stage, `consolidate` at the end of a stage, the others in every step."""
 def defines(method: Method, phase: str) -> bool:
     """Whether `method` does anything in `phase`."""
     return getattr(method, phase) is not Method._field_defaults[phase]
-
-
-def check_lasting(name: str, ctx: Ctx, params: Params) -> None:
-    """Refuses a method that keeps what it knows of leaves where all that learn are renewed.
-
-    Raises:
-      ValueError: if earlier methods renew every leaf of `params` at each boundary.
-    """
-    paths = [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-    by = list(dict.fromkeys(ctx.renewed(path) for path in paths))
-    if by and None not in by:
-        names = " and ".join(str(one) for one in by)
-        raise ValueError(
-            f"{names} renews every leaf that learns when a stage ends, so {name} has nothing to "
-            f"keep; chain {name} with lora(), or with all parameters trained, instead"
-        )
 
 
 def check(holds: bool | jax.Array, name: str, value: Any, wanted: str) -> None:

@@ -74,7 +74,8 @@ class Shares(NamedTuple):
     def value_and_grad(self, loss_fn: LossFn, call: Call) -> Callable[..., Any]:
         """`(params, batch) -> ((loss, outputs), grads)`, equal to those of one undivided batch.
 
-        The model is called by `call`, with a key of its own in each part. Of the outputs it gives what has rows (see `outputs.per_row`).
+        The model is called by `call`, with a key of its own in each part. Of the outputs it gives
+        what has rows (see `outputs.per_row`).
         """
 
         def whole(params: Params, batch: Batch, part: Any = None) -> Any:

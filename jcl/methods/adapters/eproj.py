@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jcl import taps, trees
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Call, Ctx, Info, Method, Params, check
+from jcl.method import Apply, Batch, Call, Ctx, Info, Method, Params, as_call, check
 
 
 class EProjState(NamedTuple):
@@ -121,7 +121,7 @@ def eproj(
 
     def observe(state: EProjState, ctx: Ctx, info: Info) -> EProjState:
         def learning(params: Params, batch: Batch, call: Call) -> Any:
-            return ctx.apply(params, batch, ctx.call._replace(tap=call.tap))
+            return ctx.apply(params, batch, ctx.call._replace(tap=as_call(call).tap))
 
         f = features(learning, ctx.params, table(ctx, ctx.params), info.batch)
         f = f * (info.batch["weight"] > 0)[:, None]

@@ -16,7 +16,7 @@ import pytest
 import tiny_decoder as tiny
 
 import jcl
-from jcl import adapters, losses, methods, models, trees
+from jcl import adapters, losses, merging, methods, models, trees
 from jcl.methods.merges import hma
 from jcl.models import decoder, t5
 

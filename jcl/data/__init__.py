@@ -27,7 +27,7 @@ from jcl.data.scenarios import (
     rotation,
     split,
 )
-from jcl.data.sources import digits, mnist, mnist5k, python_domains
+from jcl.data.sources import digits, fashion_mnist, mnist, mnist5k, python_domains
 from jcl.data.stages import with_replay
 from jcl.data.stream import Stream, from_leaves, members, pack, stack
 from jcl.data.tokens import Tokens, tokenise
@@ -43,6 +43,7 @@ __all__ = [
     "by_domain",
     "chat",
     "digits",
+    "fashion_mnist",
     "from_arrays",
     "from_bytes",
     "from_leaves",

@@ -7,6 +7,7 @@ images keeps most of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -16,7 +17,9 @@ from jcl import data, losses
 from jcl.data.scenarios import split
 from jcl.data.stream import Arrays
 from jcl.measures.evaluation import accuracy, evaluator
+from jcl.method import check
 from jcl.models import mlp
+from jcl.program import Evaluate
 from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "er(capacity=200, rows=32)")
@@ -32,6 +35,8 @@ class Config:
     """How many tasks the ten classes are dealt to."""
     order: tuple[int, ...] = ()
     """The tasks in another order, such as 4 3 2 1 0; by default as they are numbered."""
+    draw_classes: bool = False
+    """Deal the classes to the tasks anew for each seed, as van de Ven's code does; needs steps."""
     epochs: int = 20
     """Passes over each task's images."""
     steps: int | None = None
@@ -59,9 +64,23 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
         scenario = data.joint(scenario)
         mask = "task" if mask == "task" else "all"  # its one stage sees every class
 
-    def stream(seed: int) -> data.Stream:
+    def in_order(seed: int) -> data.Stream:
         length = {"epochs": config.epochs} if config.steps is None else {"steps": config.steps}
         return data.from_scenario(scenario, config.batch, seed=seed, **length)
+
+    def score(stream: data.Stream) -> Evaluate:
+        prepare = partial(stream.fetch, stream.source) if config.draw_classes else lambda b: b
+        return evaluator(stream.test, accuracy(classes, mask), prepare)
+
+    if config.draw_classes:
+        check(not config.order, "order", config.order, "left out where draw_classes draws it")
+        check(config.steps is not None, "steps", config.steps, "given where draw_classes is on")
+        stream = data.split_by_seed(
+            *images, config.batch, config.steps, tasks=config.tasks, view=config.scenario,
+            joint=config.joint,
+        )  # fmt: skip
+    else:
+        stream = in_order
 
     def init(key: jax.Array) -> object:
         return mlp.init(key, (images[0]["x"].shape[1], *config.hidden, classes.shape[1]))
@@ -74,7 +93,8 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
         apply=mlp.apply,
         loss=losses.cross_entropy(classes, mask),
         optimizer=optax.adam,
-        evaluate=evaluator(stream(0).test, accuracy(classes, mask)),
+        evaluate=score(stream(0)),
+        evaluate_on=score if config.draw_classes else None,
         learning_rate=config.lr,
     )
 

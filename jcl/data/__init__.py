@@ -3,6 +3,7 @@
 from jcl.data.arrays import Scenario, from_arrays, from_scenario, reorder, scenario
 from jcl.data.byte_stream import from_bytes, windows
 from jcl.data.chats import chat, pair
+from jcl.data.class_orders import split_by_seed
 from jcl.data.datasets import read_dataset, read_tfds
 from jcl.data.documents import Documents, read_jsonl, read_text
 from jcl.data.instructions import (
@@ -79,6 +80,7 @@ __all__ = [
     "rotation",
     "scenario",
     "split",
+    "split_by_seed",
     "stack",
     "tokenise",
     "windows",

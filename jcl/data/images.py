@@ -16,7 +16,7 @@ import numpy as np
 from jcl.data import sources
 from jcl.data.documents import read_list
 from jcl.data.encode import Passage, encode
-from jcl.data.idx import read_digits, read_idx
+from jcl.data.idx import read_digits
 from jcl.data.registry.fetch import fetch
 from jcl.data.stream import Arrays
 from jcl.method import check

@@ -7,7 +7,6 @@ images keeps most of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -17,7 +16,7 @@ from jcl import data, losses
 from jcl.data.scenarios import split
 from jcl.data.stream import Arrays
 from jcl.measures.evaluation import accuracy, evaluator
-from jcl.method import check
+from jcl.method import Batch, check
 from jcl.models import mlp
 from jcl.program import Evaluate
 from jcl.runs.experiment import Experiment
@@ -52,35 +51,38 @@ class Config:
     """Train on all tasks at once, which is what the others are measured against."""
 
 
+def same(batch: Batch) -> Batch:
+    """Tests that are batches already."""
+    return batch
+
+
 def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Experiment:
     """A split of labelled images, for configs with the fields of `Config`."""
-    scenario = split(*images, tasks=config.tasks, view=config.scenario)
-    if config.order:
-        scenario = data.reorder(scenario, config.order)
-    classes = scenario.classes
-    assert classes is not None
     mask = {"class": "seen", "task": "task", "domain": "all"}[config.scenario]
     if config.joint:
-        scenario = data.joint(scenario)
         mask = "task" if mask == "task" else "all"  # its one stage sees every class
-
-    def in_order(seed: int) -> data.Stream:
-        length = {"epochs": config.epochs} if config.steps is None else {"steps": config.steps}
-        return data.from_scenario(scenario, config.batch, seed=seed, **length)
-
-    def score(stream: data.Stream) -> Evaluate:
-        prepare = partial(stream.fetch, stream.source) if config.draw_classes else lambda b: b
-        return evaluator(stream.test, accuracy(classes, mask), prepare)
-
+    view = {"tasks": config.tasks, "view": config.scenario}
     if config.draw_classes:
         check(not config.order, "order", config.order, "left out where draw_classes draws it")
         check(config.steps is not None, "steps", config.steps, "given where draw_classes is on")
-        stream = data.split_by_seed(
-            *images, config.batch, config.steps, tasks=config.tasks, view=config.scenario,
-            joint=config.joint,
-        )  # fmt: skip
+        classes = split(*({"y": part["y"]} for part in images), **view).classes
+        stream, prepare = data.split_by_seed(
+            *images, config.batch, config.steps, joint=config.joint, **view
+        )
     else:
-        stream = in_order
+        scenario = split(*images, **view)
+        scenario = data.reorder(scenario, config.order) if config.order else scenario
+        classes, prepare = scenario.classes, same
+        scenario = data.joint(scenario) if config.joint else scenario
+
+        def stream(seed: int) -> data.Stream:
+            length = {"epochs": config.epochs} if config.steps is None else {"steps": config.steps}
+            return data.from_scenario(scenario, config.batch, seed=seed, **length)
+
+    assert classes is not None
+
+    def score(stream: data.Stream) -> Evaluate:
+        return evaluator(stream.test, accuracy(classes, mask), prepare)
 
     def init(key: jax.Array) -> object:
         return mlp.init(key, (images[0]["x"].shape[1], *config.hidden, classes.shape[1]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +23,15 @@ def class_order(classes: int, seed: int) -> np.ndarray:
     return np.random.default_rng((_ORDER, seed)).permutation(classes).astype(np.int32)
 
 
+class Drawn(NamedTuple):
+    """What `split_by_seed` makes."""
+
+    stream: Callable[[int], Stream]
+    """`seed -> Stream`, whose tests are slices."""
+    prepare: Callable[[Batch], Batch]
+    """Makes a batch of a test's slice, inside the trace; `evaluator` takes it."""
+
+
 def split_by_seed(
     train: Any,
     test: Any,
@@ -33,14 +42,13 @@ def split_by_seed(
     view: str = "class",
     joint: bool = False,
     test_batch: int = 512,
-) -> Callable[[int], Stream]:
-    """`seed -> Stream`: as `split`, but the order of the classes is drawn by the seed.
+) -> Drawn:
+    """Streams as of `split`, but for the order of the classes, which is drawn by the seed.
 
     A class gets its place in `class_order` as its label, so that task t has the labels t·k to
     t·k + k - 1 (with `view="domain"` 0 to k - 1) for every seed, and `split(...).classes` is every
     seed's table. So streams of several seeds share their data and one loss, and `members` joins
-    them. Their tests are slices too, which `fetch` turns into batches: give it to `evaluator` as
-    `prepare=partial(stream.fetch, stream.source)`.
+    them.
 
     Source: van de Ven's code (GMvandeVen/continual-learning, data/load.py, `get_context_set`),
     which permutes the labels once for each seed.
@@ -58,21 +66,27 @@ def split_by_seed(
     Raises:
       ValueError: if an argument is out of range, or the labels aren't all of 0 to C - 1.
     """
-    table = split(train, test, tasks, view).classes  # which checks the arguments
-    assert table is not None
+    split({"y": train["y"]}, {"y": test["y"]}, tasks, view)  # which checks the arguments
     labels, test_labels = np.asarray(train["y"]), np.asarray(test["y"])
     sizes = np.bincount(labels)
     count, each = len(sizes), len(sizes) // tasks
     found = np.unique(labels).tolist()
     check(len(found) == count, "labels of train", found, f"all of 0 to {count - 1}")
-    rows: Arrays = {
-        key: np.concatenate([np.asarray(train[key]), np.asarray(test[key])]) for key in train
-    }
-    rows["task"] = np.zeros(len(labels) + len(test_labels), np.int32)  # which `fetch` fills in
+    rows = {**train, "task": np.zeros(len(labels), np.int32)}  # `fetch` fills in the tasks
     names = tuple(f"task {i}" for i in range(tasks))
     # shapes are those of the largest tasks that any seed can draw, so that all seeds have the same
     passes = -(-(len(labels) if joint else _largest(sizes, each)) // batch)
     width = _largest(np.bincount(test_labels, minlength=count), each)
+
+    def relabel(rows: Batch, label: Any) -> Batch:
+        place = jnp.take_along_axis(jnp.asarray(label), jnp.asarray(rows["y"]), axis=-1)
+        own = place % each if view == "domain" else place
+        return {**rows, "y": own, "task": place // each}
+
+    def prepare(slices: Batch) -> Batch:
+        index = slices["row"]
+        got = {k: jnp.asarray(v).at[index].get(mode="promise_in_bounds") for k, v in test.items()}
+        return relabel({**got, "weight": slices["weight"]}, slices[_LABEL])
 
     def stream(seed: int) -> Stream:
         label = np.empty(count, np.int32)
@@ -82,7 +96,7 @@ def split_by_seed(
             return np.flatnonzero(label[y] // each == task).astype(np.int32)
 
         def exam(task: int) -> Arrays:
-            found = of_task(test_labels, task) + len(labels)
+            found = of_task(test_labels, task)
             short = (0, width - len(found))
             weight = np.pad(np.ones(len(found), np.float32), short)
             return {"row": np.pad(found, short, mode="edge"), "weight": weight}
@@ -104,20 +118,14 @@ def split_by_seed(
             short = ((0, passes - len(slices["row"])), (0, 0))
             return labelled({k: np.pad(v, short) for k, v in slices.items()})
 
-        def fetch(source: Any, slices: Any) -> Batch:
-            got = drawn.fetch(source, slices)
-            place = jnp.take_along_axis(jnp.asarray(slices[_LABEL]), got["y"], axis=-1)
-            own = place % each if view == "domain" else place
-            return {**got, "y": own, "task": place // each}
-
         return drawn._replace(
             chunk=lambda stage, start, stop: labelled(drawn.chunk(stage, start, stop)),
             boundary=boundary,
-            fetch=fetch,
+            fetch=lambda source, slices: relabel(drawn.fetch(source, slices), slices[_LABEL]),
             test=labelled(drawn.test),
         )
 
-    return stream
+    return Drawn(stream, prepare)
 
 
 def _largest(sizes: np.ndarray, classes: int) -> int:

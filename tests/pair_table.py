@@ -112,8 +112,8 @@ SENTENCES = {
     "boundary, so they can't be in one chain",
     "t": "{second} .* pairs .* that {first} has added",
     "p": "{second} can't merge the factors of low-rank pairs, such as lora's .* chain inclora",
-    "r": "{first} renews every leaf that learns when a stage ends, so {second} has nothing to keep; "
-    "chain {second} with lora",
+    "r": "{first} renews every leaf that learns when a stage ends, so {second} has nothing to "
+    "keep; chain {second} with lora",
 }
 """What the sentence says by which a pair is refused; a dot stands for a pair that holds.
 

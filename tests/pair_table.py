@@ -6,9 +6,13 @@ one row of `KINDS`, one row and one column of `OUTCOMES`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
+
+from method_table import RANKER, TABLE, VIEWER, Row
 
 import jcl
 from jcl import methods
@@ -29,6 +33,12 @@ class Kind:
     """Of these arguments: the values at which it changes nothing, or the reason why none exist."""
     decoder: bool = False
     """Whether it needs a language model with a stack of blocks, and not just any perceptron."""
+    pairs: bool = False
+    """Whether it needs a language model and pairs of answers."""
+    images: bool = False
+    """Whether it needs a model of images and text."""
+    teacher: bool = False
+    """Whether it is given a model's parameters, as `teacher`."""
 
 
 KINDS = [
@@ -176,3 +186,32 @@ rewarm               . . . - - - - - - - - - - - - - -
 
 ROUNDS: list[tuple[Callable[[str, str], bool], str]] = []
 """Where a neutral method and another leave the other as it is only to rounding, and why."""
+
+
+def _of_row(row: Row) -> Kind:
+    """A row of `method_table`, its neutral numbers traced and its other arguments fixed."""
+    fixed = {**row.arguments, **ON_BOTH.get(row.name, {})}
+    values, neutral = {}, row.neutral
+    if not isinstance(neutral, str):
+        numbers = {k: v for k, v in neutral.items() if isinstance(v, int | float) and k != "parts"}
+        fixed |= {k: v for k, v in neutral.items() if k not in numbers}
+        defaults = inspect.signature(row.build).parameters
+        values = {k: fixed.pop(k) if k in fixed else defaults[k].default for k in numbers}
+        neutral = numbers
+    language = "blocks" in row.problem.params and row.problem.params is not VIEWER.params
+    return Kind(
+        row.name, partial(methods.distil if row.name == "distil" else row.build, **fixed),
+        values, neutral, decoder=language or row.name in ON_BOTH, pairs=row.problem is RANKER,
+        images=row.problem is VIEWER, teacher=row.name == "distil",
+    )  # fmt: skip
+
+
+ON_BOTH: dict[str, dict[str, Any]] = {
+    name: {"targets": r"blocks/(query|value)"} for name in ("lora", "inclora", "olora")
+} | {"ia3": {"outputs": "blocks/key", "inputs": "blocks/down"}}
+"""What rows with a perceptron's layers are told of a decoder's."""
+
+TESTED = {row.name for row in TABLE if "+" not in row.name} - {"naive", "infer_task"}
+ROWS = [_of_row(row) for row in TABLE if row.name in TESTED]
+ROWS += [kind for kind in KINDS if kind.name == "infer_task"]
+"""Every method, for the pairs and triples that are run by hand."""

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 import pytest
 from pair_table import (
+    FAULTS,
     KINDS,
     OUTCOMES,
     OUTCOMES_OF_ADAPTERS,
@@ -398,10 +399,16 @@ def check_neutral(chain: Chain, index: int) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["first", "second"])
-def test_beside_a_neutral_method_the_other_is_as_alone(pair: Chain, index: int) -> None:
+def test_beside_a_neutral_method_the_other_is_as_alone(
+    request: pytest.FixtureRequest, pair: Chain, index: int
+) -> None:
     neutral = pair.kinds[index].neutral
     if isinstance(neutral, str):
         pytest.skip(neutral)
+    law = f"{('first', 'second')[index]} neutral"
+    fault = FAULTS.get((pair.kinds[0].name, pair.kinds[1].name, law))
+    if fault is not None:
+        request.applymarker(pytest.mark.xfail(strict=True, reason=fault))
     check_neutral(pair, index)
     assert pair.traces == 1
 

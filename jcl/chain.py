@@ -23,7 +23,7 @@ from jcl.method import (
     defines,
 )
 
-_PASSES = ("batch", "loss")  # the phases that `idle` leaves out
+_PASSES = ("batch", "loss")  # the phases that `skips` leaves out
 
 
 def _validate(parts: tuple[Method, ...]) -> None:
@@ -77,7 +77,7 @@ def _checked(method: Method, phase: str, found: Any, wanted: Any, what: str) -> 
     """
     if _shapes(found) == _shapes(wanted):
         return found
-    shown = "None" if found is None else f"a {type(found).__name__}"
+    shown = _named(found)
     if _shapes(found)[0] == _shapes(wanted)[0]:
         leaf = next(
             (trees.path_name(p), jnp.shape(a), jnp.shape(b))
@@ -90,24 +90,34 @@ def _checked(method: Method, phase: str, found: Any, wanted: Any, what: str) -> 
     raise ValueError(f"{method.name}'s {phase} returned {shown}, but must return {what}")
 
 
-def _both(method: Method, phase: str, found: Any, params: Params, state: Any) -> tuple[Params, Any]:
-    """The parameters and the state that a hook returned; see `_checked`."""
+def _named(thing: Any) -> str:
+    return "None" if thing is None else f"a {type(thing).__name__}"
+
+
+def _two(method: Method, phase: str, found: Any) -> tuple[Params, Any]:
+    """The parameters and the state that a hook returned, in this order."""
     if not isinstance(found, tuple) or len(found) != 2:
-        shown = "None" if found is None else f"a {type(found).__name__}"
-        raise ValueError(f"{method.name}'s {phase} returned {shown}, but must return {_PAIR}")
-    _checked(method, phase, found[0], params, "the parameters first, with the same leaves")
-    _checked(method, phase, found[1], state, "the state second, with the same leaves")
+        raise ValueError(
+            f"{method.name}'s {phase} returned {_named(found)}, but must return two things, the "
+            "parameters and its state"
+        )
     return found
 
 
-_PAIR = "two things, the parameters and its state"
+def _both(method: Method, phase: str, found: Any, params: Params, state: Any) -> tuple[Params, Any]:
+    """The same, with the leaves that they had; see `_checked`."""
+    new, after = _two(method, phase, found)
+    _checked(method, phase, new, params, "the parameters first, with the same leaves")
+    _checked(method, phase, after, state, "the state second, with the same leaves")
+    return new, after
 
 
 def _wrapper(method: Method, phase: str, found: Any) -> Any:
     if callable(found):
         return found
-    shown = "None" if found is None else f"a {type(found).__name__}"
-    raise ValueError(f"{method.name}'s {phase} returned {shown}, but must return a function")
+    raise ValueError(
+        f"{method.name}'s {phase} returned {_named(found)}, but must return a function"
+    )
 
 
 def chain(*methods: Method) -> Method:
@@ -132,7 +142,7 @@ def chain(*methods: Method) -> Method:
             raise ValueError(
                 f"chain got {m!r}, but takes methods one by one: chain(*methods) for a list of them"
             )
-    parts = tuple(p for m in methods for p in (m.parts or ((m,) if m.name != "naive" else ())))
+    parts = tuple(p for m in methods for p in (m.parts if m.chained else (m,)))
     _validate(parts)
 
     def own(ctx: Ctx, method: Method, phase: str) -> Ctx:
@@ -177,9 +187,7 @@ def chain(*methods: Method) -> Method:
                         if defines(later, "init") and _paths(begun(later, params)[0]):
                             check_follows(later, (m,))
                 raise
-            if not isinstance(made, tuple) or len(made) != 2:
-                raise ValueError(f"{m.name}'s init returned {made!r}, but must return {_PAIR}")
-            grown, states[m.name] = made
+            grown, states[m.name] = _two(m, "init", made)
             new = [path for path in _paths(grown) if path not in _paths(params)]
             if _paths(grown) != _paths(params):
                 check_follows(m, parts[:i])
@@ -191,10 +199,9 @@ def chain(*methods: Method) -> Method:
         for m in parts:
             before, rows = rows, m.batch(states[m.name], own(ctx, m, "batch"), rows)
             if not isinstance(rows, dict) or not before.keys() <= rows.keys():
-                shown = "None" if rows is None else f"a {type(rows).__name__}"
                 raise ValueError(
-                    f"{m.name}'s batch returned {shown}, but must return a dict with the batch's "
-                    f"keys {sorted(before)}"
+                    f"{m.name}'s batch returned {_named(rows)}, but must return a dict with the "
+                    f"batch's keys {sorted(before)}"
                 )
         return rows
 
@@ -258,8 +265,8 @@ def chain(*methods: Method) -> Method:
 
     workers = [m for m in parts if any(defines(m, phase) for phase in _PASSES)]
 
-    def idle(states: Any, ctx: Ctx) -> jax.Array:
-        return jnp.all(jnp.stack([jnp.asarray(m.idle(states[m.name], ctx)) for m in workers]))
+    def skips(states: Any, ctx: Ctx) -> jax.Array:
+        return jnp.all(jnp.stack([jnp.asarray(m.skips(states[m.name], ctx)) for m in workers]))
 
     hooks: dict[str, Any] = {
         "begin": begin,
@@ -275,17 +282,21 @@ def chain(*methods: Method) -> Method:
     used = {k: v for k, v in hooks.items() if any(defines(m, k) for m in parts)}
     if not any(map(_jumps, parts)):
         used.pop("begin", None)  # nobody jumps, so a stage starts where `consolidate` left it
-    if workers and all(defines(m, "idle") for m in workers):
-        used["idle"] = idle
+    if workers and all(defines(m, "skips") for m in workers):
+        used["skips"] = skips
     name = " + ".join(m.name for m in parts) or "naive"
     reads = tuple(r for r in READS if any(r in m.reads for m in parts))
     recalls = tuple(r for r in REFERENCES if any(r in m.recalls for m in parts))
-    return Method(name, init=init, reads=reads, recalls=recalls, parts=parts)._replace(**used)
+    opinions = [m.learns for m in parts if m.learns is not None]
+    used["learns"] = (lambda path: any(one(path) for one in opinions)) if opinions else None
+    used |= {"reads": reads, "recalls": recalls, "parts": parts, "chained": True}
+    return Method(name, init=init)._replace(**used)
 
 
 _WHEN = {
     "init": "once, before the first step",
     "begin": "in a later stage's first step",
+    "skips": "whether the next two may rest",
     "batch": "the batch",
     "forward": "the model",
     "loss": "the loss",
@@ -307,17 +318,29 @@ def _state_names(tx: Any) -> str:
     return "  " + ", ".join(type(s).__name__ for s in states if jax.tree.leaves(s))
 
 
-def explain(method: Method, tx: Any = None) -> str:
+def _kept(method: Method, state: Any) -> str:
+    """How many bytes each method keeps, and each model that they recall, as text."""
+    sizes = {m.name: trees.nbytes(state.methods[m.name]) for m in method.parts}
+    for name, reference in state.references.items():
+        readers = ", ".join(m.name for m in method.parts if name in m.recalls)
+        sizes[f"the {name} model, for {readers},"] = trees.nbytes(reference)
+    return ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size) or "nothing"
+
+
+def explain(method: Method, tx: Any = None, state: Any = None) -> str:
     """The pipeline phase by phase, in the order in which it will run, as text to print.
 
     Args:
       method: one method or a `chain`.
       tx: the optimizer, an optax transformation, whose states are then named too.
+      state: a `jcl.State`, or its shapes from `jax.eval_shape`, of whose methods the bytes are
+        then told.
 
     >>> from jcl import methods
     >>> print(explain(chain(methods.er(capacity=200, rows=32), methods.ewc(strength=100.0))))
     er + ewc
       init         once, before the first step      er, ewc
+      skips        whether the next two may rest    er
       batch        the batch                        er
       grads        gradient, before the optimizer   ewc
       (optimizer)
@@ -333,4 +356,6 @@ def explain(method: Method, tx: Any = None) -> str:
         names = ", ".join(m.name for m in method.parts if defines(m, phase))
         if names:
             lines.append(f"  {phase:<12} {_WHEN[phase]:<32} {names}")
+    if state is not None:
+        lines.append(f"  {'':<12} {'bytes that are kept':<32} {_kept(method, state)}")
     return "\n".join(lines)

@@ -248,7 +248,7 @@ def _report(state: Any, info: Info) -> dict[str, jax.Array]:
     return {}
 
 
-def _idle(state: Any, ctx: Ctx) -> jax.Array | bool:
+def _skips(state: Any, ctx: Ctx) -> jax.Array | bool:
     return False
 
 
@@ -274,7 +274,7 @@ class Method(NamedTuple):
       consolidate: ends a stage: `batches` [n, B, ...] are its own data, and it may change both the
         parameters and the state.
       report: gives the finite scalars to log, float32 [] by name.
-      idle: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
+      skips: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
         leaves their passes through the model out of the step, without a second trace.
       writes: whether `consolidate` or `begin` changes the parameters; writers precede readers in a
         chain. Parameters change in a step or here, and nowhere else, so that a jump is no update:
@@ -284,11 +284,14 @@ class Method(NamedTuple):
       renews: which leaves, by their paths, have another meaning after `consolidate`, such as a pair
         that goes into a bank and is drawn afresh; None if there are none. What later methods know
         of these leaves is void at a boundary (see `Ctx.renewed`).
+      learns: which leaves are to learn, by their paths, such as adapters; None has no opinion. In a
+        chain those learn that one of its methods names, and `make(trainable=...)` overrides it.
       recalls: which of `REFERENCES` it asks for at `ctx.references`. The program keeps each once,
         whatever the number of methods that share it.
       needs: names of methods in the same chain whose state this one reads.
       reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
       parts: the methods that `chain` composed, in order; empty for a single method.
+      chained: whether `chain` made it.
       starts: the first stage in which it changes anything, 1 if it needs a finished one; `fit` and
         `run` warn where a stream ends before it.
       wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
@@ -305,15 +308,17 @@ class Method(NamedTuple):
     observe: Callable[[Any, Ctx, Info], Any] = _observe
     consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Params, Any]] = _consolidate
     report: Callable[[Any, Info], dict[str, jax.Array]] = _report
-    idle: Callable[[Any, Ctx], jax.Array | bool] = _idle
+    skips: Callable[[Any, Ctx], jax.Array | bool] = _skips
     writes: bool = False
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
+    chained: bool = False
     begin: Callable[[Any, Ctx, Params], tuple[Params, Any]] = _begin
     fixes: bool = False
     renews: trees.Trainable | None = None
     recalls: tuple[str, ...] = ()
+    learns: trees.Trainable | None = None
     starts: int = 0
     wants: tuple[type, ...] = ()
 
@@ -344,6 +349,7 @@ and the one that the last boundary left, which in the first stage is the initial
 PHASES = (
     "init",
     "begin",
+    "skips",
     "batch",
     "forward",
     "loss",

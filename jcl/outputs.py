@@ -174,7 +174,8 @@ def _counted(weight: jax.Array | None, mask: jax.Array | None) -> jax.Array:
 
 def _token_mask(values: Any, batch: Batch) -> jax.Array | None:
     """Which of the outputs [B, L, ...] count, float32 [B, L]; None if they aren't of tokens."""
-    tokens, shape = batch.get("tokens"), getattr(values, "shape", ())
+    tokens = batch.get("tokens")
+    shape: tuple[int, ...] = getattr(values, "shape", ())
     if tokens is None or len(shape) < 3 or shape[:2] != tokens.shape:
         return None
     if "mask" in batch:  # [B, L - 1] where each token predicts the next: the last predicts none
@@ -311,22 +312,31 @@ def _pieces(scores: TokenScores) -> LogitPieces:
     return scores.logits
 
 
+def flat(outputs: Logits | Values) -> jax.Array:
+    """Each row's numbers in a line, float32 [B, D], 0 where they don't count.
+
+    They are times the root of their mask, so that their squares count by the mask.
+    """
+    rows = jnp.asarray(outputs.weight).shape[0]
+    keep = getattr(outputs, "allowed", None)
+
+    def line(leaf: jax.Array) -> jax.Array:
+        z = leaf.astype(jnp.float32) if keep is None else jnp.where(keep, leaf, 0.0)
+        if outputs.mask is not None:
+            z = z.reshape(*outputs.mask.shape, -1) * jnp.sqrt(outputs.mask)[..., None]
+        return z.reshape(rows, -1)
+
+    lines = [line(leaf) for leaf in jax.tree.leaves(outputs.values)]
+    return jnp.concatenate(lines, axis=-1) if len(lines) > 1 else lines[0]
+
+
 def square(outputs: Outputs) -> jax.Array:
     """‖f(x)‖² of each row, float32 [B]: over what its mask counts and the classes allowed."""
     if isinstance(outputs, TokenScores):
         each = _pieces(outputs).reduce(lambda z: jnp.sum(z**2, axis=-1))
         return jnp.sum(each * jnp.asarray(outputs.mask), axis=-1)
     assert isinstance(outputs, Logits | Values)
-    total = jnp.zeros(jnp.asarray(outputs.weight).shape)
-    for leaf in jax.tree.leaves(outputs.values):
-        z = leaf.astype(jnp.float32)
-        if isinstance(outputs, Logits) and outputs.allowed is not None:
-            z = jnp.where(outputs.allowed, z, 0.0)
-        each = z**2
-        if outputs.mask is not None:
-            each = each.reshape(*outputs.mask.shape, -1) * outputs.mask[..., None]
-        total = total + jnp.sum(each.reshape(len(total), -1), axis=-1)
-    return total
+    return jnp.sum(flat(outputs) ** 2, axis=-1)
 
 
 def largest(outputs: Outputs, count: int) -> tuple[jax.Array, jax.Array]:

@@ -102,7 +102,7 @@ def make(
     loss: Objective,
     tx: optax.GradientTransformation,
     *,
-    trainable: trees.Trainable = trees.every_leaf,
+    trainable: trees.Trainable | None = None,
     microbatches: int = 1,
     boundary: Boundary = "keep",
     mesh: Mesh | None = None,
@@ -119,7 +119,8 @@ def make(
         record of their kind, such as `losses.Logits(logits)` (see `jcl.outputs`).
       tx: any optax transformation; it sees trainable leaves only.
       trainable: static predicate over leaf paths such as `blocks/up/kernel`; other leaves get no
-        gradient, no moments and no method state.
+        gradient, no moments and no method state. None is what the methods say (`Method.learns`):
+        adapters where one adds any, else every leaf.
       microbatches: into how many parts the batch is split, over which gradients are accumulated.
       boundary: what happens to the optimizer's state at the end of a stage: `keep` it, `reset` it,
         or `reset_moments` and keep the counts that schedules read.
@@ -158,6 +159,7 @@ def make(
             f"axis_name is {axis_name!r}, but must be None with a mesh, which needs no such name"
         )
     method = chain(method)
+    learns = trainable or method.learns or trees.every_leaf
     layout = None if mesh is None else meshes.Layout(mesh, rules)
     shares = Shares(microbatches, axis_name, layout)
     model = meshes.constrain(_with_tap(apply), layout)
@@ -165,7 +167,7 @@ def make(
     scene = Scene(method, loss, said, axis_name, mesh)
 
     def split(params: Params) -> tuple[Params, Params]:
-        return trees.partition(params, trainable)
+        return trees.partition(params, learns)
 
     def context(
         state: State, batch: Batch, phase: int, training: bool, model: Apply = model
@@ -218,7 +220,7 @@ def make(
         )
 
     penalised = defines(method, "loss")
-    may_idle = defines(method, "idle")
+    may_skip = defines(method, "skips")
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         fresh = shares.gather(fill_batch(batch))
@@ -242,9 +244,9 @@ def make(
             (value, outputs), grads = shares.value_and_grad(ctx.loss)(learning, fresh)
             return value, outputs, grads, grads
 
-        if may_idle:
-            idle = method.idle(state.methods, ctx)
-            value, outputs, task_grads, grads = lax.cond(idle, rest, work, None)
+        if may_skip:
+            skips = method.skips(state.methods, ctx)
+            value, outputs, task_grads, grads = lax.cond(skips, rest, work, None)
         else:
             value, outputs, task_grads, grads = work(None)
         grads = method.grads(state.methods, ctx, grads)

@@ -79,9 +79,8 @@ def layers_of(path: str, kernel: jax.Array, structure: Structure) -> int | None:
     axes = trees.stack_axes(path, structure)
     if kernel.ndim != 2 + axes or axes > 1:
         raise ValueError(
-            f"structure is {structure!r}, but must say of the dense layer {path!r}, whose kernel "
-            f"is {kernel.shape}, how many leading axes stack layers, none or one: "
-            'jcl.Structure(stacks={"blocks": 1})'
+            f"structure.stacks is {dict(structure.stacks)}, but must say how many leading axes of "
+            f"{path}/kernel {kernel.shape} stack layers, none or one, as {{'blocks': 1}} does"
         )
     return kernel.shape[0] if axes else None
 

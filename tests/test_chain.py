@@ -12,7 +12,7 @@ import pytest
 from tiny_context import context
 
 import jcl
-from jcl import losses, methods, models
+from jcl import losses, methods, models, trees
 from jcl.method import Ctx
 
 SIZES = (5, 7, 3)
@@ -78,7 +78,7 @@ def test_hooks_run_from_left_to_right_and_the_last_wrapper_is_outermost() -> Non
 def test_a_chain_defines_what_one_of_its_methods_defines_and_an_empty_one_nothing() -> None:
     empty = jcl.chain()
     assert empty.name == "naive" and empty.parts == ()
-    phases = [p for p in jcl.method.PHASES if p != "init"]
+    phases = [p for p in jcl.method.PHASES if p not in ("init", "begin", "skips")]
     assert not any(jcl.method.defines(empty, phase) for phase in phases)
     some = jcl.chain(methods.er(capacity=5), methods.ewc())
     defined = {p for p in phases if jcl.method.defines(some, p)}
@@ -89,14 +89,14 @@ def test_a_chain_defines_what_one_of_its_methods_defines_and_an_empty_one_nothin
 @pytest.mark.quick
 def test_it_is_idle_while_all_that_have_passes_are() -> None:
     def sleeper(name: str, sleeps: bool) -> jcl.Method:
-        return jcl.Method(name, batch=lambda s, c, rows: rows, idle=lambda s, c: jnp.array(sleeps))
+        return jcl.Method(name, batch=lambda s, c, rows: rows, skips=lambda s, c: jnp.array(sleeps))
 
     silent = jcl.Method("silent", grads=lambda s, c, tree: tree)  # has no pass, so has no say
-    for pair, idle in (((True, True), True), ((True, False), False)):
+    for pair, skips in (((True, True), True), ((True, False), False)):
         both = jcl.chain(*(sleeper(n, s) for n, s in zip("ab", pair, strict=True)), silent)
-        assert bool(both.idle({"a": (), "b": (), "silent": ()}, ctx())) is idle
+        assert bool(both.skips({"a": (), "b": (), "silent": ()}, ctx())) is skips
     awake = jcl.chain(sleeper("a", True), jcl.Method("b", batch=lambda s, c, rows: rows))
-    assert not jcl.method.defines(awake, "idle")
+    assert not jcl.method.defines(awake, "skips")
 
 
 @pytest.mark.quick
@@ -157,3 +157,97 @@ def test_explain_names_what_the_optimizer_keeps() -> None:
     text = jcl.explain(methods.ewc(), optax.sgd(optax.linear_schedule(0.1, 0.0, 7), momentum=0.9))
     assert "(optimizer)  TraceState, ScaleByScheduleState" in text
     assert "(optimizer)" in jcl.explain(methods.ewc()) and "State" not in jcl.explain(methods.ewc())
+
+
+@pytest.mark.quick
+def test_explain_tells_the_bytes_that_are_kept_once_for_all_who_share_them() -> None:
+    method = jcl.chain(methods.lwf(), methods.kl_to_reference(reference="previous"), methods.ewc())
+    state = jax.eval_shape(make(method).init, PARAMS, BATCH, jax.random.key(0))
+    last = jcl.explain(method, state=state).splitlines()[-1]
+    model = 4 * sum(x.size for x in jax.tree.leaves(PARAMS))
+    assert f"ewc {2 * model:,}" in last
+    assert f"the previous model, for lwf, kl_to_reference, {model + 8:,}" in last
+    assert jcl.explain(methods.naive(), state=state._replace(references={})).endswith("nothing")
+
+
+@pytest.mark.quick
+def test_a_list_of_methods_is_no_chain() -> None:
+    with pytest.raises(ValueError, match=r"takes methods one by one: chain\(\*methods\)"):
+        jcl.chain([methods.ewc()])  # type: ignore[arg-type]
+
+
+@pytest.mark.quick
+def test_plus_composes() -> None:
+    both = methods.er(capacity=4, rows=2) + methods.ewc() + methods.naive()
+    assert [m.name for m in both.parts] == ["er", "ewc"]
+    assert isinstance(both, jcl.Method)
+    with pytest.raises(TypeError):
+        methods.ewc() + 1  # type: ignore[operator]
+
+
+RETURNS: dict[str, tuple[dict[str, Any], str]] = {
+    "init": (
+        {"init": lambda ctx, params: params},
+        "init returned a dict, but must return two things",
+    ),
+    "batch": ({"batch": lambda state, ctx, rows: None}, "batch returned None"),
+    "forward": ({"forward": lambda state, ctx, apply: None}, "forward returned None"),
+    "loss": ({"loss": lambda state, ctx, loss: None}, "loss returned None"),
+    "grads": ({"grads": lambda state, ctx, grads: None}, "grads returned None"),
+    "updates": ({"updates": lambda state, ctx, tree: {}}, "updates returned a dict"),
+    "observe": ({"observe": lambda state, ctx, info: 1.0}, "observe returned a float"),
+    "shape": (
+        {"grads": lambda state, ctx, grads: jax.tree.map(jnp.ravel, grads)},
+        r"grads returned dense_0/kernel of shape \(\d+,\) instead of \(\d+, \d+\)",
+    ),
+    "consolidate": ({"consolidate": lambda *given: None}, "consolidate returned None"),
+    "state": (
+        {"consolidate": lambda s, c, p, b: (p, 1.0)},
+        "consolidate returned a float, .* the state second",
+    ),
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("case", RETURNS)
+def test_what_a_hook_must_not_return_is_refused_by_its_name(case: str) -> None:
+    hooks, sentence = RETURNS[case]
+    program = make(jcl.Method("mine", **hooks))
+    with pytest.raises(ValueError, match=f"mine's {sentence}"):
+        state = program.init(PARAMS, BATCH, jax.random.key(0))
+        state, _ = jax.eval_shape(program.step, state, BATCH)
+        jax.eval_shape(program.consolidate, state, jax.tree.map(lambda x: x[0], STREAM))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "holder", [methods.packnet(stages=3), methods.hat(tasks=3, steps=5)], ids=lambda m: m.name
+)
+def test_weights_that_are_promised_to_stay_have_no_other_writer(holder: jcl.Method) -> None:
+    with pytest.raises(ValueError, match=f"{holder.name} promises .* and ema changes them"):
+        jcl.chain(methods.ema(), holder)
+
+
+@pytest.mark.quick
+def test_only_known_moments_are_recalled() -> None:
+    with pytest.raises(ValueError, match="mine recalls 'best', but must recall one of"):
+        jcl.chain(jcl.Method("mine", recalls=("best",)))
+
+
+@pytest.mark.quick
+def test_leaves_learn_that_one_method_names() -> None:
+    def first(path: str) -> bool:
+        return path.startswith("dense_0")
+
+    def last(path: str) -> bool:
+        return path.endswith("bias")
+
+    mine = jcl.Method("mine", learns=first)
+    other = jcl.Method("other", learns=last)
+    for method, wanted in ((mine, {first}), (mine + other + methods.ewc(), {first, last})):
+        program = make(method)
+        state = program.init(PARAMS, BATCH, jax.random.key(0))
+        after, _ = jax.jit(program.step)(state, BATCH)
+        before, moved = trees.by_path(state.params), trees.by_path(after.params)
+        learned = {path for path in before if not np.array_equal(before[path], moved[path])}
+        assert learned == {path for path in before if any(one(path) for one in wanted)}

@@ -98,9 +98,10 @@ def test_at_a_boundary_a_reader_sees_the_model_that_it_leaves(writer: jcl.Method
 
 
 def fisher_of(model: Callable[..., Any], left: jcl.State, batches: Any, trainable: Any) -> Any:
-    """What EWC alone takes for the Fisher of `model` where a state was left, by the same draws."""
-    program = jcl.make(methods.ewc(), model, losses.next_token, optax.sgd(0.0), trainable=trainable)
-    state = begin(program, params=left.params)._replace(step=left.step)
+    """What EWC alone takes for the Fisher of `model` where a state was left, per row."""
+    method = methods.ewc(per="row")  # which draws no signs
+    program = jcl.make(method, model, losses.next_token, optax.sgd(0.0), trainable=trainable)
+    state = begin(program, params=left.params)
     return jax.jit(program.consolidate)(state, batches).methods["ewc"].fisher
 
 
@@ -110,7 +111,7 @@ def flat(tree: Any) -> np.ndarray:
 
 def test_fisher_after_a_bank_is_that_of_the_model_left() -> None:
     """Or 0, where leaves that were just renewed count as new; or the pair is refused."""
-    made = admitted(methods.inclora(stages=3, rank=2), methods.ewc(), tx=optax.adam(1e-1))
+    made = admitted(methods.inclora(stages=3, rank=2), methods.ewc(per="row"), tx=optax.adam(1e-1))
     if made is None:
         return
     program, state = made
@@ -127,7 +128,7 @@ def test_fisher_after_a_bank_is_that_of_the_model_left() -> None:
 
 
 def test_fisher_after_pruning_is_that_of_the_pruned_model() -> None:
-    chain = jcl.chain(methods.packnet(prune=0.5, stages=3), methods.ewc(strength=0.0))
+    chain = jcl.chain(methods.packnet(prune=0.5, stages=3), methods.ewc(strength=0.0, per="row"))
     program = tiny.program(chain, optax.adam(1e-1), trainable=trees.every_leaf)
     state = stage(program, begin(program), of_stage(0))
     found = flat(state.methods["ewc"].fisher)

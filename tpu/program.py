@@ -18,7 +18,7 @@ import optax
 from compiled import Memory
 
 import jcl
-from jcl import adapters, losses, mesh, trees
+from jcl import losses, mesh
 from jcl.models import decoder
 from jcl.models.presets import PRESETS
 from jcl.runs import expression
@@ -77,16 +77,12 @@ def build(request: Request, on: jax.sharding.Mesh | None, **options: Any) -> Bui
     }
     batch = {name: jax.ShapeDtypeStruct(*of) for name, of in shapes.items()}
 
-    def made(loss: Any, trainable: trees.Trainable = trees.every_leaf) -> Built:
+    def made(loss: Any) -> Built:
         program = jcl.make(
             method, apply, loss, OPTIMIZERS[request.optimizer](1e-4),
-            trainable=trainable, microbatches=request.microbatches, mesh=on,
+            microbatches=request.microbatches, mesh=on,
         )  # fmt: skip
         state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
-        leaves = jax.tree_util.tree_leaves_with_path(state.params)
-        adapted = any(adapters.is_adapter(trees.path_name(path)) for path, _ in leaves)
-        if adapted and trainable is trees.every_leaf:  # as in experiments, they alone learn
-            return made(loss, adapters.is_adapter)
         if program.layout is not None:
             state = _placed(state, mesh.of_state(state, program.layout))
         jax.eval_shape(program.step, state, batch)

@@ -25,7 +25,7 @@ NAMES = FOLDED | {"attention_adapter", "mlp_adapter", "prefix", "prompt"}
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a leaf is an adapter's. `jcl.make(trainable=is_adapter)` freezes the base."""
+    """Whether a leaf is an adapter's, which is what learns where a method adds any."""
     return not NAMES.isdisjoint(path.split("/"))
 
 

@@ -20,6 +20,7 @@ from jcl.memory.selection import (
     row_losses,
 )
 from jcl.method import Batch, Ctx, Info, Params, check
+from jcl.outputs import Logits, Values, flat
 
 Insert = Callable[[Buffer, Ctx, Batch], Buffer]
 
@@ -33,6 +34,8 @@ class Policy(NamedTuple):
     """`(buffer, ctx, rows) -> buffer`, called after a step with its `finite_rows`."""
     finish: Callable[[Buffer, Ctx, Params, Batch], Buffer]
     """`(buffer, ctx, params, batches) -> buffer`, at the end of a stage; leaves [n, B, ...]."""
+    wants: tuple[type, ...] = ()
+    """The kinds of outputs that it reads, as in `Method.wants`."""
 
 
 def _column(rows: Batch, name: str) -> jax.Array:
@@ -65,13 +68,13 @@ def _insert_gss(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
 
 def _exemplars(buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:
     groups, slots = buffer.ranks.held.shape[0], buffer.ranks.group.shape[0]
-    outputs = lax.map(lambda rows: ctx.apply(params, rows), batches)
+    features = lax.map(lambda rows: flat(ctx.loss(params, rows)[1]), batches)
     rows = {k: batches[k].reshape(-1, *batches[k].shape[2:]) for k in buffer.rows}
     group, real = jnp.clip(_column(rows, "y"), 0, groups - 1), rows["weight"] > 0
     present = jax.ops.segment_max(real.astype(jnp.int32), group, groups) > 0
     classes = jnp.sum(present | (buffer.ranks.held > 0))
     quota = -(-slots // jnp.maximum(classes, 1))
-    rank = herding(outputs.reshape(len(real), -1), group, real, groups, quota)
+    rank = herding(features.reshape(len(real), -1), group, real, groups, quota)
     rows["weight"] = jnp.where(rank < len(rank), rows["weight"], 0)
     order = jnp.argsort(rank)
     rows = jax.tree.map(lambda x: x[order], rows)
@@ -101,7 +104,8 @@ def policy(name: str, capacity: int, groups: int | None = None) -> Policy:
     - `class`, `task`: equally many rows of each `y`, or `task`, each a uniform sample (CBRS).
     - `loss`: the rows whose loss was highest when they came.
     - `gss`: rows whose gradients differ most, at the price of two gradients a row.
-    - `herding`: iCaRL's exemplars, chosen for each class at the end of a stage, by the outputs.
+    - `herding`: iCaRL's exemplars, chosen for each class at the end of a stage, by the outputs: of
+      the classes that the loss allows, and the tokens that it counts.
 
     Args:
       name: one of `POLICIES`.
@@ -127,7 +131,9 @@ def policy(name: str, capacity: int, groups: int | None = None) -> Policy:
     def nothing(buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:
         return buffer
 
-    return Policy(start, _INSERT[name], _exemplars if name == "herding" else nothing)
+    if name == "herding":
+        return Policy(start, _INSERT[name], _exemplars, (Logits, Values))
+    return Policy(start, _INSERT[name], nothing)
 
 
 def finite_rows(info: Info) -> Batch:

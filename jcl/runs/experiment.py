@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jcl import data, trees
+from jcl import data
 from jcl.data import Stream
 from jcl.mechanisms import adapters
 from jcl.method import Apply, Batch, Objective, Params, check
@@ -64,7 +64,7 @@ class Experiment(NamedTuple):
     microbatches: int = 1
     """Parts of a batch that are computed one after another, see `make`."""
     trainable: Trainable | None = None
-    """Which leaves learn; None is all of them, or only adapters if a method adds any."""
+    """Which leaves learn; None is all of them, or only adapters if there are any."""
     chunk: int = 100
     """How many steps a compiled call takes, and so between two lines of the log."""
     tokens_per_row: int | None = None
@@ -153,14 +153,6 @@ def example(stream: Stream) -> Batch:
     return jax.eval_shape(stream.fetch, stream.source, rows)
 
 
-def _adapted(program: Program, params: Params, stream: Stream) -> bool:
-    """Whether the methods add adapters to the parameters."""
-    batch = example(stream)
-    state = jax.eval_shape(program.init, params, batch, jax.random.key(0))
-    paths = jax.tree_util.tree_leaves_with_path(state.params)
-    return any(adapters.is_adapter(trees.path_name(path)) for path, _ in paths)
-
-
 class Setup(NamedTuple):
     """The first four arguments of `jcl.fit`."""
 
@@ -197,13 +189,15 @@ def setup(
     alone = mesh is None or seeds * len(points) == 1
     check(alone, "seeds times points of a sweep", seeds * len(points), "1 with a mesh")
 
-    def member(value: Mapping[str, Any], trainable: Trainable = trees.every_leaf) -> Program:
+    learns = experiment.trainable
+
+    def member(value: Mapping[str, Any]) -> Program:
         return make(
             expression.build(calls, {k: v for k, v in value.items() if "." in k}),
             experiment.apply,
             experiment.loss,
             experiment.optimizer(value.get("lr", experiment.learning_rate)),
-            trainable=trainable,
+            trainable=learns,
             microbatches=experiment.microbatches,
             boundary=experiment.boundary,
             mesh=mesh,
@@ -218,11 +212,8 @@ def setup(
 
     params, key = start(0)
     stream = experiment.stream(0)
-    trainable = experiment.trainable
-    if trainable is None:  # if a method adds adapters, only they learn
-        adapted = _adapted(member(points[0]), params, stream)
-        trainable = adapters.is_adapter if adapted else trees.every_leaf
-    member = partial(member, trainable=trainable)
+    if learns is None and adapters.paths_with(params, adapters.NAMES):
+        learns = adapters.is_adapter  # which the model brought along
     if seeds * len(points) == 1:
         return Setup(member(points[0]), params if given is None else given, key, stream)
     # not vectorised, so that a seed draws the same as in a run by itself

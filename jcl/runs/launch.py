@@ -316,7 +316,7 @@ def _fit(
         "examples_per_second": result.examples_per_second,
         "step_traces": result.step_traces,
         "peak_memory_bytes": result.peak_memory_bytes,
-        "pipeline": explain(setup.program.method),
+        "pipeline": explain(setup.program.method, state=result.state),
     }
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
     tasks = len(stream.tests)

@@ -80,6 +80,36 @@ def test_herding_policy_shrinks_old_classes_to_their_first_exemplars() -> None:
                 assert set(expected) == set(ids) & set(number[mine])
 
 
+def test_herding_goes_by_what_the_loss_counts_of_the_outputs() -> None:
+    """Classes that the mask leaves out, however far apart, change no choice."""
+    keep = memory.policy("herding", 8, 1)
+    x = np.random.default_rng(2).normal(size=(40, 5)).astype(np.float32)
+    noise = 100 * np.random.default_rng(3).normal(size=(40, 3)).astype(np.float32)
+    wide = rows_of(np.arange(40)) | {"x": jnp.asarray(np.concatenate([x, noise], axis=1))}
+    allowed = jnp.tile(jnp.arange(8) < 5, (40, 1))
+
+    def loss(params: Any, rows: Any) -> Any:
+        return jnp.float32(0), losses.Logits(rows["x"], rows["weight"], allowed=allowed)
+
+    ctx = context(KEY, loss=loss)
+    batches = jax.tree.map(lambda v: v[None], wide)
+    buffer = keep.finish(keep.empty(wide), ctx, jnp.float32(1), batches)
+    assert set(kept(buffer)) == set(herding_by_hand(x, 8))
+
+
+def test_herding_refuses_a_loss_without_outputs_at_init() -> None:
+    def bare(apply: Any, params: Any, batch: Any) -> jax.Array:
+        return jnp.mean(apply(params, batch) ** 2)
+
+    for method in (
+        jcl.methods.er(capacity=8, policy="herding", groups=2),
+        jcl.methods.agem(capacity=8, policy="herding", groups=2),
+    ):
+        program = jcl.make(method, lambda p, b: p * b["x"], bare, optax.sgd(0.1))
+        with pytest.raises(ValueError, match=f"bare, which gives no outputs.* for {method.name}"):
+            program.init(jnp.float32(1), rows_of(np.arange(4)), KEY)
+
+
 @pytest.mark.parametrize(
     "arguments, name",
     [

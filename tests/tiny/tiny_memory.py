@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_context
 
-from jcl import memory
+from jcl import losses, memory
 from jcl.method import Ctx
 
 KEY = jax.random.key(0)
@@ -35,7 +35,7 @@ def kept(buffer: memory.Buffer) -> np.ndarray:
 def context(key: jax.Array, **changes: Any) -> Ctx:
     def loss(params: Any, rows: Any) -> Any:
         value = jnp.sum(params * rows["x"]) % 7
-        return value, None
+        return value, losses.Values(rows["x"], rows["weight"])
 
     known = {"params": jnp.float32(1), "apply": lambda p, rows: rows["x"], "loss": loss}
     return tiny_context.context(key=key, **known | changes)

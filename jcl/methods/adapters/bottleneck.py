@@ -18,8 +18,8 @@ def bottleneck(width: int = 64, after: tuple[Part, ...] = ("attention", "mlp")) 
     """Adapters: h ← h + W_up relu(W_down h + c) + e, with h what a sublayer adds to the stream.
 
     They are the leaves `blocks/{attention,mlp}_adapter/{down,up}/{kernel,bias}`, float32. W_up is 0
-    at the start, so that the model begins as it was. With
-    `jcl.make(..., trainable=adapters.is_adapter)` only they learn.
+    at the start, so that the model begins as it was. Only
+    adapters learn, unless `jcl.make(trainable=...)` says otherwise.
 
     Source: Houlsby et al., arXiv 1902.00751, section 2 and figure 2; the norms there learn as well.
 
@@ -52,4 +52,4 @@ def bottleneck(width: int = 64, after: tuple[Part, ...] = ("attention", "mlp")) 
             params = adapters.with_subtree(params, f"blocks/{part}_adapter", new)
         return params, ()
 
-    return Method("bottleneck", init=init)
+    return Method("bottleneck", init=init, learns=adapters.is_adapter)

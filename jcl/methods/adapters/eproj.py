@@ -38,10 +38,10 @@ def eproj(
     A stage begins with the projector whose key is most like its first batch's mean feature, if
     their cosine is at least τ, and with a fresh projector otherwise. So similar tasks share one,
     which no other task moves. In that first step no projector changes. Leaves of `projector` get a
-    leading axis [slots], at first copies of the model's own. Make the program with
-    `trainable=multimodal.projector_and_adapters`, for the features of an image tower that learns
-    would drift away from the keys. In training all rows, replayed ones too, go through the stage's
-    projector.
+    leading axis [slots], at first copies of the model's own. Only the
+    projector and adapters learn, unless `jcl.make(trainable=...)` says otherwise: the features of
+    an image tower that learns would drift away from the keys. In training all rows, replayed ones
+    too, go through the stage's projector.
 
     Source: He et al., arXiv 2311.16206, whose method expands the projector by task similarity and
     finds the task by a key. Their code could not be had: that the key is in closed form, decided on
@@ -133,8 +133,12 @@ def eproj(
 
     return Method(
         "eproj", init=init, forward=forward, updates=updates, observe=observe,
-        reads=("parameters", "gradients"),
+        reads=("parameters", "gradients"), learns=_projector_or_adapter,
     )  # fmt: skip
+
+
+def _projector_or_adapter(path: str) -> bool:
+    return path.startswith("projector/") or adapters.is_adapter(path)
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -12,8 +12,8 @@ from jcl.method import Ctx, Method, Params, check
 def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"blocks/down") -> Method:
     """(IA)³: learned gains on keys, on values and on the inputs of the MLP's last layer.
 
-    They are leaves `<layer>/gain` and `<layer>/input_gain`, float32, 1 at the start. With
-    `jcl.make(..., trainable=adapters.is_adapter)` only they learn. `adapters.merge` folds them in.
+    They are leaves `<layer>/gain` and `<layer>/input_gain`, float32, 1 at the start. Only
+    adapters learn, unless `jcl.make(trainable=...)` says otherwise. `adapters.merge` folds them in.
 
     Source: Liu et al., arXiv 2205.05638, section 3.3; a layer's bias is scaled too, as in peft.
 
@@ -38,4 +38,4 @@ def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"bloc
                     params = adapters.with_subtree(params, path, {key: ones})
         return params, ()
 
-    return Method("ia3", init=init)
+    return Method("ia3", init=init, learns=adapters.is_adapter)

@@ -16,8 +16,8 @@ def lora(
     """LoRA: W x + s B A x with s = α / r, and B = 0 at the start; W + sBA is never formed.
 
     The pairs are leaves `<target>/lora/{a,b}` of the parameter tree, float32 whatever the base's
-    dtype. With `jcl.make(..., trainable=adapters.is_adapter)` only they learn, and every other
-    method in the chain works on them; with the default the base learns too. α = 0 is the model
+    dtype. Only adapters learn, and every other method in the chain works on them, unless
+    `jcl.make(trainable=...)` says otherwise. α = 0 is the model
     without pairs. `adapters.merge(params, adapters.scale(rank, alpha, rslora))` folds them into the
     kernels.
 
@@ -44,4 +44,6 @@ def lora(
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
         return adapters.add_pairs("lora", ctx, params, rank, targets, dora), ()
 
-    return Method("lora", init=init, forward=adapters.scale_hook(factor))
+    return Method(
+        "lora", init=init, forward=adapters.scale_hook(factor), learns=adapters.is_adapter
+    )

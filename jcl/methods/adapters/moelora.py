@@ -22,7 +22,7 @@ def moelora(
 
     The r of a layer is split evenly among its E experts. All experts and routers G learn in every
     stage, without balancing. They are leaves `<target>/lora/{a,b,router}`; one expert is `lora`.
-    With `jcl.make(..., trainable=adapters.is_adapter)` only they learn. Routed pairs depend on the
+    Only adapters learn, unless `jcl.make(trainable=...)` says otherwise. Routed pairs depend on the
     token, so that no kernel can hold them, and `adapters.merge` refuses them.
 
     Source: Chen et al., arXiv 2403.08350 (CoIN), and the authors' `coinmoelora.py`: normal A of
@@ -61,4 +61,6 @@ def moelora(
             params = adapters.with_subtree(params, path, {"lora": new})
         return params, ()
 
-    return Method("moelora", init=init, forward=adapters.scale_hook(factor))
+    return Method(
+        "moelora", init=init, forward=adapters.scale_hook(factor), learns=adapters.is_adapter
+    )

@@ -67,6 +67,7 @@ def _method(
         observe=observe,
         consolidate=consolidate,
         writes=True,
+        learns=adapters.is_adapter,
         renews=adapters.is_pair,
         reads=("parameters",),
     )
@@ -85,8 +86,9 @@ def inclora(
 
     When a stage ends its pair goes into a bank and a fresh one with B = 0 begins, so that outputs
     stay. The optimizer's moments remain the old pair's, unless `boundary` resets them. Stages
-    beyond `stages` go on with the last pair. `trainable=adapters.is_adapter` freezes the base;
-    merge with `adapters.merge(adapters.join_pairs(params, state.bank), adapters.scale(...))`.
+    beyond `stages` go on with the last pair. Only adapters learn, unless `jcl.make(trainable=...)`
+    says otherwise. Merge with
+    `adapters.merge(adapters.join_pairs(params, state.bank), adapters.scale(...))`.
 
     Source: IncLoRA, a baseline of Wang et al., arXiv 2310.14152; `task` is their PerTaskLoRA, whose
     outputs for a finished task never change.

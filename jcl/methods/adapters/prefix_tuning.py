@@ -13,8 +13,8 @@ def prefix_tuning(length: int = 20) -> Method:
     """Prefix tuning: attention over [P_k; K] and [P_v; V], with prefixes P that each layer learns.
 
     They are the leaves `blocks/prefix/{key,value}` [layers, length, kv_heads · head_width],
-    float32, drawn small; no positions are applied to them. With
-    `jcl.make(..., trainable=adapters.is_adapter)` only they learn.
+    float32, drawn small; no positions are applied to them. Only
+    adapters learn, unless `jcl.make(trainable=...)` says otherwise.
 
     Source: Li and Liang, arXiv 2101.00190, section 4, without the reparametrising network of
     section 4.3, which is dropped after training there.
@@ -38,4 +38,4 @@ def prefix_tuning(length: int = 20) -> Method:
             params, "blocks/prefix", {"key": drawn[0], "value": drawn[1]}
         ), ()
 
-    return Method("prefix_tuning", init=init)
+    return Method("prefix_tuning", init=init, learns=adapters.is_adapter)

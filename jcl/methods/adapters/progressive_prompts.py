@@ -29,9 +29,9 @@ def progressive_prompts(
 
     Only P_k [length, d] learns, the leaf `prompt/table`, float32, which starts as the embeddings of
     random tokens and is scaled as theirs are; when the stage ends it is kept, and the next prompt
-    begins. A finished task's outputs never change. Make the program with
-    `trainable=adapters.is_adapter`. As in `prompt_tuning`, only a row's first document sees
-    prompts.
+    begins. A finished task's outputs never change. Only adapters learn, unless
+    `jcl.make(trainable=...)` says otherwise. As in `prompt_tuning`, only a row's first document
+    sees prompts.
 
     Source: Razdaibiedina et al., arXiv 2301.12314, section 3, and the authors' code, whose newest
     prompt stands first. Their residual MLP, which is dropped after training, is left out.
@@ -97,5 +97,5 @@ def progressive_prompts(
     return Method(
         "progressive_prompts", init=init, forward=forward, observe=observe,
         consolidate=consolidate, writes=True, renews=lambda path: path == "prompt/table",
-        reads=("parameters",),
+        reads=("parameters",), learns=adapters.is_adapter,
     )  # fmt: skip

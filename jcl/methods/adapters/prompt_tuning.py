@@ -16,8 +16,8 @@ def prompt_tuning(length: int = 20) -> Method:
     """Prompt tuning: the model reads [P; tokens], with a prompt P [length, d] that is learned.
 
     P is the leaf `prompt/table`, float32, and starts as the embeddings of random tokens. A model
-    that scales its tokens' embeddings (Gemma) scales P as well; in peft P is what comes out. With
-    `jcl.make(..., trainable=adapters.is_adapter)` only P learns. It stands before a row's first
+    that scales its tokens' embeddings (Gemma) scales P as well; in peft P is what comes out. Only
+    adapters learn, unless `jcl.make(trainable=...)` says otherwise. P stands before a row's first
     document, so rows should hold one document each; the later ones of packed rows don't see it
     (`prefix_tuning` reaches all). Outputs are those of the tokens alone.
 
@@ -54,4 +54,4 @@ def prompt_tuning(length: int = 20) -> Method:
 
         return apply_with_prompt
 
-    return Method("prompt_tuning", init=init, forward=forward)
+    return Method("prompt_tuning", init=init, forward=forward, learns=adapters.is_adapter)

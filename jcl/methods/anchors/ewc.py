@@ -36,7 +36,8 @@ def _method(
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, EwcState]:
         check_lasting(name, ctx, params)
-        return params, EwcState(no_anchor(params, average=decay is None))
+        single = Quadratic(trees.zeros(params), trees.copy(params))
+        return params, EwcState(no_anchor(params) if decay is None else single)
 
     def grads(state: EwcState, ctx: Ctx, tree: Params) -> Params:
         return state.past.pull(tree, strength, ctx.params)
@@ -49,7 +50,7 @@ def _method(
             past = state.past.add(new, params)
         else:
             total = trees.axpy(decay, state.past.curvature, new)
-            past = Quadratic(total, trees.copy(params), None)
+            past = Quadratic(total, trees.copy(params))
         return params, EwcState(past.without(ctx.renewed))
 
     def report(state: EwcState, info: Info) -> dict[str, jax.Array]:

@@ -48,7 +48,8 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, MasState]:
         check_lasting("mas", ctx, params)
-        return params, MasState(no_anchor(params, average=anchor == "each"))
+        single = Quadratic(trees.zeros(params), trees.copy(params))
+        return params, MasState(no_anchor(params) if anchor == "each" else single)
 
     def grads(state: MasState, ctx: Ctx, tree: Params) -> Params:
         return state.past.pull(tree, strength, ctx.params)
@@ -60,7 +61,7 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
         if anchor == "each":
             past = state.past.add(new, params)
         else:
-            past = Quadratic(trees.add(state.omega, new), trees.copy(params), None)
+            past = Quadratic(trees.add(state.omega, new), trees.copy(params))
         return params, MasState(past.without(ctx.renewed))
 
     def report(state: MasState, info: Info) -> dict[str, jax.Array]:
@@ -74,4 +75,5 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
         report=report,
         reads=("parameters", "gradients"),
         wants=(losses.Logits, losses.TokenScores, losses.Values),
+        starts=1,
     )

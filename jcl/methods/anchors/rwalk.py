@@ -103,7 +103,7 @@ def rwalk(
         return params, state._replace(walk=state.walk._replace(mark=trees.copy(params)))
 
     def grads(state: RwalkState, ctx: Ctx, tree: Params) -> Params:
-        return Quadratic(state.importance, state.anchor, None).pull(tree, strength, ctx.params)
+        return Quadratic(state.importance, state.anchor).pull(tree, strength, ctx.params)
 
     def close(walk: Walk, ctx: Ctx, reached: Params, params: Params, batches: Batch) -> Walk:
         """The walk after an interval in which training reached `reached`.
@@ -163,4 +163,5 @@ def rwalk(
         consolidate=consolidate,
         report=report,
         reads=("parameters", "gradients"),
+        starts=1,
     )

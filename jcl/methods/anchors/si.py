@@ -55,7 +55,7 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
         return params, state._replace(jumped=trees.copy(params))
 
     def grads(state: SiState, ctx: Ctx, tree: Params) -> Params:
-        return Quadratic(state.omega, state.start, None).pull(tree, strength, ctx.params)
+        return Quadratic(state.omega, state.start).pull(tree, strength, ctx.params)
 
     def observe(state: SiState, ctx: Ctx, info: Info) -> SiState:
         def extend(path: jax.Array, g: jax.Array, u: jax.Array) -> jax.Array:
@@ -87,4 +87,5 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
         consolidate=consolidate,
         report=report,
         reads=("parameters", "gradients"),
+        starts=1,
     )

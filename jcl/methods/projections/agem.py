@@ -77,7 +77,7 @@ def agem(
     def report(state: AgemState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.count_filled(state.buffer)}
 
-    method = Method("agem", init=init, reads=("samples",), starts=1)
+    method = Method("agem", init=init, reads=("samples",), starts=1, wants=keep.wants)
     if share:
         method = method._replace(needs=(share,))
     else:

@@ -112,7 +112,9 @@ def ogd(
     def report(state: OgdState, info: Info) -> dict[str, jax.Array]:
         return {"directions": state.used}
 
-    method = Method("ogd", init=init, consolidate=consolidate, report=report, reads=("gradients",))
+    method = Method(
+        "ogd", init=init, consolidate=consolidate, report=report, reads=("gradients",), starts=1
+    )
     if of == "label":
         method = method._replace(wants=(losses.Logits,))
     if at == "grads":

@@ -49,6 +49,9 @@ def _method(
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, DerState]:
         outputs = jax.eval_shape(ctx.loss, params, ctx.batch)[1]
+        values = getattr(outputs, "values", None)
+        one = isinstance(outputs, losses.TokenScores) or hasattr(values, "shape")
+        check(one, "loss's outputs", type(values).__name__, f"one array for {name}")
         whole = not isinstance(outputs, losses.TokenScores)
         wanted = f"a number for {name} on TokenScores, whose logits are too many to store"
         check(whole or top_k is not None, "top_k", top_k, wanted)
@@ -106,7 +109,7 @@ def _method(
     def report(state: DerState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.count_filled(state.buffer)}
 
-    def idle(state: DerState, ctx: Ctx) -> jax.Array:
+    def skips(state: DerState, ctx: Ctx) -> jax.Array:
         return (ctx.stage < start) | ((alpha == 0) & (beta == 0))
 
     return Method(
@@ -116,7 +119,7 @@ def _method(
         loss=loss,
         observe=observe,
         report=report,
-        idle=idle,
+        skips=skips,
         reads=("samples", "logits"),
         starts=start,
         wants=(losses.Logits, losses.TokenScores, losses.Values),

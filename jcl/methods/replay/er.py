@@ -103,11 +103,19 @@ def er(
     def report(state: ErState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.count_filled(state.buffer)}
 
-    def idle(state: ErState, ctx: Ctx) -> jax.Array:
+    def skips(state: ErState, ctx: Ctx) -> jax.Array:
         neutral = False if callable(weight) else weight == 0
         return (ctx.stage < start) | neutral
 
-    method = Method("er", init=init, batch=batch, idle=idle, reads=("samples",), starts=start)
+    method = Method(
+        "er",
+        init=init,
+        batch=batch,
+        skips=skips,
+        reads=("samples",),
+        starts=start,
+        wants=keep.wants,
+    )
     if share:
         return method._replace(needs=(share,))
     if policy == "herding":

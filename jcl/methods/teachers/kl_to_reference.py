@@ -62,13 +62,13 @@ def kl_to_reference(
 
         return loss_with_penalty
 
-    def idle(state: tuple[()], ctx: Ctx) -> jax.Array:
+    def skips(state: tuple[()], ctx: Ctx) -> jax.Array:
         return jnp.asarray(strength == 0)
 
     return Method(
         "kl_to_reference",
         loss=loss,
-        idle=idle,
+        skips=skips,
         reads=("parameters",),
         recalls=(reference,),
         wants=(losses.Logits, losses.TokenScores, losses.LogProbs, losses.Rewards),

@@ -73,14 +73,15 @@ def lwf(
 
         return loss_with_teacher
 
-    def idle(state: tuple[()], ctx: Ctx) -> jax.Array:
+    def skips(state: tuple[()], ctx: Ctx) -> jax.Array:
         return (ctx.stage < 1) | (strength == 0)
 
     return Method(
         "lwf",
         loss=loss,
-        idle=idle,
+        skips=skips,
         reads=("parameters",),
         recalls=("previous",),
         wants=(losses.Logits, losses.TokenScores),
+        starts=1,
     )

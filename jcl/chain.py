@@ -169,15 +169,38 @@ def chain(*methods: Method) -> Method:
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, dict[str, Any]]:
         states: dict[str, Any] = {}
+        added: dict[str, str] = {}  # the leaves that methods added, and by which
+
+        def begun(m: Method, params: Params) -> Any:
+            mine = own(ctx.anew(params, dict(states)), m, "init")._replace(added=added.get)
+            return m.init(mine, params)
+
+        def check_follows(m: Method, earlier: tuple[Method, ...]) -> None:
+            """Refuses a method that adds leaves after one whose state has the tree's shape."""
+            for one in earlier:
+                # who added leaves of its own and knows no others doesn't mind more of them
+                knows = one.name not in added.values() or any(
+                    trees.path_name(p).endswith(path)
+                    for p, _ in jax.tree_util.tree_leaves_with_path(states.get(one.name))
+                    for path in added
+                )
+                if defines(one, "init") and knows:
+                    raise ValueError(f"{m.name} adds parameters, so it must come before {one.name}")
+
         for i, m in enumerate(parts):
-            made = m.init(own(ctx.anew(params, dict(states)), m, "init"), params)
+            try:
+                made = begun(m, params)
+            except ValueError:
+                if not jax.tree.leaves(params):  # nothing learns yet: does a later one add some?
+                    for later in parts[i + 1 :]:
+                        if defines(later, "init") and _paths(begun(later, params)[0]):
+                            check_follows(later, (m,))
+                raise
             grown, states[m.name] = _two(m, "init", made)
+            new = [path for path in _paths(grown) if path not in _paths(params)]
             if _paths(grown) != _paths(params):
-                for earlier in parts[:i]:
-                    if defines(earlier, "init"):
-                        raise ValueError(
-                            f"{m.name} adds parameters, so it must come before {earlier.name}"
-                        )
+                check_follows(m, parts[:i])
+            added.update(dict.fromkeys(new, m.name))
             params = grown
         return params, states
 

@@ -203,6 +203,9 @@ class Ctx(NamedTuple):
     renewed: Callable[[str], str | None] = _none
     """Of a leaf's path: the name of an earlier method in the chain that gives it another meaning at
     each boundary, such as a bank's fresh pair; None if there is none. See `Method.renews`."""
+    added: Callable[[str], str | None] = _none
+    """In `init`, of a leaf's path: the name of an earlier method in the chain that added it to the
+    tree; None if there is none."""
     jumps: bool = False
     """Whether an earlier method in the chain starts stages elsewhere than where the last ended."""
     reached: Params = None

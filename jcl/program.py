@@ -67,6 +67,8 @@ class Program(NamedTuple):
     """How many members `replicate` made, None for a single program."""
     layout: meshes.Layout | None = None
     """How the state lies on a mesh; see `mesh.of_state`."""
+    member: jax.Array | None = None
+    """Within `over_members`, which of the members it is, int32 []; None for a single program."""
 
     def _facts(self) -> dict[str, Any]:
         mesh = self.layout and ",".join(f"{a}={n}" for a, n in self.layout.mesh.shape.items())

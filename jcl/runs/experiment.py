@@ -8,8 +8,6 @@ has `nodes(config)` instead of the last two is a pipeline (see `jcl.runs.pipelin
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,7 @@ from jcl.method import Apply, Batch, Objective, Params, check
 from jcl.program import Boundary, Evaluate, Program, State, fill_batch, make
 from jcl.records import record
 from jcl.replicate import replicate
-from jcl.runs import expression
+from jcl.runs import expression, files
 from jcl.trees import Trainable
 
 
@@ -53,6 +51,8 @@ class Experiment(NamedTuple):
     """`learning rate -> transformation`; the rate may be traced."""
     evaluate: Evaluate
     """`(program, state) -> scores [tasks]`."""
+    evaluate_on: Callable[[Stream], Evaluate] | None = None
+    """Makes `evaluate` for the run's stream, where seeds differ in their tests."""
     measure: str = "accuracy"
     """The name of the score, such as `bits per byte`."""
     higher_is_better: bool = True
@@ -77,11 +77,18 @@ class Experiment(NamedTuple):
     """`(program, state) -> shares of right answers [probes]`, asked before and after all stages."""
 
 
-def evaluate_all(experiment: Experiment) -> Evaluate:
-    """`evaluate(program, state) -> [tasks + probes]`: scores, and probes if there are any."""
+def evaluate_all(experiment: Experiment, stream: Stream) -> Evaluate:
+    """`evaluate(program, state) -> [tasks + probes]`: scores, and probes if there are any.
+
+    Args:
+      experiment: the experiment.
+      stream: the run's, from `setup`, whose tests are scored if seeds differ in them.
+    """
+    made = experiment.evaluate_on
+    evaluate = experiment.evaluate if made is None else made(stream)
     if experiment.probe is None:
-        return experiment.evaluate
-    parts = (experiment.evaluate, experiment.probe)
+        return evaluate
+    parts = (evaluate, experiment.probe)
     return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
 
 
@@ -126,19 +133,10 @@ def load(path: Path) -> ModuleType:
     """Imports an experiment's file.
 
     Raises:
-      ValueError: if it lacks `Config`, or `METHODS` and `build` without having `nodes`.
+      ValueError: if it raises anything, or lacks `Config`, or `METHODS` and `build` without having
+        `nodes`.
     """
-    name = f"jcl_experiment_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their annotations up there
-    sys.path.insert(0, str(path.parent.resolve()))  # so that it can import files beside it
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
+    module = files.run(path, f"jcl_experiment_{path.stem}")
     needs = ("Config",) if hasattr(module, "nodes") else ("Config", "METHODS", "build")
     for needed in needs:
         if not hasattr(module, needed):

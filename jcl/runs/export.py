@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jcl import report
-from jcl.runs import experiment, flags, plan
+from jcl.runs import experiment, flags, own, plan
 from jcl.training.fit import last_state
 
 
@@ -31,6 +31,7 @@ def write(run: Path, to: Path) -> Path:
     summary = found[0].summary
     top = run if (run / "config.json").is_file() else run.parent
     settings = json.loads((top / "config.json").read_text())
+    own.check_same(settings.get("files", {}), top)
     module = experiment.load(Path(settings["file"]))
     config = flags.restored(module, settings)
     planned = plan.plans(settings["methods"], settings["sweep"], config)
@@ -45,7 +46,7 @@ def write(run: Path, to: Path) -> Path:
     if built.model is None:
         raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
     setup = experiment.setup(built, one.calls)
-    state = last_state(*setup, experiment.evaluate_all(built), run)
+    state = last_state(*setup, experiment.evaluate_all(built, setup.stream), run)
     params = experiment.merged_params(built, setup, state)
     from jcl import models  # transformers, which other commands shouldn't wait for
 

@@ -34,7 +34,7 @@ def _method(
     slots = stages - 1  # the last stage's pair stays where it learnt
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, BankState]:
-        params = adapters.add_pairs(ctx, params, rank, targets)
+        params = adapters.add_pairs(name, ctx, params, rank, targets)
         return params, BankState(adapters.bank(params, slots), jnp.full(stages, -1, jnp.int32))
 
     def forward(state: BankState, ctx: Ctx, apply: Apply) -> Apply:

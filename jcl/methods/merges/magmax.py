@@ -53,7 +53,9 @@ def magmax(scale: float = 0.5, start: Literal["initial", "previous"] = "previous
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, MagMaxState]:
         check_lasting("magmax", ctx, params)
-        merging.refuse_pairs("magmax", params, "inclora(), whose bank adds up its pairs' products")
+        merging.refuse_pairs(
+            "magmax", ctx, params, "inclora(), whose bank adds up its pairs' products"
+        )
         begun = trees.copy(params) if sequential else ()
         return params, MagMaxState(trees.copy(params), begun, trees.zeros(params), jnp.float32(0))
 

@@ -58,7 +58,7 @@ def task_arithmetic(
         begun = trees.copy(params) if sequential else ()
         check_lasting("task_arithmetic", ctx, params)
         merging.refuse_pairs(
-            "task_arithmetic", params, "inclora(), whose bank adds up its pairs' products"
+            "task_arithmetic", ctx, params, "inclora(), whose bank adds up its pairs' products"
         )
         return params, TaskArithmeticState(
             trees.copy(params), begun, trees.zeros(params), jnp.float32(0)

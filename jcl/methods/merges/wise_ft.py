@@ -51,7 +51,7 @@ def wise_ft(
     def init(ctx: Ctx, params: Params) -> tuple[Params, WiseFtState]:
         check_lasting("wise_ft", ctx, params)
         if spherical:
-            merging.refuse_pairs("wise_ft(spherical=True)", params, "wise_ft()")
+            merging.refuse_pairs("wise_ft(spherical=True)", ctx, params, "wise_ft()")
         return params, WiseFtState(trees.copy(params), jnp.float32(0))
 
     def consolidate(

@@ -187,14 +187,7 @@ rewarm               . . . - - - - - - - - - - - - - -
 ROUNDS: list[tuple[Callable[[str, str], bool], str]] = []
 """Where a neutral method and another leave the other as it is only to rounding, and why."""
 
-_OVERWRITES = (
-    "ema puts the average of the weights that training reached in the place of what an earlier "
-    "writer of the same boundary has left, so that this one's work is lost, even at d = 0"
-)
-FAULTS = {
-    ("wise_ft", "ema", "second neutral"): _OVERWRITES,
-    ("task_arithmetic", "ema", "second neutral"): _OVERWRITES,
-}
+FAULTS: dict[tuple[str, str, str], str] = {}
 """Which pairs break which law, and why: strict expected failures, that go as they are mended."""
 
 

@@ -54,8 +54,14 @@ def ema(decay: float = 0.99) -> Method:
     def consolidate(
         state: EmaState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, EmaState]:
+        def moved(e: jax.Array, p: jax.Array, r: jax.Array) -> jax.Array:
+            # the average of what training reached goes along where an earlier writer has moved
+            now = p.astype(jnp.float32)
+            return jnp.where(p == r, e, now + (e - r.astype(jnp.float32)))
+
+        average = jax.tree.map(moved, state.average, params, ctx.reached)
         # a leaf that was renewed has nothing to do with the average of what it was
-        average = trees.choose(ctx.renewed, trees.float32(params), state.average)
+        average = trees.choose(ctx.renewed, trees.float32(params), average)
         gap = trees.norm(trees.subtract(trees.float32(params), average))
         return trees.like(average, params), EmaState(average, gap)
 

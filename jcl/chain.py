@@ -56,11 +56,6 @@ def _validate(parts: tuple[Method, ...]) -> None:
                 raise ValueError(f"{m.name} recalls {name!r}, but must recall one of {REFERENCES}")
 
 
-def _jumps(method: Method) -> bool:
-    """Whether its stages start elsewhere than at the model that the boundary left."""
-    return method.writes and defines(method, "begin")
-
-
 def _paths(params: Params) -> list[str]:
     return [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
 
@@ -163,9 +158,8 @@ def chain(*methods: Method) -> Method:
 
         # the key comes from the name, so that adding a method never changes another's draws
         salt = zlib.crc32(f"{method.name}/{phase}".encode())
-        return ctx._replace(
-            key=jax.random.fold_in(ctx.key, salt), renewed=renewed, jumps=any(map(_jumps, earlier))
-        )
+        own_key, jumps = jax.random.fold_in(ctx.key, salt), any(m.jumps for m in earlier)
+        return ctx._replace(key=own_key, renewed=renewed, jumps=jumps)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, dict[str, Any]]:
         states: dict[str, Any] = {}
@@ -226,7 +220,8 @@ def chain(*methods: Method) -> Method:
 
     def begin(states: Any, ctx: Ctx, params: Params) -> tuple[Params, dict[str, Any]]:
         states = dict(states)
-        for m in parts:
+        # who jumps comes first, so that all others see where the stage starts
+        for m in sorted(parts, key=lambda m: not m.jumps):
             mine = own(ctx.anew(params, dict(states)), m, "begin")
             begun = m.begin(states[m.name], mine, params)
             params, states[m.name] = _both(m, "begin", begun, params, states[m.name])
@@ -289,7 +284,7 @@ def chain(*methods: Method) -> Method:
         "report": report,
     }
     used = {k: v for k, v in hooks.items() if any(defines(m, k) for m in parts)}
-    if not any(map(_jumps, parts)):
+    if not any(m.jumps for m in parts):
         used.pop("begin", None)  # nobody jumps, so a stage starts where `consolidate` left it
     if workers and all(defines(m, "skips") for m in workers):
         used["skips"] = skips

@@ -126,8 +126,8 @@ class Scene(NamedTuple):
                 key=key, batch=batch, apply=base, loss=lambda *_: (jnp.float32(0), None),
                 objective=self.objective, states=states, references=known, call=phase_call,
                 freeze=freeze, recall=recall, anew=moment, finished=finished,
-                reached=learning if phase == BOUNDARY else None, axis_name=self.axis_name,
-                mesh=self.mesh, structure=self.structure,
+                reached=learning if phase in (BOUNDARY, BEGINNING) else None,
+                axis_name=self.axis_name, mesh=self.mesh, structure=self.structure,
             )  # fmt: skip
             forward = self.method.forward(states, ctx, base)
 

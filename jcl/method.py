@@ -210,7 +210,7 @@ class Ctx(NamedTuple):
     """Whether an earlier method in the chain starts stages elsewhere than where the last ended."""
     reached: Params = None
     """In `consolidate`: the trainable parameters where training ended, before any method moved
-    them; None in every other phase."""
+    them; in `begin` those that the last boundary left; None in every other phase."""
     grads: Params = None
     """The gradient that the optimizer received, in the `updates` phase; None in every other."""
     axis_name: str | None = None
@@ -282,6 +282,8 @@ class Method(NamedTuple):
       reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
       parts: the methods that `chain` composed, in order; empty for a single method.
       chained: whether `chain` made it.
+      jumps: whether `begin` changes the parameters, as of a method whose stages start elsewhere
+        than at the model that was evaluated. Without such a one in the chain no `begin` runs.
       starts: the first stage in which it changes anything, 1 if it needs a finished one; `fit` and
         `run` warn where a stream ends before it.
       wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
@@ -306,6 +308,7 @@ class Method(NamedTuple):
     reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
     chained: bool = False
+    jumps: bool = False
     begin: Callable[[Any, Ctx, Params], tuple[Params, Any]] = lambda state, ctx, params: (
         params,
         state,

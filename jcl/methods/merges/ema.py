@@ -51,15 +51,22 @@ def ema(decay: float = 0.99) -> Method:
         theta = trees.float32(info.params)
         return state._replace(average=merging.lerp(decay, theta, state.average))
 
-    def consolidate(
-        state: EmaState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, EmaState]:
-        def moved(e: jax.Array, p: jax.Array, r: jax.Array) -> jax.Array:
-            # the average of what training reached goes along where an earlier writer has moved
+    def moved(state: EmaState, ctx: Ctx, params: Params) -> Params:
+        """The average, which goes along where other methods have moved the parameters."""
+
+        def one(e: jax.Array, p: jax.Array, r: jax.Array) -> jax.Array:
             now = p.astype(jnp.float32)
             return jnp.where(p == r, e, now + (e - r.astype(jnp.float32)))
 
-        average = jax.tree.map(moved, state.average, params, ctx.reached)
+        return jax.tree.map(one, state.average, params, ctx.reached)
+
+    def begin(state: EmaState, ctx: Ctx, params: Params) -> tuple[Params, EmaState]:
+        return params, state._replace(average=moved(state, ctx, params))
+
+    def consolidate(
+        state: EmaState, ctx: Ctx, params: Params, batches: Batch
+    ) -> tuple[Params, EmaState]:
+        average = moved(state, ctx, params)
         # a leaf that was renewed has nothing to do with the average of what it was
         average = trees.choose(ctx.renewed, trees.float32(params), average)
         gap = trees.norm(trees.subtract(trees.float32(params), average))
@@ -71,6 +78,7 @@ def ema(decay: float = 0.99) -> Method:
     return Method(
         "ema",
         init=init,
+        begin=begin,
         observe=observe,
         consolidate=consolidate,
         report=report,

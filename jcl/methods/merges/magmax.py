@@ -82,5 +82,6 @@ def magmax(scale: float = 0.5, start: Literal["initial", "previous"] = "previous
         consolidate=consolidate,
         report=report,
         writes=True,
+        jumps=True,
         reads=("parameters",),
     )

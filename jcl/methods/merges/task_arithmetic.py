@@ -90,5 +90,6 @@ def task_arithmetic(
         consolidate=consolidate,
         report=report,
         writes=True,
+        jumps=True,
         reads=("parameters",),
     )

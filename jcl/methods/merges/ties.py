@@ -106,5 +106,6 @@ def ties(
         consolidate=consolidate,
         report=report,
         writes=True,
+        jumps=True,
         reads=("parameters",),
     )

@@ -54,6 +54,10 @@ def wise_ft(
             merging.refuse_pairs("wise_ft(spherical=True)", ctx, params, "wise_ft()")
         return params, WiseFtState(trees.copy(params), jnp.float32(0))
 
+    def begin(state: WiseFtState, ctx: Ctx, params: Params) -> tuple[Params, WiseFtState]:
+        start = trees.copy(params) if anchor == "previous" else state.anchor
+        return params, state._replace(anchor=start)
+
     def consolidate(
         state: WiseFtState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, WiseFtState]:
@@ -71,6 +75,7 @@ def wise_ft(
     return Method(
         "wise_ft",
         init=init,
+        begin=begin,
         consolidate=consolidate,
         report=report,
         writes=True,

@@ -1,4 +1,4 @@
-"""The laws of composition: what a method and one of each kind promise in a chain, in both orders."""
+"""The laws of composition: what a method and one of each kind promise, whichever comes first."""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ def one_trace(bench: Bench) -> None:
     for name, count in bench.loop.traces.items():
         hold(
             "one trace", count == 1,
-            f"{name} was traced {count} times in {TASKS} stages, for its state changes shape, dtype "
-            "or structure",
+            f"{name} was traced {count} times in {TASKS} stages; a state must keep its structure, "
+            "shapes and dtypes",
         )  # fmt: skip
 
 
@@ -273,7 +273,7 @@ def _halved(params: Any) -> Any:
 
 
 def refuses(make: Callable[..., Method], wrong: Mapping[str, Any]) -> None:
-    """A wrong argument is refused by a sentence that names it, its value and what would be right."""
+    """A wrong argument is refused by a sentence that names it, its value and what is right."""
     name, value = next(iter(wrong.items()))
     law = f"{name}={value!r} is refused"
     try:

@@ -18,6 +18,7 @@ ALONE: dict[str, Callable[[Bench], None]] = {
     "shapes and dtypes stay": laws.shapes_and_dtypes_stay,
     "samples are said": laws.samples_are_said,
     "training moves": laws.training_moves,
+    "writers say so": laws.writers_say_so,
     "equal arguments, equal runs": laws.equal_arguments_equal_runs,
     "members are separate runs": laws.members_equal_runs,
     "saved and restored": laws.restored,
@@ -86,6 +87,11 @@ def check_method(
     chosen = list(known if kinds is None else kinds)
     for name in chosen:
         check(name in known, "kinds", name, f"one of {sorted(known)}")
+
+    every_name = {*ALONE, "neutral"}
+    for name in left_out:
+        ok = name in every_name or ":" in name or " at " in name or name.startswith("refuses ")
+        check(ok, "without", name, f"the name of a law, such as {sorted(every_name)}")
 
     def make(**changes: Any) -> Method:
         return factory(**{**given, **changes})

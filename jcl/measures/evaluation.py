@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jcl import losses
@@ -31,10 +32,11 @@ def evaluator(
     With a program of many members (`replicate`) it is [members, tasks].
 
     Args:
-      test: leaves [tasks, n, B, ...] with `weight` and `task`, such as `Stream.test`.
+      test: leaves [tasks, n, B, ...] with `weight` and `task`, such as `Stream.test`; or
+        [members, tasks, n, B, ...] where each member has tests of its own.
       score: what to measure, such as `accuracy()`.
-      prepare: changes a batch before the model reads it. With `losses.with_targets` a language
-        model answers with `TokenScores` and never holds all logits.
+      prepare: changes a batch before the model and the score read it. With `losses.with_targets` a
+        language model answers with `TokenScores` and never holds all logits.
 
     >>> import numpy as np, optax
     >>> from jcl import losses, make, methods
@@ -47,14 +49,17 @@ def evaluator(
     >>> evaluator(test, accuracy())(program, state)
     Array([0.5], dtype=float32)
     """
-    tasks, batches = jax.tree.leaves(test)[0].shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), test)
+    own = np.ndim(test["weight"]) == 4
+    tasks, batches = np.shape(test["weight"])[int(own) :][:2]
 
     def member(program: Program, state: State) -> jax.Array:
         stage = state.stage - (state.stage_step == 0)
+        tests = jax.tree.map(lambda x: jnp.asarray(x)[program.member], test) if own else test
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tests)
 
         def one(_: None, batch: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            outputs = program.predict(state, prepare(batch))
+            batch = prepare(batch)
+            outputs = program.predict(state, batch)
             added, weight = score(outputs, {**batch, "stage": jnp.full_like(batch["task"], stage)})
             return None, (added.astype(jnp.float32), weight.astype(jnp.float32))
 

@@ -51,6 +51,8 @@ class Experiment(NamedTuple):
     """`learning rate -> transformation`; the rate may be traced."""
     evaluate: Evaluate
     """`(program, state) -> scores [tasks]`."""
+    evaluate_on: Callable[[Stream], Evaluate] | None = None
+    """Makes `evaluate` for the run's stream, where seeds differ in their tests."""
     measure: str = "accuracy"
     """The name of the score, such as `bits per byte`."""
     higher_is_better: bool = True
@@ -75,11 +77,18 @@ class Experiment(NamedTuple):
     """`(program, state) -> shares of right answers [probes]`, asked before and after all stages."""
 
 
-def evaluate_all(experiment: Experiment) -> Evaluate:
-    """`evaluate(program, state) -> [tasks + probes]`: scores, and probes if there are any."""
+def evaluate_all(experiment: Experiment, stream: Stream) -> Evaluate:
+    """`evaluate(program, state) -> [tasks + probes]`: scores, and probes if there are any.
+
+    Args:
+      experiment: the experiment.
+      stream: the run's, from `setup`, whose tests are scored if seeds differ in them.
+    """
+    made = experiment.evaluate_on
+    evaluate = experiment.evaluate if made is None else made(stream)
     if experiment.probe is None:
-        return experiment.evaluate
-    parts = (experiment.evaluate, experiment.probe)
+        return evaluate
+    parts = (evaluate, experiment.probe)
     return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
 
 

@@ -46,7 +46,7 @@ def write(run: Path, to: Path) -> Path:
     if built.model is None:
         raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
     setup = experiment.setup(built, one.calls)
-    state = last_state(*setup, experiment.evaluate_all(built), run)
+    state = last_state(*setup, experiment.evaluate_all(built, setup.stream), run)
     params = experiment.merged_params(built, setup, state)
     from jcl import models  # transformers, which other commands shouldn't wait for
 

@@ -298,9 +298,10 @@ def _fit(
     title = one.name if members == 1 else f"{one.name} × {members}"
     columns = (*stream.tests, *built.probe_names)
     watch = screen.Watch(title, len(stream.names), columns, unit)
+    evaluate = experiment.evaluate_all(built, stream)
     with watch.events(folder / "tensorboard") if processes.is_leader() else watch:
         result = fit(
-            *setup, evaluate=experiment.evaluate_all(built), out=folder, resume=options.resume,
+            *setup, evaluate=evaluate, out=folder, resume=options.resume,
             chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=watch,
         )  # fmt: skip
     assert result.scores is not None

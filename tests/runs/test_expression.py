@@ -4,6 +4,7 @@ import pytest
 from tiny_context import context
 
 from jcl import methods
+from jcl.mechanisms.quadratic import Quadratic
 from jcl.runs import expression
 from jcl.runs.expression import Call
 
@@ -43,14 +44,14 @@ def test_literals_may_be_negative_and_of_any_kind():
     ("text", "says"),
     [
         ("ewk()", ["'ewk'", "did you mean", "ewc"]),
-        ("ewc(lamda=3)", ["'lamda'", "strength and labels"]),
+        ("ewc(lamda=3)", ["'lamda'", "strength, labels and per"]),
         ("ewc(strength=x)", ["strength is x", "literal"]),
         ("ewc(strength='3')", ["strength is '3'", "a number"]),
         ("ewc(strength=True)", ["strength is True", "a number"]),
         ("er(capacity=1.5)", ["capacity is 1.5", "whole number"]),
         ("ewc(labels='all')", ["labels is 'all'", "'empirical', 'sampled' or 'exact'"]),
         ("ewc(1, strength=2)", ["'strength' twice"]),
-        ("ewc(1, 'exact', 3)", ["at most 2", "got 3"]),
+        ("ewc(1, 'exact', 'row', 4)", ["at most 3", "got 4"]),
         ("ewc(**{})", ["**"]),
         ("ewc() * 2", ["no call"]),
         ("ewc() - er()", ["no call"]),
@@ -88,7 +89,7 @@ def test_too_deep_an_expression_is_refused():
 def _pull(method, theta):
     """ewc's extra gradient at theta, for F = 1 around 0."""
     zero, one = jnp.zeros(()), jnp.ones(())
-    state = {"ewc": methods.ewc().init(context(), zero)[1]._replace(fisher=one, anchored=zero)}
+    state = {"ewc": methods.ewc().init(context(), zero)[1]._replace(past=Quadratic(one, zero))}
     return method.grads(state, context(params=theta, key=jax.random.key(0)), zero)
 
 

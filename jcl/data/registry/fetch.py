@@ -45,6 +45,8 @@ def _silent(line: str) -> None:
 def fetch(name: str, to: str | Path | None = None, say: Callable[[str], None] = _silent) -> Path:
     """The folder of a model or data set, downloaded at the first call and never again.
 
+    Where this version keeps other files of the archive than the folder's did, it is made anew.
+
     Args:
       name: one of `archives.SOURCES`, or the id of a model on the Hugging Face hub, `org/model`,
         of which safetensors, GGUF, configuration and tokenizer are taken, never code or a pickle.
@@ -63,8 +65,8 @@ def fetch(name: str, to: str | Path | None = None, say: Callable[[str], None] = 
         raise ValueError(f"nothing to fetch is called {name!r}; {_near(name, SOURCES)}")
     source = SOURCES[name]
     folder = cache() / name if to is None else Path(to)
-    held = _held(folder)
-    if held == source.sha256:
+    held, wanted = _held(folder), Held(source.sha256, source.keep)
+    if held == wanted:
         return folder
     replaceable = to is None or held is not None or not folder.exists() or not any(folder.iterdir())
     check(replaceable, "to", str(to), "a new or an empty folder")
@@ -81,7 +83,7 @@ def fetch(name: str, to: str | Path | None = None, say: Callable[[str], None] = 
         unpack(archive, source.keep, fresh)
         if source.finish is not None:
             source.finish(fresh)
-        facts = {k: v for k, v in source._asdict().items() if k not in ("keep", "finish")}
+        facts = {k: v for k, v in source._asdict().items() if k != "finish"}
         text = json.dumps({"name": name, **facts}, indent=1, ensure_ascii=False)
         (fresh / _PROVENANCE).write_text(text + "\n", encoding="utf-8")
         if folder.exists():
@@ -89,9 +91,15 @@ def fetch(name: str, to: str | Path | None = None, say: Callable[[str], None] = 
         try:
             fresh.rename(folder)
         except OSError:
-            if _held(folder) != source.sha256:  # else another process was quicker
+            if _held(folder) != wanted:  # else another process was quicker
                 raise
     return folder
+
+
+def fetched(name: str) -> Path | None:
+    """The folder of one of `archives.SOURCES` if `fetch` has it already; it downloads nothing."""
+    folder, source = cache() / name, SOURCES[name]
+    return folder if _held(folder) == Held(source.sha256, source.keep) else None
 
 
 class Cached(NamedTuple):
@@ -148,11 +156,21 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"there {'is' if len(known) == 1 else 'are'} {', '.join(known) or 'none'}"
 
 
-def _held(folder: Path) -> str | None:
-    """The sha256 of the archive that a folder was unpacked from, or None."""
+class Held(NamedTuple):
+    """What a folder was unpacked from."""
+
+    sha256: str
+    """The archive's."""
+    keep: str | None
+    """Which of its files were kept; None in a folder of version 0.1, which didn't write it down."""
+
+
+def _held(folder: Path) -> Held | None:
+    """What `fetch` unpacked into a folder, or None if it didn't make the folder."""
     try:
-        return json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        about = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
+        return Held(about["sha256"], about.get("keep"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -11,7 +11,8 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, Structure, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, Structure, check
 
 
 class HmaState(NamedTuple):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class WiseFtState(NamedTuple):
@@ -50,7 +51,7 @@ def wise_ft(
     def init(ctx: Ctx, params: Params) -> tuple[Params, WiseFtState]:
         check_lasting("wise_ft", ctx, params)
         if spherical:
-            merging.refuse_pairs("wise_ft(spherical=True)", params, "wise_ft()")
+            merging.refuse_pairs("wise_ft(spherical=True)", ctx, params, "wise_ft()")
         return params, WiseFtState(trees.copy(params), jnp.float32(0))
 
     def consolidate(

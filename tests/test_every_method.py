@@ -63,16 +63,6 @@ def test_a_changed_state_changes_the_next_step(row: Row, bench: Bench) -> None:
     assert bench.loop.traces["step"] == 1
 
 
-def test_before_it_starts_training_is_plain(bench: Bench) -> None:
-    """So that `fit` and `run` are right to warn of it where no later stage comes."""
-    if not all(m.starts > 0 for m in bench.program.method.parts):
-        pytest.skip("it starts at once")
-    problem = bench.row.problem
-    loop = Loop(program_of(methods.naive(), problem), problem.params)
-    state, _ = loop.steps(loop.init(loop.params, EXAMPLE, KEY), 0)
-    assert_close(bench.states[1].params, state.params, 1e-6)
-
-
 @pytest.fixture(scope="module")
 def plain() -> Any:
     return laws.plain_params(MLP)

@@ -19,6 +19,7 @@ ALONE: dict[str, Callable[[Bench], None]] = {
     "samples are said": laws.samples_are_said,
     "training moves": laws.training_moves,
     "writers say so": laws.writers_say_so,
+    "plain until it starts": laws.plain_until_it_starts,
     "equal arguments, equal runs": laws.equal_arguments_equal_runs,
     "members are separate runs": laws.members_equal_runs,
     "saved and restored": laws.restored,

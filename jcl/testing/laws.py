@@ -134,6 +134,15 @@ def writers_say_so(bench: Bench) -> None:
         hold("writers say so", apart == 0, f"{names}: {trees.path_name(path)} by {apart:.3g}")
 
 
+def plain_until_it_starts(bench: Bench) -> None:
+    """Before the stage in which it says that it starts, training is plain fine-tuning."""
+    if not all(part.starts > 0 for part in bench.program.method.parts):
+        return
+    loop = Loop(program_of(naive(), bench.problem), bench.problem.params)
+    state, _ = loop.steps(loop.init(loop.params, loop.batch(0, 0), jax.random.key(3)), 0)
+    same("plain until it starts", bench.states[1].params, state.params, 1e-6)
+
+
 def equal_arguments_equal_runs(bench: Bench) -> None:
     """Made, traced and run again, a method gives the same bits: nothing is drawn but from keys."""
     params = jax.device_put(bench.problem.params, jax.devices()[0])

@@ -107,9 +107,9 @@ def test_what_a_hook_raises_is_said_under_the_law(capsys: pytest.CaptureFixture[
 @pytest.mark.quick
 def test_a_wrong_argument_must_be_refused_by_name() -> None:
     nothing = {"kinds": (), "without": ONLY_PLAIN}
-    with pytest.raises(Broken, match="strength=-1.0 is refused: it is taken"):
+    with pytest.raises(Broken, match=r"strength=-1\.0 is refused: it is taken"):
         check_method(lambda strength=1.0: pull(), refused=[{"strength": -1.0}], **nothing)
-    with pytest.raises(Broken, match="'no' must name strength, -1.0 and what it must be"):
+    with pytest.raises(Broken, match=r"'no' must name strength, -1\.0 and what it must be"):
         check_method(says_nothing, refused=[{"strength": -1.0}], **nothing)
     assert check_method(pull, refused=[{"strength": -1.0}], **nothing).held == (
         "refuses {'strength': -1.0}",

@@ -109,9 +109,8 @@ def _clash(entry: Any, installed: Mapping[str, Sequence[Any]]) -> str:
     """Why a package's method can't be used by its name; "" if it can."""
     others = ["jcl itself"] if entry.name in expression.factories() else []
     others += [f"the package {own.package(e)}" for e in installed[entry.name] if e is not entry]
-    return f"can't be used: {expression.listed(others, 'and')} has a {entry.name} too" * bool(
-        others
-    )
+    who = expression.listed(others, "and")
+    return f"can't be used by its name, which {who} has too" if others else ""
 
 
 def _own(factory: Callable[..., Any], called: str, clash: str = "") -> Iterator[str]:

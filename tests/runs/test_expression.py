@@ -119,12 +119,12 @@ def test_build_composes_and_refuses():
 
 
 def test_floats_are_traceable_and_what_sets_a_shape_is_not():
-    assert expression.traceable("ewc", "strength")
-    assert expression.traceable("er", "weight")
-    assert not expression.traceable("er", "capacity")
-    assert not expression.traceable("ewc", "labels")
+    assert expression.traceable(Call("ewc", {}), "strength")
+    assert expression.traceable(Call("er", {}), "weight")
+    assert not expression.traceable(Call("er", {}), "capacity")
+    assert not expression.traceable(Call("ewc", {}), "labels")
     with pytest.raises(ValueError, match="no argument 'lamda'"):
-        expression.traceable("ewc", "lamda")
+        expression.traceable(Call("ewc", {}), "lamda")
 
 
 def test_every_method_can_be_written_down():
@@ -133,7 +133,7 @@ def test_every_method_can_be_written_down():
     assert set(known) == set(methods.__all__)
     for name, factory in known.items():
         for argument, parameter in __import__("inspect").signature(factory).parameters.items():
-            expression.traceable(name, argument)
+            expression.traceable(Call(name, {}), argument)
             literal = isinstance(parameter.default, int | float | str | tuple | None)
             if parameter.default is not parameter.empty and literal:
                 assert expression.override(Call(name, {}), argument, parameter.default)

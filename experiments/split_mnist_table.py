@@ -76,6 +76,7 @@ def cell(name: str, scenario: str, given: argparse.Namespace) -> dict[str, Any] 
             arguments += ["--set", "joint=true"] if name == "joint" else []
         if cli.main(arguments):
             raise SystemExit(f"{name} in {scenario} failed")
+        keep(given.json, f"{name} {scenario} {given.images}", folder)
     return json.loads(summary.read_text()) if summary.exists() else None
 
 
@@ -84,23 +85,19 @@ def methods(given: argparse.Namespace) -> dict[str, str]:
     return WHOLE if given.images == "mnist" else SHORT
 
 
-def keep(path: Path, name: str, scenario: str, given: argparse.Namespace, found: Any) -> None:
-    """Adds a finished cell to the JSON, with every seed's final average."""
-    folder = Path(given.out) / f"{name.replace(' ', '-')}-{scenario}"
+def keep(path: Path, key: str, folder: Path) -> None:
+    """Adds a cell that was just finished to the JSON, with every seed's final average."""
     cells = json.loads(path.read_text()) if path.exists() else {}
-    key = f"{name} {scenario} {given.images}"
-    if key in cells:
-        return
     settings = json.loads((folder / "config.json").read_text())
-    average = report.load(folder)[0].shown().average
+    run = report.load(folder)[0]
     done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     cells[key] = {
         "command": settings["command"],
         "commit": done.stdout.strip(),
         "versions": settings["versions"],
-        "wall_seconds": round(found["wall_seconds"]),
-        "average": found["average"],
-        "each_seed": average.round(5).tolist(),
+        "wall_seconds": round(run.summary["wall_seconds"]),
+        "average": run.summary["average"],
+        "each_seed": run.shown().average.round(5).tolist(),
     }
     path.write_text(json.dumps(cells, indent=1, ensure_ascii=False) + "\n")
 
@@ -126,8 +123,6 @@ def main() -> None:
         cells = []
         for scenario in SCENARIOS:
             found = cell(name, scenario, given) if scenario in given.scenarios else None
-            if found is not None:
-                keep(given.json, name, scenario, given, found)
             published = PUBLISHED.get(name, {}).get(scenario)
             cells.append(shown(found) + (f" ({published:.1f})" if published else ""))
         rows.append(f"| {name} | {methods(given)[name]} | " + " | ".join(cells) + " |")

@@ -17,6 +17,7 @@ from jcl.data import sources
 from jcl.data.documents import read_list
 from jcl.data.encode import Passage, encode
 from jcl.data.idx import read_digits
+from jcl.data.idx import read_idx as read_idx  # its place in version 0.1, until the next release
 from jcl.data.registry.fetch import fetch
 from jcl.data.stream import Arrays
 from jcl.method import check

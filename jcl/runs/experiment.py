@@ -77,15 +77,16 @@ class Experiment(NamedTuple):
     """`(program, state) -> shares of right answers [probes]`, asked before and after all stages."""
 
 
-def evaluate_all(experiment: Experiment, stream: Stream) -> Evaluate:
+def evaluate_all(experiment: Experiment, stream: Stream | None = None) -> Evaluate:
     """`evaluate(program, state) -> [tasks + probes]`: scores, and probes if there are any.
 
     Args:
       experiment: the experiment.
-      stream: the run's, from `setup`, whose tests are scored if seeds differ in them.
+      stream: the run's, from `setup`, whose tests are scored if seeds differ in them; None takes
+        those of seed 0.
     """
     made = experiment.evaluate_on
-    evaluate = experiment.evaluate if made is None else made(stream)
+    evaluate = experiment.evaluate if made is None or stream is None else made(stream)
     if experiment.probe is None:
         return evaluate
     parts = (evaluate, experiment.probe)

@@ -12,6 +12,7 @@ import pytest
 
 from jcl import data
 from jcl.data import images
+from jcl.data.idx import read_idx
 
 
 def told(value: str = "<image>\nWhat is it?", answer: str = "A cat.") -> list[dict[str, str]]:
@@ -131,14 +132,17 @@ def test_idx_files_are_read_and_damaged_ones_refused(fashion: Path, tmp_path: Pa
     assert made["image"].reshape(-1)[:300].tolist() == [i % 256 for i in range(300)]
     path = tmp_path / "bad.gz"
     path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"bad\.gz begins with 6e6f7468, but must with 000008"):
+        read_idx(path)
+    path.write_bytes(idx(np.zeros(9, np.uint8))[:-9])
     with pytest.raises(ValueError, match=r"bad\.gz can't be read as gzip"):
-        images.read_idx(path)
+        read_idx(path)
     path.write_bytes(gzip.compress(b"\0\0\x0d\x01"))
     with pytest.raises(ValueError, match=r"bad\.gz begins with 00000d01, but must with 000008"):
-        images.read_idx(path)
+        read_idx(path)
     path.write_bytes(gzip.compress(gzip.decompress(idx(np.zeros(9, np.uint8)))[:-1]))
     with pytest.raises(ValueError, match=r"bytes in .*bad\.gz is 8, but must be 9"):
-        images.read_idx(path)
+        read_idx(path)
 
 
 def test_digits_are_the_pixels_made_larger() -> None:

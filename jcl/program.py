@@ -197,9 +197,8 @@ def make(
                 check_kind(part, loss, outputs)
         grown, states = method.init(ctx, learning)
         grown, frozen = split(trees.merge(grown, frozen))  # what a method added may be frozen
-        state = state._replace(
-            params=trees.merge(grown, frozen), optimizer=tx.init(grown), methods=states
-        )
+        params = trees.merge(grown, frozen)
+        state = state._replace(params=params, optimizer=tx.init(grown), methods=states)
         references = {}
         if "initial" in method.recalls:
             references["initial"] = context(state, batch, PREDICTION, False).freeze(grown)
@@ -218,10 +217,9 @@ def make(
             return split(state.params)[0], {name: state.methods[name] for name in names}
 
         starts = (state.stage > 0) & (state.stage_step == 0)
-        params, states = lax.cond(starts, jump, stay)
-        return state._replace(
-            params=trees.merge(params, split(state.params)[1]), methods={**state.methods, **states}
-        )
+        learning, states = lax.cond(starts, jump, stay)
+        params = trees.merge(learning, split(state.params)[1])
+        return state._replace(params=params, methods={**state.methods, **states})
 
     penalised = defines(method, "loss")
     may_skip = defines(method, "skips")

@@ -183,6 +183,7 @@ def sharded(bench: Bench) -> None:
     """Spread over eight devices it is the same, and what is shaped like a kernel is spread too."""
     law, problem = "eight devices", bench.problem
     program = program_of(bench.make(), problem, mesh=mesh.make(data=2, fsdp=2, tensor=2))
+    assert program.layout is not None
     example, key = bench.loop.batch(0, 0), jax.random.key(3)
     state = jax.eval_shape(program.init, problem.params, example, key)
     states, _ = Loop(program, problem.params, mesh.of_state(state, program.layout)).stages()

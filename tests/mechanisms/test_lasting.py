@@ -20,5 +20,5 @@ def test_some_leaf_that_lasts_is_enough() -> None:
 @pytest.mark.quick
 def test_where_all_are_renewed_both_methods_are_named() -> None:
     bank = context(renewed=lambda path: "bank")
-    with pytest.raises(ValueError, match="bank renews every leaf .* so mine has nothing to keep"):
+    with pytest.raises(ValueError, match=r"bank renews every leaf .* so mine has nothing to keep"):
         check_lasting("mine", bank, PARAMS)

@@ -128,7 +128,9 @@ class Rewards(NamedTuple):
     """The rewards of both answers of each pair, float32 [B] each."""
 
     preferred: jax.Array
+    """Of the preferred answer of each pair."""
     rejected: jax.Array
+    """Of the other answer."""
     weight: jax.Array | None = None
     """float32 [B]: how much a pair counts, 0 for padding; None takes the batch's."""
 

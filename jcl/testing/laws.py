@@ -99,7 +99,7 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, A
 
 def samples_are_said(bench: Bench) -> None:
     """`reads` names what is known, and "samples" exactly where rows are kept."""
-    method = bench.program.method
+    method = bench.make()
     unknown = set(method.reads) - set(READS)
     hold("samples are said", not unknown, f"reads has {sorted(unknown)}, but may have {READS}")
     rows = {row.tobytes() for row in np.asarray(bench.loop.rows["x"][0]).reshape(-1, FEATURES)}

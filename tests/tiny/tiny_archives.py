@@ -1,7 +1,10 @@
 """Archives of a few files, and what a folder holds, which the tests of the registry share."""
 
+import gzip
 import io
 import tarfile
+
+import numpy as np
 
 
 def tar(path, files):
@@ -15,3 +18,9 @@ def tar(path, files):
 
 def contents(folder):
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def idx(array):
+    """The bytes of a gzipped file in idx format, of an array of uint8."""
+    head = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    return gzip.compress(head + array.tobytes())

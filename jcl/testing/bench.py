@@ -90,8 +90,8 @@ class Loop:
         self.params = params
         self.rows = stream() if rows is None else rows
         self.traces = {"step": 0, "consolidate": 0}
-        out = {} if shardings is None else {"out_shardings": shardings}
-        both = {} if shardings is None else {"out_shardings": (shardings, None)}
+        out: dict[str, Any] = {} if shardings is None else {"out_shardings": shardings}
+        both: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}
         self.init = jax.jit(program.init, **out)
         self.step = jax.jit(self._counted("step", program.step), **both)
         self.consolidate = jax.jit(self._counted("consolidate", program.consolidate), **out)

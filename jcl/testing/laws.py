@@ -64,7 +64,10 @@ def same(law: str, found: Any, wanted: Any, tolerance: float = 0.0) -> None:
             apart = float(np.max(np.where(np.isnan(over), np.inf, over)))
             if apart > max(worst, tolerance):
                 at = np.unravel_index(np.argmax(over), over.shape)
-                worst, where = apart, f"{trees.path_name(path)} is {x[at]:.8g} and not {y[at]:.8g}"
+                worst, where = (
+                    apart,
+                    f"{trees.path_name(path) or 'it'} is {x[at]:.8g} and not {y[at]:.8g}",
+                )
     bound = f"at most {tolerance:.0e} of 1 + its size" if tolerance else "no bit"
     hold(law, worst < 0, f"{where}, but may differ by {bound}")
 
@@ -99,8 +102,8 @@ def _changes(was: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, A
 
 def samples_are_said(bench: Bench) -> None:
     """`reads` names what is known, and "samples" exactly where rows are kept."""
-    method = bench.make()
-    unknown = set(method.reads) - set(READS)
+    method = bench.program.method
+    unknown = {word for part in method.parts for word in part.reads} - set(READS)
     hold("samples are said", not unknown, f"reads has {sorted(unknown)}, but may have {READS}")
     rows = {row.tobytes() for row in np.asarray(bench.loop.rows["x"][0]).reshape(-1, FEATURES)}
     leaves = [np.asarray(x) for x in jax.tree.leaves(raw(bench.states[1].methods))]

@@ -65,7 +65,8 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
     if config.draw_classes:
         check(not config.order, "order", config.order, "left out where draw_classes draws it")
         check(config.steps is not None, "steps", config.steps, "given where draw_classes is on")
-        classes = split(*({"y": part["y"]} for part in images), **view).classes
+        train, test = ({"y": part["y"]} for part in images)
+        classes = split(train, test, **view).classes
         stream, prepare = data.split_by_seed(
             *images, config.batch, config.steps, joint=config.joint, **view
         )

@@ -65,8 +65,8 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
     if config.draw_classes:
         check(not config.order, "order", config.order, "left out where draw_classes draws it")
         check(config.steps is not None, "steps", config.steps, "given where draw_classes is on")
-        train, test = ({"y": part["y"]} for part in images)
-        classes = split(train, test, **view).classes
+        first, last = ({"y": part["y"]} for part in images)  # the classes need no more than labels
+        classes = split(first, last, **view).classes
         stream, prepare = data.split_by_seed(
             *images, config.batch, config.steps, joint=config.joint, **view
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import zlib
 from typing import Any
 
@@ -23,7 +24,7 @@ from jcl.method import (
     defines,
 )
 
-_PASSES = ("batch", "loss")  # the phases that `idle` leaves out
+_PASSES = ("batch", "loss")  # the phases that `skips` leaves out
 
 
 def _validate(parts: tuple[Method, ...]) -> None:
@@ -53,11 +54,6 @@ def _validate(parts: tuple[Method, ...]) -> None:
         for name in m.recalls:
             if name not in REFERENCES:
                 raise ValueError(f"{m.name} recalls {name!r}, but must recall one of {REFERENCES}")
-
-
-def _jumps(method: Method) -> bool:
-    """Whether its stages start elsewhere than at the model that the boundary left."""
-    return method.writes and defines(method, "begin")
 
 
 def _paths(params: Params) -> list[str]:
@@ -120,6 +116,14 @@ def _wrapper(method: Method, phase: str, found: Any) -> Any:
     )
 
 
+def _with_call(loss_fn: Any) -> LossFn:
+    """A loss that takes a `Call`, also of a hook that was written before there were any."""
+    taken = inspect.signature(loss_fn).parameters.values()
+    if len(taken) > 2 or any(one.kind is one.VAR_POSITIONAL for one in taken):
+        return loss_fn
+    return lambda params, batch, call=None: loss_fn(params, batch)
+
+
 def chain(*methods: Method) -> Method:
     """Composes methods into one, whose state is a dict of their states by name.
 
@@ -154,21 +158,43 @@ def chain(*methods: Method) -> Method:
 
         # the key comes from the name, so that adding a method never changes another's draws
         salt = zlib.crc32(f"{method.name}/{phase}".encode())
-        return ctx._replace(
-            key=jax.random.fold_in(ctx.key, salt), renewed=renewed, jumps=any(map(_jumps, earlier))
-        )
+        own_key, jumps = jax.random.fold_in(ctx.key, salt), any(m.jumps for m in earlier)
+        return ctx._replace(key=own_key, renewed=renewed, jumps=jumps)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, dict[str, Any]]:
         states: dict[str, Any] = {}
+        added: dict[str, str] = {}  # the leaves that methods added, and by which
+
+        def begun(m: Method, params: Params) -> Any:
+            mine = own(ctx.anew(params, dict(states)), m, "init")._replace(added=added.get)
+            return m.init(mine, params)
+
+        def check_follows(m: Method, earlier: tuple[Method, ...]) -> None:
+            """Refuses a method that adds leaves after one whose state has the tree's shape."""
+            for one in earlier:
+                # who added leaves of its own and knows no others doesn't mind more of them
+                knows = one.name not in added.values() or any(
+                    trees.path_name(p).endswith(path)
+                    for p, _ in jax.tree_util.tree_leaves_with_path(states.get(one.name))
+                    for path in added
+                )
+                if defines(one, "init") and knows:
+                    raise ValueError(f"{m.name} adds parameters, so it must come before {one.name}")
+
         for i, m in enumerate(parts):
-            made = m.init(own(ctx.anew(params, dict(states)), m, "init"), params)
+            try:
+                made = begun(m, params)
+            except ValueError:
+                if not jax.tree.leaves(params):  # nothing learns yet: does a later one add some?
+                    for later in parts[i + 1 :]:
+                        if defines(later, "init") and _paths(begun(later, params)[0]):
+                            check_follows(later, (m,))
+                raise
             grown, states[m.name] = _two(m, "init", made)
+            new = [path for path in _paths(grown) if path not in _paths(params)]
             if _paths(grown) != _paths(params):
-                for earlier in parts[:i]:
-                    if defines(earlier, "init"):
-                        raise ValueError(
-                            f"{m.name} adds parameters, so it must come before {earlier.name}"
-                        )
+                check_follows(m, parts[:i])
+            added.update(dict.fromkeys(new, m.name))
             params = grown
         return params, states
 
@@ -194,7 +220,8 @@ def chain(*methods: Method) -> Method:
 
     def begin(states: Any, ctx: Ctx, params: Params) -> tuple[Params, dict[str, Any]]:
         states = dict(states)
-        for m in parts:
+        # who jumps comes first, so that all others see where the stage starts
+        for m in sorted(parts, key=lambda m: not m.jumps):
             mine = own(ctx.anew(params, dict(states)), m, "begin")
             begun = m.begin(states[m.name], mine, params)
             params, states[m.name] = _both(m, "begin", begun, params, states[m.name])
@@ -203,7 +230,7 @@ def chain(*methods: Method) -> Method:
     def loss(states: Any, ctx: Ctx, loss_fn: LossFn) -> LossFn:
         for m in parts:
             wrapped = m.loss(states[m.name], own(ctx, m, "loss"), loss_fn)
-            loss_fn = _wrapper(m, "loss", wrapped)
+            loss_fn = _with_call(_wrapper(m, "loss", wrapped))
         return loss_fn
 
     def grads(states: Any, ctx: Ctx, tree: Params) -> Params:
@@ -242,8 +269,8 @@ def chain(*methods: Method) -> Method:
 
     workers = [m for m in parts if any(defines(m, phase) for phase in _PASSES)]
 
-    def idle(states: Any, ctx: Ctx) -> jax.Array:
-        return jnp.all(jnp.stack([jnp.asarray(m.idle(states[m.name], ctx)) for m in workers]))
+    def skips(states: Any, ctx: Ctx) -> jax.Array:
+        return jnp.all(jnp.stack([jnp.asarray(m.skips(states[m.name], ctx)) for m in workers]))
 
     hooks: dict[str, Any] = {
         "begin": begin,
@@ -257,10 +284,10 @@ def chain(*methods: Method) -> Method:
         "report": report,
     }
     used = {k: v for k, v in hooks.items() if any(defines(m, k) for m in parts)}
-    if not any(map(_jumps, parts)):
+    if not any(m.jumps for m in parts):
         used.pop("begin", None)  # nobody jumps, so a stage starts where `consolidate` left it
-    if workers and all(defines(m, "idle") for m in workers):
-        used["idle"] = idle
+    if workers and all(defines(m, "skips") for m in workers):
+        used["skips"] = skips
     name = " + ".join(m.name for m in parts) or "naive"
     reads = tuple(r for r in READS if any(r in m.reads for m in parts))
     recalls = tuple(r for r in REFERENCES if any(r in m.recalls for m in parts))
@@ -273,6 +300,7 @@ def chain(*methods: Method) -> Method:
 _WHEN = {
     "init": "once, before the first step",
     "begin": "in a later stage's first step",
+    "skips": "whether the next two may rest",
     "batch": "the batch",
     "forward": "the model",
     "loss": "the loss",
@@ -316,6 +344,7 @@ def explain(method: Method, tx: Any = None, state: Any = None) -> str:
     >>> print(explain(chain(methods.er(capacity=200, rows=32), methods.ewc(strength=100.0))))
     er + ewc
       init         once, before the first step      er, ewc
+      skips        whether the next two may rest    er
       batch        the batch                        er
       grads        gradient, before the optimizer   ewc
       (optimizer)

@@ -141,7 +141,8 @@ def _list(name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = "") 
     """Lists experiments, methods and editors with their arguments, streams and models.
 
     Args:
-      name: of one of them, which is shown whole.
+      name: of one of them, which is shown whole; a file's own methods by ./mine.py:pull, or
+        ./mine.py for all that it has.
     """
     from jcl.runs import listing
 

@@ -10,11 +10,12 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from jcl import losses, taps, trees
+from jcl import losses, trees
 from jcl.method import (
     REFERENCES,
     Apply,
     Batch,
+    Call,
     Ctx,
     Method,
     Objective,
@@ -22,6 +23,7 @@ from jcl.method import (
     Reference,
     Structure,
     Tap,
+    as_call,
     defines,
 )
 from jcl.records import record
@@ -83,15 +85,17 @@ class Scene(NamedTuple):
           halves: its parameters that learn, and the others.
           batch: fresh rows.
           phase: one of those above.
-          training: whether the model behaves as in training.
-          model: `(whole parameters, batch, tap) -> outputs`.
+          training: whether the phase's own call of the model is one of training.
+          model: `(whole parameters, batch, call) -> outputs`.
         """
         learning, frozen = halves
         key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
         wrappers = [m.name for m in self.method.parts if defines(m, "forward")]
 
-        def base(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
-            return model(trees.merge(params, frozen), rows, tap)
+        def base(params: Params, rows: Batch, call: Call = Call()) -> Any:
+            return model(trees.merge(params, frozen), rows, call)
+
+        phase_call = Call(key=jax.random.fold_in(key, 0), training=True) if training else Call()
 
         def moment(
             params: Params,
@@ -99,7 +103,6 @@ class Scene(NamedTuple):
             finished: tuple[str, ...] = (),
             stage: jax.Array = state.stage,
             stage_step: jax.Array = state.stage_step,
-            training: bool = training,
         ) -> Ctx:
             def freeze(params: Params) -> Reference:
                 kept = {name: states[name] for name in wrappers if name in states}
@@ -115,26 +118,30 @@ class Scene(NamedTuple):
 
             def recall(reference: Reference, rows: Batch) -> Any:
                 there = (reference.stage, reference.stage_step)
-                then = moment(reference.params, reference.states, (), *there, training=False)
+                then = moment(reference.params, reference.states, (), *there)
                 return lax.stop_gradient(then.apply(reference.params, rows))
 
             ctx = Ctx(
                 params=params, frozen=frozen, stage=stage, stage_step=stage_step, step=state.step,
                 key=key, batch=batch, apply=base, loss=lambda *_: (jnp.float32(0), None),
-                objective=self.objective, states=states, references=known, training=training,
+                objective=self.objective, states=states, references=known, call=phase_call,
                 freeze=freeze, recall=recall, anew=moment, finished=finished,
-                reached=learning if phase == BOUNDARY else None, axis_name=self.axis_name,
-                mesh=self.mesh, structure=self.structure,
+                reached=learning if phase in (BOUNDARY, BEGINNING) else None,
+                axis_name=self.axis_name, mesh=self.mesh, structure=self.structure,
             )  # fmt: skip
-            wrapped = self.method.forward(states, ctx, base)
+            forward = self.method.forward(states, ctx, base)
 
-            def task_loss(params: Params, rows: Batch, tap: Tap = taps.identity) -> Any:
+            def apply(params: Params, rows: Batch, call: Call | Tap = Call()) -> Any:
+                return forward(params, rows, as_call(call))
+
+            def task_loss(params: Params, rows: Batch, call: Call | Tap = phase_call) -> Any:
+                def called(params: Params, rows: Batch) -> Any:
+                    return apply(params, rows, call)
+
                 rows = {**rows, "stage": jnp.full_like(rows["task"], stage)}
-                return losses.evaluate(
-                    self.objective, lambda p, b: wrapped(p, b, tap), params, rows
-                )
+                return losses.evaluate(self.objective, called, params, rows)
 
-            return ctx._replace(apply=wrapped, loss=task_loss)
+            return ctx._replace(apply=apply, loss=task_loss)
 
         return moment(learning, state.methods)
 

@@ -69,11 +69,43 @@ start               [B] int32             in a slice: the first byte; byte strea
 """
 Tap = Callable[[str, Any, jax.Array], jax.Array]
 """`tap(site, layer, h) -> h`, which a model calls at its named sites (see `jcl.taps`)."""
+
+
+def identity(site: str, layer: Any, h: jax.Array) -> jax.Array:
+    """The tap that does nothing."""
+    return h
+
+
+@record
+class Call(NamedTuple):
+    """How a model is called: the third argument of every `Apply`; by default, as in prediction.
+
+    It is a tap itself, so that a model that knows no more than a tap may take it for one. It holds
+    functions and a static flag, so it is closed over and never goes through `jit` or `scan`.
+    """
+
+    tap: Tap = identity
+    """Called at each named site with what flows there."""
+    key: jax.Array | None = None
+    """A typed PRNG key for what is random in this call, such as dropout; None draws nothing."""
+    training: bool = False
+    """Whether the model behaves as in training."""
+
+    def __call__(self, site: str, layer: Any, h: jax.Array) -> jax.Array:
+        """What the tap makes of `h`."""
+        return self.tap(site, layer, h)
+
+
+def as_call(call: Call | Tap) -> Call:
+    """A `Call` as it is, or one with the tap that was given in its place."""
+    return call if isinstance(call, Call) else Call(call)
+
+
 Apply = Callable[..., Any]
-"""A model: `apply(params, batch, tap=identity) -> outputs`."""
+"""A model: `apply(params, batch, call=Call()) -> outputs`."""
 LossFn = Callable[..., tuple[jax.Array, Any]]
-"""`loss_fn(params, batch) -> (scalar float32, outputs)`; the outputs are a record of a kind (see
-`jcl.outputs`), or None."""
+"""`loss_fn(params, batch, call) -> (scalar float32, outputs)`; the outputs are a record of a kind
+(see `jcl.outputs`), or None."""
 
 
 class Objective(Protocol):
@@ -140,20 +172,22 @@ class Ctx(NamedTuple):
     and in `consolidate` the first of the stage's batches."""
     apply: Apply
     """The model with every method's `forward` around it:
-    `(params, batch, tap=identity) -> outputs`, of the trainable parameters. At a boundary a hook
+    `(params, batch, call=Call()) -> outputs`, of the trainable parameters, by default as in
+    prediction. At a boundary a hook
     sees the model that earlier methods have left already, and its own as the stage leaves it."""
     loss: LossFn
-    """The objective's loss, without any method's penalty: `(params, batch, tap=identity) -> (scalar
-    float32, outputs)`, the outputs of a kind (see `jcl.outputs`). At a boundary its masks are the
-    finished stage's."""
+    """The objective's loss, without any method's penalty: `(params, batch, call) -> (scalar
+    float32, outputs)`, whose default is this context's own `call`; the outputs are of a kind (see
+    `jcl.outputs`). At a boundary its masks are the finished stage's."""
     objective: Objective
     """The loss object that was handed to `make`."""
     states: dict[str, Any]
     """Every method's state by its name, to be read only. So two methods may share one buffer."""
     references: dict[str, Reference]
     """The frozen models that the chain's methods ask for; see `Method.recalls`."""
-    training: bool
-    """A Python bool: True inside `step`, False in `predict`, `begin`, `consolidate` and `init`."""
+    call: Call
+    """How this phase calls the model: inside `step` as in training, with a key; else as in
+    prediction."""
     freeze: Callable[[Params], Reference]
     """`freeze(params)` is a frozen copy of the model as it is now with these parameters. Reference
     models of a usual moment are declared by `Method.recalls` instead, and so shared in a chain."""
@@ -169,11 +203,14 @@ class Ctx(NamedTuple):
     renewed: Callable[[str], str | None] = _none
     """Of a leaf's path: the name of an earlier method in the chain that gives it another meaning at
     each boundary, such as a bank's fresh pair; None if there is none. See `Method.renews`."""
+    added: Callable[[str], str | None] = _none
+    """In `init`, of a leaf's path: the name of an earlier method in the chain that added it to the
+    tree; None if there is none."""
     jumps: bool = False
     """Whether an earlier method in the chain starts stages elsewhere than where the last ended."""
     reached: Params = None
     """In `consolidate`: the trainable parameters where training ended, before any method moved
-    them; None in every other phase."""
+    them; in `begin` those that the last boundary left; None in every other phase."""
     grads: Params = None
     """The gradient that the optimizer received, in the `updates` phase; None in every other."""
     axis_name: str | None = None
@@ -205,50 +242,6 @@ class Info(NamedTuple):
     """The fresh rows."""
 
 
-def _init(ctx: Ctx, params: Params) -> tuple[Params, Any]:
-    return params, ()
-
-
-def _batch(state: Any, ctx: Ctx, batch: Batch) -> Batch:
-    return batch
-
-
-def _forward(state: Any, ctx: Ctx, apply: Apply) -> Apply:
-    return apply
-
-
-def _loss(state: Any, ctx: Ctx, loss_fn: LossFn) -> LossFn:
-    return loss_fn
-
-
-def _grads(state: Any, ctx: Ctx, grads: Params) -> Params:
-    return grads
-
-
-def _updates(state: Any, ctx: Ctx, updates: Params) -> Params:
-    return updates
-
-
-def _observe(state: Any, ctx: Ctx, info: Info) -> Any:
-    return state
-
-
-def _consolidate(state: Any, ctx: Ctx, params: Params, batches: Batch) -> tuple[Params, Any]:
-    return params, state
-
-
-def _begin(state: Any, ctx: Ctx, params: Params) -> tuple[Params, Any]:
-    return params, state
-
-
-def _report(state: Any, info: Info) -> dict[str, jax.Array]:
-    return {}
-
-
-def _idle(state: Any, ctx: Ctx) -> jax.Array | bool:
-    return False
-
-
 @record
 class Method(NamedTuple):
     """A continual-learning method. Every field but `name` has a default that changes nothing.
@@ -271,7 +264,7 @@ class Method(NamedTuple):
       consolidate: ends a stage: `batches` [n, B, ...] are its own data, and it may change both the
         parameters and the state.
       report: gives the finite scalars to log, float32 [] by name.
-      idle: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
+      skips: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
         leaves their passes through the model out of the step, without a second trace.
       writes: whether `consolidate` or `begin` changes the parameters; writers precede readers in a
         chain. Parameters change in a step or here, and nowhere else, so that a jump is no update:
@@ -289,6 +282,8 @@ class Method(NamedTuple):
       reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
       parts: the methods that `chain` composed, in order; empty for a single method.
       chained: whether `chain` made it.
+      jumps: whether `begin` changes the parameters, as of a method whose stages start elsewhere
+        than at the model that was evaluated. Without such a one in the chain no `begin` runs.
       starts: the first stage in which it changes anything, 1 if it needs a finished one; `fit` and
         `run` warn where a stream ends before it.
       wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
@@ -296,22 +291,28 @@ class Method(NamedTuple):
     """
 
     name: str
-    init: Callable[[Ctx, Params], tuple[Params, Any]] = _init
-    batch: Callable[[Any, Ctx, Batch], Batch] = _batch
-    forward: Callable[[Any, Ctx, Apply], Apply] = _forward
-    loss: Callable[[Any, Ctx, LossFn], LossFn] = _loss
-    grads: Callable[[Any, Ctx, Params], Params] = _grads
-    updates: Callable[[Any, Ctx, Params], Params] = _updates
-    observe: Callable[[Any, Ctx, Info], Any] = _observe
-    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Params, Any]] = _consolidate
-    report: Callable[[Any, Info], dict[str, jax.Array]] = _report
-    idle: Callable[[Any, Ctx], jax.Array | bool] = _idle
+    init: Callable[[Ctx, Params], tuple[Params, Any]] = lambda ctx, params: (params, ())
+    batch: Callable[[Any, Ctx, Batch], Batch] = lambda state, ctx, batch: batch
+    forward: Callable[[Any, Ctx, Apply], Apply] = lambda state, ctx, apply: apply
+    loss: Callable[[Any, Ctx, LossFn], LossFn] = lambda state, ctx, loss_fn: loss_fn
+    grads: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, grads: grads
+    updates: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, updates: updates
+    observe: Callable[[Any, Ctx, Info], Any] = lambda state, ctx, info: state
+    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Params, Any]] = (
+        lambda state, ctx, params, batches: (params, state)
+    )
+    report: Callable[[Any, Info], dict[str, jax.Array]] = lambda state, info: {}
+    skips: Callable[[Any, Ctx], jax.Array | bool] = lambda state, ctx: False
     writes: bool = False
     needs: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     parts: tuple[Method, ...] = ()
     chained: bool = False
-    begin: Callable[[Any, Ctx, Params], tuple[Params, Any]] = _begin
+    jumps: bool = False
+    begin: Callable[[Any, Ctx, Params], tuple[Params, Any]] = lambda state, ctx, params: (
+        params,
+        state,
+    )
     fixes: bool = False
     renews: trees.Trainable | None = None
     recalls: tuple[str, ...] = ()
@@ -346,6 +347,7 @@ and the one that the last boundary left, which in the first stage is the initial
 PHASES = (
     "init",
     "begin",
+    "skips",
     "batch",
     "forward",
     "loss",
@@ -362,22 +364,6 @@ stage, `consolidate` at the end of a stage, the others in every step."""
 def defines(method: Method, phase: str) -> bool:
     """Whether `method` does anything in `phase`."""
     return getattr(method, phase) is not Method._field_defaults[phase]
-
-
-def check_lasting(name: str, ctx: Ctx, params: Params) -> None:
-    """Refuses a method that keeps what it knows of leaves where all that learn are renewed.
-
-    Raises:
-      ValueError: if earlier methods renew every leaf of `params` at each boundary.
-    """
-    paths = [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-    by = list(dict.fromkeys(ctx.renewed(path) for path in paths))
-    if by and None not in by:
-        names = " and ".join(str(one) for one in by)
-        raise ValueError(
-            f"{names} renews every leaf that learns when a stage ends, so {name} has nothing to "
-            f"keep; chain {name} with lora(), or with all parameters trained, instead"
-        )
 
 
 def check(holds: bool | jax.Array, name: str, value: Any, wanted: str) -> None:

@@ -83,6 +83,7 @@ NAMES = {
 """Functions by the module where they are now, each as `old:new`."""
 
 FIELDS = {
+    "method.Method": "idle:skips",
     "method.Ctx": "task:stage task_step:stage_step",
     "program.State": "opt:optimizer method:methods task:stage task_step:stage_step",
     "program.Program": "each:over_members weights:read_params",

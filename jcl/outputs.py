@@ -174,7 +174,8 @@ def _counted(weight: jax.Array | None, mask: jax.Array | None) -> jax.Array:
 
 def _token_mask(values: Any, batch: Batch) -> jax.Array | None:
     """Which of the outputs [B, L, ...] count, float32 [B, L]; None if they aren't of tokens."""
-    tokens, shape = batch.get("tokens"), getattr(values, "shape", ())
+    tokens = batch.get("tokens")
+    shape: tuple[int, ...] = getattr(values, "shape", ())
     if tokens is None or len(shape) < 3 or shape[:2] != tokens.shape:
         return None
     if "mask" in batch:  # [B, L - 1] where each token predicts the next: the last predicts none

@@ -13,12 +13,13 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from jcl import taps, trees
+from jcl import trees
 from jcl.chain import chain
 from jcl.contexts import BEGINNING, BOUNDARY, PREDICTION, START, STEP, Scene, State
 from jcl.method import (
     Apply,
     Batch,
+    Call,
     Ctx,
     Info,
     Method,
@@ -53,7 +54,7 @@ class Program(NamedTuple):
     consolidate: Callable[[State, Batch], State]
     """`(state, batches) -> state` at the end of a stage: `batches` [n, B, ...] are its own data."""
     predict: Callable[..., Any]
-    """`(state, batch, tap=identity) -> outputs`, every method's `forward` included."""
+    """`(state, batch, call=Call()) -> outputs`, every method's `forward` included."""
     read_params: Callable[[State, Batch], Params]
     """`(state, batch) -> params`: the whole tree as the model reads it in `predict`, with pairs
     scaled, say; `batch` is an example. What methods do beside it, such as gates, isn't in it."""
@@ -83,11 +84,11 @@ def fill_batch(batch: Batch) -> Batch:
     return filled
 
 
-def _with_tap(apply: Apply) -> Apply:
-    if "tap" in inspect.signature(apply).parameters:
+def _with_call(apply: Apply) -> Apply:
+    """A model that takes a `Call`, which is a tap too; one that takes neither visits no sites."""
+    if {"call", "tap"} & set(inspect.signature(apply).parameters):
         return apply
-    # a model without taps visits no sites; a method that needs some says so by `taps.dense_sites`
-    return lambda params, batch, tap=taps.identity: apply(params, batch)
+    return lambda params, batch, call: apply(params, batch)
 
 
 def _applied(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -116,7 +117,8 @@ def make(
 
     Args:
       method: one method or a `chain`; `chain()` is plain fine-tuning.
-      apply: `(params, batch) -> outputs`, or with a third argument `tap` (see `jcl.taps`).
+      apply: `(params, batch) -> outputs`, or with a third argument `call` (see `jcl.Call`), which
+        says whether it is trained, and has a key for what is random and a tap for its sites.
       loss: `(apply, params, batch) -> scalar` or `(scalar, outputs)`; the outputs should be a
         record of their kind, such as `losses.Logits(logits)` (see `jcl.outputs`).
       tx: any optax transformation; it sees trainable leaves only.
@@ -164,7 +166,7 @@ def make(
     learns = trainable or method.learns or trees.every_leaf
     layout = None if mesh is None else meshes.Layout(mesh, rules)
     shares = Shares(microbatches, axis_name, layout)
-    model = meshes.constrain(_with_tap(apply), layout)
+    model = meshes.constrain(_with_call(apply), layout)
     said: Structure = getattr(apply, "structure", Structure()) if structure is None else structure
     scene = Scene(method, loss, said, axis_name, mesh)
 
@@ -195,9 +197,8 @@ def make(
                 check_kind(part, loss, outputs)
         grown, states = method.init(ctx, learning)
         grown, frozen = split(trees.merge(grown, frozen))  # what a method added may be frozen
-        state = state._replace(
-            params=trees.merge(grown, frozen), optimizer=tx.init(grown), methods=states
-        )
+        params = trees.merge(grown, frozen)
+        state = state._replace(params=params, optimizer=tx.init(grown), methods=states)
         references = {}
         if "initial" in method.recalls:
             references["initial"] = context(state, batch, PREDICTION, False).freeze(grown)
@@ -216,13 +217,12 @@ def make(
             return split(state.params)[0], {name: state.methods[name] for name in names}
 
         starts = (state.stage > 0) & (state.stage_step == 0)
-        params, states = lax.cond(starts, jump, stay)
-        return state._replace(
-            params=trees.merge(params, split(state.params)[1]), methods={**state.methods, **states}
-        )
+        learning, states = lax.cond(starts, jump, stay)
+        params = trees.merge(learning, split(state.params)[1])
+        return state._replace(params=params, methods={**state.methods, **states})
 
     penalised = defines(method, "loss")
-    may_idle = defines(method, "idle")
+    may_skip = defines(method, "skips")
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         fresh = shares.gather(fill_batch(batch))
@@ -235,20 +235,20 @@ def make(
         def work(_: None) -> Any:
             mixed = method.batch(state.methods, ctx, fresh)
             loss_fn = method.loss(state.methods, ctx, ctx.loss)
-            (value, outputs), grads = shares.value_and_grad(loss_fn)(learning, mixed)
+            (value, outputs), grads = shares.value_and_grad(loss_fn, ctx.call)(learning, mixed)
             task_grads = grads
             if penalised:  # XLA drops this second gradient unless a method reads it
-                task_grads = shares.value_and_grad(ctx.loss)(learning, mixed)[1]
+                task_grads = shares.value_and_grad(ctx.loss, ctx.call)(learning, mixed)[1]
             outputs = jax.tree.map(lambda o: o[:rows], outputs)
             return value, outputs, task_grads, grads
 
         def rest(_: None) -> Any:
-            (value, outputs), grads = shares.value_and_grad(ctx.loss)(learning, fresh)
+            (value, outputs), grads = shares.value_and_grad(ctx.loss, ctx.call)(learning, fresh)
             return value, outputs, grads, grads
 
-        if may_idle:
-            idle = method.idle(state.methods, ctx)
-            value, outputs, task_grads, grads = lax.cond(idle, rest, work, None)
+        if may_skip:
+            skips = method.skips(state.methods, ctx)
+            value, outputs, task_grads, grads = lax.cond(skips, rest, work, None)
         else:
             value, outputs, task_grads, grads = work(None)
         grads = method.grads(state.methods, ctx, grads)
@@ -284,14 +284,14 @@ def make(
         )  # fmt: skip
         return state._replace(references=renew(state.references, state, first))
 
-    def predict(state: State, batch: Batch, tap: Tap = taps.identity) -> Any:
+    def predict(state: State, batch: Batch, call: Call | Tap = Call()) -> Any:
         batch = fill_batch(batch)
         ctx = context(state, batch, PREDICTION, False)
-        return ctx.apply(ctx.params, batch, tap)
+        return ctx.apply(ctx.params, batch, call)
 
     def read_params(state: State, batch: Batch) -> Params:
-        def read(params: Params, rows: Batch, tap: Tap) -> Params:
-            model(params, rows, tap)  # methods ask for its sites; XLA drops what it computes
+        def read(params: Params, rows: Batch, call: Call) -> Params:
+            model(params, rows, call)  # methods ask for its sites; XLA drops what it computes
             return params
 
         batch = fill_batch(batch)

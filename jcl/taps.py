@@ -22,15 +22,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import trees
-from jcl.method import Apply, Batch, Params, Structure, Tap
+from jcl.method import Apply, Batch, Call, Params, Structure, Tap
+from jcl.method import identity as identity
 
 Moment = Callable[[jax.Array, jax.Array, Any], Any]
 """`(h float32 [..., d], weight float32 [...], layer) -> Σ weight · a statistic of h`, arrays."""
-
-
-def identity(site: str, layer: Any, h: jax.Array) -> jax.Array:
-    """The tap that does nothing."""
-    return h
 
 
 def compose(first: Tap, second: Tap) -> Tap:
@@ -137,7 +133,7 @@ def read(
             slot = jnp.argmax(jnp.append(layers[site].reshape(-1) == layer, True))
             return probe(h, slots[site][slot], wanted[site][1](h).astype(jnp.float32))
 
-        outputs = apply(params, batch, tap)
+        outputs = apply(params, batch, Call(tap))
         parts = [jnp.sum(o.astype(jnp.float32)) for o in jax.tree.leaves(outputs)]
         return sum(parts, jnp.float32(0)), outputs
 
@@ -202,7 +198,7 @@ def moments(
                 slot = jax.tree.map(lambda s: s[layer], slot)
             return probe(h, slot, value)
 
-        outputs = apply(params, batch, tap)
+        outputs = apply(params, batch, Call(tap))
         parts = [jnp.sum(o.astype(jnp.float32)) for o in jax.tree.leaves(outputs)]
         return sum(parts, jnp.float32(0))
 

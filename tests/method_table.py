@@ -8,25 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import jcl
-from jcl import adapters, losses, methods, models, preference, trees
-
-TASKS, STEPS, ROWS, FEATURES, HIDDEN, CLASSES = 3, 5, 8, 16, 32, 8
-
-
-class Problem(NamedTuple):
-    """What learns."""
-
-    apply: Callable[..., Any]
-    params: Any
-    trainable: trees.Trainable = trees.every_leaf
-    loss: Any = losses.cross_entropy()
+from jcl import adapters, methods, models, preference, trees
+from jcl.testing.bench import CLASSES, STEPS, TASKS, Problem, perceptron
 
 
 def decoder() -> Problem:
@@ -72,9 +62,7 @@ def ranker() -> Problem:
     return Problem(models.decoder.apply_fn(config), DECODER.params, loss=preference.ranking())
 
 
-MLP = Problem(
-    models.mlp.apply, models.mlp.init(jax.random.key(1), [FEATURES, HIDDEN, HIDDEN, CLASSES])
-)
+MLP = perceptron()
 DECODER = decoder()
 RANKER = ranker()
 VIEWER = viewer()

@@ -78,7 +78,7 @@ def test_hooks_run_from_left_to_right_and_the_last_wrapper_is_outermost() -> Non
 def test_a_chain_defines_what_one_of_its_methods_defines_and_an_empty_one_nothing() -> None:
     empty = jcl.chain()
     assert empty.name == "naive" and empty.parts == ()
-    phases = [p for p in jcl.method.PHASES if p != "init"]
+    phases = [p for p in jcl.method.PHASES if p not in ("init", "begin", "skips")]
     assert not any(jcl.method.defines(empty, phase) for phase in phases)
     some = jcl.chain(methods.er(capacity=5), methods.ewc())
     defined = {p for p in phases if jcl.method.defines(some, p)}
@@ -89,14 +89,14 @@ def test_a_chain_defines_what_one_of_its_methods_defines_and_an_empty_one_nothin
 @pytest.mark.quick
 def test_it_is_idle_while_all_that_have_passes_are() -> None:
     def sleeper(name: str, sleeps: bool) -> jcl.Method:
-        return jcl.Method(name, batch=lambda s, c, rows: rows, idle=lambda s, c: jnp.array(sleeps))
+        return jcl.Method(name, batch=lambda s, c, rows: rows, skips=lambda s, c: jnp.array(sleeps))
 
     silent = jcl.Method("silent", grads=lambda s, c, tree: tree)  # has no pass, so has no say
-    for pair, idle in (((True, True), True), ((True, False), False)):
+    for pair, skips in (((True, True), True), ((True, False), False)):
         both = jcl.chain(*(sleeper(n, s) for n, s in zip("ab", pair, strict=True)), silent)
-        assert bool(both.idle({"a": (), "b": (), "silent": ()}, ctx())) is idle
+        assert bool(both.skips({"a": (), "b": (), "silent": ()}, ctx())) is skips
     awake = jcl.chain(sleeper("a", True), jcl.Method("b", batch=lambda s, c, rows: rows))
-    assert not jcl.method.defines(awake, "idle")
+    assert not jcl.method.defines(awake, "skips")
 
 
 @pytest.mark.quick

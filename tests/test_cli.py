@@ -1,3 +1,4 @@
+import hashlib
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from own_method import MINE, write_mine
 
 import jcl
 from jcl import cli, models, report
@@ -278,7 +280,7 @@ def test_a_diverged_run_exits_with_3(run):
     ("args", "says"),
     [
         (["--method", "ewk()"], "did you mean ewc"),
-        (["--method", "ewc(lamda=1)"], "strength and labels"),
+        (["--method", "ewc(lamda=1)"], "strength, labels and per"),
         (["--method", "er(capacity=0)"], "capacity is 0"),
         (["--bogus", "1"], "--batch"),
         (["--stpes", "1"], "did you mean --steps"),
@@ -452,7 +454,8 @@ def test_list_names_everything_with_a_line_each(capsys):
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
     for words in (
-        "digits", "domains", "ewc(strength=100.0, labels='empirical')", "split(", "mlp",
+        "digits", "domains", "ewc(strength=100.0, labels='empirical', per='token')", "split(",
+        "mlp",
         "EWC: ½ λ", "[n, 64]",
     ):  # fmt: skip
         assert words in shown
@@ -533,3 +536,55 @@ def test_members_share_the_data_and_differ_in_their_order(toy):
     np.testing.assert_array_equal(chunk[0], chunk[2])
     assert (chunk[0] != chunk[1]).any()
     np.testing.assert_array_equal(chunk[1], built.stream(1).chunk(0, 0, 2)["row"])
+
+
+@pytest.fixture
+def mine(tmp_path):
+    return write_mine(tmp_path)
+
+
+def test_an_own_method_runs_sweeps_and_resumes_while_its_file_stays(run, mine):
+    code, said, out = run(
+        "--method", "./mine.py:pull() + er(capacity=9)", "--sweep", "pull.strength=0,0.5",
+        "--steps", "2",
+    )  # fmt: skip
+    assert code == 0, said.err
+    config = json.loads((out / "config.json").read_text())
+    assert config["methods"] == [f"{mine}:pull() + er(capacity=9)"]
+    assert config["files"] == {str(mine): hashlib.sha256(mine.read_bytes()).hexdigest()}
+    (loaded,) = report.load(out)
+    assert loaded.points == [{"pull.strength": 0.0}, {"pull.strength": 0.5}]
+    assert loaded.labels[1] == "mine.py:pull(strength=0.5) + er(capacity=9)"
+    alone = run("--method", "er(capacity=9)", "--steps", "2", out="alone")[2]
+    np.testing.assert_allclose(loaded.scores[0], report.load(alone)[0].scores[0], atol=0.026)
+    assert run("--resume")[0] == 0
+    mine.write_text(MINE + "\n")
+    code, said, _ = run("--resume")
+    assert code == 2 and "mine.py, which has changed since" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_own_methods_that_cannot_be_leave_no_folder(run, mine):
+    for text, says in (
+        ("./none.py:pull()", "there is no file"),
+        ("./mine.py:pul()", "did you mean pull"),
+        ("./mine.py:number()", "must return a jcl.Method"),
+        ("./mine.py:fails()", "fails: RuntimeError: oh no"),
+    ):
+        code, said, out = run("--method", text)
+        assert code == 2 and says in said.err and said.err.count("\n") == 1
+        assert not said.out and not out.exists()
+    code, said, _ = run("--method", "./mine.py:branches()", "--sweep", "branches.strength=0,1")
+    assert code == 2 and "branches in Python on strength, which is swept" in said.err
+    code, said, _ = run(
+        "--method", "./mine.py:pull()", "--method", "./other.py:pull()",
+        "--sweep", "pull.strength=0,1", out="two",
+    )  # fmt: skip
+    assert code == 2 and "there is no file" in said.err
+    write_mine(mine.parent, MINE + "\n").rename(mine.parent / "other.py")
+    write_mine(mine.parent)
+    code, said, _ = run(
+        "--method", "./mine.py:pull()", "--method", "./other.py:pull()",
+        "--sweep", "pull.strength=0,1", out="two",
+    )  # fmt: skip
+    assert code == 2 and "two methods that are called pull" in said.err

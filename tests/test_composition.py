@@ -380,3 +380,22 @@ def test_a_given_model_does_not_follow_its_student(given: Callable[[Any], jcl.Me
     wanted = loss_at_one(given({"m": jnp.float32(0)}), model, batch)
     _, aux = jax.jit(program.step)(later, batch)
     np.testing.assert_allclose(aux["loss"], wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("jumper", JUMPERS, ids=lambda m: m.name)
+@pytest.mark.parametrize("writer", [methods.ema(0.5), methods.wise_ft(0.5)], ids=lambda m: m.name)
+def test_a_writer_before_a_jumper_starts_where_the_stage_does(
+    writer: jcl.Method, jumper: jcl.Method
+) -> None:
+    """In each stage the writer moves the numbers from where it ended, and the next begins at 0."""
+    program, state = four_numbers(writer, jumper._replace(consolidate=jcl.Method("").consolidate))
+    for index in range(2):
+        state = stage(program, state, chunk_towards(index))
+        ends = walked(index)
+        if writer.name == "ema":
+            wanted = np.zeros(4)
+            for w in ends:
+                wanted = 0.5 * wanted + 0.5 * w
+        else:
+            wanted = 0.5 * ends[-1]
+        np.testing.assert_allclose(state.params["w"], wanted, atol=1e-6)

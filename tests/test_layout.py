@@ -29,7 +29,7 @@ LAYERS = [
     "mechanisms",
     "models methods program",
     "replicate training measures",
-    "editing report",
+    "editing report testing",
     "runs",
     "cli",
     "entry",
@@ -52,6 +52,7 @@ TOUCHES = {
     "report": {"disk", "clock", "screen"},
     "runs": {"disk", "clock", "screen"},
     "cli": {"disk", "clock", "screen"},
+    "testing": {"disk"},  # a folder to save into and to restore from
     "entry": {"disk", "clock", "screen"},  # of `os`, what ends a process
     "parallel/processes": {"disk", "clock", "screen"},  # of `os`, what ends a process
     "parallel/signals": {"disk", "clock", "screen"},

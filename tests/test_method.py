@@ -25,7 +25,7 @@ def test_a_method_that_says_only_its_name_hands_everything_on() -> None:
         assert getattr(plain, phase)(state, None, thing) is thing
     assert plain.observe(state, None, thing) is state
     assert plain.consolidate(state, None, thing, {}) == (thing, state)
-    assert plain.report(state, None) == {} and plain.idle(state, None) is False
+    assert plain.report(state, None) == {} and plain.skips(state, None) is False
     assert not any(defines(plain, phase) for phase in PHASES)
 
 

@@ -6,14 +6,16 @@ Their Python is run as doctests (`--doctest-glob=README.md`); here is the rest o
 from __future__ import annotations
 
 import re
+import runpy
+import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from jcl import methods
-from jcl.cli import COMMANDS
-from jcl.runs import edit, experiment, expression
+from jcl.cli import COMMANDS, main
+from jcl.runs import edit, experiment, expression, launch
 
 ROOT = Path(__file__).parents[1]
 READMES = sorted(
@@ -110,8 +112,22 @@ def test_commands_that_are_named_exist(path: Path) -> None:
             assert name in known, f"jcl run {name} is no experiment"
 
 
+OWN = re.compile(r"# (\w+\.py)\n")
+"""How a block begins that is a file of the reader's own."""
+
+
+@pytest.fixture
+def beside_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, where we are, with the files that the methods' page tells to write."""
+    for kind, body in FENCE.findall(text_of(ROOT / "jcl" / "methods" / "README.md")):
+        if kind == "python" and (name := OWN.match(body)):
+            (tmp_path / name[1]).write_text(body)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @each
-def test_expressions_of_methods_are_understood(path: Path) -> None:
+def test_expressions_of_methods_are_understood(path: Path, beside_own_files: Path) -> None:
     for line in commands_of(path):
         for given in re.findall(r'--method "([^"$]+)"', line):
             calls = expression.parse(given)
@@ -164,4 +180,18 @@ def test_python_is_run_as_a_doctest(path: Path) -> None:
     for kind, body in FENCE.findall(text_of(path)):
         assert kind in ("python", "bash", "bibtex"), f"a block of {kind or 'no language'}"
         if kind == "python":
-            assert body.startswith(">>> "), f"this isn't run: {body[:60]}"
+            own = path.parent.name == "methods" and OWN.match(body)
+            assert own or body.startswith(">>> "), f"this isn't run: {body[:60]}"
+
+
+def test_the_own_method_of_the_page_runs_and_passes_its_test(
+    beside_own_files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = text_of(ROOT / "jcl" / "methods" / "README.md")
+    section = page.partition("## Your own method")[2].partition("\n## ")[0]
+    (commands,) = [body for kind, body in FENCE.findall(section) if kind == "bash"]
+    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    for line in commands.splitlines():
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    monkeypatch.syspath_prepend(beside_own_files)
+    runpy.run_path(str(beside_own_files / "test_mine.py"))["test_pull"]()

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import taps, trees
-from jcl.method import Apply, Batch, Ctx, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Params, check
 
 FOLDED = frozenset({"lora", "gain", "input_gain"})
 """Adapters that `merge` can fold into a kernel."""
@@ -116,15 +116,34 @@ def init_pair(key: jax.Array, path: str, size: tuple[int, ...], rank: int) -> Pa
     return {"a": a, "b": jnp.zeros((*stack, rank, fan_out))}
 
 
-def add_pairs(ctx: Ctx, params: Params, rank: int, targets: str, dora: bool = False) -> Params:
-    """The tree with a fresh pair at every target that has none yet.
+def refuse_pairs_of_others(name: str, ctx: Ctx, params: Params) -> None:
+    """Refuses a method of pairs, which works on all in the tree, beside another one.
+
+    Raises:
+      ValueError: if an earlier method in the chain has added pairs to `params`.
+    """
+    for path in filter(is_pair, trees.by_path(params)):
+        by = ctx.added(path)
+        if by is not None:
+            raise ValueError(
+                f"{name} works on every pair in the tree, and the pairs at "
+                f"{path.partition('/lora/')[0]} are some that {by} has added, so {name} and {by} "
+                f"can't be in one chain; give {by} more targets or rank instead"
+            )
+
+
+def add_pairs(
+    name: str, ctx: Ctx, params: Params, rank: int, targets: str, dora: bool = False
+) -> Params:
+    """The tree with a fresh pair at every target that has none yet, for the method `name`.
 
     Kernels may be in `params` or in `ctx.frozen`. With `dora`, magnitudes start at the norms of the
     kernel's columns.
 
     Raises:
-      ValueError: see `dense_paths`.
+      ValueError: see `dense_paths` and `refuse_pairs_of_others`.
     """
+    refuse_pairs_of_others(name, ctx, params)
     whole = trees.merge(params, ctx.frozen)
     for path in dense_paths(ctx, params, targets):
         at = subtree(whole, path)
@@ -210,9 +229,9 @@ def scale_hook(factor: Any) -> Callable[[Any, Ctx, Apply], Apply]:
     """The `forward` hook of a method whose pairs stand in the tree: it applies `scale_pairs`."""
 
     def forward(state: Any, ctx: Ctx, apply: Apply) -> Apply:
-        def apply_with_scale(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_scale(params: Params, batch: Batch, call: Call = Call()) -> Any:
             # merged with the frozen leaves first, because some of the pairs may be frozen
-            return apply(scale_pairs(trees.merge(params, ctx.frozen), factor), batch, tap)
+            return apply(scale_pairs(trees.merge(params, ctx.frozen), factor), batch, call)
 
         return apply_with_scale
 

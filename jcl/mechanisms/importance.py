@@ -18,7 +18,7 @@ from jax import lax
 
 from jcl import taps, trees
 from jcl.losses import FusedNextToken, evaluate, mean_of, next_token, square
-from jcl.method import Apply, Batch, Ctx, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Params, Tap, check
 from jcl.parallel.rows import by_slices, replica_rows
 
 Labels = Literal["empirical", "sampled", "exact"]
@@ -230,12 +230,12 @@ def _steered_loss(ctx: Ctx, params: Params, batch: Batch, tap: Tap) -> jax.Array
     """The task's loss, float32 [], with the gradients of its predictions times `_FACTOR`."""
     rows = {k: v for k, v in batch.items() if k != _FACTOR}
     if _FACTOR not in batch:
-        return ctx.loss(params, rows, tap)[0]
+        return ctx.loss(params, rows, Call(tap))[0]
     rows["stage"] = jnp.full_like(rows["task"], ctx.stage)
 
     def apply(p: Params, b: Batch) -> Any:
         # of token scores alone: pieces of all logits, which nothing reads, have no place to steer
-        outputs = ctx.apply(p, {k: v for k, v in b.items() if k != "logits"}, tap)
+        outputs = ctx.apply(p, {k: v for k, v in b.items() if k != "logits"}, Call(tap))
         factor, (count, length) = batch[_FACTOR], rows["tokens"].shape
         for leaf in jax.tree.leaves(outputs):
             if leaf.shape[:2] != (count, length):
@@ -354,7 +354,7 @@ def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
     """
 
     def scalar(p: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
-        outputs = ctx.loss(p, batch, tap)[1]
+        outputs = ctx.loss(p, batch, Call(tap))[1]
         return mean_of(square(outputs), outputs)
 
     if "mask" in batches:  # rows in which no token counts are no examples

@@ -17,7 +17,7 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import adapters
-from jcl.method import Params
+from jcl.method import Ctx, Params
 
 Mask = Any
 """A tree of bool arrays, shaped like parameters."""
@@ -168,16 +168,19 @@ def interpolate(t: Ratio, a: Params, b: Params, wide: bool = False) -> Params:
     return mixed
 
 
-def refuse_pairs(name: str, params: Params, instead: str) -> None:
+def refuse_pairs(name: str, ctx: Ctx, params: Params, instead: str) -> None:
     """Refuses a method that works on entries where low-rank pairs learn.
+
+    Pairs that another method renews at each boundary don't count, for nobody merges these.
 
     Raises:
       ValueError: if `params` hold pairs of `lora`, whose factors have no entries of the product.
     """
-    paths = adapters.paths_with(params)
-    if paths:
+    pairs = [path for path in adapters.paths_with(params) if not ctx.renewed(f"{path}/lora/a")]
+    if pairs:
+        by = ctx.added(f"{pairs[0]}/lora/a") or "lora"
         raise ValueError(
-            f"{name} can't merge the factors of low-rank pairs, such as lora's at {paths[0]}, one "
+            f"{name} can't merge the factors of low-rank pairs, such as {by}'s at {pairs[0]}, one "
             f"by one; chain {instead}, or train all parameters"
         )
 

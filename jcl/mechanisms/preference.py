@@ -49,7 +49,9 @@ def implicit_rewards(
     all answers to a prompt.
     """
     return TokenScores(
-        *(beta * (new - old) for new, old in zip(scores[:3], reference[:3], strict=True))
+        beta * (scores.chosen - reference.chosen),
+        beta * (scores.logsumexp - reference.logsumexp),
+        beta * (scores.mean - reference.mean),
     )
 
 
@@ -62,7 +64,8 @@ def rewards(apply: Apply, params: Params, batch: Batch) -> Rewards:
     rows = pair_rows(batch)
     rows[REWARDS] = jnp.ones_like(rows["weight"])
     summed = log_probs(apply(params, rows), rows["answer"])
-    return Rewards(*jnp.split(summed, 2), batch["weight"])
+    preferred, rejected = jnp.split(summed, 2)
+    return Rewards(preferred, rejected, batch["weight"])
 
 
 def logistic(margin: jax.Array, smoothing: jax.Array | float = 0.0) -> jax.Array:
@@ -132,7 +135,8 @@ def imitation(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Lo
 def pair_log_probs(outputs: TokenScores, batch: Batch) -> Rewards:
     """The answers' log-probabilities in nats, from the model's outputs for `pair_rows(batch)`."""
     answer = jnp.concatenate([batch["answer"], batch["rejected_answer"]])
-    return Rewards(*jnp.split(log_probs(outputs, answer), 2), batch["weight"])
+    preferred, rejected = jnp.split(log_probs(outputs, answer), 2)
+    return Rewards(preferred, rejected, batch["weight"])
 
 
 def accuracy(outputs: TokenScores, batch: Batch) -> tuple[jax.Array, jax.Array]:

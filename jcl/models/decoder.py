@@ -25,9 +25,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl import taps
 from jcl.mechanisms.adapters import kernel_array
-from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
+from jcl.method import Apply, Batch, Call, Params, Structure, Tap, as_call, check, with_structure
 from jcl.models import attention, rope
 from jcl.models.layers import (
     ACTIVATIONS,
@@ -277,7 +276,7 @@ def apply_fn(
     backend: attention.Backend = "auto",
     logits_limit: int = 2**25,
 ) -> Apply:
-    """`apply(params, batch, tap)`; see the module for what a batch may hold.
+    """`apply(params, batch, call)`; see the module for what a batch may hold.
 
     Sites: `blocks/{query,key,value,output,gate,up,down,router}` with `:in` and `:out`, and
     `blocks:attention`, `blocks:mlp` (what each adds to the residual stream), `blocks:out`; and
@@ -389,7 +388,8 @@ def apply_fn(
     windowed = c.window is not None
     alike = None if windowed and c.local is not None else windowed
 
-    def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+    def apply(params: Params, batch: Batch, call: Call = Call()) -> Any:
+        tap = as_call(call).tap
         table = params["embed"]["table"]
         dtype = compute or table.dtype
         h: Any = lookup(table, batch["tokens"], dtype)

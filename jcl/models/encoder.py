@@ -23,9 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl import taps
 from jcl.mechanisms.adapters import kernel_array
-from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
+from jcl.method import Apply, Batch, Call, Params, Structure, Tap, as_call, check, with_structure
 from jcl.models import attention
 from jcl.models.layers import (
     ACTIVATIONS,
@@ -173,7 +172,7 @@ def apply_fn(
     backend: attention.Backend = "auto",
     logits_limit: int = 2**25,
 ) -> Apply:
-    """`apply(params, batch, tap)`; see the module for what a batch may hold.
+    """`apply(params, batch, call)`; see the module for what a batch may hold.
 
     Sites: `blocks/{query,key,value,output,up,down}`, `pooler`, `masked/transform` and `classifier`
     with `:in` and `:out`, and `blocks:attention`, `blocks:mlp` (what each adds to the residual
@@ -268,7 +267,8 @@ def apply_fn(
         kernel = kernel_array(head["kernel"], rows.dtype)
         return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32) + head["bias"]
 
-    def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+    def apply(params: Params, batch: Batch, call: Call = Call()) -> Any:
+        tap = as_call(call).tap
         h, segments = embed(params, batch, tap)
 
         def scanned(h: jax.Array, xs: Any) -> tuple[jax.Array, None]:

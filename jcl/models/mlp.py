@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from jcl import taps
-from jcl.method import Batch, Params, Structure, Tap, with_structure
+from jcl.method import Batch, Call, Params, Structure, as_call, with_structure
 from jcl.models.layers import dense, init_dense
 
 
@@ -30,8 +29,9 @@ def _depth(params: Params) -> int:
     return sum(name.startswith("dense_") for name in params)
 
 
-def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
+def apply(params: Params, batch: Batch, call: Call = Call()) -> jax.Array:
     """Logits [B, C] for the flattened `batch["x"]` [B, ...], with ReLU between layers."""
+    tap = as_call(call).tap
     h = batch["x"].reshape(batch["x"].shape[0], -1)
     depth = _depth(params)
     for i in range(depth):

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from jcl import taps
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
+from jcl.method import Apply, Batch, Call, Params, Structure, Tap, as_call, check, with_structure
 from jcl.models import decoder, vision
 from jcl.models.layers import dense, init_dense
 
@@ -115,7 +115,7 @@ def _layer(params: Params, x: jax.Array, site: str, tap: Tap) -> jax.Array:
 
 
 def apply_fn(config: Config, **options: Any) -> Apply:
-    """`apply(params, batch, tap)`; see the module for what a batch may hold.
+    """`apply(params, batch, call)`; see the module for what a batch may hold.
 
     Sites: the decoder's; the tower's behind `vision/`, such as `vision/blocks/query:in`;
     `projector/first` and `projector/second` with `:in` and `:out`; and `image`, the features that
@@ -154,7 +154,8 @@ def apply_fn(config: Config, **options: Any) -> Apply:
         joined = (jnp.concatenate([a, b], axis=1) for a, b in ((before, image), (theirs, marks)))
         return tuple(joined)  # type: ignore[return-value]
 
-    def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+    def apply(params: Params, batch: Batch, call: Call = Call()) -> Any:
+        tap = as_call(call).tap
         own = {k: v for k, v in params.items() if k not in ("vision", "projector")}
         if "image" not in batch:
             return language(own, batch, tap)

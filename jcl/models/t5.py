@@ -24,9 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jcl import taps
 from jcl.mechanisms.adapters import kernel_array
-from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
+from jcl.method import Apply, Batch, Call, Params, Structure, Tap, as_call, check, with_structure
 from jcl.models import attention
 from jcl.models.layers import (
     ACTIVATIONS,
@@ -183,7 +182,7 @@ def apply_fn(
     backend: attention.Backend = "auto",
     logits_limit: int = 2**25,
 ) -> Apply:
-    """`apply(params, batch, tap)`; see the module for what a batch may hold.
+    """`apply(params, batch, call)`; see the module for what a batch may hold.
 
     Sites: `{encoder,decoder}/blocks/{query,key,value,output,gate,up,down}` and
     `decoder/blocks/cross_{query,key,value,output}` with `:in` and `:out`, and
@@ -324,7 +323,8 @@ def apply_fn(
         kernel = kernel_array(head["kernel"], rows.dtype)
         return jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
 
-    def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+    def apply(params: Params, batch: Batch, call: Call = Call()) -> Any:
+        tap = as_call(call).tap
         table = params["embed"]["table"]
         dtype = compute or table.dtype
         cache: Any = batch.get("cache")

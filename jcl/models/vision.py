@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl import taps
-from jcl.method import Apply, Batch, Params, Structure, Tap, check, with_structure
+from jcl.method import Apply, Batch, Call, Params, Structure, Tap, as_call, check, with_structure
 from jcl.models import attention
 from jcl.models.layers import ACTIVATIONS, Remat, bottleneck, dense, layer_norm, rematerialise
 
@@ -140,7 +139,7 @@ def apply_fn(
     compute: Any = None,
     backend: attention.Backend = "auto",
 ) -> Apply:
-    """`apply(params, batch, tap)`; see the module for what comes out.
+    """`apply(params, batch, call)`; see the module for what comes out.
 
     Sites: `patches`, `blocks/{query,key,value,output,up,down}` and `classifier` with `:in` and
     `:out`, and `blocks:attention`, `blocks:mlp` (what each adds to the residual stream),
@@ -207,7 +206,8 @@ def apply_fn(
         h = h + params["positions"]["table"].astype(dtype)
         return normed(params["embed_norm"], h) if c.embed_norm else h
 
-    def apply(params: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
+    def apply(params: Params, batch: Batch, call: Call = Call()) -> jax.Array:
+        tap = as_call(call).tap
         h = embed(params, batch["image"], tap)
 
         def scanned(h: jax.Array, xs: Any) -> tuple[jax.Array, None]:

@@ -22,9 +22,9 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jcl import taps, trees
+from jcl import trees
 from jcl.memory.buffer import Buffer
-from jcl.method import Apply, Batch, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Params, check
 from jcl.parallel.storage import Int8, OnHost
 
 AXES = ("data", "fsdp", "expert", "sequence", "tensor")
@@ -295,11 +295,13 @@ def constrain(apply: Apply, layout: Layout | None) -> Apply:
             rows[1] = None if end in _SEEN else rows[1]
         return jax.lax.with_sharding_constraint(h, NamedSharding(mesh, PartitionSpec(*rows)))
 
-    def pinned(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+    def pinned(params: Params, batch: Batch, call: Call = Call()) -> Any:
         mesh = _automatic_mesh(whole)
         # models read from the context which axes there are: see `layers.dense`, `moe.mix`
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return apply(params, batch, lambda s, layer, h: pin(mesh, s, tap(s, layer, h)))
+            return apply(
+                params, batch, call._replace(tap=lambda s, i, h: pin(mesh, s, call.tap(s, i, h)))
+            )
 
     return pinned
 

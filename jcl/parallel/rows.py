@@ -12,7 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jcl import trees
 from jcl.losses import total_weight
-from jcl.method import Batch, LossFn, Params
+from jcl.method import Batch, Call, LossFn, Params
 from jcl.outputs import per_row
 from jcl.parallel import mesh as meshes
 from jcl.records import record
@@ -71,17 +71,24 @@ class Shares(NamedTuple):
         name = self.axis_name
         return jax.tree.map(lambda x: lax.all_gather(x, name, axis=axis, tiled=True), batch)
 
-    def value_and_grad(self, loss_fn: LossFn) -> Callable[..., Any]:
+    def value_and_grad(self, loss_fn: LossFn, call: Call) -> Callable[..., Any]:
         """`(params, batch) -> ((loss, outputs), grads)`, equal to those of one undivided batch.
 
-        Of the outputs it gives what has rows (see `outputs.per_row`).
+        The model is called by `call`, with a key of its own in each part. Of the outputs it gives
+        what has rows (see `outputs.per_row`).
         """
 
-        def with_rows(params: Params, batch: Batch) -> Any:
-            value, outputs = loss_fn(params, batch)
-            return value, per_row(outputs)
+        def whole(params: Params, batch: Batch, part: Any = None) -> Any:
+            own = call
+            if part is not None and call.key is not None:
+                own = call._replace(key=jax.random.fold_in(call.key, part))
 
-        whole = jax.value_and_grad(with_rows, has_aux=True)
+            def with_rows(params: Params) -> Any:
+                value, outputs = loss_fn(params, batch, own)
+                return value, per_row(outputs)
+
+            return jax.value_and_grad(with_rows, has_aux=True)(params)
+
         name, count = self.axis_name, self.microbatches
         if count == 1 and name is None:
             return lambda params, batch: whole(params, meshes.constrain_batch(batch, self.layout))
@@ -91,8 +98,11 @@ class Shares(NamedTuple):
             total = jnp.where(total == 0, 1.0, total)
             parts = split_rows(batch, count) if name is None else replica_rows(batch, name, count)
 
-            def add(carry: Any, part: Batch) -> Any:
-                (value, outputs), grads = whole(params, part)
+            first = 0 if name is None else count * lax.axis_index(name)
+
+            def add(carry: Any, xs: Any) -> Any:
+                part, place = xs
+                (value, outputs), grads = whole(params, part, place)
                 # each part counts by its share of the weight, so the sum is the whole batch's mean
                 share = total_weight(part) / total
                 sum_value, sum_grads = carry
@@ -101,7 +111,7 @@ class Shares(NamedTuple):
 
             start = (jnp.float32(0), trees.zeros(params))
             parts = meshes.constrain_batch(parts, self.layout, leading=1)
-            (value, grads), outputs = lax.scan(add, start, parts)
+            (value, grads), outputs = lax.scan(add, start, (parts, first + jnp.arange(count)))
             rows = batch["weight"].shape[0]
             outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), outputs)
             if name is not None:

@@ -119,14 +119,16 @@ def _around(method: Method, pack: Callable[[Any], Any], read: Callable[[Any], An
         params, state = method.consolidate(read(state), ctx, params, batches)
         return params, pack(state)
 
+    def begin(state: Any, ctx: Ctx, params: Params) -> tuple[Params, Any]:
+        params, state = method.begin(read(state), ctx, params)
+        return params, pack(state)
+
     def reading(phase: str) -> Callable[..., Any]:
         hook = getattr(method, phase)
         return lambda state, *rest: hook(read(state), *rest)
 
-    own = {"init": init, "observe": observe, "consolidate": consolidate}
+    own = {"init": init, "begin": begin, "observe": observe, "consolidate": consolidate}
     hooks: dict[str, Any] = {
-        phase: own.get(phase) or reading(phase)
-        for phase in (*PHASES, "idle")
-        if defines(method, phase)
+        phase: own.get(phase) or reading(phase) for phase in PHASES if defines(method, phase)
     }
     return method._replace(**hooks)

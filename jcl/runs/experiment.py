@@ -8,8 +8,6 @@ has `nodes(config)` instead of the last two is a pipeline (see `jcl.runs.pipelin
 from __future__ import annotations
 
 import ast
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +27,7 @@ from jcl.method import Apply, Batch, Objective, Params, check
 from jcl.program import Boundary, Evaluate, Program, State, fill_batch, make
 from jcl.records import record
 from jcl.replicate import replicate
-from jcl.runs import expression
+from jcl.runs import expression, files
 from jcl.trees import Trainable
 
 
@@ -136,19 +134,10 @@ def load(path: Path) -> ModuleType:
     """Imports an experiment's file.
 
     Raises:
-      ValueError: if it lacks `Config`, or `METHODS` and `build` without having `nodes`.
+      ValueError: if it raises anything, or lacks `Config`, or `METHODS` and `build` without having
+        `nodes`.
     """
-    name = f"jcl_experiment_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their annotations up there
-    sys.path.insert(0, str(path.parent.resolve()))  # so that it can import files beside it
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
+    module = files.run(path, f"jcl_experiment_{path.stem}")
     needs = ("Config",) if hasattr(module, "nodes") else ("Config", "METHODS", "build")
     for needed in needs:
         if not hasattr(module, needed):

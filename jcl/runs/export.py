@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jcl import report
-from jcl.runs import experiment, flags, plan
+from jcl.runs import experiment, flags, own, plan
 from jcl.training.fit import last_state
 
 
@@ -31,6 +31,7 @@ def write(run: Path, to: Path) -> Path:
     summary = found[0].summary
     top = run if (run / "config.json").is_file() else run.parent
     settings = json.loads((top / "config.json").read_text())
+    own.check_same(settings.get("files", {}), top)
     module = experiment.load(Path(settings["file"]))
     config = flags.restored(module, settings)
     planned = plan.plans(settings["methods"], settings["sweep"], config)

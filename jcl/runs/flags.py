@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
 
-from jcl.runs import expression
+from jcl.runs import expression, own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Options:
 
     method: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="EXPR")] = ()
     """A method, such as "er(capacity=500, rows=16) + ewc(strength=100.)"; repeat the flag to run
-    several side by side. By default the experiment's own METHODS."""
+    several side by side. By default the experiment's own METHODS. A function of your own file is
+    "./mine.py:pull(0.1) + er()"."""
     seeds: int = 1
     """How many seeds, in one compiled function."""
     sweep: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=V,V,...")] = ()
@@ -142,7 +143,8 @@ def check_resume(
     """The request and config that a folder was begun with, after comparing them with the new ones.
 
     Raises:
-      ValueError: if there is no folder, or a flag that is given again differs, other than the mesh.
+      ValueError: if there is no folder, a flag that is given again differs, other than the mesh, or
+        a file of methods isn't what it was.
     """
     if options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to go on with")
@@ -150,7 +152,8 @@ def check_resume(
     config = module.Config(**request["config"])
     if not path.is_file():
         return request, config  # a new folder is no error, so that one command serves every restart
-    saved = json.loads(path.read_text())
+    saved = {"files": {}, **json.loads(path.read_text())}  # which older folders lack
+    own.check_same(saved["files"], options.out)
     now = json.loads(json.dumps(request))
     flagged = [a.partition("=")[0] for a in expanded(args, module.Config) if a.startswith("--")]
     given = {flag[2:].removeprefix("no-").replace("-", "_") for flag in flagged}

@@ -24,7 +24,7 @@ from jcl.method import check
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
-from jcl.runs import experiment, flags, plan
+from jcl.runs import experiment, flags, own, plan
 from jcl.training.fit import Diverged, fit
 
 
@@ -58,11 +58,15 @@ def run(args: list[str]) -> int:
         processes.start(options.distributed)
         if not processes.is_leader():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
+    given = options.method or getattr(module, "METHODS", ())
+    beside = Path.cwd() if options.method else path.parent.resolve()
+    methods = [own.absolute(text, beside) for text in given]
     request: dict[str, Any] = {
         "experiment": path.stem,
         "file": str(path.resolve()),
         "config": dataclasses.asdict(config),
-        "methods": list(options.method or getattr(module, "METHODS", ())),
+        "methods": methods,
+        "files": own.digests(methods),
         "seeds": options.seeds,
         "sweep": list(options.sweep),
         "mesh": options.mesh,
@@ -129,6 +133,9 @@ def _pipeline(
         raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
     with _mesh_context(mesh):
         listed = module.nodes(config)
+    beside = Path(request["file"]).parent
+    listed = [node._replace(method=own.absolute(node.method, beside)) for node in listed]
+    request["files"] = own.digests(node.method for node in listed)
     costs = pipeline.examine(listed)  # before there is a folder: it may object
     names = [test for gauge in pipeline.gauges(listed) for test in gauge.names]
 
@@ -136,7 +143,7 @@ def _pipeline(
         each = node.experiment.tokens_per_row
         unit = ("tokens", each) if each else ("examples", 1)
         stages = len(node.experiment.stream(0).names)
-        return screen.Watch(f"{node.name}: {node.method}", stages, names, unit)
+        return screen.Watch(f"{node.name}: {own.brief(node.method)}", stages, names, unit)
 
     out = _folder(options, request["experiment"], ["pipeline"])
     _save_request(out, name, args, request)

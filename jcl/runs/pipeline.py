@@ -244,6 +244,7 @@ def run(
     costs = examine(nodes) if costs is None else costs
     measured = gauges(nodes)
     evaluate = _scored(measured)
+    calls = {n.name: expression.parse(n.method) for n in nodes}  # now: a file may change meanwhile
     ends: dict[str, tuple[Setup, State]] = {}
     rows: list[np.ndarray] = []
     clocks: list[dict[str, float]] = []
@@ -252,7 +253,7 @@ def run(
         """A finished node's setup and last state, read from its folder if they aren't in memory."""
         if name not in ends:
             node = next(n for n in nodes if n.name == name)
-            made = setup(node.experiment, expression.parse(node.method), seeds, mesh=mesh)
+            made = setup(node.experiment, calls[name], seeds, mesh=mesh)
             ends[name] = made, last_state(*made, evaluate, Path(out) / name)
             signals.stop()
         return ends[name]
@@ -274,9 +275,7 @@ def run(
             params = merged_params(before.experiment, made, state)
             signals.stop()
             carried = state if node.carry else None
-        made = setup(
-            node.experiment, expression.parse(node.method), seeds, params=params, mesh=mesh
-        )
+        made = setup(node.experiment, calls[node.name], seeds, params=params, mesh=mesh)
         signals.stop()
         with watch(node) as emit:
             done = fit(

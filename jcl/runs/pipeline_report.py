@@ -21,6 +21,7 @@ from jcl.chain import explain
 from jcl.measures import metrics
 from jcl.report import screen
 from jcl.runs import expression, pipeline
+from jcl.runs.own import brief
 from jcl.runs.pipeline import Gauge, Node, Result
 
 
@@ -44,7 +45,7 @@ def write(out: Path, name: str, nodes: Sequence[Node], result: Result) -> dict[s
             "name": node.name,
             "tests": pipeline.key(own),
             "after": lost[i]["after"],
-            "method": node.method,
+            "method": brief(node.method),
             "carry": node.carry,
             "reads": list(node.reads),
             "stages": list(node.experiment.stream(0).names),
@@ -82,7 +83,7 @@ def _node(
     """Writes a node's `summary.json`, like that of a run."""
     built, stream = node.experiment, node.experiment.stream(0)
     facts = {
-        "method": node.method,
+        "method": brief(node.method),
         "experiment": f"{name}: {node.name}",
         "scenario": built.scenario,
         "measure": built.measure,
@@ -91,7 +92,7 @@ def _node(
         "stages": list(stream.names),
         "stage_tasks": list(stream.tasks),
         "tasks": list(stream.tests),
-        "family": node.method,
+        "family": brief(node.method),
         "outer": {},
         **result.clocks[result.nodes.index(node.name)],
         "pipeline": explain(expression.build(expression.parse(node.method))),
@@ -102,7 +103,7 @@ def _node(
         for i, probe in enumerate(g.names)
     }  # fmt: skip
     scores = pipeline.table(result, own, node.name)[None]
-    report.write(folder, facts, [{}], [node.method], scores, probes)
+    report.write(folder, facts, [{}], [brief(node.method)], scores, probes)
 
 
 def table(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

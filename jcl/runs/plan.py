@@ -76,9 +76,13 @@ def _axis(text: str, methods: Sequence[Sequence[Call]], config: Any) -> _Axis:
             known = {call.name for method in methods for call in method}
             near = expression.near(name, known)
             raise ValueError(f"the sweep {text!r} is of a method that isn't run{near}")
+        if len({call.factory for call in calls}) > 1:
+            raise ValueError(
+                f"the sweep {text!r} is of two methods that are called {name}; rename one of them"
+            )
         for value in values:
             expression.override(calls[0], argument, value)
-        traced = expression.traceable(name, argument)
+        traced = expression.traceable(calls[0], argument)
         return _Axis(key, [float(v) for v in values] if traced else values, traced)
     if key == RATE or key in fields:
         hint = float if key == RATE else fields[key]

@@ -156,6 +156,30 @@ def test_padding_changes_no_running_fisher() -> None:
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5 * found[0].max())
 
 
+@pytest.mark.parametrize("per", KINDS)
+def test_a_fused_loss_has_the_same_fisher(per: Any) -> None:
+    found = []
+    for loss in (losses.next_token, losses.fused_next_token()):
+        program = jcl.make(methods.ewc(per=per), tiny.APPLY, loss, optax.sgd(0.1))
+        state = program.init(tiny.base(), FIRST, KEY)
+        batches = jax.tree.map(lambda x: x[None], FIRST)
+        found.append(flat(jax.jit(program.consolidate)(state, batches).methods["ewc"].fisher))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5 * found[0].max())
+
+
+@pytest.mark.parametrize("per", KINDS)
+def test_rows_spread_over_devices_have_the_same_fisher(per: Any) -> None:
+    batches = jax.tree.map(lambda x: x[None], padded(2))
+    plain = flat(after_a_boundary(methods.ewc(per=per), padded(2)).fisher)
+    mesh = jcl.mesh.make(data=2, fsdp=2, tensor=2)
+    program = tiny.program(
+        methods.ewc(per=per), optax.sgd(0.1), trainable=trees.every_leaf, mesh=mesh
+    )
+    state = jax.jit(program.init)(tiny.base(), padded(2), KEY)
+    spread = flat(jax.jit(program.consolidate)(state, batches).methods["ewc"].fisher)
+    np.testing.assert_allclose(spread, plain, rtol=1e-3, atol=1e-5 * plain.max())
+
+
 def apart_and_packed() -> list[dict[str, jax.Array]]:
     """Two documents of six tokens, in a row each and in one row: the loss is the same."""
     tokens, half = FIRST["tokens"][0], tiny.LENGTH // 2

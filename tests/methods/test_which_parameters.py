@@ -16,7 +16,7 @@ import pytest
 import tiny_decoder as tiny
 
 import jcl
-from jcl import adapters, losses, methods, models, trees
+from jcl import adapters, losses, merging, methods, models, trees
 from jcl.methods.merges import hma
 from jcl.models import decoder, t5
 
@@ -136,7 +136,8 @@ def test_hma_divides_every_stack_that_the_model_names() -> None:
     )
     params = jax.tree.map(jnp.zeros_like, t5.init(KEY, config))
     end, structure = jax.tree.map(jnp.ones_like, params), t5.apply_fn(config).structure
-    got = hma.mixed(jnp.array([0.25, 0.75]), 0.5, params, end, structure)
+    ratio = hma.by_depth(jnp.array([0.25, 0.75]), 0.5, structure)
+    got = merging.interpolate(ratio, params, end)
     for stack, ratios in (("encoder", [0.25, 0.25, 0.75, 0.75]), ("decoder", [0.25, 0.75])):
         kernel = got[stack]["blocks"]["up"]["kernel"]
         np.testing.assert_array_equal(kernel[:, 0, 0], ratios)

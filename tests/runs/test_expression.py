@@ -4,6 +4,7 @@ import pytest
 from tiny_context import context
 
 from jcl import methods
+from jcl.mechanisms.quadratic import Quadratic
 from jcl.runs import expression
 from jcl.runs.expression import Call
 
@@ -43,14 +44,14 @@ def test_literals_may_be_negative_and_of_any_kind():
     ("text", "says"),
     [
         ("ewk()", ["'ewk'", "did you mean", "ewc"]),
-        ("ewc(lamda=3)", ["'lamda'", "strength and labels"]),
+        ("ewc(lamda=3)", ["'lamda'", "strength, labels and per"]),
         ("ewc(strength=x)", ["strength is x", "literal"]),
         ("ewc(strength='3')", ["strength is '3'", "a number"]),
         ("ewc(strength=True)", ["strength is True", "a number"]),
         ("er(capacity=1.5)", ["capacity is 1.5", "whole number"]),
         ("ewc(labels='all')", ["labels is 'all'", "'empirical', 'sampled' or 'exact'"]),
         ("ewc(1, strength=2)", ["'strength' twice"]),
-        ("ewc(1, 'exact', 3)", ["at most 2", "got 3"]),
+        ("ewc(1, 'exact', 'row', 4)", ["at most 3", "got 4"]),
         ("ewc(**{})", ["**"]),
         ("ewc() * 2", ["no call"]),
         ("ewc() - er()", ["no call"]),
@@ -88,7 +89,7 @@ def test_too_deep_an_expression_is_refused():
 def _pull(method, theta):
     """ewc's extra gradient at theta, for F = 1 around 0."""
     zero, one = jnp.zeros(()), jnp.ones(())
-    state = {"ewc": methods.ewc().init(context(), zero)[1]._replace(fisher=one, anchored=zero)}
+    state = {"ewc": methods.ewc().init(context(), zero)[1]._replace(past=Quadratic(one, zero))}
     return method.grads(state, context(params=theta, key=jax.random.key(0)), zero)
 
 
@@ -118,12 +119,12 @@ def test_build_composes_and_refuses():
 
 
 def test_floats_are_traceable_and_what_sets_a_shape_is_not():
-    assert expression.traceable("ewc", "strength")
-    assert expression.traceable("er", "weight")
-    assert not expression.traceable("er", "capacity")
-    assert not expression.traceable("ewc", "labels")
+    assert expression.traceable(Call("ewc", {}), "strength")
+    assert expression.traceable(Call("er", {}), "weight")
+    assert not expression.traceable(Call("er", {}), "capacity")
+    assert not expression.traceable(Call("ewc", {}), "labels")
     with pytest.raises(ValueError, match="no argument 'lamda'"):
-        expression.traceable("ewc", "lamda")
+        expression.traceable(Call("ewc", {}), "lamda")
 
 
 def test_every_method_can_be_written_down():
@@ -132,7 +133,7 @@ def test_every_method_can_be_written_down():
     assert set(known) == set(methods.__all__)
     for name, factory in known.items():
         for argument, parameter in __import__("inspect").signature(factory).parameters.items():
-            expression.traceable(name, argument)
+            expression.traceable(Call(name, {}), argument)
             literal = isinstance(parameter.default, int | float | str | tuple | None)
             if parameter.default is not parameter.empty and literal:
                 assert expression.override(Call(name, {}), argument, parameter.default)

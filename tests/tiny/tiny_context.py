@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jcl.method import Ctx, Structure
+from jcl.method import Call, Ctx, Structure
 
 
 def context(**known: Any) -> Ctx:
@@ -19,7 +19,7 @@ def context(**known: Any) -> Ctx:
     fields |= {"stage": zero, "stage_step": zero, "step": zero, "finished": (), "jumps": False}
     fields |= {
         "renewed": Ctx._field_defaults["renewed"],
-        "training": True,
+        "call": Call(training=True),
         "structure": Structure(),
     }
 

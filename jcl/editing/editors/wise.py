@@ -301,10 +301,11 @@ def wise(
 def ties(deltas: jax.Array, weights: jax.Array, density: float | jax.Array) -> jax.Array:
     """Merges several changes [S, in, out] into one [in, out] by TIES with weights [S].
 
-    Each change keeps the share `density` of its entries that is largest. An entry's sign is that of
+    Each change keeps int(density · n) of its n entries, the largest. An entry's sign is that of
     the weighted sum (+ where it is 0), its value the weighted mean of the values of that sign.
 
-    Source: Yadav et al., arXiv 2306.01708, as in EasyEdit's `merge/gta.py`, `get_mask` and `GTA`.
+    Source: Yadav et al., arXiv 2306.01708, as in EasyEdit's `merge/gta.py`, `get_mask` and `GTA`,
+    and `merge/utils.py`, `magnitude`.
     """
     kept = lax.map(lambda d: merging.trim(d, density), deltas)
     weights = weights[:, None, None]

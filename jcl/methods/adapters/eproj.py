@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jcl import taps, trees
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Info, Method, Params, as_call, check
 
 
 class EProjState(NamedTuple):
@@ -99,15 +99,15 @@ def eproj(
         return jnp.where(known, _unit(f) @ _unit(state.keys).T, -jnp.inf)
 
     def forward(state: EProjState, ctx: Ctx, apply: Apply) -> Apply:
-        def chosen(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def chosen(params: Params, batch: Batch, call: Call = Call()) -> Any:
             one = picked(params, state.slot)
-            if ctx.training or "cache" in batch or "image" not in taps.sites(apply, one, batch):
-                return apply(one, batch, tap)
+            if call.training or "cache" in batch or "image" not in taps.sites(apply, one, batch):
+                return apply(one, batch, call)
             slot = jnp.argmax(likeness(state, features(apply, one, table(ctx, params), batch)), -1)
             if predict == "task":
                 own = state.last.at[batch["task"]].get(mode="fill", fill_value=-1)
                 slot = jnp.where(own < 0, slot, own)
-            return apply(picked(params, slot), batch, tap)
+            return apply(picked(params, slot), batch, call)
 
         return chosen
 
@@ -120,7 +120,10 @@ def eproj(
         return {**tree, "projector": jax.tree.map(one, tree["projector"])}
 
     def observe(state: EProjState, ctx: Ctx, info: Info) -> EProjState:
-        f = features(ctx.apply, ctx.params, table(ctx, ctx.params), info.batch)
+        def learning(params: Params, batch: Batch, call: Call) -> Any:
+            return ctx.apply(params, batch, ctx.call._replace(tap=as_call(call).tap))
+
+        f = features(learning, ctx.params, table(ctx, ctx.params), info.batch)
         f = f * (info.batch["weight"] > 0)[:, None]
         alike = likeness(state, jnp.sum(f, axis=0))
         taken = jnp.sum(jnp.any(state.keys != 0, axis=-1))

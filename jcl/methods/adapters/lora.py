@@ -42,7 +42,7 @@ def lora(
     factor = adapters.scale(rank, alpha, rslora)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
-        return adapters.add_pairs(ctx, params, rank, targets, dora), ()
+        return adapters.add_pairs("lora", ctx, params, rank, targets, dora), ()
 
     return Method(
         "lora", init=init, forward=adapters.scale_hook(factor), learns=adapters.is_adapter

@@ -42,6 +42,7 @@ def moelora(
     factor = adapters.scale(rank, alpha)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
+        adapters.refuse_pairs_of_others("moelora", ctx, params)
         whole = trees.merge(params, ctx.frozen)
         for path in adapters.dense_paths(ctx, params, targets):
             at = adapters.subtree(whole, path)

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl import moved, taps, trees
+from jcl import moved, trees
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Info, Method, Params, check
 
 Predict = Literal["stack", "task"]
 Form = Literal["absolute", "square"]
@@ -34,18 +34,18 @@ def _method(
     slots = stages - 1  # the last stage's pair stays where it learnt
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, BankState]:
-        params = adapters.add_pairs(ctx, params, rank, targets)
+        params = adapters.add_pairs(name, ctx, params, rank, targets)
         return params, BankState(adapters.bank(params, slots), jnp.full(stages, -1, jnp.int32))
 
     def forward(state: BankState, ctx: Ctx, apply: Apply) -> Apply:
-        def apply_with_bank(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_bank(params: Params, batch: Batch, call: Call = Call()) -> Any:
             if predict == "stack":
                 params = adapters.join_pairs(params, state.bank)
-            elif not ctx.training:
+            elif not call.training:
                 stage = state.last.at[batch["task"][0]].get(mode="fill", fill_value=-1)
                 done = stage < jnp.minimum(ctx.stage, slots)
                 params = adapters.select_pairs(params, state.bank, jnp.where(done, stage, -1))
-            return apply(adapters.scale_pairs(params, factor), batch, tap)
+            return apply(adapters.scale_pairs(params, factor), batch, call)
 
         return apply_with_bank
 

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl import moved, taps, trees
+from jcl import moved, trees
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Info, Method, Params, check
 
 
 class ProgressivePromptsState(NamedTuple):
@@ -63,22 +63,22 @@ def progressive_prompts(
 
     def forward(state: ProgressivePromptsState, ctx: Ctx, apply: Apply) -> Apply:
         # the newest prompt that has trained: at a boundary the next one hasn't yet
-        newest = ctx.stage if ctx.training else ctx.stage - (ctx.stage_step == 0)
+        trained = ctx.stage - (ctx.stage_step == 0)
 
-        def apply_with_prompt(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_prompt(params: Params, batch: Batch, call: Call = Call()) -> Any:
             if "cache" in batch:  # the cache holds all that was read before, the prompts too
-                return apply(params, batch, tap)
+                return apply(params, batch, call)
             mine = trees.merge(params, ctx.frozen)["prompt"]["table"]
             every = state.bank.at[jnp.minimum(ctx.stage, stages - 1)].set(mine)
             soft = every[::-1].reshape(stages * length, -1)
-            upto = jnp.broadcast_to(newest, batch["task"].shape)
-            if predict == "task" and not ctx.training:
+            upto = jnp.broadcast_to(ctx.stage if call.training else trained, batch["task"].shape)
+            if predict == "task" and not call.training:
                 stage = state.last.at[batch["task"]].get(mode="fill", fill_value=-1)
                 upto = jnp.where(stage < 0, upto, stage)
             written = jnp.repeat(jnp.arange(stages)[::-1], length)
             shown = (written <= upto[:, None]).astype(jnp.int32)
             soft = jnp.broadcast_to(soft, (len(upto), *soft.shape))
-            return apply(params, {**batch, "embeddings": soft, "embedding_segments": shown}, tap)
+            return apply(params, {**batch, "embeddings": soft, "embedding_segments": shown}, call)
 
         return apply_with_prompt
 

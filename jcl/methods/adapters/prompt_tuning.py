@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcl import taps, trees
+from jcl import trees
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Ctx, Method, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Method, Params, check
 
 
 def prompt_tuning(length: int = 20) -> Method:
@@ -45,12 +45,12 @@ def prompt_tuning(length: int = 20) -> Method:
         ), ()
 
     def forward(state: tuple[()], ctx: Ctx, apply: Apply) -> Apply:
-        def apply_with_prompt(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_prompt(params: Params, batch: Batch, call: Call = Call()) -> Any:
             if "cache" in batch:  # the cache holds all that was read before, the prompt too
-                return apply(params, batch, tap)
+                return apply(params, batch, call)
             table = trees.merge(params, ctx.frozen)["prompt"]["table"]
             soft = jnp.broadcast_to(table, (len(batch["tokens"]), *table.shape))
-            return apply(params, {**batch, "embeddings": soft}, tap)
+            return apply(params, {**batch, "embeddings": soft}, call)
 
         return apply_with_prompt
 

@@ -10,7 +10,7 @@ from jax import lax
 
 from jcl import losses, memory
 from jcl.mechanisms import preference
-from jcl.method import Batch, Ctx, Info, LossFn, Method, Params, check
+from jcl.method import Batch, Call, Ctx, Info, LossFn, Method, Params, check
 
 _ODDS, _NEW, _STAGE = "copr/odds", "copr/new", "copr/stage"  # columns of a batch
 _MOST = 7.0  # the largest ln λ, which would rise for ever if a bound can't be kept
@@ -113,8 +113,11 @@ def copr(
         buffer = keep.empty({**ctx.batch, **more})
         return params, CoprState(buffer, jnp.zeros(stages), jnp.zeros(stages))
 
-    def log_probs(ctx: Ctx, params: Params, pairs: Batch) -> preference.Rewards:
-        return preference.pair_log_probs(ctx.apply(params, preference.pair_rows(pairs)), pairs)
+    def log_probs(
+        ctx: Ctx, params: Params, pairs: Batch, call: Call = Call()
+    ) -> preference.Rewards:
+        outputs = ctx.apply(params, preference.pair_rows(pairs), call)
+        return preference.pair_log_probs(outputs, pairs)
 
     def odds(found: preference.Rewards, pairs: Batch) -> jax.Array:
         """log P(preferred) / P(rejected) of each pair from its log-probabilities, float32 [B]."""
@@ -145,8 +148,10 @@ def copr(
         first = loss_fn is ctx.loss
         check(first, "the loss before copr's", "another method's", "the objective: put copr first")
 
-        def loss_with_policy(params: Params, pairs: Batch) -> tuple[jax.Array, preference.Rewards]:
-            found = log_probs(ctx, params, pairs)
+        def loss_with_policy(
+            params: Params, pairs: Batch, call: Call = ctx.call
+        ) -> tuple[jax.Array, preference.Rewards]:
+            found = log_probs(ctx, params, pairs, call)
             cost = apart(odds(found, pairs), pairs[_ODDS])
             cost = cost - sft * pairs[_NEW] * found.preferred / length(pairs["answer"])
             return losses.weighted_mean(cost, pairs["weight"]), found

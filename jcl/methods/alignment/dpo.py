@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from jcl import taps
 from jcl.mechanisms import preference
-from jcl.method import Apply, Batch, Ctx, Method, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Method, Params, check
 
 
 def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial") -> Method:
@@ -32,12 +31,12 @@ def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial"
     check(reference in ("initial", "previous"), "reference", reference, "'initial' or 'previous'")
 
     def forward(state: tuple[()], ctx: Ctx, apply: Apply) -> Apply:
-        def apply_with_rewards(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_rewards(params: Params, batch: Batch, call: Call = Call()) -> Any:
             if preference.REWARDS not in batch:
-                return apply(params, batch, tap)
+                return apply(params, batch, call)
             rows = {k: v for k, v in batch.items() if k != preference.REWARDS}
             old = ctx.recall(ctx.references[reference], rows)
-            return preference.implicit_rewards(apply(params, rows, tap), old, beta)
+            return preference.implicit_rewards(apply(params, rows, call), old, beta)
 
         return apply_with_rewards
 

@@ -8,8 +8,9 @@ import jax
 
 from jcl import trees
 from jcl.mechanisms import importance
+from jcl.mechanisms.lasting import check_lasting
 from jcl.mechanisms.quadratic import Quadratic, no_anchor
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class EwcState(NamedTuple):

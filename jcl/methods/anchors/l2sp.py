@@ -47,4 +47,11 @@ def l2sp(strength: float = 0.1, start: int = 0) -> Method:
         anchor = trees.select(ctx.stage < start, params, state.anchor)
         return params, L2spState(trees.choose(ctx.renewed, trees.copy(params), anchor))
 
-    return Method("l2sp", init=init, grads=grads, consolidate=consolidate, reads=("parameters",))
+    return Method(
+        "l2sp",
+        init=init,
+        grads=grads,
+        consolidate=consolidate,
+        reads=("parameters",),
+        starts=start,
+    )

@@ -8,8 +8,9 @@ import jax
 
 from jcl import losses, trees
 from jcl.mechanisms import importance
+from jcl.mechanisms.lasting import check_lasting
 from jcl.mechanisms.quadratic import Quadratic, no_anchor
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class MasState(NamedTuple):
@@ -75,4 +76,5 @@ def mas(strength: float = 2.0, anchor: Literal["latest", "each"] = "latest") -> 
         report=report,
         reads=("parameters", "gradients"),
         wants=(losses.Logits, losses.TokenScores, losses.Values),
+        starts=1,
     )

@@ -77,4 +77,5 @@ def recadam(
         updates=updates,
         consolidate=consolidate,
         reads=("parameters",),
+        starts=start,
     )

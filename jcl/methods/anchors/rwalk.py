@@ -10,8 +10,9 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import importance, merging
+from jcl.mechanisms.lasting import check_lasting
 from jcl.mechanisms.quadratic import Quadratic
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class Walk(NamedTuple):
@@ -163,4 +164,5 @@ def rwalk(
         consolidate=consolidate,
         report=report,
         reads=("parameters", "gradients"),
+        starts=1,
     )

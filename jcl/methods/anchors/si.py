@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from jcl import trees
+from jcl.mechanisms.lasting import check_lasting
 from jcl.mechanisms.quadratic import Quadratic
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class SiState(NamedTuple):
@@ -87,4 +88,5 @@ def si(strength: float = 2.0, damping: float = 1e-3) -> Method:
         consolidate=consolidate,
         report=report,
         reads=("parameters", "gradients"),
+        starts=1,
     )

@@ -57,5 +57,6 @@ def from_scratch() -> Method:
         consolidate=consolidate,
         report=report,
         writes=True,
+        jumps=True,
         reads=("parameters",),
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
-from jcl.method import Apply, Batch, Ctx, Info, LossFn, Method, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Info, LossFn, Method, Params, check
 
 _LIMIT = 6.0  # the largest magnitude of an embedding, as in the authors' code
 
@@ -109,8 +109,8 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
         state = HatState(used, jnp.zeros(tasks, bool), none, jnp.zeros_like(none))
         return {**params, "hat": drawn}, state
 
-    def gate(e: jax.Array, ctx: Ctx) -> jax.Array:
-        if not ctx.training:
+    def gate(e: jax.Array, ctx: Ctx, training: bool) -> jax.Array:
+        if not training:
             return (e > 0).astype(e.dtype)
         share = (ctx.stage_step % steps) / max(steps - 1, 1)
         s = 1 / smax + (smax - 1 / smax) * share
@@ -122,7 +122,7 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
         layers = _layers(apply, ctx.params, ctx.batch)
         behind = {f"{after}:in": path for path, after in pairwise(layers)}
 
-        def apply_with_gates(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_gates(params: Params, batch: Batch, call: Call = Call()) -> Any:
             # a product with one-hot rows: its gradient is dense, where a gather's is a slow scatter
             rows = jax.nn.one_hot(batch["task"], tasks)
 
@@ -130,9 +130,10 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
                 if site not in behind:
                     return h
                 e = jnp.dot(rows, params["hat"][behind[site]], precision="highest")
-                return h * gate(e, ctx).reshape(len(e), *[1] * (h.ndim - 2), -1).astype(h.dtype)
+                shape = (len(e), *[1] * (h.ndim - 2), -1)
+                return h * gate(e, ctx, call.training).reshape(shape).astype(h.dtype)
 
-            return apply(params, batch, taps.compose(shut, tap))
+            return apply(params, batch, call._replace(tap=taps.compose(shut, call.tap)))
 
         return apply_with_gates
 
@@ -141,9 +142,12 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
         room = jnp.maximum(sum(jnp.sum(f) for f in free.values()), 1.0)
         task = ctx.batch["task"][0]
 
-        def loss_with_penalty(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
-            value, outputs = loss_fn(params, batch)
-            taken = sum(jnp.sum(gate(params["hat"][p][task], ctx) * f) for p, f in free.items())
+        def loss_with_penalty(
+            params: Params, batch: Batch, call: Call = ctx.call
+        ) -> tuple[jax.Array, Any]:
+            value, outputs = loss_fn(params, batch, call)
+            gates = {p: gate(params["hat"][p][task], ctx, call.training) for p in free}
+            taken = sum(jnp.sum(gates[p] * f) for p, f in free.items())
             return value + strength * taken / room, outputs
 
         return loss_with_penalty

@@ -131,5 +131,5 @@ def migu(
         return {"moved": moved / max(sum(g.size for g in seen), 1)}
 
     if at == "grads":
-        return Method("migu", init=init, grads=masked, report=report)
-    return Method("migu", init=init, updates=masked, report=report)
+        return Method("migu", init=init, grads=masked, report=report, starts=1)
+    return Method("migu", init=init, updates=masked, report=report, starts=1)

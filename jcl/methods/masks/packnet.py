@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl import moved, taps, trees
+from jcl import moved, trees
 from jcl.mechanisms import merging
-from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
+from jcl.method import Apply, Batch, Call, Ctx, Info, Method, Params, check
 
 
 class PacknetState(NamedTuple):
@@ -88,10 +88,9 @@ def packnet(
         return params, PacknetState(owner, jnp.full(stages, -1, jnp.int32), jnp.float32(1))
 
     def forward(state: PacknetState, ctx: Ctx, apply: Apply) -> Apply:
-        if ctx.training:
-            return apply
-
-        def predicted(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
+        def apply_with_mask(params: Params, batch: Batch, call: Call = Call()) -> Any:
+            if call.training:
+                return apply(params, batch, call)
             last = state.last.at[batch["task"][0]].get(mode="fill", fill_value=-1)
             stage = jnp.where(last < 0, stages, last)
             # the stage in progress sees the free weights too
@@ -100,9 +99,9 @@ def packnet(
             def visible(p: jax.Array, o: jax.Array) -> jax.Array:
                 return jnp.where((o >= lowest) & (o <= stage), p, 0)
 
-            return apply(jax.tree.map(visible, params, state.owner), batch, tap)
+            return apply(jax.tree.map(visible, params, state.owner), batch, call)
 
-        return predicted
+        return apply_with_mask
 
     def updates(state: PacknetState, ctx: Ctx, tree: Params) -> Params:
         return jax.tree.map(lambda u, o: jnp.where(o < 0, u, 0), tree, state.owner)

@@ -11,7 +11,7 @@ from jax import lax
 
 from jcl import taps, trees
 from jcl.losses import total_weight
-from jcl.method import Batch, Ctx, Info, Method, Params, check
+from jcl.method import Batch, Call, Ctx, Info, Method, Params, check
 
 Importance = dict[str, jax.Array]
 """float32 [units] by the layer's path, [layers, units] if layers are stacked."""
@@ -45,7 +45,7 @@ def gate_gradients(ctx: Ctx, params: Params, batches: Batch, units: Importance) 
                 g = gates[path] if gates[path].ndim == 2 else gates[path][layer]
                 return h * g.reshape(rows, *[1] * (h.ndim - 2), -1).astype(h.dtype)
 
-            return ctx.loss(params, batch, tap)[0]
+            return ctx.loss(params, batch, Call(tap))[0]
 
         ones = {p: jnp.ones((*u.shape[:-1], rows, u.shape[-1])) for p, u in units.items()}
         # a row's slope is its own loss's times its share of the mass, which `mass` takes out again

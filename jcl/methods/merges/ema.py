@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class EmaState(NamedTuple):
@@ -50,11 +51,24 @@ def ema(decay: float = 0.99) -> Method:
         theta = trees.float32(info.params)
         return state._replace(average=merging.lerp(decay, theta, state.average))
 
+    def moved(state: EmaState, ctx: Ctx, params: Params) -> Params:
+        """The average, which goes along where other methods have moved the parameters."""
+
+        def one(e: jax.Array, p: jax.Array, r: jax.Array) -> jax.Array:
+            now = p.astype(jnp.float32)
+            return jnp.where(p == r, e, now + (e - r.astype(jnp.float32)))
+
+        return jax.tree.map(one, state.average, params, ctx.reached)
+
+    def begin(state: EmaState, ctx: Ctx, params: Params) -> tuple[Params, EmaState]:
+        return params, state._replace(average=moved(state, ctx, params))
+
     def consolidate(
         state: EmaState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, EmaState]:
+        average = moved(state, ctx, params)
         # a leaf that was renewed has nothing to do with the average of what it was
-        average = trees.choose(ctx.renewed, trees.float32(params), state.average)
+        average = trees.choose(ctx.renewed, trees.float32(params), average)
         gap = trees.norm(trees.subtract(trees.float32(params), average))
         return trees.like(average, params), EmaState(average, gap)
 
@@ -64,6 +78,7 @@ def ema(decay: float = 0.99) -> Method:
     return Method(
         "ema",
         init=init,
+        begin=begin,
         observe=observe,
         consolidate=consolidate,
         report=report,

@@ -11,7 +11,8 @@ from jax import lax
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, Structure, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, Structure, check
 
 
 class HmaState(NamedTuple):
@@ -103,6 +104,10 @@ def hma(
         check(there, "parts", parts, "1, for the model says of no learning leaf that it is a stack")
         return params, HmaState(trees.copy(params), jnp.full(parts, alpha, jnp.float32))
 
+    def begin(state: HmaState, ctx: Ctx, params: Params) -> tuple[Params, HmaState]:
+        start = trees.copy(params) if anchor == "previous" else state.anchor
+        return params, state._replace(anchor=start)
+
     def consolidate(
         state: HmaState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, HmaState]:
@@ -129,5 +134,11 @@ def hma(
         return {"first": state.ratios[0], "last": state.ratios[-1]}
 
     return Method(
-        "hma", init=init, consolidate=consolidate, report=report, writes=True, reads=("parameters",)
+        "hma",
+        init=init,
+        begin=begin,
+        consolidate=consolidate,
+        report=report,
+        writes=True,
+        reads=("parameters",),
     )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class MagMaxState(NamedTuple):
@@ -52,7 +53,9 @@ def magmax(scale: float = 0.5, start: Literal["initial", "previous"] = "previous
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, MagMaxState]:
         check_lasting("magmax", ctx, params)
-        merging.refuse_pairs("magmax", params, "inclora(), whose bank adds up its pairs' products")
+        merging.refuse_pairs(
+            "magmax", ctx, params, "inclora(), whose bank adds up its pairs' products"
+        )
         begun = trees.copy(params) if sequential else ()
         return params, MagMaxState(trees.copy(params), begun, trees.zeros(params), jnp.float32(0))
 
@@ -79,5 +82,6 @@ def magmax(scale: float = 0.5, start: Literal["initial", "previous"] = "previous
         consolidate=consolidate,
         report=report,
         writes=True,
+        jumps=True,
         reads=("parameters",),
     )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class OnlineMergingState(NamedTuple):

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class TaskArithmeticState(NamedTuple):
@@ -57,7 +58,7 @@ def task_arithmetic(
         begun = trees.copy(params) if sequential else ()
         check_lasting("task_arithmetic", ctx, params)
         merging.refuse_pairs(
-            "task_arithmetic", params, "inclora(), whose bank adds up its pairs' products"
+            "task_arithmetic", ctx, params, "inclora(), whose bank adds up its pairs' products"
         )
         return params, TaskArithmeticState(
             trees.copy(params), begun, trees.zeros(params), jnp.float32(0)
@@ -89,5 +90,6 @@ def task_arithmetic(
         consolidate=consolidate,
         report=report,
         writes=True,
+        jumps=True,
         reads=("parameters",),
     )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class TiesState(NamedTuple):
@@ -68,7 +69,9 @@ def ties(
         begun = trees.copy(params) if sequential else ()
         votes = merging.no_votes(params)
         check_lasting("ties", ctx, params)
-        merging.refuse_pairs("ties", params, "inclora(), whose bank adds up its pairs' products")
+        merging.refuse_pairs(
+            "ties", ctx, params, "inclora(), whose bank adds up its pairs' products"
+        )
         return params, TiesState(trees.copy(params), begun, votes, jnp.float32(0))
 
     def begin(state: TiesState, ctx: Ctx, params: Params) -> tuple[Params, TiesState]:
@@ -79,10 +82,13 @@ def ties(
         state: TiesState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, TiesState]:
         vector = merging.task_vector(params, state.base)
+        # of a leaf that was renewed no entry is one of the task vector's, nor ranked with these
+        vector, void = trees.partition(vector, lambda path: not ctx.renewed(path))
         if scope == "model":
             vector = merging.trim(vector, density)
         else:
             vector = merging.trim_layers(vector, density, ctx.structure)
+        vector = trees.merge(vector, trees.zeros(void))
         votes = merging.vote(state.votes, vector)
         elected = merging.elect(votes)
         merged = merging.step_along(state.base, params, elected, scale)
@@ -100,5 +106,6 @@ def ties(
         consolidate=consolidate,
         report=report,
         writes=True,
+        jumps=True,
         reads=("parameters",),
     )

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.mechanisms import merging
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class WiseFtState(NamedTuple):
@@ -50,8 +51,12 @@ def wise_ft(
     def init(ctx: Ctx, params: Params) -> tuple[Params, WiseFtState]:
         check_lasting("wise_ft", ctx, params)
         if spherical:
-            merging.refuse_pairs("wise_ft(spherical=True)", params, "wise_ft()")
+            merging.refuse_pairs("wise_ft(spherical=True)", ctx, params, "wise_ft()")
         return params, WiseFtState(trees.copy(params), jnp.float32(0))
+
+    def begin(state: WiseFtState, ctx: Ctx, params: Params) -> tuple[Params, WiseFtState]:
+        start = trees.copy(params) if anchor == "previous" else state.anchor
+        return params, state._replace(anchor=start)
 
     def consolidate(
         state: WiseFtState, ctx: Ctx, params: Params, batches: Batch
@@ -70,6 +75,7 @@ def wise_ft(
     return Method(
         "wise_ft",
         init=init,
+        begin=begin,
         consolidate=consolidate,
         report=report,
         writes=True,

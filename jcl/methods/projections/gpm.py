@@ -149,7 +149,9 @@ def gpm(
     def report(state: GpmState, info: Info) -> dict[str, jax.Array]:
         return {"directions": jnp.sum(jnp.stack([jnp.sum(u) for u in state.used.values()]))}
 
-    method = Method("gpm", init=init, consolidate=consolidate, report=report, reads=("gradients",))
+    method = Method(
+        "gpm", init=init, consolidate=consolidate, report=report, reads=("gradients",), starts=1
+    )
     if at == "grads":
         return method._replace(grads=projected)
     return method._replace(updates=projected)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import losses, trees
-from jcl.method import Batch, Ctx, Info, Method, Params, check, check_lasting
+from jcl.mechanisms.lasting import check_lasting
+from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
 class OgdState(NamedTuple):
@@ -112,7 +113,9 @@ def ogd(
     def report(state: OgdState, info: Info) -> dict[str, jax.Array]:
         return {"directions": state.used}
 
-    method = Method("ogd", init=init, consolidate=consolidate, report=report, reads=("gradients",))
+    method = Method(
+        "ogd", init=init, consolidate=consolidate, report=report, reads=("gradients",), starts=1
+    )
     if of == "label":
         method = method._replace(wants=(losses.Logits,))
     if at == "grads":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import losses, memory
-from jcl.method import Batch, Ctx, Info, LossFn, Method, Params, check
+from jcl.method import Batch, Call, Ctx, Info, LossFn, Method, Params, check
 from jcl.outputs import with_head
 
 
@@ -83,14 +83,16 @@ def _method(
     def loss(state: DerState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
         _, growth = replay(state, ctx)
 
-        def loss_with_memory(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
+        def loss_with_memory(
+            params: Params, batch: Batch, call: Call = ctx.call
+        ) -> tuple[jax.Array, Any]:
             weight, marked = batch["weight"], batch[match] > 0
             matches: float | jax.Array = 1.0
             if draws == 1:  # the same rows serve both terms
                 matches = alpha / jnp.where(alpha + beta == 0, 1.0, alpha + beta)
             labelled = {**batch, "weight": jnp.where(marked, (1 - matches) * weight, weight)}
             stored = {**batch, "weight": jnp.where(marked, matches * weight, 0.0)}
-            value, outputs = loss_fn(params, labelled)
+            value, outputs = loss_fn(params, labelled, call)
             old = memory.take(state.buffer, batch[match] - 1)
             gap = losses.squared_distance(outputs, old["outputs"], old.get("indices"))
             apart = losses.mean_of(gap, outputs._replace(weight=stored["weight"]))
@@ -109,7 +111,7 @@ def _method(
     def report(state: DerState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.count_filled(state.buffer)}
 
-    def idle(state: DerState, ctx: Ctx) -> jax.Array:
+    def skips(state: DerState, ctx: Ctx) -> jax.Array:
         return (ctx.stage < start) | ((alpha == 0) & (beta == 0))
 
     return Method(
@@ -119,7 +121,7 @@ def _method(
         loss=loss,
         observe=observe,
         report=report,
-        idle=idle,
+        skips=skips,
         reads=("samples", "logits"),
         starts=start,
         wants=(losses.Logits, losses.TokenScores, losses.Values),

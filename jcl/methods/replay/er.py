@@ -103,7 +103,7 @@ def er(
     def report(state: ErState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.count_filled(state.buffer)}
 
-    def idle(state: ErState, ctx: Ctx) -> jax.Array:
+    def skips(state: ErState, ctx: Ctx) -> jax.Array:
         neutral = False if callable(weight) else weight == 0
         return (ctx.stage < start) | neutral
 
@@ -111,7 +111,7 @@ def er(
         "er",
         init=init,
         batch=batch,
-        idle=idle,
+        skips=skips,
         reads=("samples",),
         starts=start,
         wants=keep.wants,

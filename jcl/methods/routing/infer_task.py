@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl import taps, trees
-from jcl.method import Apply, Batch, Ctx, Info, Method, Params, Tap, check
+from jcl import trees
+from jcl.method import Apply, Batch, Call, Ctx, Info, Method, Params, check
 
 
 class InferTaskState(NamedTuple):
@@ -57,13 +57,13 @@ def infer_task(tasks: int, prompts: bool = True) -> Method:
         return params, InferTaskState(jnp.zeros((tasks, whole["embed"]["table"].shape[1])))
 
     def forward(state: InferTaskState, ctx: Ctx, apply: Apply) -> Apply:
-        def apply_with_task(params: Params, batch: Batch, tap: Tap = taps.identity) -> Any:
-            if ctx.training or "cache" in batch:
-                return apply(params, batch, tap)
+        def apply_with_task(params: Params, batch: Batch, call: Call = Call()) -> Any:
+            if call.training or "cache" in batch:
+                return apply(params, batch, call)
             likeness = features(ctx, params, batch) @ _unit(state.total).T
             known = jnp.any(state.total != 0, axis=-1)
             found = jnp.argmax(jnp.where(known, likeness, -jnp.inf), axis=-1)
-            return apply(params, {**batch, "task": found.astype(jnp.int32)}, tap)
+            return apply(params, {**batch, "task": found.astype(jnp.int32)}, call)
 
         return apply_with_task
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import losses
-from jcl.method import Batch, Ctx, LossFn, Method, Params, check
+from jcl.method import Batch, Call, Ctx, LossFn, Method, Params, check
 
 
 def kl_to_reference(
@@ -46,13 +46,19 @@ def kl_to_reference(
         def ask(rows: Batch) -> Any:
             return ctx.recall(ctx.references[reference], rows)
 
-        def loss_with_penalty(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
-            value, outputs = loss_fn(params, batch)
+        def loss_with_penalty(
+            params: Params, batch: Batch, call: Call = ctx.call
+        ) -> tuple[jax.Array, Any]:
+            value, outputs = loss_fn(params, batch, call)
             new, asking, rows = outputs, ctx, batch
+
+            def model(params: Params, rows: Batch) -> Any:
+                return ctx.apply(params, rows, call)
+
             whole_answers = isinstance(outputs, losses.LogProbs | losses.Rewards)
             if whole_answers:
                 asking, rows = ctx._replace(objective=losses.fused_next_token()), _answers(batch)
-                new = losses.evaluate(asking.objective, ctx.apply, params, rows)[1]
+                new = losses.evaluate(asking.objective, model, params, rows)[1]
             old = losses.answers(asking, ask, rows)
             pair = (old, new) if direction == "reverse" else (new, old)
             apart = losses.divergence(*pair)
@@ -62,13 +68,13 @@ def kl_to_reference(
 
         return loss_with_penalty
 
-    def idle(state: tuple[()], ctx: Ctx) -> jax.Array:
+    def skips(state: tuple[()], ctx: Ctx) -> jax.Array:
         return jnp.asarray(strength == 0)
 
     return Method(
         "kl_to_reference",
         loss=loss,
-        idle=idle,
+        skips=skips,
         reads=("parameters",),
         recalls=(reference,),
         wants=(losses.Logits, losses.TokenScores, losses.LogProbs, losses.Rewards),

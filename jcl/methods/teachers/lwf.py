@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import losses
-from jcl.method import Batch, Ctx, LossFn, Method, Params, check
+from jcl.method import Batch, Call, Ctx, LossFn, Method, Params, check
 
 
 def lwf(
@@ -62,8 +62,10 @@ def lwf(
         def teacher(rows: Batch) -> Any:
             return ctx.recall(ctx.references["previous"], rows)
 
-        def loss_with_teacher(params: Params, batch: Batch) -> tuple[jax.Array, Any]:
-            value, outputs = loss_fn(params, batch)
+        def loss_with_teacher(
+            params: Params, batch: Batch, call: Call = ctx.call
+        ) -> tuple[jax.Array, Any]:
+            value, outputs = loss_fn(params, batch, call)
             old = losses.answers(ctx, teacher, batch, ctx.stage - 1)
             groups = old_softmaxes(ctx, outputs)
             apart = losses.divergence(outputs, old, temperature, groups)
@@ -73,14 +75,15 @@ def lwf(
 
         return loss_with_teacher
 
-    def idle(state: tuple[()], ctx: Ctx) -> jax.Array:
+    def skips(state: tuple[()], ctx: Ctx) -> jax.Array:
         return (ctx.stage < 1) | (strength == 0)
 
     return Method(
         "lwf",
         loss=loss,
-        idle=idle,
+        skips=skips,
         reads=("parameters",),
         recalls=("previous",),
         wants=(losses.Logits, losses.TokenScores),
+        starts=1,
     )

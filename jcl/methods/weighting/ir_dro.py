@@ -38,7 +38,7 @@ def ir_dro(temperature: float = 1.0) -> Method:
         scale = jnp.sum(weight) / jnp.where(total == 0, 1.0, total)
         return {**rows, "weight": weight * hard * scale}
 
-    def idle(state: Any, ctx: Ctx) -> jax.Array | bool:
+    def skips(state: Any, ctx: Ctx) -> jax.Array | bool:
         return temperature == math.inf
 
-    return Method("ir_dro", batch=batch, idle=idle)
+    return Method("ir_dro", batch=batch, skips=skips)

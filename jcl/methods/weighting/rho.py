@@ -101,10 +101,10 @@ def rho(
     def is_waiting(ctx: Ctx) -> jax.Array:
         return (ctx.stage < 1) & (source == "previous")
 
-    def idle(state: RhoState, ctx: Ctx) -> jax.Array:
+    def skips(state: RhoState, ctx: Ctx) -> jax.Array:
         return is_waiting(ctx) | (share == 1)
 
-    method = Method("rho", init=init, batch=batch, idle=idle)
+    method = Method("rho", init=init, batch=batch, skips=skips)
     if source == "previous":
-        return method._replace(reads=("parameters",), recalls=("previous",))
+        return method._replace(reads=("parameters",), recalls=("previous",), starts=1)
     return method

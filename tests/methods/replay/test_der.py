@@ -163,7 +163,7 @@ def test_tokens_count_as_they_do_in_the_loss() -> None:
 
 def test_a_step_costs_the_forward_and_backward_of_its_rows_and_no_more() -> None:
     def flops(method: jcl.Method) -> float:
-        method = method._replace(idle=methods.naive().idle)  # the work alone, without its cond
+        method = method._replace(skips=methods.naive().skips)  # the work alone, without its cond
         program = jcl.make(method, jcl.models.mlp.apply, losses.cross_entropy(), optax.sgd(RATE))
         params = jcl.models.mlp.init(KEY, [128, 256, 256, 10])
         batch = {"x": jnp.zeros((64, 128)), "y": jnp.zeros(64, jnp.int32)}

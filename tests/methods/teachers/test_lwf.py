@@ -154,7 +154,7 @@ def test_a_step_costs_one_forward_pass_more() -> None:
     """Four thirds of a plain step, counted in the compiled program."""
 
     def flops(method: jcl.Method) -> float:
-        method = method._replace(idle=methods.naive().idle)  # the work alone, without its cond
+        method = method._replace(skips=methods.naive().skips)  # the work alone, without its cond
         program = jcl.make(method, jcl.models.mlp.apply, losses.cross_entropy(), optax.sgd(RATE))
         params = jcl.models.mlp.init(KEY, [128, 256, 256, 10])
         batch = {"x": jnp.zeros((64, 128)), "y": jnp.zeros(64, jnp.int32)}

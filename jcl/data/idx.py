@@ -55,5 +55,6 @@ def read_digits(folder: Path, split: str, ending: str = "") -> Arrays:
     of = folder / f"{split}-labels-idx1-ubyte{ending}"
     label = read_idx(of)
     check(label.shape == image.shape[:1], f"shape in {of}", label.shape, f"({len(image)},)")
-    check(label.max(initial=0) <= 9, f"largest label in {of}", label.max(initial=0), "at most 9")
+    top = int(label.max(initial=0))
+    check(top <= 9, f"largest label in {of}", top, "at most 9")
     return {"image": image, "y": label.astype(np.int32)}

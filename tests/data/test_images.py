@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny_archives
 
 from jcl import data
 from jcl.data import images
@@ -108,19 +108,24 @@ def test_images_are_scaled_and_cut_in_the_middle(tmp_path: Path) -> None:
         images.read_image(tmp_path / "bad.png", 8)
 
 
+def idx(array: np.ndarray) -> bytes:
+    head = b"\0\0\x08" + bytes([array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    return gzip.compress(head + array.tobytes())
+
+
 @pytest.fixture
 def fashion(tmp_path: Path) -> Path:
     """A data set of twelve images in Fashion-MNIST's files."""
     pixels = np.arange(12 * 784, dtype=np.uint32).astype(np.uint8).reshape(12, 28, 28)
     labels = (np.arange(12) % 10).astype(np.uint8)
     for name in ("train", "t10k"):
-        (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(tiny_archives.idx(pixels))
-        (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(tiny_archives.idx(labels))
+        (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(idx(pixels))
+        (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
     return tmp_path
 
 
 @pytest.mark.quick
-def test_fashion_is_read_from_idx_files(fashion: Path) -> None:
+def test_fashion_mnist_is_read_from_its_files(fashion: Path) -> None:
     made = images.fashion_mnist("test", fashion)
     assert made["image"].shape == (12, 28, 28, 1) and made["y"].tolist()[:3] == [0, 1, 2]
     assert made["image"].reshape(-1)[:300].tolist() == [i % 256 for i in range(300)]

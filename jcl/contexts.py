@@ -92,8 +92,8 @@ class Scene(NamedTuple):
         key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
         wrappers = [m.name for m in self.method.parts if defines(m, "forward")]
 
-        def base(params: Params, rows: Batch, call: Call = Call()) -> Any:
-            return model(trees.merge(params, frozen), rows, call)
+        def base(params: Params, rows: Batch, call: Call | Tap = Call()) -> Any:
+            return model(trees.merge(params, frozen), rows, as_call(call))
 
         phase_call = Call(key=jax.random.fold_in(key, 0), training=True) if training else Call()
 

@@ -95,6 +95,10 @@ class Call(NamedTuple):
         """What the tap makes of `h`."""
         return self.tap(site, layer, h)
 
+    def _facts(self) -> dict[str, Any]:
+        tap = None if self.tap is identity else self.tap
+        return {"tap": tap, "key": self.key, "training": self.training or None}
+
 
 def as_call(call: Call | Tap) -> Call:
     """A `Call` as it is, or one with the tap that was given in its place."""

@@ -45,7 +45,7 @@ def sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.ShapeDtyp
         seen[site] = jax.ShapeDtypeStruct(h.shape, h.dtype)
         return h
 
-    jax.eval_shape(lambda p, b: apply(p, b, note), params, batch)
+    jax.eval_shape(lambda p, b: apply(p, b, Call(note)), params, batch)
     return seen
 
 

@@ -51,7 +51,7 @@ def _dense_paths(apply: Apply, params: Params, batch: Batch) -> list[str] | None
             visits.setdefault(site.removesuffix(":in"), []).append(plain)
         return h
 
-    jax.eval_shape(lambda p, b: apply(p, b, note), params, batch)
+    jax.eval_shape(lambda p, b: apply(p, b, Call(note)), params, batch)
     # the gradient of a layer that is used twice is a sum of products, where the formula fails
     paths = [path for path, plain in visits.items() if plain == [True]]
     held = {f"{path}/{leaf}" for path in paths for leaf in _LEAVES}

@@ -98,7 +98,7 @@ def test_a_function_of_data_and_a_model(shown):
     assert squeezed(inspect.getdoc(data.split)) in squeezed(shown("split"))
     said = shown("mlp")
     assert squeezed(inspect.getdoc(models.mlp)) in squeezed(said)
-    assert "  init(key, sizes)\n" in said and "  apply(params, batch, tap=identity)\n" in said
+    assert "  init(key, sizes)\n" in said and "  apply(params, batch, call=Call())\n" in said
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,7 @@ def branch(state: Any) -> Any:
     Raises:
       ValueError: if `infinite` is not among the state's methods.
     """
-    check(
-        "infinite" in state.methods, "state.methods", sorted(state.methods), "one with 'infinite'"
-    )
-    since = InfiniteState(jnp.array(state.step, copy=True))
-    return state._replace(methods={**state.methods, "infinite": since})
+    mine = [name for name, kept in state.methods.items() if isinstance(kept, InfiniteState)]
+    check(bool(mine), "state.methods", sorted(state.methods), "one with 'infinite'")
+    begun = {name: InfiniteState(jnp.array(state.step, copy=True)) for name in mine}
+    return state._replace(methods={**state.methods, **begun})

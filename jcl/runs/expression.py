@@ -112,7 +112,7 @@ def load(entry: Any) -> Callable[..., Any]:
     return _callable(found, whose)
 
 
-def of_file(reference: own.Reference) -> Callable[..., Any]:
+def of_file(reference: own.Named) -> Callable[..., Any]:
     """A function of a user's file, which is run for it.
 
     Raises:
@@ -200,7 +200,7 @@ def _check(name: str, argument: str, value: Any, factory: Callable[..., Any]) ->
 
 
 def _call(
-    node: ast.expr, text: str, known: Known | None, references: Mapping[str, own.Reference]
+    node: ast.expr, text: str, known: Known | None, references: Mapping[str, own.Named]
 ) -> Call:
     if isinstance(node, ast.Name):  # `ewc` is `ewc()`
         node = ast.Call(func=node, args=[], keywords=[])

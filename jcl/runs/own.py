@@ -22,7 +22,7 @@ _TERM = re.compile(
 )
 
 
-class Reference(NamedTuple):
+class Named(NamedTuple):
     """A function of a file, as an expression has it."""
 
     path: Path
@@ -35,28 +35,28 @@ class Reference(NamedTuple):
         return f"{self.path if bare else repr(str(self.path))}:{self.name}"
 
 
-def _replaced(text: str, by: Callable[[Reference], str]) -> str:
+def _replaced(text: str, by: Callable[[Named], str]) -> str:
     """The text with something in the place of each function of a file; strings stay."""
 
     def one(match: re.Match[str]) -> str:
         if match["name"] is None:  # a string among the arguments
             return match[0]
-        return match["before"] + by(Reference(Path(match["path"].strip("'\"")), match["name"]))
+        return match["before"] + by(Named(Path(match["path"].strip("'\"")), match["name"]))
 
     return _TERM.sub(one, text.strip())
 
 
-def split(text: str) -> tuple[str, dict[str, Reference]]:
+def split(text: str) -> tuple[str, dict[str, Named]]:
     """An expression with a plain name in the place of each function of a file.
 
     >>> split("./mine.py:pull(0.1) + er()")
-    ('_file_0(0.1) + er()', {'_file_0': Reference(path=PosixPath('mine.py'), name='pull')})
+    ('_file_0(0.1) + er()', {'_file_0': Named(path=PosixPath('mine.py'), name='pull')})
     """
-    found: dict[str, Reference] = {}
+    found: dict[str, Named] = {}
 
-    def plain(reference: Reference) -> str:
+    def plain(named: Named) -> str:
         name = f"_file_{len(found)}"
-        found[name] = reference
+        found[name] = named
         return name
 
     return _replaced(text, plain), found
@@ -65,16 +65,16 @@ def split(text: str) -> tuple[str, dict[str, Reference]]:
 def absolute(text: str, folder: Path) -> str:
     """An expression whose files are named by their whole paths, those beside `folder` too."""
 
-    def whole(reference: Reference) -> str:
-        path = (folder / reference.path.expanduser()).resolve()
-        return str(reference._replace(path=path))
+    def whole(named: Named) -> str:
+        path = (folder / named.path.expanduser()).resolve()
+        return str(named._replace(path=path))
 
     return _replaced(text, whole)
 
 
 def brief(text: str) -> str:
     """An expression whose files are named without their folders, to be shown."""
-    return _replaced(text, lambda reference: f"{reference.path.name}:{reference.name}")
+    return _replaced(text, lambda named: f"{named.path.name}:{named.name}")
 
 
 def digests(texts: Iterable[str]) -> dict[str, str]:
@@ -83,7 +83,7 @@ def digests(texts: Iterable[str]) -> dict[str, str]:
     Raises:
       ValueError: if there is no such file.
     """
-    found = [reference.path for text in texts for reference in split(text)[1].values()]
+    found = [named.path for text in texts for named in split(text)[1].values()]
     return {str(path): files.digest(path) for path in found}
 
 

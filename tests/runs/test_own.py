@@ -15,7 +15,7 @@ from own_method import MINE, install, write_mine
 import jcl
 from jcl import cli
 from jcl.runs import expression, own
-from jcl.runs.own import Reference
+from jcl.runs.own import Named
 
 
 @pytest.mark.quick
@@ -43,8 +43,8 @@ def test_functions_of_files_are_found_in_an_expression(
 def test_whole_paths_are_read_back_and_brief_ones_shown(tmp_path: Path) -> None:
     text = own.absolute("../a b.py:f(1) + '/c+d.py':g + er()", tmp_path / "x")
     assert own.split(text)[1] == {
-        "_file_0": Reference(tmp_path / "a b.py", "f"),
-        "_file_1": Reference(Path("/c+d.py"), "g"),
+        "_file_0": Named(tmp_path / "a b.py", "f"),
+        "_file_1": Named(Path("/c+d.py"), "g"),
     }
     assert own.absolute(text, Path("/elsewhere")) == text
     assert own.brief(text) == "a b.py:f(1) + c+d.py:g + er()"

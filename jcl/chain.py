@@ -56,10 +56,6 @@ def _validate(parts: tuple[Method, ...]) -> None:
                 raise ValueError(f"{m.name} recalls {name!r}, but must recall one of {REFERENCES}")
 
 
-def _paths(params: Params) -> list[str]:
-    return [trees.path_name(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-
-
 def _shapes(tree: Any) -> tuple[Any, list[Any]]:
     leaves, structure = jax.tree.flatten(tree)
     return structure, [jnp.shape(x) for x in leaves]
@@ -75,14 +71,13 @@ def _checked(method: Method, phase: str, found: Any, wanted: Any, what: str) -> 
         return found
     shown = _named(found)
     if _shapes(found)[0] == _shapes(wanted)[0]:
-        leaf = next(
-            (trees.path_name(p), jnp.shape(a), jnp.shape(b))
-            for (p, a), b in zip(
-                jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
-            )
+        pairs = zip(trees.by_path(found).items(), jax.tree.leaves(wanted), strict=True)
+        path, mine, right = next(
+            (path, jnp.shape(a), jnp.shape(b))
+            for (path, a), b in pairs
             if jnp.shape(a) != jnp.shape(b)
         )
-        shown = f"{leaf[0] or 'an array'} of shape {leaf[1]} instead of {leaf[2]}"
+        shown = f"{path or 'an array'} of shape {mine} instead of {right}"
     raise ValueError(f"{method.name}'s {phase} returned {shown}, but must return {what}")
 
 
@@ -174,8 +169,8 @@ def chain(*methods: Method) -> Method:
             for one in earlier:
                 # who added leaves of its own and knows no others doesn't mind more of them
                 knows = one.name not in added.values() or any(
-                    trees.path_name(p).endswith(path)
-                    for p, _ in jax.tree_util.tree_leaves_with_path(states.get(one.name))
+                    kept.endswith(path)
+                    for kept in trees.by_path(states.get(one.name))
                     for path in added
                 )
                 if defines(one, "init") and knows:
@@ -187,14 +182,14 @@ def chain(*methods: Method) -> Method:
             except ValueError:
                 if not jax.tree.leaves(params):  # nothing learns yet: does a later one add some?
                     for later in parts[i + 1 :]:
-                        if defines(later, "init") and _paths(begun(later, params)[0]):
+                        if defines(later, "init") and trees.by_path(begun(later, params)[0]):
                             check_follows(later, (m,))
                 raise
             grown, states[m.name] = _two(m, "init", made)
-            new = [path for path in _paths(grown) if path not in _paths(params)]
-            if _paths(grown) != _paths(params):
+            before, after = list(trees.by_path(params)), list(trees.by_path(grown))
+            if after != before:
                 check_follows(m, parts[:i])
-            added.update(dict.fromkeys(new, m.name))
+            added.update((path, m.name) for path in after if path not in before)
             params = grown
         return params, states
 

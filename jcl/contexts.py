@@ -75,7 +75,6 @@ class Scene(NamedTuple):
         halves: tuple[Params, Params],
         batch: Batch,
         phase: int,
-        training: bool,
         model: Apply,
     ) -> Ctx:
         """What a hook may read in a phase; the one place where contexts are made.
@@ -85,7 +84,6 @@ class Scene(NamedTuple):
           halves: its parameters that learn, and the others.
           batch: fresh rows.
           phase: one of those above.
-          training: whether the phase's own call of the model is one of training.
           model: `(whole parameters, batch, call) -> outputs`.
         """
         learning, frozen = halves
@@ -95,7 +93,9 @@ class Scene(NamedTuple):
         def base(params: Params, rows: Batch, call: Call | Tap = Call()) -> Any:
             return model(trees.merge(params, frozen), rows, as_call(call))
 
-        phase_call = Call(key=jax.random.fold_in(key, 0), training=True) if training else Call()
+        phase_call = Call()
+        if phase == STEP:
+            phase_call = Call(key=jax.random.fold_in(key, 0), training=True)
 
         def moment(
             params: Params,

@@ -173,16 +173,14 @@ def make(
     def split(params: Params) -> tuple[Params, Params]:
         return trees.partition(params, learns)
 
-    def context(
-        state: State, batch: Batch, phase: int, training: bool, model: Apply = model
-    ) -> Ctx:
-        return scene.context(state, split(state.params), batch, phase, training, model)
+    def context(state: State, batch: Batch, phase: int, model: Apply = model) -> Ctx:
+        return scene.context(state, split(state.params), batch, phase, model)
 
     def renew(references: dict[str, Reference], state: State, batch: Batch) -> dict[str, Reference]:
         """`references` with the model of `state` as the previous one, where it is asked for."""
         if "previous" not in method.recalls:
             return references
-        ctx = context(state, batch, PREDICTION, False)
+        ctx = context(state, batch, PREDICTION)
         return {**references, "previous": ctx.freeze(ctx.params)}
 
     def init(params: Params, batch: Batch, key: jax.Array) -> State:
@@ -190,7 +188,7 @@ def make(
         # three separate zeros, because a donated state must not hold one buffer twice
         state = State(params, (), {}, jnp.int32(0), jnp.int32(0), jnp.int32(0), key, {})
         learning, frozen = split(params)
-        ctx = context(state, batch, START, False)
+        ctx = context(state, batch, START)
         if any(m.wants for m in method.parts):
             outputs = jax.eval_shape(ctx.loss, learning, batch)[1]
             for part in method.parts:
@@ -201,7 +199,7 @@ def make(
         state = state._replace(params=params, optimizer=tx.init(grown), methods=states)
         references = {}
         if "initial" in method.recalls:
-            references["initial"] = context(state, batch, PREDICTION, False).freeze(grown)
+            references["initial"] = context(state, batch, PREDICTION).freeze(grown)
         return state._replace(references=renew(references, state, batch))
 
     def begin(state: State, batch: Batch) -> State:
@@ -209,7 +207,7 @@ def make(
         names = [m.name for m in method.parts if defines(m, "begin")]
 
         def jump() -> tuple[Params, dict[str, Any]]:
-            ctx = context(state, batch, BEGINNING, False)
+            ctx = context(state, batch, BEGINNING)
             params, states = method.begin(state.methods, ctx, ctx.params)
             return params, {name: states[name] for name in names}
 
@@ -230,7 +228,7 @@ def make(
         if defines(method, "begin"):
             state = begin(state, fresh)
         learning, frozen = split(state.params)
-        ctx = context(state, fresh, STEP, True)
+        ctx = context(state, fresh, STEP)
 
         def work(_: None) -> Any:
             mixed = method.batch(state.methods, ctx, fresh)
@@ -271,7 +269,7 @@ def make(
         batches = meshes.constrain_batch(batches, layout, leading=1)
         first = jax.tree.map(lambda x: x[0], batches)
         learning, frozen = split(state.params)
-        ctx = context(state, first, BOUNDARY, False)
+        ctx = context(state, first, BOUNDARY)
         learned, states = method.consolidate(state.methods, ctx, learning, batches)
         opt = state.optimizer
         if boundary == "reset":
@@ -286,7 +284,7 @@ def make(
 
     def predict(state: State, batch: Batch, call: Call | Tap = Call()) -> Any:
         batch = fill_batch(batch)
-        ctx = context(state, batch, PREDICTION, False)
+        ctx = context(state, batch, PREDICTION)
         return ctx.apply(ctx.params, batch, call)
 
     def read_params(state: State, batch: Batch) -> Params:
@@ -295,7 +293,7 @@ def make(
             return params
 
         batch = fill_batch(batch)
-        ctx = context(state, batch, PREDICTION, False, read)
+        ctx = context(state, batch, PREDICTION, read)
         return ctx.apply(ctx.params, batch)
 
     program = Program(

@@ -38,9 +38,6 @@ def from_scratch() -> Method:
     def init(ctx: Ctx, params: Params) -> tuple[Params, FromScratchState]:
         return params, FromScratchState(trees.copy(params), jnp.float32(0))
 
-    def begin(state: FromScratchState, ctx: Ctx, params: Params) -> tuple[Params, FromScratchState]:
-        return trees.choose(ctx.renewed, params, trees.copy(state.start)), state
-
     def consolidate(
         state: FromScratchState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, FromScratchState]:
@@ -53,7 +50,7 @@ def from_scratch() -> Method:
     return Method(
         "from_scratch",
         init=init,
-        begin=begin,
+        begin=merging.begin_stages_at(lambda state: state.start),
         consolidate=consolidate,
         report=report,
         writes=True,

@@ -53,15 +53,9 @@ def magmax(scale: float = 0.5, start: Literal["initial", "previous"] = "previous
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, MagMaxState]:
         check_lasting("magmax", ctx, params)
-        merging.refuse_pairs(
-            "magmax", ctx, params, "inclora(), whose bank adds up its pairs' products"
-        )
+        merging.refuse_pairs("magmax", ctx, params)
         begun = trees.copy(params) if sequential else ()
         return params, MagMaxState(trees.copy(params), begun, trees.zeros(params), jnp.float32(0))
-
-    def begin(state: MagMaxState, ctx: Ctx, params: Params) -> tuple[Params, MagMaxState]:
-        start = state.start if sequential else state.base
-        return trees.choose(ctx.renewed, params, start), state
 
     def consolidate(
         state: MagMaxState, ctx: Ctx, params: Params, batches: Batch
@@ -78,7 +72,7 @@ def magmax(scale: float = 0.5, start: Literal["initial", "previous"] = "previous
     return Method(
         "magmax",
         init=init,
-        begin=begin,
+        begin=merging.begin_stages_at(lambda s: s.start if sequential else s.base),
         consolidate=consolidate,
         report=report,
         writes=True,

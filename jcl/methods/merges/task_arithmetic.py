@@ -57,18 +57,10 @@ def task_arithmetic(
     def init(ctx: Ctx, params: Params) -> tuple[Params, TaskArithmeticState]:
         begun = trees.copy(params) if sequential else ()
         check_lasting("task_arithmetic", ctx, params)
-        merging.refuse_pairs(
-            "task_arithmetic", ctx, params, "inclora(), whose bank adds up its pairs' products"
-        )
+        merging.refuse_pairs("task_arithmetic", ctx, params)
         return params, TaskArithmeticState(
             trees.copy(params), begun, trees.zeros(params), jnp.float32(0)
         )
-
-    def begin(
-        state: TaskArithmeticState, ctx: Ctx, params: Params
-    ) -> tuple[Params, TaskArithmeticState]:
-        start = state.start if sequential else state.base
-        return trees.choose(ctx.renewed, params, start), state
 
     def consolidate(
         state: TaskArithmeticState, ctx: Ctx, params: Params, batches: Batch
@@ -86,7 +78,7 @@ def task_arithmetic(
     return Method(
         "task_arithmetic",
         init=init,
-        begin=begin,
+        begin=merging.begin_stages_at(lambda s: s.start if sequential else s.base),
         consolidate=consolidate,
         report=report,
         writes=True,

@@ -69,14 +69,8 @@ def ties(
         begun = trees.copy(params) if sequential else ()
         votes = merging.no_votes(params)
         check_lasting("ties", ctx, params)
-        merging.refuse_pairs(
-            "ties", ctx, params, "inclora(), whose bank adds up its pairs' products"
-        )
+        merging.refuse_pairs("ties", ctx, params)
         return params, TiesState(trees.copy(params), begun, votes, jnp.float32(0))
-
-    def begin(state: TiesState, ctx: Ctx, params: Params) -> tuple[Params, TiesState]:
-        start = state.start if sequential else state.base
-        return trees.choose(ctx.renewed, params, start), state
 
     def consolidate(
         state: TiesState, ctx: Ctx, params: Params, batches: Batch
@@ -102,7 +96,7 @@ def ties(
     return Method(
         "ties",
         init=init,
-        begin=begin,
+        begin=merging.begin_stages_at(lambda s: s.start if sequential else s.base),
         consolidate=consolidate,
         report=report,
         writes=True,

@@ -75,8 +75,7 @@ def rho(
 
         def loss(_: Params, rows: Batch) -> tuple[jax.Array, Any]:
             rows = {**rows, "stage": jnp.full_like(rows["task"], ctx.stage)}
-            value = ctx.objective(model, (), rows)
-            return value if isinstance(value, tuple) else (value, None)
+            return losses.evaluate(ctx.objective, model, (), rows)
 
         return cost(model, loss, (), rows)
 

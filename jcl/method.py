@@ -90,6 +90,10 @@ class Call(NamedTuple):
     """A typed PRNG key for what is random in this call, such as dropout; None draws nothing."""
     training: bool = False
     """Whether the model behaves as in training."""
+    collections: Any = None
+    """What the model keeps beside its parameters, a dict of trees by the names that it declares
+    (see `Structure.collections`); None, for the caller, is the program's own of the moment. In
+    training such a model returns `(outputs, collections)`, else its outputs alone."""
 
     def __call__(self, site: str, layer: Any, h: jax.Array) -> jax.Array:
         """What the tap makes of `h`."""

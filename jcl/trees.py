@@ -30,6 +30,9 @@ class Structure(NamedTuple):
     stacks: Mapping[str, int] = MappingProxyType({})
     """How many leading axes of a leaf count layers, by the start of its path, the longest of which
     holds: {"blocks": 1, "blocks/experts": 2}. The first of these axes is the depth."""
+    collections: tuple[str, ...] = ()
+    """Names of what the model keeps beside its parameters, and changes whenever it is called in
+    training, such as the running averages of batch norms; see `Call.collections`."""
 
     def head_of(self, params: Tree) -> str | None:
         """Path of the layer that makes the logits from a whole tree of parameters, if any does."""

@@ -241,6 +241,8 @@ class Ctx(NamedTuple):
     """The model's own word about itself: which layer is its head, which leaves are stacked."""
     collections: Any = ()
     """What the model keeps beside its parameters; only the loss that is descended changes it."""
+    settle: Callable[..., Any] = _none
+    """For `chain` at a boundary: see `contexts.Scene.settle`."""
 
 
 @record
@@ -262,6 +264,8 @@ class Info(NamedTuple):
     """The trainable parameters after this step."""
     batch: Batch
     """The fresh rows."""
+    collections: Any = ()
+    """What the model keeps beside its parameters, after this step."""
 
 
 @record
@@ -284,7 +288,8 @@ class Method(NamedTuple):
       updates: changes the optimizer's update before it is added, by a mask or a factor.
       observe: makes the next state from what the step produced: reservoirs, path integrals, means.
       consolidate: ends a stage: `batches` [n, B, ...] are its own data, and it may change both the
-        parameters and the state.
+        parameters and the state. One that averages models may give, as a third thing, what the
+        model keeps beside its parameters, averaged likewise (see `make(collections=)`).
       report: gives the finite scalars to log, float32 [] by name.
       skips: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
         leaves their passes through the model out of the step, without a second trace.
@@ -320,7 +325,7 @@ class Method(NamedTuple):
     grads: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, grads: grads
     updates: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, updates: updates
     observe: Callable[[Any, Ctx, Info], Any] = lambda state, ctx, info: state
-    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Params, Any]] = (
+    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Any, ...]] = (
         lambda state, ctx, params, batches: (params, state)
     )
     report: Callable[[Any, Info], dict[str, jax.Array]] = lambda state, info: {}

@@ -164,6 +164,18 @@ class Saver:
             raise OSError(f"can't save a checkpoint in {self.folder}: {reason}; {last}") from error
 
 
+def tidy(folder: Path) -> None:
+    """Removes what saves that were cut short have left; nobody else may be saving."""
+    if not folder.is_dir():
+        return
+    done = {f"step_{step:09d}" for step in _steps(folder)}
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in done:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".partial":
+            path.unlink(missing_ok=True)
+
+
 def save(folder: Path, step: int, state: Any) -> None:
     """Saves a pytree of arrays as checkpoint `step` and deletes all but the last two.
 

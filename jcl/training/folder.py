@@ -20,11 +20,16 @@ def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` once all is written.
 
     So `path` is the old file or the new one, whole, whenever the process ends.
+
+    Raises:
+      OSError: in one sentence with the path, if it can't be written.
     """
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(f"can't write {path}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -206,7 +206,7 @@ def moments(
 
 
 def row_weight(batch: Batch) -> jax.Array:
-    """How much each row counts, float32 [B]: its `weight`, 0 if `mask` counts none of its tokens."""
+    """How much each row counts, float32 [B]: its `weight`, or 0 if its `mask` counts no token."""
     weight = batch["weight"].astype(jnp.float32)
     return weight * jnp.any(batch["mask"] > 0, axis=-1) if "mask" in batch else weight
 

@@ -86,9 +86,9 @@ def migu(
 
     Source: Du et al., arXiv 2406.17245, and the authors' code, whose threshold T is the share that
     is frozen, 0.7: of n units those learn that reach `torch.quantile` of T, which are
-    1 + ⌊(1 - T) (n - 1)⌋ as here. Its mask is before Adam, so frozen columns go on drifting by their momentum;
-    `at="updates"` holds them. Padding doesn't count here, whether rows or tokens; ties are split;
-    and the authors mask a head too.
+    1 + ⌊(1 - T) (n - 1)⌋ as here. Its mask is before Adam, so frozen columns go on drifting by
+    their momentum; `at="updates"` holds them. Padding doesn't count here, whether rows or tokens;
+    ties are split; and the authors mask a head too.
 
     Args:
       fraction: the share of units that learn, in (0, 1]; may be traced. 1 is plain fine-tuning.

@@ -56,7 +56,6 @@ def test_only_the_loudest_columns_move(per_token: bool, at: Any, tx: Any) -> Non
     before, after = train(tx, fraction=0.3, per_token=per_token, at=at)
     size = loudness(before.params, batch(7), per_token)
     for name, layer in before.params.items():
-        units = layer["bias"].size
         count = int((size[name] >= np.quantile(size[name], 0.7)).sum())  # the authors' rule
         loud = np.argsort(-size[name])[:count]
         moved = np.any(np.asarray(layer["kernel"] != after.params[name]["kernel"]), axis=0)
@@ -68,7 +67,7 @@ def test_only_the_loudest_columns_move(per_token: bool, at: Any, tx: Any) -> Non
 @pytest.mark.quick
 @pytest.mark.parametrize("units", [1, 4, 5, 11, 52])
 def test_as_many_units_learn_as_reach_the_authors_quantile(units: int) -> None:
-    """By `torch.quantile`, from which a rounded share differs: 0.3 of 5 units are 2 by it, not 1."""
+    """By `torch.quantile`; a rounded share would differ, 0.3 of 5 units being 1 instead of 2."""
     torch = pytest.importorskip("torch")
     params = models.mlp.init(jax.random.key(units), [5, units])
     rows = {"x": jax.random.normal(jax.random.key(1), (ROWS, 5)), "y": jnp.zeros((ROWS, units))}

@@ -125,7 +125,7 @@ def test_it_goes_on_after_an_interruption(
 def test_a_users_own_methods_are_found_beside_the_pipeline(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever folder the command runs in, a node's `./mine.py` is beside the file that says it."""
+    """A node's `./mine.py` is beside the file that says it, wherever the command runs."""
     folder, out = tmp_path / "theirs", tmp_path / "out"
     folder.mkdir()
     script, mine = folder / "two.py", write_mine(folder)

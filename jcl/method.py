@@ -91,9 +91,8 @@ class Call(NamedTuple):
     training: bool = False
     """Whether the model behaves as in training."""
     collections: Any = None
-    """What the model keeps beside its parameters, a dict of trees by the names that it declares
-    (see `Structure.collections`); None, for the caller, is the program's own of the moment. In
-    training such a model returns `(outputs, collections)`, else its outputs alone."""
+    """A dict of trees by the names of `Structure.collections`; None is the program's own. In
+    training a model that declares any returns `(outputs, collections)`, else outputs alone."""
 
     def __call__(self, site: str, layer: Any, h: jax.Array) -> jax.Array:
         """What the tap makes of `h`."""
@@ -110,10 +109,21 @@ def as_call(call: Call | Tap) -> Call:
 
 
 Apply = Callable[..., Any]
-"""A model: `apply(params, batch, call=Call()) -> outputs`."""
-LossFn = Callable[..., tuple[jax.Array, Any]]
-"""`loss_fn(params, batch, call) -> (scalar float32, outputs)`; the outputs are a record of a kind
-(see `jcl.outputs`), or None."""
+"""A model: `apply(params, batch, call=Call()) -> outputs`; see also `Call.collections`."""
+
+
+@record
+class Aux(NamedTuple):
+    """What a loss gives beside its scalar."""
+
+    outputs: Any
+    """The model's outputs, a record of a kind (see `jcl.outputs`), or None."""
+    collections: Any = ()
+    """What the model keeps beside its parameters, as this call left it."""
+
+
+LossFn = Callable[..., tuple[jax.Array, Aux]]
+"""`loss_fn(params, batch, call) -> (scalar float32, aux)`; a wrapper hands `aux` on as it is."""
 
 
 class Objective(Protocol):
@@ -148,6 +158,8 @@ class Reference(NamedTuple):
     """int32 []: the stage that it predicts as."""
     stage_step: jax.Array
     """int32 []: the step of that stage."""
+    collections: Any = ()
+    """A copy of what the model kept beside its parameters."""
 
 
 def with_structure(apply: Apply, structure: Structure) -> Apply:
@@ -227,6 +239,8 @@ class Ctx(NamedTuple):
     """The mesh, for a hook that shards its own work instead of leaving it to the compiler."""
     structure: Structure = Structure()
     """The model's own word about itself: which layer is its head, which leaves are stacked."""
+    collections: Any = ()
+    """What the model keeps beside its parameters; only the loss that is descended changes it."""
 
 
 @record

@@ -139,7 +139,7 @@ def chain(*methods: Method) -> Method:
 
     `batch`, `grads`, `updates`, `observe` and `consolidate` run left to right; `forward` and
     `loss` wrap left to right, so that the last method's wrapper is the outermost. An empty chain is
-    plain fine-tuning.
+    plain fine-tuning. What the model keeps is the third thing that `consolidate` of a chain gives.
 
     Raises:
       ValueError: if two methods share a name, a method reads the state of one that is not in the
@@ -264,14 +264,22 @@ def chain(*methods: Method) -> Method:
             after[m.name] = _checked(m, "observe", new, states[m.name], what)
         return after
 
-    def consolidate(states: Any, ctx: Ctx, params: Params, batches: Batch) -> tuple[Params, Any]:
-        states = dict(states)
+    def consolidate(states: Any, ctx: Ctx, params: Params, batches: Batch) -> Any:
+        states, kept = dict(states), ctx.collections
         for i, m in enumerate(parts):
             finished = tuple(earlier.name for earlier in parts[:i])
-            mine = own(ctx.anew(params, dict(states), finished), m, "consolidate")
-            ended = m.consolidate(states[m.name], mine, params, batches)
+            there = ctx.anew(params, dict(states), finished, collections=kept)
+            ended: Any = m.consolidate(
+                states[m.name], own(there, m, "consolidate"), params, batches
+            )
+            averaged = None
+            if m.writes and isinstance(ended, tuple) and len(ended) == 3:
+                ended, averaged = ended[:2], ended[2]
             params, states[m.name] = _both(m, "consolidate", ended, params, states[m.name])
-        return params, states
+            if m.writes and kept:
+                left = ctx.anew(params, dict(states), (*finished, m.name), collections=kept)
+                kept = ctx.settle(m.name, left, batches, averaged)
+        return params, states, kept
 
     def report(states: Any, info: Info) -> dict[str, jax.Array]:
         return {

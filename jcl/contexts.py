@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.extend
@@ -33,6 +33,8 @@ from jcl.method import (
     defines,
 )
 from jcl.records import record
+
+Settling = Literal["recompute", "keep", "average"]
 
 START, STEP, BOUNDARY, PREDICTION, BEGINNING = range(5)
 """The phases of a program, which make its draws differ."""
@@ -76,6 +78,26 @@ class Scene(NamedTuple):
     """The axis of replicas, if any."""
     mesh: Mesh | None
     """The mesh, if any."""
+    settling: Settling = "recompute"
+    """What becomes of what the model keeps beside parameters that a method has moved."""
+
+    def settle(self, name: str, left: Ctx, batches: Batch, averaged: Any) -> Any:
+        """What the model keeps after the method `name` has moved the parameters at a boundary.
+
+        Args:
+          name: the writer's.
+          left: the context that it left.
+          batches: the finished stage's, leaves [n, B, ...].
+          averaged: what it averaged as it did the parameters, None if it can't.
+
+        Raises:
+          ValueError: if that is asked for, and it can't.
+        """
+        if self.settling == "average":
+            able = averaged is not None
+            check(able, "collections", "average", f"'recompute' or 'keep' with {name}")
+            return averaged
+        return left.collections if self.settling == "keep" else recompute(left, batches)
 
     def context(
         self,
@@ -141,7 +163,7 @@ class Scene(NamedTuple):
                 freeze=freeze, recall=recall, anew=moment, finished=finished,
                 reached=learning if phase in (BOUNDARY, BEGINNING) else None,
                 axis_name=self.axis_name, mesh=self.mesh, structure=self.structure,
-                collections=collections,
+                collections=collections, settle=self.settle,
             )  # fmt: skip
             forward = self.method.forward(states, ctx, base)
 

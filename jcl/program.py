@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from jcl.contexts import (
     START,
     STEP,
     Scene,
+    Settling,
     State,
     check_collections,
-    recompute,
     with_call,
 )
 from jcl.method import (
@@ -47,7 +47,6 @@ from jcl.parallel.rows import Shares
 from jcl.records import record
 
 Boundary = Literal["keep", "reset", "reset_moments"]
-Collections = Literal["recompute", "keep"]
 Evaluate = Callable[["Program", "State"], Any]
 """`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""
 Fetch = Callable[[Any], Batch]
@@ -105,7 +104,7 @@ def make(
     trainable: trees.Trainable | None = None,
     microbatches: int = 1,
     boundary: Boundary = "keep",
-    collections: Collections = "recompute",
+    collections: Settling = "recompute",
     mesh: Mesh | None = None,
     rules: meshes.Rules = meshes.RULES,
     axis_name: str | None = None,
@@ -128,7 +127,8 @@ def make(
         or `reset_moments` and keep the counts that schedules read.
       collections: what happens to what the model keeps beside its parameters, such as batch norms'
         running averages, when a method has moved the parameters at a boundary: `recompute` it over
-        the stage's data (see `contexts.recompute`), or `keep` what training left.
+        the stage's data (see `contexts.recompute`), `keep` what training left, or `average` it as
+        the method averages the parameters, if it does (`ema`, `wise_ft`, `hma`).
       mesh: the devices over which the compiler spreads the program; the numbers are those of one
         device, to rounding (see `jcl.mesh`).
       rules: where parameters lie on the mesh.
@@ -156,8 +156,8 @@ def make(
     """
     known = boundary in ("keep", "reset", "reset_moments")
     check(known, "boundary", boundary, "'keep', 'reset' or 'reset_moments'")
-    known = collections in ("recompute", "keep")
-    check(known, "collections", collections, "'recompute' or 'keep'")
+    known = collections in get_args(Settling)
+    check(known, "collections", collections, "'recompute', 'keep' or 'average'")
     check(microbatches >= 1, "microbatches", microbatches, "at least 1")
     if not isinstance(method, Method):
         raise ValueError(f"method is {method!r}, but must be a jcl.Method such as methods.ewc(...)")
@@ -171,7 +171,7 @@ def make(
     shares = Shares(microbatches, axis_name, layout)
     model = meshes.constrain(with_call(apply), layout)
     said: Structure = getattr(apply, "structure", Structure()) if structure is None else structure
-    scene = Scene(method, loss, said, axis_name, mesh)
+    scene = Scene(method, loss, said, axis_name, mesh, collections)
 
     def split(params: Params) -> tuple[Params, Params]:
         return trees.partition(params, learns)
@@ -263,7 +263,7 @@ def make(
         updates = method.updates(state.methods, ctx._replace(grads=grads), updates)
         learned = optax.apply_updates(learning, updates)
         applied = jax.tree.map(trees.applied, learning, learned)
-        info = Info(value, aux.outputs, task_grads, grads, applied, learned, fresh)
+        info = Info(value, aux.outputs, task_grads, grads, applied, learned, fresh, aux.collections)
         states = method.observe(state.methods, ctx, info)
         reports = {"loss": value, **method.report(states, info)}
         after = state._replace(
@@ -278,7 +278,8 @@ def make(
         first = jax.tree.map(lambda x: x[0], batches)
         learning, frozen = split(state.params)
         ctx = context(state, first, BOUNDARY)
-        learned, states = method.consolidate(state.methods, ctx, learning, batches)
+        ended = method.consolidate(state.methods, ctx, learning, batches)
+        learned, states = ended[:2]
         opt = state.optimizer
         if boundary == "reset":
             opt = tx.init(learned)
@@ -287,10 +288,8 @@ def make(
         state = state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
             stage=state.stage + 1, stage_step=jnp.zeros_like(state.stage_step),
+            collections=ended[2] if ended[2:] else state.collections,
         )  # fmt: skip
-        if said.collections and collections == "recompute" and any(m.writes for m in method.parts):
-            ctx = context(state, first, PREDICTION)
-            state = state._replace(collections=recompute(ctx, batches))
         return state._replace(references=renew(state.references, state, first))
 
     def predict(state: State, batch: Batch, call: Call | Tap = Call()) -> Any:

@@ -265,6 +265,50 @@ def test_after_a_writer_they_are_recomputed_or_kept(method: jcl.Method) -> None:
     close(kept.collections["stats"]["norm"]["mean"], means(STREAM, STAGES * STEPS))
 
 
+@pytest.mark.parametrize("anchor", ["previous", "first"])
+def test_an_interpolation_may_interpolate_them_too(anchor: Any) -> None:
+    """As of a torch module's whole state_dict; here what training left is known in closed form."""
+    rows = jax.tree.map(lambda x: x[:1], STREAM)
+    made = program(methods.wise_ft(0.25, anchor), collections="average")
+    found = ran(made, rows).collections["stats"]["norm"]["mean"]
+    np.testing.assert_allclose(found, 0.25 * means(STREAM, STEPS), rtol=1e-5)
+    twice = ran(made, jax.tree.map(lambda x: x[:2], STREAM)).collections["stats"]["norm"]["mean"]
+    ended = (
+        found * MOMENTUM**STEPS
+        + means(STREAM, 2 * STEPS)
+        - means(STREAM, STEPS) * (MOMENTUM**STEPS)
+    )
+    start = found if anchor == "previous" else np.zeros(WIDTH)
+    np.testing.assert_allclose(twice, 0.75 * start + 0.25 * ended, rtol=1e-4)
+
+
+def test_an_average_of_weights_may_average_them_too() -> None:
+    rows = jax.tree.map(lambda x: x[:1], STREAM)
+    found = ran(program(methods.ema(0.5), collections="average"), rows)
+    wanted = np.zeros(WIDTH)
+    for steps in range(1, STEPS + 1):
+        wanted = 0.5 * wanted + 0.5 * means(STREAM, steps)
+    np.testing.assert_allclose(found.collections["stats"]["norm"]["mean"], wanted, rtol=1e-5)
+
+
+def test_who_reads_at_a_boundary_sees_what_the_writer_left() -> None:
+    seen = jax.tree.map(lambda x: x[:, 0, 0], STREAM)
+
+    def consolidate(state: Any, ctx: jcl.Ctx, params: Any, batches: Any) -> Any:
+        return params, ctx.apply(params, seen)
+
+    reader = jcl.Method(
+        "reader", init=lambda ctx, params: (params, jnp.zeros((STAGES, CLASSES))),
+        consolidate=consolidate,
+    )  # fmt: skip
+    for choice in ("recompute", "keep", "average"):
+        made = program(methods.wise_ft(0.5), reader, collections=choice)
+        state = ran(made)
+        np.testing.assert_allclose(
+            state.methods["reader"], made.predict(state, seen), rtol=1e-5, err_msg=choice
+        )
+
+
 def test_what_is_no_moving_average_stays_as_it_is() -> None:
     def counting(params: Any, batch: Any, call: jcl.Call = jcl.Call()) -> Any:
         counts = call.collections["counts"]
@@ -312,7 +356,7 @@ def old_hook(state: Any, ctx: jcl.Ctx, loss_fn: Any) -> Any:
         ({"method": methods.packnet(stages=2)}, KEPT, r"\['stats'\], but must be none for packnet"),
         ({"loss": scanning}, KEPT, r"calls a model that keeps \['stats'\] inside a transformation"),
         ({"apply": silent}, KEPT, r"the model returned .* must return its outputs and its"),
-        ({"collections": "mean"}, KEPT, r"collections is 'mean', but must be 'recompute' or"),
+        ({"collections": "mean"}, KEPT, r"collections is 'mean', but must be 'recompute', 'keep'"),
         ({"method": jcl.Method("mine", loss=old_hook)}, KEPT, r"mine's loss gives a tuple, but"),
     ],
 )  # fmt: skip

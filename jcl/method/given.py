@@ -235,6 +235,8 @@ class Ctx(NamedTuple):
     """The model's own word about itself: which layer is its head, which leaves are stacked."""
     collections: Any = ()
     """What the model keeps beside its parameters; only the loss that is descended changes it."""
+    settle: Callable[..., Any] = _none
+    """For `chain` at a boundary: see `contexts.Scene.settle`."""
 
 
 @record
@@ -256,3 +258,5 @@ class Info(NamedTuple):
     """The trainable parameters after this step."""
     batch: Batch
     """The fresh rows."""
+    collections: Any = ()
+    """What the model keeps beside its parameters, after this step."""

@@ -256,15 +256,15 @@ class Consolidate(Protocol):
     """`consolidate(state, ctx, params, batches) -> (params, state)` ends a stage.
 
     It runs once at the end of each stage, left to right in a chain, with the stage's own data. Only
-    a method that `writes` returns other parameters. The model is evaluated after it.
+    a method that `writes` returns other parameters. One that averages models may give, as a third
+    thing, what the model keeps beside its parameters, averaged likewise (see
+    `make(collections=)`). The model is evaluated after it.
 
     Users: `ewc` measures its Fisher, `packnet` prunes and retrains, `ties` merges, and `inclora`
-    banks its pairs and draws fresh ones.
+    banks its pairs and draws fresh ones; `ema` gives the third thing too.
     """
 
-    def __call__(
-        self, state: Any, ctx: Ctx, params: Params, batches: Batch, /
-    ) -> tuple[Params, Any]:
+    def __call__(self, state: Any, ctx: Ctx, params: Params, batches: Batch, /) -> tuple[Any, ...]:
         """Ends a stage.
 
         Args:
@@ -276,7 +276,7 @@ class Consolidate(Protocol):
           batches: the stage's batches, or as many of them as the run keeps, leaves [n, B, ...].
 
         Returns:
-          The leaves and the state, both with the leaves that they had.
+          The parameters and the state, both with the leaves that they had; perhaps the collections.
         """
         ...
 

@@ -91,6 +91,7 @@ def test_arrays_in_a_loss_are_compared(tmp_path: Path) -> None:
         jcl.fit(program(shift[::-1]), PARAMS, jax.random.key(0), STREAM, out=out, resume=True)
 
 
+@pytest.mark.quick
 def test_large_arrays_are_told_apart_by_rows_spread_over_them() -> None:
     from jcl.training.origin import _sum
 

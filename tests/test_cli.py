@@ -346,6 +346,22 @@ def test_checkpoints_are_as_far_apart_as_is_asked(run):
     assert kept[-2:] == [700, 750]  # in mid-stage, and at its end
 
 
+def test_a_point_that_diverges_is_marked_and_the_others_go_on(run):
+    code, said, out = run("--method", "naive()", "--sweep", "lr=0.05,1e30,0.1", "--seeds", "2")
+    assert code == 0 and said.err.count("\n") == 1 and "diverged at step" in said.err
+    summary = _summary(out)
+    best, lost, _ = summary["sweep"]
+    assert "diverged" in lost["label"] and lost["average"]["mean"] is None
+    assert lost["matrix"][1] == [None] * 3 and summary["selected"] != lost["values"]
+    alone = run("--method", "naive()", "--sweep", "lr=0.05,0.1", "--seeds", "2", out="two")[2]
+    assert best["matrix"] == _summary(alone)["sweep"][0]["matrix"]
+    assert lost["diverged"] == 2 and ">2 diverged<" in (out / "report.html").read_text()
+    assert "NaN" not in (out / "summary.json").read_text()
+    assert report.load(out)[0].best == summary["sweep"].index(
+        next(point for point in summary["sweep"] if point["values"] == summary["selected"])
+    )
+
+
 def test_a_diverged_run_exits_with_3(run):
     code, said, _ = run("--method", "naive()", "--lr", "1e30")
     assert code == 3

@@ -41,11 +41,12 @@ class Scores(NamedTuple):
 
     @property
     def lost(self) -> np.ndarray:
-        """Mean forgetting over tasks that could be forgotten, [seeds]; 0 where none could."""
+        """Mean forgetting over tasks that could be forgotten, [seeds]; 0 where none could, NaN
+        where a seed diverged."""
         some = np.isfinite(self.forgetting).any(axis=0)
-        return (
-            np.mean(self.forgetting[:, some], axis=1) if some.any() else np.zeros(len(self.scores))
-        )
+        if some.any():
+            return np.mean(self.forgetting[:, some], axis=1)
+        return np.where(np.isfinite(self.average), 0.0, np.nan)
 
 
 class Run(NamedTuple):
@@ -68,15 +69,17 @@ class Run(NamedTuple):
 
     @property
     def best(self) -> int:
-        """The point with the best average."""
-        average = self.scores[:, :, -1].mean(axis=(1, 2))
+        """The point with the best average, of those none of whose seeds diverged, if there are."""
         sign = 1 if self.summary["higher_is_better"] else -1
-        return int(np.argmax(sign * average))
+        average = sign * self.scores[:, :, -1].mean(axis=(1, 2))
+        if not np.isfinite(average).any():  # then the best that some seeds make
+            average = np.array([sign * without_diverged(R)[:, -1].mean() for R in self.scores])
+        return int(np.argmax(np.where(np.isfinite(average), average, -np.inf)))
 
     def shown(self, point: int | None = None, label: str | None = None) -> Scores:
         """The scores of a point, None being the best one, for figures."""
         point = self.best if point is None else point
-        facts, R = self.summary, self.scores[point]
+        facts, R = self.summary, without_diverged(self.scores[point])
         return Scores(
             label or self.labels[point],
             R,
@@ -87,6 +90,16 @@ class Run(NamedTuple):
             facts["measure"],
             facts["higher_is_better"],
         )
+
+
+def without_diverged(R: np.ndarray) -> np.ndarray:
+    """Of scores [seeds, ...] those of the seeds that didn't diverge; all where none is left.
+
+    >>> without_diverged(np.array([[0.5], [np.nan]])).tolist()
+    [[0.5]]
+    """
+    well = np.isfinite(R).reshape(len(R), -1).all(axis=1)
+    return R[well] if well.any() else R
 
 
 def _first(stage_tasks: Sequence[int], task: int) -> int:
@@ -113,8 +126,12 @@ def forgetting(R: np.ndarray, stage_tasks: Sequence[int], higher_is_better: bool
 
 
 def _numbers(R: np.ndarray) -> Any:
-    """An array as nested lists, without digits that float32 doesn't have."""
-    return np.vectorize(lambda x: float(f"{x:.7g}"), otypes=[object])(R).tolist()
+    """An array as nested lists, without digits that float32 doesn't have; None for what is NaN."""
+
+    def short(x: float) -> float | None:
+        return float(f"{x:.7g}") if np.isfinite(x) else None
+
+    return np.vectorize(short, otypes=[object])(R).tolist()
 
 
 def write(
@@ -139,12 +156,15 @@ def write(
     run = Run(folder, dict(facts), values, list(labels), np.asarray(scores, np.float64))
     sweep = []
     for point, label, R in zip(values, labels, run.scores, strict=True):
-        measured = metrics.summary(R, facts["higher_is_better"], facts["stage_tasks"])
+        left = without_diverged(R)
+        measured = metrics.summary(left, facts["higher_is_better"], facts["stage_tasks"])
+        matrix = _numbers(left.mean(axis=0))
+        lost = np.count_nonzero(~np.isfinite(R).reshape(len(R), -1).all(axis=1))
         sweep.append(
-            {"values": point, "label": label, "matrix": _numbers(R.mean(axis=0)), **measured}
+            {"values": point, "label": label, "diverged": lost, "matrix": matrix, **measured}
         )
     best = sweep[run.best]
-    run.summary.update({k: v for k, v in best.items() if k not in ("values", "label")})
+    run.summary.update({k: v for k, v in best.items() if k not in ("values", "label", "diverged")})
     if probes:
         run.summary["probes"] = _probes(probes, run.best)
     if any(run.points):
@@ -167,6 +187,7 @@ def write(
 
 def _probes(probes: Mapping[str, np.ndarray], best: int) -> dict[str, Any]:
     P = np.stack([np.asarray(x, np.float64)[best] for x in probes.values()], axis=-1)
+    P = without_diverged(P)
     mean, ci95 = metrics.interval(metrics.vertical_forgetting(P))
     return {
         "names": list(probes),
@@ -216,7 +237,7 @@ def finished(folder: Path) -> Run | None:
     try:
         run = load(folder)[0]
         with (folder / "matrix.csv").open(newline="") as file:
-            rows = [[float(x) for x in row[1:]] for row in [*csv.reader(file)][1:]]
+            rows = [[float(x) if x else None for x in row[1:]] for row in [*csv.reader(file)][1:]]
         return run if rows == run.summary["matrix"] else None
     except (OSError, ValueError, KeyError):
         return None

@@ -137,10 +137,22 @@ def _figures(run: Run) -> dict[str, str]:
     log = run.folder / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     if len(lines) > 1:
-        columns = [np.asarray([e[k] for e in lines]) for k in ("step", "loss", "stage")]
-        drawn["loss"] = figures.loss(*columns)
+        steps, stages = (np.asarray([line[k] for line in lines]) for k in ("step", "stage"))
+        drawn["loss"] = figures.loss(steps, _losses(run, lines), stages, run.points)
     signals.look()
     return {name: _saved(run.folder / f"{name}.png", figure) for name, figure in drawn.items()}
+
+
+def _losses(run: Run, lines: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The training losses [points, lines] of a log, means over seeds; NaN where all diverged."""
+    if len(run.points) == 1 or "losses" not in lines[0]:
+        return np.asarray([[line["loss"] for line in lines]], float)
+    each = np.asarray([line["losses"] for line in lines], float)  # None becomes NaN
+    each = each.T.reshape(len(run.points), -1, len(lines))
+    some = np.isfinite(each)
+    total = np.where(some, each, 0.0).sum(axis=1)
+    count = some.sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _swept(folder: Path, runs: Sequence[Run]) -> list[str]:
@@ -245,6 +257,7 @@ def _points(run: Run) -> str:
         [
             *(f"{point['values'][n]:g}" for n in names),
             *(format_mean(point[m], factor) for m in MEASURES),
+            f"{point['diverged']} diverged" if point.get("diverged") else "",
         ]
         for point in run.summary["sweep"]
     ]
@@ -252,7 +265,11 @@ def _points(run: Run) -> str:
         "What is shown of the best point was chosen by the very scores that are shown, so it is "
         "optimistic."
     )
-    return _heading("The sweep") + _table([*names, *map(title, MEASURES)], rows) + _note(honest)
+    return (
+        _heading("The sweep")
+        + _table([*names, *map(title, MEASURES), "seeds"], rows)
+        + _note(honest)
+    )
 
 
 def _definitions(run: Run) -> str:

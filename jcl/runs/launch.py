@@ -312,6 +312,16 @@ def _train(
     screen.console().print(f"results: {out}\nreport:  {html}", soft_wrap=True)
 
 
+def _with_diverged(label: str, first: int, seeds: int, diverged: Mapping[int, int]) -> str:
+    """A point's label, which says if its members, from number `first` on, diverged."""
+    steps = [diverged[m] for m in range(first, first + seeds) if m in diverged]
+    if not steps:
+        return label
+    who = "" if len(steps) == seeds else f"{len(steps)} of {seeds} seeds "
+    print(f"jcl: {label}: {who}diverged at step {min(steps)}", file=sys.stderr)
+    return f"{label} ({who}diverged)"
+
+
 def _fit(
     built: experiment.Experiment,
     one: plan.Plan,
@@ -338,6 +348,8 @@ def _fit(
     assert result.scores is not None
     if not processes.is_leader():
         return None
+    labels = [_with_diverged(label, p * seeds, seeds, result.diverged)
+              for p, label in enumerate(one.labels)]  # fmt: skip
     facts = {
         "method": one.name,
         "experiment": built.name,
@@ -360,4 +372,4 @@ def _fit(
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
     tasks = len(stream.tests)
     probes = {name: scores[..., tasks + i] for i, name in enumerate(built.probe_names)}
-    return report.write(place, facts, one.points, one.labels, scores[..., :tasks], probes)
+    return report.write(place, facts, one.points, labels, scores[..., :tasks], probes)

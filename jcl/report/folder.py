@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jcl.measures import metrics
+from jcl.training.folder import whole
 
 
 class Scores(NamedTuple):
@@ -150,11 +151,11 @@ def write(
         run.summary["selected"] = best["values"]
         run.summary["sweep"] = sweep
     rows = ["before", *facts["stages"]]
-    with (folder / "matrix.csv").open("w", newline="") as file:
+    with whole(folder / "matrix.csv") as path, path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["after", *facts["tasks"]])
         table.writerows([name, *row] for name, row in zip(rows, best["matrix"], strict=True))
-    with (folder / "scores.csv").open("w", newline="") as file:
+    with whole(folder / "scores.csv") as path, path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow([*run.points[0], "seed", "row", "after", "task", "score"])
         for p, s, r, t in np.ndindex(run.scores.shape):
@@ -181,9 +182,8 @@ def save_json(path: Path, content: Any) -> None:
     def on_one_line(innermost: re.Match[str]) -> str:
         return "[" + re.sub(r"\n *", " ", innermost[1]).strip() + "]"
 
-    partial = path.with_name(path.name + ".partial")  # lest half of it be taken for all
-    partial.write_text(re.sub(r"\[(\n[^\[\]{}]*\n *)\]", on_one_line, text) + "\n")
-    partial.replace(path)
+    with whole(path) as partial:  # lest half of it be taken for all
+        partial.write_text(re.sub(r"\[(\n[^\[\]{}]*\n *)\]", on_one_line, text) + "\n")
 
 
 def group(folder: Path, runs: Sequence[Run]) -> None:
@@ -191,13 +191,6 @@ def group(folder: Path, runs: Sequence[Run]) -> None:
     shared = ("experiment", "scenario", "measure", "higher_is_better", "seeds", "stages", "tasks")
     facts = {k: runs[0].summary[k] for k in shared}
     save_json(folder / "summary.json", {**facts, "runs": {r.folder.name: r.summary for r in runs}})
-
-
-def writable(folder: Path) -> None:
-    """Raises OSError if nothing can be written into a folder."""
-    probe = folder / ".writable"
-    probe.write_text("")
-    probe.unlink()
 
 
 def load(folder: Path) -> list[Run]:
@@ -214,8 +207,19 @@ def load(folder: Path) -> list[Run]:
         if "runs" in summary:
             return [_load(folder / name, facts) for name, facts in summary["runs"].items()]
         return [_load(folder, summary)]
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{folder} can't be read as a run of jcl: {error!r}") from error
+
+
+def finished(folder: Path) -> Run | None:
+    """The run of a folder that is finished and whole; None if a file is missing, or is cut."""
+    try:
+        run = load(folder)[0]
+        with (folder / "matrix.csv").open(newline="") as file:
+            rows = [[float(x) for x in row[1:]] for row in [*csv.reader(file)][1:]]
+        return run if rows == run.summary["matrix"] else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _load(folder: Path, summary: dict[str, Any]) -> Run:

@@ -29,6 +29,7 @@ from jcl.report.format import (
     title,
     unit,
 )
+from jcl.training.folder import whole
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --muted: #5f6672; --line: #e3e6ea;
@@ -88,7 +89,8 @@ def _write(
     folder: Path, runs: Sequence[Run], parts: Sequence[str], settings: Mapping[str, Any]
 ) -> None:
     parts = [*parts, _definitions(runs[0]), _cost(runs), _again(settings)]
-    (folder / "report.html").write_text(_html(runs, parts))
+    with whole(folder / "report.html") as path:
+        path.write_text(_html(runs, parts))
 
 
 def compare(runs: Sequence[Run], path: Path) -> None:
@@ -104,14 +106,16 @@ def compare(runs: Sequence[Run], path: Path) -> None:
     shown = labelled(runs)
     same = len({(tuple(s.tasks), tuple(s.stages)) for s in shown}) == 1
     figure = figures.comparison(shown) if same else figures.ranking(shown)
-    figure.savefig(path, format="png")
+    with whole(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _saved(path: Path, figure: Figure) -> str:
     """Writes a PNG, and returns an <img> that contains it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    path.write_bytes(buffer.getvalue())
+    with whole(path) as partial:
+        partial.write_bytes(buffer.getvalue())
     code = base64.b64encode(buffer.getvalue()).decode()
     wide = round(72 * figure.get_figwidth())  # narrower, its letters would be too small
     image = f'<img alt="{path.stem}" style="min-width:{wide}px" src="data:image/png;base64,{code}">'
@@ -319,7 +323,8 @@ def pipeline(
         _note("FLOPs beside plain fine-tuning of all parameters, counted in the program."),
         _again(settings),
     ]  # fmt: skip
-    (out / "report.html").write_text(_document(summary["pipeline"], parts))
+    with whole(out / "report.html") as path:
+        path.write_text(_document(summary["pipeline"], parts))
     return out / "report.html"
 
 

@@ -28,10 +28,11 @@ from jcl.method import Params, check
 from jcl.parallel import processes, signals
 from jcl.program import Evaluate, Program, State
 from jcl.records import record
-from jcl.training import checkpoint
+from jcl.training import checkpoint, origin
 from jcl.training.compiled import compile_loop, start
 from jcl.training.feed import Feed, place
-from jcl.training.log import Log, prepare
+from jcl.training.folder import hold, prepare
+from jcl.training.log import Log
 
 Event = dict[str, Any]
 
@@ -197,8 +198,12 @@ class _Run:
         self.first_step = 0 if carried is None else _count(carried.step)
         self.done = self.resumed_at = _count(self.state.step) - self.first_step
         self.total = sum(stream.steps)
-        self.log = Log(out if processes.is_leader() else None, self.done)
         self.compiled = compile_loop(program, self.state, self.feed, evaluate)
+        if out is not None:
+            where = None if program.layout is None else str(dict(program.layout.mesh.shape))
+            begun_with = origin.of(stream, key, self.compiled.programs, where)
+            origin.check(out, begun_with, found is not None)
+        self.log = Log(out if processes.is_leader() else None, self.done)
         self.training = 0.0
         self.began = time.perf_counter()
 
@@ -336,7 +341,10 @@ def fit(
     folder = None if out is None else Path(out)
     processes.from_leader(lambda: prepare(folder, resume))
     emit = on_event if on_event is not None and processes.is_leader() else lambda event: None
-    with signals.note():
+    with signals.note(), contextlib.ExitStack() as held:
+        if folder is not None:
+            processes.from_leader(lambda: held.enter_context(hold(folder)))
+            processes.from_leader(lambda: checkpoint.tidy(folder / "checkpoints"))
         run = _Run(
             program, params, collections, key, carried,
             stream, evaluate, folder, resume, chunk, emit,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
@@ -260,3 +260,17 @@ class Info(NamedTuple):
     """The fresh rows."""
     collections: Any = ()
     """What the model keeps beside its parameters, after this step."""
+
+
+@runtime_checkable
+class KeepsRows(Protocol):
+    """A node of a method's state that keeps rows, such as `memory.Buffer`, and says so itself.
+
+    A mesh divides them as it divides a batch's rows, and a budget counts them as stored examples.
+    Any NamedTuple may have such a property.
+    """
+
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        """The names of its fields whose leaves all have the node's slots in front."""
+        ...

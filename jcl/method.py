@@ -91,9 +91,8 @@ class Call(NamedTuple):
     training: bool = False
     """Whether the model behaves as in training."""
     collections: Any = None
-    """What the model keeps beside its parameters, a dict of trees by the names that it declares
-    (see `Structure.collections`); None, for the caller, is the program's own of the moment. In
-    training such a model returns `(outputs, collections)`, else its outputs alone."""
+    """A dict of trees by the names of `Structure.collections`; None is the program's own. In
+    training a model that declares any returns `(outputs, collections)`, else outputs alone."""
 
     def __call__(self, site: str, layer: Any, h: jax.Array) -> jax.Array:
         """What the tap makes of `h`."""
@@ -110,10 +109,21 @@ def as_call(call: Call | Tap) -> Call:
 
 
 Apply = Callable[..., Any]
-"""A model: `apply(params, batch, call=Call()) -> outputs`."""
-LossFn = Callable[..., tuple[jax.Array, Any]]
-"""`loss_fn(params, batch, call) -> (scalar float32, outputs)`; the outputs are a record of a kind
-(see `jcl.outputs`), or None."""
+"""A model: `apply(params, batch, call=Call()) -> outputs`; see also `Call.collections`."""
+
+
+@record
+class Aux(NamedTuple):
+    """What a loss gives beside its scalar."""
+
+    outputs: Any
+    """The model's outputs, a record of a kind (see `jcl.outputs`), or None."""
+    collections: Any = ()
+    """What the model keeps beside its parameters, as this call left it."""
+
+
+LossFn = Callable[..., tuple[jax.Array, Aux]]
+"""`loss_fn(params, batch, call) -> (scalar float32, aux)`; a wrapper hands `aux` on as it is."""
 
 
 class Objective(Protocol):
@@ -148,6 +158,8 @@ class Reference(NamedTuple):
     """int32 []: the stage that it predicts as."""
     stage_step: jax.Array
     """int32 []: the step of that stage."""
+    collections: Any = ()
+    """A copy of what the model kept beside its parameters."""
 
 
 def with_structure(apply: Apply, structure: Structure) -> Apply:
@@ -227,6 +239,10 @@ class Ctx(NamedTuple):
     """The mesh, for a hook that shards its own work instead of leaving it to the compiler."""
     structure: Structure = Structure()
     """The model's own word about itself: which layer is its head, which leaves are stacked."""
+    collections: Any = ()
+    """What the model keeps beside its parameters; only the loss that is descended changes it."""
+    settle: Callable[..., Any] = _none
+    """For `chain` at a boundary: see `contexts.Scene.settle`."""
 
 
 @record
@@ -248,6 +264,8 @@ class Info(NamedTuple):
     """The trainable parameters after this step."""
     batch: Batch
     """The fresh rows."""
+    collections: Any = ()
+    """What the model keeps beside its parameters, after this step."""
 
 
 @record
@@ -270,7 +288,8 @@ class Method(NamedTuple):
       updates: changes the optimizer's update before it is added, by a mask or a factor.
       observe: makes the next state from what the step produced: reservoirs, path integrals, means.
       consolidate: ends a stage: `batches` [n, B, ...] are its own data, and it may change both the
-        parameters and the state.
+        parameters and the state. One that averages models may give, as a third thing, what the
+        model keeps beside its parameters, averaged likewise (see `make(collections=)`).
       report: gives the finite scalars to log, float32 [] by name.
       skips: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
         leaves their passes through the model out of the step, without a second trace.
@@ -306,7 +325,7 @@ class Method(NamedTuple):
     grads: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, grads: grads
     updates: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, updates: updates
     observe: Callable[[Any, Ctx, Info], Any] = lambda state, ctx, info: state
-    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Params, Any]] = (
+    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Any, ...]] = (
         lambda state, ctx, params, batches: (params, state)
     )
     report: Callable[[Any, Info], dict[str, jax.Array]] = lambda state, info: {}

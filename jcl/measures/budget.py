@@ -45,7 +45,13 @@ def _buffers(state: Any) -> Iterator[memory.Buffer]:
 
 
 def costs(
-    program: Program, plain: Program, params: Params, batch: Batch, boundary: Batch, steps: int
+    program: Program,
+    plain: Program,
+    params: Params,
+    batch: Batch,
+    boundary: Batch,
+    steps: int,
+    collections: Any = (),
 ) -> Costs:
     """What the methods of a program keep and cost; nothing is compiled or run.
 
@@ -56,10 +62,11 @@ def costs(
       batch: an example, or its shapes.
       boundary: the batches that `consolidate` gets, leaves [n, B, ...], or their shapes.
       steps: how many steps a stage has.
+      collections: what the model keeps beside its parameters, or its shapes.
     """
 
     def total(p: Program) -> tuple[Any, float]:
-        state = jax.eval_shape(p.init, params, batch, jax.random.key(0))
+        state = jax.eval_shape(p.init, params, batch, jax.random.key(0), collections)
         once = flops.count(p.consolidate, state, boundary)
         return state, steps * flops.count(p.step, state, batch) + once
 

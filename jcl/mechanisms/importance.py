@@ -374,7 +374,7 @@ def sensitivity(ctx: Ctx, params: Params, batches: Batch) -> Params:
     """
 
     def scalar(p: Params, batch: Batch, tap: Tap = taps.identity) -> jax.Array:
-        outputs = ctx.loss(p, batch, Call(tap))[1]
+        outputs = ctx.loss(p, batch, Call(tap))[1].outputs
         return mean_of(square(outputs), outputs)
 
     if "mask" in batches:  # rows in which no token counts are no examples

@@ -202,6 +202,15 @@ def lerp(t: jax.Array | float, a: Params, b: Params) -> Params:
     return jax.tree.map(one, a, b)
 
 
+def blend(t: jax.Array | float, a: Any, b: Any) -> Any:
+    """`lerp` of what models keep beside their parameters; b where they count."""
+
+    def one(x: jax.Array, y: jax.Array) -> jax.Array:
+        return lerp(t, x, y) if jnp.issubdtype(x.dtype, jnp.floating) else y
+
+    return jax.tree.map(one, a, b)
+
+
 def slerp(t: jax.Array | float, a: Params, b: Params, structure: trees.Structure) -> Params:
     """sin((1-t)φ)/sin φ · a + sin(tφ)/sin φ · b, φ the angle between the two tensors of a layer.
 

@@ -91,7 +91,12 @@ class Start(NamedTuple):
 
 
 def start(
-    program: Program, params: Params, key: jax.Array, feed: Feed, evaluate: Evaluate | None
+    program: Program,
+    params: Params,
+    key: jax.Array,
+    feed: Feed,
+    evaluate: Evaluate | None,
+    collections: Any = (),
 ) -> Start:
     """Compiles what makes a run's first state, and says what a checkpoint would have to hold.
 
@@ -99,18 +104,19 @@ def start(
       KeyboardInterrupt: after a Ctrl-C, and `signals.Preempted` after SIGTERM.
     """
 
-    def first(params: Params, key: jax.Array, source: Any, slices: Any) -> Any:
-        def member(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
+    def first(params: Params, kept: Any, key: jax.Array, source: Any, slices: Any) -> Any:
+        def member(p: Program, params: Params, kept: Any, key: jax.Array, slices: Any) -> Any:
             rows = jax.tree.map(lambda x: x[0], slices)
             batch = fill_batch(feed.stream.fetch(source, rows))
-            return p.init(params, batch, key), batch["weight"]
+            return p.init(params, batch, key, kept), batch["weight"]
 
-        return program.over_members(member, params, key, slices)
+        return program.over_members(member, params, kept, key, slices)
 
     if program.layout is not None:
         params = place(params, mesh.of_params(params, program.layout))
         key = place(key, everywhere(key, program.layout))
-    given = (params, key, feed.source, feed.chunk(0, 0, 1))
+        collections = place(collections, everywhere(collections, program.layout))
+    given = (params, collections, key, feed.source, feed.chunk(0, 0, 1))
     like, weight = jax.eval_shape(first, *given)
     where, _ = shardings(program, like)
     init = jax.jit(lambda *a: first(*a)[0], out_shardings=where).lower(*given).compile()

@@ -22,15 +22,16 @@ import jax
 import numpy as np
 
 from jcl import trees
+from jcl.chain import warn_of_idle
 from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params, check
 from jcl.parallel import processes, signals
-from jcl.program import Evaluate, Program, State, warn_of_idle
+from jcl.program import Evaluate, Program, State
 from jcl.records import record
 from jcl.training import checkpoint
 from jcl.training.compiled import compile_loop, start
 from jcl.training.feed import Feed, place
-from jcl.training.log import Log
+from jcl.training.log import Log, prepare
 
 Event = dict[str, Any]
 
@@ -103,30 +104,6 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _prepare(out: Path | None, resume: bool) -> None:
-    """Makes the run's folder, and refuses one that can't be used, before anything is computed."""
-    if out is None:
-        if resume:
-            raise ValueError("resume is True and out is None, but out must name the run's folder")
-        return
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out is {str(out)!r}, which is a file, but must be a folder")
-    if not resume and (out / "checkpoints").exists():
-        raise ValueError(
-            f"out is {str(out)!r}, which holds a run already; resume it or choose another folder"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"out is {str(out)!r}, which can't be written ({error.strerror}), but must be a folder "
-            "that can"
-        ) from error
-
-
 def _count(x: jax.Array) -> int:
     """A counter of the state, equal in all members, as an int."""
     return int(np.asarray(x).reshape(-1)[0])
@@ -170,13 +147,14 @@ def last_state(
     stream: Stream,
     evaluate: Evaluate | None,
     out: str | Path,
+    collections: Any = (),
 ) -> State:
     """The state of the newest whole checkpoint in a folder of `fit`; arguments as for that run.
 
     Raises:
       ValueError: if there is no checkpoint, or it is of another program.
     """
-    begun = start(program, params, key, Feed(stream, program.layout, 1), evaluate)
+    begun = start(program, params, key, Feed(stream, program.layout, 1), evaluate, collections)
     found = checkpoint.restore(Path(out) / "checkpoints", _tree(begun.like, begun.scores))
     if found is None:
         raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
@@ -190,18 +168,19 @@ class _Run:
         self,
         program: Program,
         params: Params,
+        collections: Any,
         key: jax.Array,
+        carried: State | None,
         stream: Stream,
         evaluate: Evaluate | None,
         out: Path | None,
         resume: bool,
         chunk: int,
         emit: Callable[[Event], None],
-        carried: State | None,
     ) -> None:
         self.stream, self.emit = stream, emit
         self.feed = Feed(stream, program.layout, chunk_size(stream.steps, chunk))
-        begun = start(program, params, key, self.feed, evaluate)
+        begun = start(program, params, key, self.feed, evaluate, collections)
         self.scores, self.width = begun.scores, begun.width
         self.saver = None if out is None else checkpoint.Saver(out / "checkpoints")
         self.saved: int | None = None
@@ -309,6 +288,7 @@ def fit(
     checkpoint_every: int = 1000,
     on_event: Callable[[Event], None] | None = None,
     carried: State | None = None,
+    collections: Any = (),
 ) -> Result:
     """Trains a program on a stream, stage by stage.
 
@@ -328,6 +308,8 @@ def fit(
         after an evaluation.
       carried: the last state of another run with the same methods. The methods' states and the
         counts of stages and steps go on from it; parameters, optimizer and key start anew.
+      collections: what the model keeps beside its parameters, by name, where training starts; with
+        a leading axis [members] as `params` has. () is for a model that keeps nothing.
 
     Raises:
       ValueError: if an argument is out of range, the stream doesn't fit the program, or `out`
@@ -352,11 +334,14 @@ def fit(
         check(spread == jax.device_count(), "the mesh's number of devices", spread,
               f"{jax.device_count()}, those of all {jax.process_count()} processes")  # fmt: skip
     folder = None if out is None else Path(out)
-    processes.from_leader(lambda: _prepare(folder, resume))
+    processes.from_leader(lambda: prepare(folder, resume))
     emit = on_event if on_event is not None and processes.is_leader() else lambda event: None
     with signals.note():
-        run = _Run(program, params, key, stream, evaluate, folder, resume, chunk, emit, carried)
-        warn_of_idle(program, run.first_stage + len(stream.steps))
+        run = _Run(
+            program, params, collections, key, carried,
+            stream, evaluate, folder, resume, chunk, emit,
+        )  # fmt: skip
+        warn_of_idle(program.method, run.first_stage + len(stream.steps))
         with contextlib.closing(run):
             _drive(run, checkpoint_every)
     return Result(

@@ -39,3 +39,27 @@ class Log:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise OSError(f"can't write {self.path}: {error.strerror}") from error
+
+
+def prepare(out: Path | None, resume: bool) -> None:
+    """Makes the run's folder, and refuses one that can't be used, before anything is computed."""
+    if out is None:
+        if resume:
+            raise ValueError("resume is True and out is None, but out must name the run's folder")
+        return
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out is {str(out)!r}, which is a file, but must be a folder")
+    if not resume and (out / "checkpoints").exists():
+        raise ValueError(
+            f"out is {str(out)!r}, which holds a run already; resume it or choose another folder"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"out is {str(out)!r}, which can't be written ({error.strerror}), but must be a folder "
+            "that can"
+        ) from error

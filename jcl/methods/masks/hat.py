@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
-from jcl.method import Apply, Batch, Call, Ctx, Info, LossFn, Method, Params, check
+from jcl.method import Apply, Aux, Batch, Call, Ctx, Info, LossFn, Method, Params, check
 
 _LIMIT = 6.0  # the largest magnitude of an embedding, as in the authors' code
 
@@ -157,11 +157,11 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
 
         def loss_with_penalty(
             params: Params, batch: Batch, call: Call = ctx.call
-        ) -> tuple[jax.Array, Any]:
-            value, outputs = loss_fn(params, batch, call)
+        ) -> tuple[jax.Array, Aux]:
+            value, aux = loss_fn(params, batch, call)
             gates = {p: gate(params["hat"][p][task], ctx, call.training) for p in free}
             taken = sum(jnp.sum(gates[p] * f) for p, f in free.items())
-            return value + strength * taken / room, outputs
+            return value + strength * taken / room, aux
 
         return loss_with_penalty
 

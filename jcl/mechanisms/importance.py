@@ -110,7 +110,7 @@ def _products(a: jax.Array, d: jax.Array, weight: jax.Array, power: int) -> jax.
 
     def add(total: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         a, d, weight = row
-        slope = jnp.tensordot(a, d, (range(a.ndim - 1), range(d.ndim - 1)))
+        slope = jnp.tensordot(a, d, (tuple(range(a.ndim - 1)),) * 2)
         return total + weight * jnp.abs(slope) ** power, None
 
     return lax.scan(add, jnp.zeros((a.shape[-1], d.shape[-1])), (a, d, weight))[0]

@@ -230,15 +230,28 @@ def moments(
     return jax.grad(run)({site: blank(site) for site in wanted})
 
 
+def row_weight(batch: Batch) -> jax.Array:
+    """How much each row counts, float32 [B]: its `weight`, or 0 if its `mask` counts no token."""
+    weight = batch["weight"].astype(jnp.float32)
+    return weight * jnp.any(batch["mask"] > 0, axis=-1) if "mask" in batch else weight
+
+
 _MARKS = (":segments", ":input_segments")
 
 
 def _weight(site: str, h: jax.Array, batch: Batch, marks: Mapping[str, jax.Array]) -> jax.Array:
-    """How much each vector of h [B, ..., d] counts, float32 [B, ...]."""
-    weight = batch["weight"].astype(jnp.float32)
-    if "mask" in batch:
-        weight = weight * jnp.any(batch["mask"] > 0, axis=-1)
+    """How much each vector of h [B, ..., d] counts, float32 [B, ...].
+
+    Raises:
+      ValueError: if h doesn't have the batch's rows along its first axis.
+    """
+    weight = row_weight(batch)
     shape = h.shape[:-1]
+    if shape[:1] != weight.shape:
+        raise ValueError(
+            f"what flows at {site} has shape {h.shape}, but must have the batch's {len(weight)} "
+            "rows along its first axis, for each counts by its weight"
+        )
     weight = jnp.broadcast_to(weight.reshape(-1, *[1] * (len(shape) - 1)), shape)
     path = site.partition(":")[0]
     near = [m for m in marks if path == m.partition(":")[0] or path.startswith(_folder(m))]

@@ -1,9 +1,14 @@
 """Adapters as leaves of a parameter tree: low-rank pairs, banks of pairs, and merging.
 
-A dense layer's dict holds, beside `kernel` [..., in, out], the adapters that `jcl.models.dense`
-applies: `lora`, a pair `{"a" [..., in, r], "b" [..., r, out]}`, with `magnitude` [..., out] for
-DoRA or `router` [..., in, experts] for a mixture; `gain` [..., out]; `input_gain` [..., in].
-Leading axes are stacked layers.
+These words are all that methods and models share of adapters; a model reads what it finds. In a
+dense layer's dict stand, beside `kernel` [..., in, out], those that `jcl.models.dense` applies:
+`lora`, a pair `{"a" [..., in, r], "b" [..., r, out]}`, with `magnitude` [..., out] for DoRA or
+`router` [..., in, experts] for a mixture; `gain` [..., out]; `input_gain` [..., in]. In a block's
+dict stand `prefix`, `{"key", "value"}` [..., P, width of all heads], keys and values that all
+queries see (`models.attention.with_prefix`), and `attention_adapter` and `mlp_adapter`, `{"down",
+"up"}` of dense layers through which a sublayer's output goes (`models.layers.after_sublayer`). In
+the tree's own dict stands `prompt`, `{"table"}` [P, d], which a method's `forward` hands to the
+model as the batch's `embeddings`. Leading axes are stacked layers.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from jcl import taps, trees
 from jcl.method import Apply, Batch, Call, Ctx, Params, check
@@ -113,6 +119,28 @@ def dense_kernels(ctx: Ctx, params: Params, targets: str) -> dict[str, jax.Array
     return kernels
 
 
+def check_read(name: str, ctx: Ctx, params: Params, apply: Apply) -> None:
+    """Refuses adapters that no output of a model depends on, which would learn nothing.
+
+    Args:
+      name: the method that adds them.
+      ctx: of `init`; its batch is an example.
+      params: the leaves that learn, adapters among them.
+      apply: the model, with the method's own `forward` if it has one.
+
+    Raises:
+      ValueError: if the model doesn't read one of them.
+    """
+    traced = jax.make_jaxpr(lambda p: apply(p, ctx.batch))(params).jaxpr
+    _, read = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+    for path, is_read in zip(trees.by_path(params), read, strict=True):
+        if is_adapter(path) and not is_read:
+            raise ValueError(
+                f"the model doesn't read {path}, which {name} adds, but must; the section "
+                "'Adapters' of jcl/models/README.md says by which functions"
+            )
+
+
 def init_pair(key: jax.Array, path: str, size: tuple[int, ...], rank: int) -> Params:
     """Draws a pair for a kernel of `size` [..., in, out]: a uniform in ±1/√in, b zeros, as peft.
 
@@ -151,7 +179,7 @@ def add_pairs(
     kernel's columns.
 
     Raises:
-      ValueError: see `dense_kernels` and `refuse_pairs_of_others`.
+      ValueError: see `dense_kernels`, `refuse_pairs_of_others` and `check_read`.
     """
     refuse_pairs_of_others(name, ctx, params)
     whole = trees.merge(params, ctx.frozen)
@@ -160,6 +188,7 @@ def add_pairs(
             lora = init_pair(ctx.key, path, shape(kernel), rank)
             more = {"magnitude": column_norm(kernel)} if dora else {}
             params = with_subtree(params, path, {"lora": lora | more})
+    check_read(name, ctx, params, ctx.apply)
     return params
 
 

@@ -36,6 +36,7 @@ def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"bloc
                     size = adapters.shape(kernel)
                     ones = jnp.ones((*size[:-2], size[axis]))
                     params = adapters.with_subtree(params, path, {key: ones})
+        adapters.check_read("ia3", ctx, params, ctx.apply)
         return params, ()
 
     return Method("ia3", init=init, learns=adapters.is_adapter)

@@ -58,6 +58,7 @@ def moelora(
                 ),
             }
             params = adapters.with_subtree(params, path, {"lora": new})
+        adapters.check_read("moelora", ctx, params, ctx.apply)
         return params, ()
 
     return Method(

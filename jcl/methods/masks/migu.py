@@ -87,9 +87,10 @@ def migu(
     rows.
 
     Source: Du et al., arXiv 2406.17245, and the authors' code, whose threshold T is the share that
-    is frozen, 0.7. Its mask is before Adam, so frozen columns go on drifting by their momentum;
-    `at="updates"` holds them. Padding doesn't count here, whether rows or tokens; ties are split;
-    and the authors mask a head too.
+    is frozen, 0.7: of n units those learn that reach `torch.quantile` of T, which are
+    1 + ⌊(1 - T) (n - 1)⌋ as here. Its mask is before Adam, so frozen columns go on drifting by
+    their momentum; `at="updates"` holds them. Padding doesn't count here, whether rows or tokens;
+    ties are split; and the authors mask a head too.
 
     Args:
       fraction: the share of units that learn, in (0, 1]; may be traced. 1 is plain fine-tuning.
@@ -112,7 +113,7 @@ def migu(
         return params, ()
 
     def count(units: jax.Array | int) -> jax.Array:
-        return jnp.maximum(merging.count_of(fraction, units), 1)
+        return 1 + merging.whole_count(fraction, units - 1)
 
     def masked(state: tuple[()], ctx: Ctx, tree: Params) -> Params:
         loud = magnitudes(ctx, ctx.batch, per_token)

@@ -223,3 +223,13 @@ def test_a_kernel_is_a_matrix_of_what_flows_in_and_out_in_each_layer():
 def test_a_kernel_of_other_axes_than_the_model_says_is_refused(path, kernel, width):
     with pytest.raises(ValueError, match=r"stacks is \{'blocks': 1\}, but must say"):
         taps.matrix_shape(path, kernel, taps.Width(*width), Structure(stacks={"blocks": 1}))
+
+
+@pytest.mark.quick
+def test_what_flows_without_the_batchs_rows_in_front_has_no_moments():
+    def apply(params, batch, call):
+        return call.tap("layer:in", 0, batch["x"].reshape(-1, 2))
+
+    batch = {"x": jnp.ones((3, 4)), "weight": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"layer:in has shape \(6, 2\), but must have .* 3 rows"):
+        taps.moments(apply, {}, batch, {"layer:in": (None, taps.second)})

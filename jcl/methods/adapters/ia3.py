@@ -30,10 +30,10 @@ def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"bloc
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
         whole = trees.merge(params, ctx.frozen)
         for targets, key, axis in ((outputs, "gain", -1), (inputs, "input_gain", -2)):
-            for path in adapters.dense_paths(ctx, params, targets) if targets else ():
-                at = adapters.subtree(whole, path)
-                if key not in at:
-                    size = adapters.shape(at["kernel"])
+            kernels = adapters.dense_kernels(ctx, params, targets) if targets else {}
+            for path, kernel in kernels.items():
+                if key not in adapters.subtree(whole, path):
+                    size = adapters.shape(kernel)
                     ones = jnp.ones((*size[:-2], size[axis]))
                     params = adapters.with_subtree(params, path, {key: ones})
         adapters.check_read("ia3", ctx, params, ctx.apply)

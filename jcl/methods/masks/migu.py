@@ -57,11 +57,13 @@ def magnitudes(ctx: Ctx, batch: Batch, per_token: bool = False) -> dict[str, jax
         return {"lora/a": loudness(inner, weight), "lora/b": loudness(outer, weight)}
 
     wanted: dict[str, tuple[int | None, taps.Moment]] = {}
-    paths = list(taps.dense_sites(ctx.apply, ctx.params, batch))
-    found = _masked(ctx.params, paths)
+    widths = taps.dense_sites(ctx.apply, ctx.params, batch)
+    found = _masked(ctx.params, widths)
     for name, leaf in found.items():
         path = name.removesuffix("/kernel").partition("/lora/")[0]
-        layers = taps.layers_of(path, leaf, ctx.structure)
+        width = widths[path] if name.endswith("/kernel") else taps.Width(*leaf.shape[-2:])
+        shape = taps.matrix_shape(path, leaf.shape, width, ctx.structure)
+        layers = shape[0] if len(shape) == 3 else None
         if name.endswith("/kernel"):
             wanted[f"{path}:out"] = layers, of_kernel
         else:
@@ -121,7 +123,9 @@ def migu(
             name = trees.path_name(path)
             if name not in kept:
                 return x
-            return jnp.where(kept[name][..., None, :] | (ctx.stage < 1), x, 0)
+            units = kept[name]
+            matrix = x.reshape(*units.shape[:-1], -1, units.shape[-1])
+            return jnp.where(units[..., None, :] | (ctx.stage < 1), matrix, 0).reshape(x.shape)
 
         return jax.tree_util.tree_map_with_path(cut, tree)
 

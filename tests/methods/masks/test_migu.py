@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import jcl
 from jcl import losses, methods, models
@@ -115,3 +116,32 @@ def test_stacked_layers_are_chosen_layer_by_layer() -> None:
         moved = np.asarray(stack["kernel"][i] != after.params["stack"]["kernel"][i]).all(0)
         assert set(np.flatnonzero(moved)) == set(np.argsort(-np.abs(y).sum(0))[:3])
         h = np.tanh(y)
+
+
+class Seeing(nn.Module):
+    """A convolution and what reads it, in heads."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = nn.relu(nn.Conv(10, (3, 3))(x)).mean((1, 2))
+        return nn.DenseGeneral((2, 2))(h).reshape(len(h), 4)
+
+
+def test_a_convolutions_loudest_channels_move() -> None:
+    """Loud by all places of the rows that aren't padding."""
+    x = jax.random.normal(jax.random.key(3), (ROWS, 4, 4, 2)).at[-3:].set(100.0)
+    rows = {**batch(0), "x": x}
+    model = models.flax.linen(Seeing(), rows, jax.random.key(1))
+    method = methods.migu(fraction=0.3)
+    program = jcl.make(method, model.apply, losses.cross_entropy(), optax.sgd(0.1))
+    state = program.init(model.params, rows, jax.random.key(1))
+    state = jax.jit(program.consolidate)(state, jax.tree.map(lambda v: v[None], rows))
+    after = jax.jit(program.step)(state, rows)[0].params
+    out = nn.Conv(10, (3, 3)).apply({"params": model.params["Conv_0"]}, x[:-3])
+    loud = np.argsort(-np.abs(np.asarray(out, float)).sum((0, 1, 2)))[:3]
+    moved = np.asarray(after["Conv_0"]["kernel"] != model.params["Conv_0"]["kernel"])
+    assert set(np.flatnonzero(moved.any((0, 1, 2)))) == set(loud)
+    heads = np.asarray(
+        after["DenseGeneral_0"]["kernel"] != model.params["DenseGeneral_0"]["kernel"]
+    )
+    assert heads.shape == (10, 2, 2) and heads.any(0).sum() == 1

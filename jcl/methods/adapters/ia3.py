@@ -28,9 +28,9 @@ def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"bloc
     check(bool(outputs or inputs), "outputs", outputs, "given where inputs is None")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
-        whole = trees.merge(params, ctx.frozen)
+        whole, given = trees.merge(params, ctx.frozen), params
         for targets, key, axis in ((outputs, "gain", -1), (inputs, "input_gain", -2)):
-            for path in adapters.dense_paths(ctx, params, targets) if targets else ():
+            for path in adapters.dense_paths(ctx, given, targets) if targets else ():
                 at = adapters.subtree(whole, path)
                 if key not in at:
                     size = adapters.shape(at["kernel"])

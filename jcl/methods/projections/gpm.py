@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
+from jcl.mechanisms.lasting import check_single
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
@@ -92,6 +93,7 @@ def gpm(
         leaves = trees.by_path(params)
         kept = {s: leaves.get(f"{s}/kernel") for s in sites if not (free and free(f"{s}/kernel"))}
         found = {s: x for s, x in kept.items() if x is not None}
+        check_single("gpm", ctx, found)
         for site, kernel in found.items():
             taps.layers_of(site, kernel, ctx.structure)  # for its error
         return found

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_decoder as tiny
+import tiny_pairs
 
 import jcl
-from jcl import losses, methods, models
+from jcl import losses, methods, models, preference
 from jcl.methods.masks.soft_mask import normalised
 
 ROWS, BATCHES = 6, 2
@@ -133,3 +135,32 @@ def test_stacked_layers_have_importances_of_their_own() -> None:
 def test_a_predicate_that_names_no_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="masked"):
         make(optax.sgd(0.1), masked=lambda path: False)
+
+
+def test_of_a_pair_of_answers_one_gate_is_on_both() -> None:
+    made = tiny_pairs.program(methods.soft_mask())
+    state = tiny_pairs.start(made)
+    batch = tiny_pairs.BATCH
+    after = jax.jit(made.consolidate)(state, jax.tree.map(lambda x: x[None], batch))
+    found = after.methods["soft_mask"].importance
+    head = tiny.APPLY.structure.head_of(state.params)
+    assert head not in found
+
+    def gated(gates: dict[str, jax.Array], pair: Any) -> jax.Array:
+        def tap(site: str, layer: Any, h: jax.Array) -> jax.Array:
+            path = site.removesuffix(":out")
+            return h if path == site or path not in gates else h * gates[path][layer]
+
+        def apply(params: Any, rows: Any) -> Any:
+            return tiny.APPLY(params, rows, tap)
+
+        return preference.ranking()(apply, state.params, pair)[0]
+
+    ones = {path: jnp.ones_like(x) for path, x in found.items()}
+    slope = jax.jit(jax.grad(gated))
+    each = [slope(ones, jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(4)]
+    for path, score in found.items():
+        mean = np.mean([np.abs(np.asarray(one[path], np.float64)) for one in each], axis=0)
+        away = mean - mean.mean(-1, keepdims=True)
+        expected = np.abs(np.tanh(away / mean.std(-1, ddof=1, keepdims=True)))
+        np.testing.assert_allclose(score, expected, rtol=1e-3, atol=1e-5)

@@ -220,6 +220,9 @@ class Ctx(NamedTuple):
     added: Callable[[str], str | None] = _none
     """In `init`, of a leaf's path: the name of an earlier method in the chain that added it to the
     tree; None if there is none."""
+    grown: Callable[[str], str | None] = _none
+    """In `init`, of a leaf's path: the name of an earlier method in the chain that gave it more
+    axes, such as a projector for each task; None if there is none."""
     jumps: bool = False
     """Whether an earlier method in the chain starts stages elsewhere than where the last ended."""
     reached: Params = None

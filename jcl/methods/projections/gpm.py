@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
+from jcl.mechanisms.lasting import check_single
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
@@ -95,6 +96,7 @@ def gpm(
             name = f"{site}/kernel"
             if name in leaves and not (free and free(name)):
                 found[site] = taps.matrix_shape(site, leaves[name].shape, width, ctx.structure)
+        check_single("gpm", ctx, found)
         return found
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, GpmState]:

@@ -52,8 +52,8 @@ def witness(rows: Any) -> Method:
     def init(ctx: Ctx, params: Params) -> tuple[Params, Seen]:
         first, frozen = shown(ctx, params), ctx.freeze(params)
         recalled = jax.tree.map(lambda x: jnp.zeros((3, *x.shape), x.dtype), first.outputs)
-        copies = trees.copy((params, ctx.states))
-        return params, Seen(first, first, *copies, first, frozen, recalled)
+        mine, others = trees.copy((params, ctx.states))
+        return params, Seen(first, first, mine, others, first, frozen, recalled)
 
     def begin(state: Seen, ctx: Ctx, params: Params) -> tuple[Params, Seen]:
         others = {k: v for k, v in ctx.states.items() if k != "witness"}

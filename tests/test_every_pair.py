@@ -268,12 +268,10 @@ class Chain:
         jumps = defines(program.method, "begin")
 
         def truth(state: jcl.State, stage: Any) -> Moment:
-            there = {**rows, "stage": jnp.full_like(rows["task"], stage)}
-
             def apply(params: Any, batch: Any) -> Any:
                 return program.predict(state, batch)
 
-            loss = losses.evaluate(self.problem.loss, apply, params, there)[0]
+            loss = losses.evaluate(self.problem.loss, apply, params, rows, stage)[0]
             return Moment(program.predict(state, rows), loss)
 
         def stage(state: jcl.State, chunk: Any) -> Any:

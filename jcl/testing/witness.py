@@ -128,12 +128,11 @@ def watch(
 
     def truth(moment: tuple[State, dict[str, Reference], jax.Array]) -> Moment:
         state, references, stage = moment
-        there = {**rows, "stage": jnp.full_like(rows["task"], stage)}
 
         def apply(params: Params, batch: Any) -> Any:
             return program.predict(state._replace(references=references), batch)
 
-        loss = losses.evaluate(objective, apply, state.params, there)[0]
+        loss = losses.evaluate(objective, apply, state.params, rows, stage)[0]
         return Moment(program.predict(state, rows), loss)
 
     state = program.init(params, jax.tree.map(lambda x: x[0, 0], stream), key)

@@ -5,7 +5,7 @@ from jcl.chain import chain, explain
 from jcl.measures import budget, evaluation, flops, landscape, metrics, probes, scoring
 from jcl.measures.evaluation import evaluator
 from jcl.mechanisms import adapters, growth, importance, merging, preference
-from jcl.method import Call, Ctx, Info, Method, Structure
+from jcl.method import Aux, Call, Ctx, Info, Method, Structure
 from jcl.parallel import mesh, storage
 from jcl.program import Program, State, advance, make, run
 from jcl.replicate import replicate
@@ -15,6 +15,7 @@ from jcl.training.fit import Diverged, Result, fit
 __version__ = "0.2.0"
 
 __all__ = [
+    "Aux",
     "Call",
     "Ctx",
     "Diverged",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 import zlib
 from typing import Any
 
@@ -15,6 +16,7 @@ from jcl.method import (
     READS,
     REFERENCES,
     Apply,
+    Aux,
     Batch,
     Ctx,
     Info,
@@ -115,12 +117,25 @@ def _wrapper(method: Method, phase: str, found: Any) -> Any:
     )
 
 
-def _with_call(loss_fn: Any) -> LossFn:
-    """A loss that takes a `Call`, also of a hook that was written before there were any."""
+def _loss_of(method: Method, loss_fn: Any) -> LossFn:
+    """The loss that a hook made, which may take no `Call`, as it did before there were any.
+
+    Raises:
+      ValueError: in a trace, if it doesn't give a scalar and the `Aux` of the loss that it wraps.
+    """
     taken = inspect.signature(loss_fn).parameters.values()
-    if len(taken) > 2 or any(one.kind is one.VAR_POSITIONAL for one in taken):
-        return loss_fn
-    return lambda params, batch, call=None: loss_fn(params, batch)
+    takes_call = len(taken) > 2 or any(one.kind is one.VAR_POSITIONAL for one in taken)
+
+    def checked(params: Params, batch: Batch, *call: Any) -> tuple[jax.Array, Aux]:
+        found = loss_fn(params, batch, *(call if takes_call else ()))
+        if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], Aux):
+            raise ValueError(
+                f"{method.name}'s loss gives {_named(found)}, but must give a scalar and the aux "
+                "of the loss that it wraps: value, aux = loss_fn(params, batch, call)"
+            )
+        return found
+
+    return checked
 
 
 def chain(*methods: Method) -> Method:
@@ -128,7 +143,7 @@ def chain(*methods: Method) -> Method:
 
     `batch`, `grads`, `updates`, `observe` and `consolidate` run left to right; `forward` and
     `loss` wrap left to right, so that the last method's wrapper is the outermost. An empty chain is
-    plain fine-tuning.
+    plain fine-tuning. What the model keeps is the third thing that `consolidate` of a chain gives.
 
     Raises:
       ValueError: if two methods share a name, a method reads the state of one that is not in the
@@ -231,7 +246,8 @@ def chain(*methods: Method) -> Method:
     def loss(states: Any, ctx: Ctx, loss_fn: LossFn) -> LossFn:
         for m in parts:
             wrapped = m.loss(states[m.name], own(ctx, m, "loss"), loss_fn)
-            loss_fn = _with_call(_wrapper(m, "loss", wrapped))
+            if wrapped is not loss_fn:
+                loss_fn = _loss_of(m, _wrapper(m, "loss", wrapped))
         return loss_fn
 
     def grads(states: Any, ctx: Ctx, tree: Params) -> Params:
@@ -254,14 +270,22 @@ def chain(*methods: Method) -> Method:
             after[m.name] = _checked(m, "observe", new, states[m.name], what)
         return after
 
-    def consolidate(states: Any, ctx: Ctx, params: Params, batches: Batch) -> tuple[Params, Any]:
-        states = dict(states)
+    def consolidate(states: Any, ctx: Ctx, params: Params, batches: Batch) -> Any:
+        states, kept = dict(states), ctx.collections
         for i, m in enumerate(parts):
             finished = tuple(earlier.name for earlier in parts[:i])
-            mine = own(ctx.anew(params, dict(states), finished), m, "consolidate")
-            ended = m.consolidate(states[m.name], mine, params, batches)
+            there = ctx.anew(params, dict(states), finished, collections=kept)
+            ended: Any = m.consolidate(
+                states[m.name], own(there, m, "consolidate"), params, batches
+            )
+            averaged = None
+            if m.writes and isinstance(ended, tuple) and len(ended) == 3:
+                ended, averaged = ended[:2], ended[2]
             params, states[m.name] = _both(m, "consolidate", ended, params, states[m.name])
-        return params, states
+            if m.writes and kept:
+                left = ctx.anew(params, dict(states), (*finished, m.name), collections=kept)
+                kept = ctx.settle(m.name, left, batches, averaged)
+        return params, states, kept
 
     def report(states: Any, info: Info) -> dict[str, jax.Array]:
         return {
@@ -296,6 +320,18 @@ def chain(*methods: Method) -> Method:
     used["learns"] = (lambda path: any(one(path) for one in opinions)) if opinions else None
     used |= {"reads": reads, "recalls": recalls, "parts": parts, "chained": True}
     return Method(name, init=init)._replace(**used)
+
+
+def warn_of_idle(method: Method, stages: int) -> None:
+    """Warns of each method that would change nothing in so many stages: it is plain training."""
+    for part in chain(method).parts:
+        if isinstance(part.starts, int) and part.starts >= stages:  # a sweep's may be traced
+            warnings.warn(
+                f"{part.name} changes nothing before stage {part.starts}, counted from 0, and "
+                f"there {'is' if stages == 1 else 'are'} only {stages}, so it does nothing here; "
+                "if it has an argument start, start=0 lets it act from the first step",
+                stacklevel=3,
+            )
 
 
 _WHEN = {

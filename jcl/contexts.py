@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -14,6 +18,7 @@ from jcl import losses, trees
 from jcl.method import (
     REFERENCES,
     Apply,
+    Aux,
     Batch,
     Call,
     Ctx,
@@ -24,9 +29,12 @@ from jcl.method import (
     Structure,
     Tap,
     as_call,
+    check,
     defines,
 )
 from jcl.records import record
+
+Settling = Literal["recompute", "keep", "average"]
 
 START, STEP, BOUNDARY, PREDICTION, BEGINNING = range(5)
 """The phases of a program, which make its draws differ."""
@@ -52,6 +60,8 @@ class State(NamedTuple):
     """A typed PRNG key, constant through the run; draws fold in `step`."""
     references: dict[str, Reference]
     """The frozen models that methods recall, by their names in `REFERENCES`."""
+    collections: Any = ()
+    """What the model keeps beside its parameters, by name; () if it keeps nothing."""
 
 
 @record
@@ -68,6 +78,26 @@ class Scene(NamedTuple):
     """The axis of replicas, if any."""
     mesh: Mesh | None
     """The mesh, if any."""
+    settling: Settling = "recompute"
+    """What becomes of what the model keeps beside parameters that a method has moved."""
+
+    def settle(self, name: str, left: Ctx, batches: Batch, averaged: Any) -> Any:
+        """What the model keeps after the method `name` has moved the parameters at a boundary.
+
+        Args:
+          name: the writer's.
+          left: the context that it left.
+          batches: the finished stage's, leaves [n, B, ...].
+          averaged: what it averaged as it did the parameters, None if it can't.
+
+        Raises:
+          ValueError: if that is asked for, and it can't.
+        """
+        if self.settling == "average":
+            able = averaged is not None
+            check(able, "collections", "average", f"'recompute' or 'keep' with {name}")
+            return averaged
+        return left.collections if self.settling == "keep" else recompute(left, batches)
 
     def context(
         self,
@@ -90,9 +120,6 @@ class Scene(NamedTuple):
         key = jax.random.fold_in(jax.random.fold_in(state.key, phase), state.step)
         wrappers = [m.name for m in self.method.parts if defines(m, "forward")]
 
-        def base(params: Params, rows: Batch, call: Call | Tap = Call()) -> Any:
-            return model(trees.merge(params, frozen), rows, as_call(call))
-
         phase_call = Call()
         if phase == STEP:
             phase_call = Call(key=jax.random.fold_in(key, 0), training=True)
@@ -103,31 +130,40 @@ class Scene(NamedTuple):
             finished: tuple[str, ...] = (),
             stage: jax.Array = state.stage,
             stage_step: jax.Array = state.stage_step,
+            collections: Any = state.collections,
         ) -> Ctx:
+            kept = _Kept(collections)
+
+            def base(params: Params, rows: Batch, call: Call | Tap = Call()) -> Any:
+                whole = trees.merge(params, frozen)
+                return kept.call(self.structure, model, whole, rows, as_call(call))
+
             def freeze(params: Params) -> Reference:
-                kept = {name: states[name] for name in wrappers if name in states}
-                _check_flat(kept)
-                ended = bool(finished) and all(name in finished for name in kept)
+                shaping = {name: states[name] for name in wrappers if name in states}
+                _check_flat(shaping)
+                ended = bool(finished) and all(name in finished for name in shaping)
                 then = (stage + 1, jnp.zeros_like(stage_step)) if ended else (stage, stage_step)
-                return Reference(*trees.copy((params, kept, *then)))
+                return Reference(*trees.copy((params, shaping, *then, collections)))
 
             # before there are any, a hook of `init` is shown the model of the moment
             known = state.references or {
-                name: Reference(params, states, stage, stage_step) for name in self.method.recalls
+                name: Reference(params, states, stage, stage_step, collections)
+                for name in self.method.recalls
             }
 
             def recall(reference: Reference, rows: Batch) -> Any:
-                there = (reference.stage, reference.stage_step)
+                there = (reference.stage, reference.stage_step, reference.collections)
                 then = moment(reference.params, reference.states, (), *there)
                 return lax.stop_gradient(then.apply(reference.params, rows))
 
             ctx = Ctx(
                 params=params, frozen=frozen, stage=stage, stage_step=stage_step, step=state.step,
-                key=key, batch=batch, apply=base, loss=lambda *_: (jnp.float32(0), None),
+                key=key, batch=batch, apply=base, loss=lambda *_: (jnp.float32(0), Aux(None)),
                 objective=self.objective, states=states, references=known, call=phase_call,
                 freeze=freeze, recall=recall, anew=moment, finished=finished,
                 reached=learning if phase in (BOUNDARY, BEGINNING) else None,
                 axis_name=self.axis_name, mesh=self.mesh, structure=self.structure,
+                collections=collections, settle=self.settle,
             )  # fmt: skip
             forward = self.method.forward(states, ctx, base)
 
@@ -139,11 +175,89 @@ class Scene(NamedTuple):
                     return apply(params, rows, call)
 
                 rows = {**rows, "stage": jnp.full_like(rows["task"], stage)}
-                return losses.evaluate(self.objective, called, params, rows)
+                with kept.noting() as left:
+                    value, outputs = losses.evaluate(self.objective, called, params, rows)
+                return value, Aux(outputs, left[-1])
 
             return ctx._replace(apply=apply, loss=task_loss)
 
         return moment(learning, state.methods)
+
+
+def with_call(apply: Apply) -> Apply:
+    """A model that takes a `Call`, which is a tap too; one that takes neither visits no sites."""
+    if {"call", "tap"} & set(inspect.signature(apply).parameters):
+        return apply
+    return lambda params, batch, call: apply(params, batch)
+
+
+class _Kept:
+    """What a model keeps beside its parameters, through the calls of one loss.
+
+    Such a model gives its new collections beside its outputs, but objectives and hooks know of
+    outputs alone. So a call in training notes them here, and the loss that is computed takes them
+    out. It is the one thing in a trace that isn't pure, and lives no longer than the loss.
+    """
+
+    def __init__(self, now: Any) -> None:
+        """`now` is what the model keeps at the moment, a dict of trees; () if it keeps nothing."""
+        self.now = now
+        self.losses: list[tuple[list[Any], Any]] = []
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[list[Any]]:
+        """What was kept at first and after each call in training, while a loss is computed."""
+        left = [self.now]
+        self.losses.append((left, _trace()))
+        try:
+            yield left
+        finally:
+            self.losses.pop()
+
+    def call(
+        self, structure: Structure, model: Apply, params: Params, rows: Batch, call: Call
+    ) -> Any:
+        """The outputs of a model that declares collections, or of one that has none.
+
+        Raises:
+          ValueError: if the model gives other things than it declares; or if it is called in
+            training within a loss, but inside of a transformation that what it keeps can't leave.
+        """
+        names = structure.collections
+        if not names:
+            return model(params, rows, call)
+        if call.collections is None:
+            call = call._replace(collections=self.losses[-1][0][-1] if self.losses else self.now)
+        found = model(params, rows, call)
+        if not call.training:
+            return found
+        if not (isinstance(found, tuple) and len(found) == 2 and _shapes(found[1], call)):
+            raise ValueError(
+                f"the model returned {type(found).__name__} in training, but must return its "
+                f"outputs and its collections {list(names)}, with the leaves that it was given"
+            )
+        if self.losses:
+            left, trace = self.losses[-1]
+            if trace != _trace():
+                raise ValueError(
+                    f"the loss calls a model that keeps {list(names)} inside a transformation "
+                    "such as scan, vmap or grad, but must call it directly"
+                )
+            left.append(found[1])
+        return found[0]
+
+
+def _trace() -> Any:
+    return jax.extend.core.get_opaque_trace_state(convention="jcl")
+
+
+def _shapes(new: Any, call: Call) -> bool:
+    """Whether new collections have the leaves of those that a model was given."""
+
+    def shapes(tree: Any) -> Any:
+        return {path: (x.shape, x.dtype) for path, x in trees.by_path(tree).items()}
+
+    return shapes(new) == shapes(call.collections)
 
 
 def _check_flat(states: dict[str, Any]) -> None:
@@ -159,3 +273,68 @@ def _check_flat(states: dict[str, Any]) -> None:
                 f"{name} wraps the model and keeps a Reference in its state; it must ask for one "
                 f"by recalls, which is one of {REFERENCES}"
             )
+
+
+def check_collections(params: Params, given: Any, method: Method, said: Structure) -> None:
+    """Refuses collections that a model doesn't declare, or a chain can't keep.
+
+    Raises:
+      ValueError: in one sentence, also if Flax's collections are among the parameters.
+    """
+    names = list(given) if isinstance(given, Mapping) else []
+    wanted = list(said.collections)
+    check(sorted(names) == sorted(wanted), "collections", names,
+          f"{wanted}, those that the model declares in its structure")  # fmt: skip
+    mixed = isinstance(params, Mapping) and "batch_stats" in params
+    check(not mixed, "params", sorted(params) if mixed else "", "parameters alone; batch_stats are "
+          "given as collections, and the model declares them in its structure")  # fmt: skip
+    for part in method.parts:
+        promise = f"none for {part.name}, which promises that finished stages never change"
+        check(not (part.fixes and names), "the model's collections", names, promise)
+
+
+_LARGE = 2.0**20  # so that m is exact to rounding, whatever s is
+
+
+def recompute(ctx: Ctx, batches: Batch) -> Any:
+    """What the model keeps beside its parameters, as its own training calls would on some batches.
+
+    Writers move parameters at a boundary, and running averages of activations that other weights
+    made don't fit them (Izmailov et al., arXiv 1803.05407, section 3.2, recompute those of a batch
+    norm in one more pass). Here a floating leaf is taken for a moving average: a call in training
+    makes m·c + (1 - m)·s of it, with 0 ≤ m < 1, where s is what the call measured and depends on c
+    no further. Two calls, from c = 0 and from a large c, give m and s, and the mean of s over
+    the batches, by their weight, takes its place. Any other leaf stays as it is.
+
+    Args:
+      ctx: the model that was left, and what it keeps.
+      batches: leaves [n, B, ...].
+    """
+    now, key = ctx.collections, jax.random.fold_in(ctx.key, 1)
+
+    def start(value: float) -> Any:
+        floating = lambda c: jnp.issubdtype(c.dtype, jnp.floating)  # noqa: E731
+        return jax.tree.map(lambda c: jnp.full_like(c, value) if floating(c) else c, now)
+
+    def measured(batch: Batch) -> tuple[jax.Array, Any, Any]:
+        def called(value: float) -> Any:
+            call = Call(key=key, training=True, collections=start(value))
+            return ctx.loss(ctx.params, batch, call)[1].collections
+
+        low, high = called(0.0), called(_LARGE)
+        kept = jax.tree.map(
+            lambda a, b: (b.astype(jnp.float32) - a.astype(jnp.float32)) / _LARGE, low, high
+        )
+        return losses.total_weight(batch), low, kept
+
+    weight, low, kept = lax.map(measured, batches)
+    share = weight / jnp.where(jnp.sum(weight) == 0, 1.0, jnp.sum(weight))
+
+    def settle(c: jax.Array, low: jax.Array, m: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(c.dtype, jnp.floating):
+            return c
+        moving = jnp.all((m >= 0) & (m < 1), axis=0) & (jnp.sum(weight) > 0)
+        own = low.astype(jnp.float32) / jnp.where(m < 1, 1 - m, 1.0)
+        return jnp.where(moving, jnp.tensordot(share, own, 1), c).astype(c.dtype)
+
+    return jax.tree.map(settle, now, low, kept)

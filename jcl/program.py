@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +12,26 @@ from jax import lax
 from jax.sharding import Mesh
 
 from jcl import trees
-from jcl.chain import chain
-from jcl.contexts import BEGINNING, BOUNDARY, PREDICTION, START, STEP, Scene, State
+from jcl.chain import chain, warn_of_idle
+from jcl.contexts import (
+    BEGINNING,
+    BOUNDARY,
+    PREDICTION,
+    START,
+    STEP,
+    Scene,
+    Settling,
+    State,
+    check_collections,
+    with_call,
+)
 from jcl.method import (
     Apply,
     Batch,
     Call,
     Ctx,
     Info,
+    LossFn,
     Method,
     Objective,
     Params,
@@ -47,8 +57,9 @@ Fetch = Callable[[Any], Batch]
 class Program(NamedTuple):
     """Pure functions that a driver jits, scans or maps; see `make`."""
 
-    init: Callable[[Params, Batch, jax.Array], State]
-    """`(params, batch, key) -> state`: `batch` is an example, read for shapes and dtypes only."""
+    init: Callable[..., State]
+    """`(params, batch, key, collections=()) -> state`: `batch` is an example, read for shapes and
+    dtypes only; `collections` is what the model keeps beside its parameters, if it keeps any."""
     step: Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]
     """`(state, batch) -> (state, reports)`: one optimizer step, and scalars to log by name."""
     consolidate: Callable[[State, Batch], State]
@@ -84,21 +95,6 @@ def fill_batch(batch: Batch) -> Batch:
     return filled
 
 
-def _with_call(apply: Apply) -> Apply:
-    """A model that takes a `Call`, which is a tap too; one that takes neither visits no sites."""
-    if {"call", "tap"} & set(inspect.signature(apply).parameters):
-        return apply
-    return lambda params, batch, call: apply(params, batch)
-
-
-def _applied(old: jax.Array, new: jax.Array) -> jax.Array:
-    """How far a leaf moved, float32, as its dtype has it."""
-    kind = jnp.finfo(new.dtype)
-    # the compiler may keep more digits than the dtype has, but never than this says
-    kept = lax.reduce_precision(new.astype(jnp.float32), kind.nexp, kind.nmant)
-    return kept - old.astype(jnp.float32)
-
-
 def make(
     method: Method,
     apply: Apply,
@@ -108,6 +104,7 @@ def make(
     trainable: trees.Trainable | None = None,
     microbatches: int = 1,
     boundary: Boundary = "keep",
+    collections: Settling = "recompute",
     mesh: Mesh | None = None,
     rules: meshes.Rules = meshes.RULES,
     axis_name: str | None = None,
@@ -128,6 +125,10 @@ def make(
       microbatches: into how many parts the batch is split, over which gradients are accumulated.
       boundary: what happens to the optimizer's state at the end of a stage: `keep` it, `reset` it,
         or `reset_moments` and keep the counts that schedules read.
+      collections: what happens to what the model keeps beside its parameters, such as batch norms'
+        running averages, when a method has moved the parameters at a boundary: `recompute` it over
+        the stage's data (see `contexts.recompute`), `keep` what training left, or `average` it as
+        the method averages the parameters, if it does (`ema`, `wise_ft`, `hma`).
       mesh: the devices over which the compiler spreads the program; the numbers are those of one
         device, to rounding (see `jcl.mesh`).
       rules: where parameters lie on the mesh.
@@ -140,8 +141,8 @@ def make(
         stacked layers; None is `apply.structure`, or the default if it has none.
 
     Raises:
-      ValueError: if `method` is no `Method`, `boundary` is none of the three, `microbatches` is
-        below 1, or both `mesh` and `axis_name` are given; or as `chain` does.
+      ValueError: if `method` is no `Method`, `boundary` or `collections` is none of its words,
+        `microbatches` is below 1, or both `mesh` and `axis_name` are given; or as `chain` does.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from jcl import losses, methods
@@ -155,6 +156,8 @@ def make(
     """
     known = boundary in ("keep", "reset", "reset_moments")
     check(known, "boundary", boundary, "'keep', 'reset' or 'reset_moments'")
+    known = collections in get_args(Settling)
+    check(known, "collections", collections, "'recompute', 'keep' or 'average'")
     check(microbatches >= 1, "microbatches", microbatches, "at least 1")
     if not isinstance(method, Method):
         raise ValueError(f"method is {method!r}, but must be a jcl.Method such as methods.ewc(...)")
@@ -166,9 +169,9 @@ def make(
     learns = trainable or method.learns or trees.every_leaf
     layout = None if mesh is None else meshes.Layout(mesh, rules)
     shares = Shares(microbatches, axis_name, layout)
-    model = meshes.constrain(_with_call(apply), layout)
+    model = meshes.constrain(with_call(apply), layout)
     said: Structure = getattr(apply, "structure", Structure()) if structure is None else structure
-    scene = Scene(method, loss, said, axis_name, mesh)
+    scene = Scene(method, loss, said, axis_name, mesh, collections)
 
     def split(params: Params) -> tuple[Params, Params]:
         return trees.partition(params, learns)
@@ -183,14 +186,16 @@ def make(
         ctx = context(state, batch, PREDICTION)
         return {**references, "previous": ctx.freeze(ctx.params)}
 
-    def init(params: Params, batch: Batch, key: jax.Array) -> State:
+    def init(params: Params, batch: Batch, key: jax.Array, collections: Any = ()) -> State:
+        check_collections(params, collections, method, said)
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), fill_batch(batch))
         # three separate zeros, because a donated state must not hold one buffer twice
-        state = State(params, (), {}, jnp.int32(0), jnp.int32(0), jnp.int32(0), key, {})
+        counts = (jnp.int32(0), jnp.int32(0), jnp.int32(0))
+        state = State(params, (), {}, *counts, key, {}, collections)
         learning, frozen = split(params)
         ctx = context(state, batch, START)
         if any(m.wants for m in method.parts):
-            outputs = jax.eval_shape(ctx.loss, learning, batch)[1]
+            outputs = jax.eval_shape(ctx.loss, learning, batch)[1].outputs
             for part in method.parts:
                 check_kind(part, loss, outputs)
         grown, states = method.init(ctx, learning)
@@ -230,39 +235,42 @@ def make(
         learning, frozen = split(state.params)
         ctx = context(state, fresh, STEP)
 
+        def slope(loss_fn: LossFn) -> Callable[..., Any]:
+            return shares.value_and_grad(loss_fn, ctx.call, state.collections)
+
         def work(_: None) -> Any:
             mixed = method.batch(state.methods, ctx, fresh)
             loss_fn = method.loss(state.methods, ctx, ctx.loss)
-            (value, outputs), grads = shares.value_and_grad(loss_fn, ctx.call)(learning, mixed)
+            (value, aux), grads = slope(loss_fn)(learning, mixed)
             task_grads = grads
             if penalised:  # XLA drops this second gradient unless a method reads it
-                task_grads = shares.value_and_grad(ctx.loss, ctx.call)(learning, mixed)[1]
-            outputs = jax.tree.map(lambda o: o[:rows], outputs)
-            return value, outputs, task_grads, grads
+                task_grads = slope(ctx.loss)(learning, mixed)[1]
+            outputs = jax.tree.map(lambda o: o[:rows], aux.outputs)
+            return value, aux._replace(outputs=outputs), task_grads, grads
 
         def rest(_: None) -> Any:
-            (value, outputs), grads = shares.value_and_grad(ctx.loss, ctx.call)(learning, fresh)
-            return value, outputs, grads, grads
+            (value, aux), grads = slope(ctx.loss)(learning, fresh)
+            return value, aux, grads, grads
 
         if may_skip:
             skips = method.skips(state.methods, ctx)
-            value, outputs, task_grads, grads = lax.cond(skips, rest, work, None)
+            value, aux, task_grads, grads = lax.cond(skips, rest, work, None)
         else:
-            value, outputs, task_grads, grads = work(None)
+            value, aux, task_grads, grads = work(None)
         grads = method.grads(state.methods, ctx, grads)
 
         updates, opt = tx.update(grads, state.optimizer, learning)
         updates = method.updates(state.methods, ctx._replace(grads=grads), updates)
         learned = optax.apply_updates(learning, updates)
-        applied = jax.tree.map(_applied, learning, learned)
-        info = Info(value, outputs, task_grads, grads, applied, learned, fresh)
+        applied = jax.tree.map(trees.applied, learning, learned)
+        info = Info(value, aux.outputs, task_grads, grads, applied, learned, fresh, aux.collections)
         states = method.observe(state.methods, ctx, info)
-        aux = {"loss": value, **method.report(states, info)}
+        reports = {"loss": value, **method.report(states, info)}
         after = state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
-            stage_step=state.stage_step + 1, step=state.step + 1,
+            stage_step=state.stage_step + 1, step=state.step + 1, collections=aux.collections,
         )  # fmt: skip
-        return after, aux
+        return after, reports
 
     def consolidate(state: State, batches: Batch) -> State:
         batches = shares.gather(jax.vmap(fill_batch)(batches), axis=1)
@@ -270,7 +278,8 @@ def make(
         first = jax.tree.map(lambda x: x[0], batches)
         learning, frozen = split(state.params)
         ctx = context(state, first, BOUNDARY)
-        learned, states = method.consolidate(state.methods, ctx, learning, batches)
+        ended = method.consolidate(state.methods, ctx, learning, batches)
+        learned, states = ended[:2]
         opt = state.optimizer
         if boundary == "reset":
             opt = tx.init(learned)
@@ -279,6 +288,7 @@ def make(
         state = state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
             stage=state.stage + 1, stage_step=jnp.zeros_like(state.stage_step),
+            collections=ended[2] if ended[2:] else state.collections,
         )  # fmt: skip
         return state._replace(references=renew(state.references, state, first))
 
@@ -342,18 +352,6 @@ def advance(
     return lax.fori_loop(0, count, body, (state, blank))
 
 
-def warn_of_idle(program: Program, stages: int) -> None:
-    """Warns of each method that would change nothing in so many stages: it is plain training."""
-    for method in program.method.parts:
-        if isinstance(method.starts, int) and method.starts >= stages:  # a sweep's may be traced
-            warnings.warn(
-                f"{method.name} changes nothing before stage {method.starts}, counted from 0, and "
-                f"there {'is' if stages == 1 else 'are'} only {stages}, so it does nothing here; "
-                "if it has an argument start, start=0 lets it act from the first step",
-                stacklevel=3,
-            )
-
-
 def run(
     program: Program,
     params: Params,
@@ -363,6 +361,7 @@ def run(
     evaluate: Evaluate | None = None,
     fetch: Fetch | None = None,
     boundary_batches: int | None = None,
+    collections: Any = (),
 ) -> tuple[State, dict[str, Any]]:
     """The whole experiment as one pure function: a scan over stages of a scan over steps.
 
@@ -376,14 +375,15 @@ def run(
       evaluate: called before training and at the end of every stage, after `consolidate`.
       fetch: see `Fetch`; None takes the stream's slices as batches.
       boundary_batches: how many of a stage's first batches `consolidate` gets; None is all.
+      collections: what the model keeps beside its parameters, where training starts.
 
     Returns:
       The last state, and `{"steps": reports [stages, steps], "scores": [stages + 1, ...] or None}`.
     """
-    warn_of_idle(program, jax.tree.leaves(stream)[0].shape[0])
+    warn_of_idle(program.method, jax.tree.leaves(stream)[0].shape[0])
     fetch = fetch or (lambda batch: batch)
     example = jax.eval_shape(fetch, jax.tree.map(lambda x: x[0, 0], stream))
-    state = program.init(params, example, key)
+    state = program.init(params, example, key, collections)
     scores: Any = evaluate(program, state) if evaluate else None
 
     def stage(state: State, chunk: Any) -> Any:

@@ -74,7 +74,9 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
         return each(lambda program, s: fn(program, s, batch), state)
 
     return Program(
-        lambda params, batch, key: each(lambda p, *a: p.init(*a), params, batch, key),
+        lambda params, batch, key, kept=(): each(
+            lambda p, *a: p.init(*a), params, batch, key, kept
+        ),
         lambda state, batch: each(lambda p, *a: p.step(*a), state, batch),
         lambda state, batches: each(lambda p, *a: p.consolidate(*a), state, batches),
         lambda state, batch: on_each_state(lambda p, s, b: p.predict(s, b), state, batch),

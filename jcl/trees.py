@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jcl.records import record
 
@@ -203,3 +204,11 @@ def size(tree: Tree) -> int:
 def nbytes(tree: Tree) -> int:
     """Bytes held by all leaves."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def applied(old: jax.Array, new: jax.Array) -> jax.Array:
+    """How far a leaf moved, float32, as its dtype has it."""
+    kind = jnp.finfo(new.dtype)
+    # the compiler may keep more digits than the dtype has, but never than this says
+    kept = lax.reduce_precision(new.astype(jnp.float32), kind.nexp, kind.nmant)
+    return kept - old.astype(jnp.float32)

@@ -64,7 +64,7 @@ def test_hooks_run_from_left_to_right_and_the_last_wrapper_is_outermost() -> Non
     both.batch(states, ctx(), {})
     # a wrapper notes after what it wraps has returned: the innermost comes first
     both.forward(states, ctx(), lambda: 0)()
-    both.loss(states, ctx(), lambda: 0)()
+    both.loss(states, ctx(), lambda *a: (0, jcl.Aux(None)))({}, {})
     both.grads(states, ctx(), {})
     both.updates(states, ctx(), {})
     assert both.observe(states, ctx(), None) == {"a": "a'", "b": "b'"}

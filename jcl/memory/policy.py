@@ -71,7 +71,7 @@ def _insert_gss(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
 
 def _exemplars(buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:
     groups, slots = buffer.ranks.held.shape[0], buffer.ranks.group.shape[0]
-    features = lax.map(lambda rows: flat(ctx.loss(params, rows)[1]), batches)
+    features = lax.map(lambda rows: flat(ctx.loss(params, rows)[1].outputs), batches)
     rows = {k: batches[k].reshape(-1, *batches[k].shape[2:]) for k in buffer.rows}
     group, real = jnp.clip(_column(rows, "y"), 0, groups - 1), rows["weight"] > 0
     present = jax.ops.segment_max(real.astype(jnp.int32), group, groups) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jcl import trees
 from jcl.losses import total_weight
-from jcl.method import Batch, Call, LossFn, Params
+from jcl.method import Aux, Batch, Call, LossFn, Params
 from jcl.outputs import per_row
 from jcl.parallel import mesh as meshes
 from jcl.records import record
@@ -71,11 +72,15 @@ class Shares(NamedTuple):
         name = self.axis_name
         return jax.tree.map(lambda x: lax.all_gather(x, name, axis=axis, tiled=True), batch)
 
-    def value_and_grad(self, loss_fn: LossFn, call: Call) -> Callable[..., Any]:
-        """`(params, batch) -> ((loss, outputs), grads)`, equal to those of one undivided batch.
+    def value_and_grad(self, loss_fn: LossFn, call: Call, before: Any = ()) -> Callable[..., Any]:
+        """`(params, batch) -> ((loss, aux), grads)`, equal to those of one undivided batch.
 
-        The model is called by `call`, with a key of its own in each part. Of the outputs it gives
-        what has rows (see `outputs.per_row`).
+        The model is called by `call`, with a key of its own in each part; `before` is what it keeps
+        beside its parameters. Of the outputs those are given that have rows (see
+        `outputs.per_row`). What the model keeps changes from the same start in each part, and the
+        changes are averaged by the parts' weights: so running means are the whole batch's, while
+        running variances lack what lies between the parts. Of what is no floating number, such as a
+        count, the first part's is taken.
         """
 
         def whole(params: Params, batch: Batch, part: Any = None) -> Any:
@@ -84,8 +89,8 @@ class Shares(NamedTuple):
                 own = call._replace(key=jax.random.fold_in(call.key, part))
 
             def with_rows(params: Params) -> Any:
-                value, outputs = loss_fn(params, batch, own)
-                return value, per_row(outputs)
+                value, aux = loss_fn(params, batch, own)
+                return value, aux._replace(outputs=per_row(aux.outputs))
 
             return jax.value_and_grad(with_rows, has_aux=True)(params)
 
@@ -102,21 +107,42 @@ class Shares(NamedTuple):
 
             def add(carry: Any, xs: Any) -> Any:
                 part, place = xs
-                (value, outputs), grads = whole(params, part, place)
+                (value, aux), grads = whole(params, part, place)
                 # each part counts by its share of the weight, so the sum is the whole batch's mean
                 share = total_weight(part) / total
-                sum_value, sum_grads = carry
+                sum_value, sum_grads, kept = carry
                 sum_grads = jax.tree.map(lambda s, g: s + share * g, sum_grads, grads)
-                return (sum_value + share * value, sum_grads), outputs
+                kept = jax.tree.map(
+                    partial(_changed, share, place == 0), before, kept, aux.collections
+                )
+                return (sum_value + share * value, sum_grads, kept), aux.outputs
 
-            start = (jnp.float32(0), trees.zeros(params))
+            start = (jnp.float32(0), trees.zeros(params), before)
             parts = meshes.constrain_batch(parts, self.layout, leading=1)
-            (value, grads), outputs = lax.scan(add, start, (parts, first + jnp.arange(count)))
+            xs = (parts, first + jnp.arange(count))
+            (value, grads, kept), outputs = lax.scan(add, start, xs)
             rows = batch["weight"].shape[0]
             outputs = jax.tree.map(lambda o: o.reshape(-1, *o.shape[2:]), outputs)
             if name is not None:
                 value, grads = lax.psum((value, grads), name)
+                kept = jax.tree.map(partial(_together, name), before, kept)
             outputs = jax.tree.map(lambda o: o[:rows], self.gather(outputs))
-            return (value, outputs), trees.like(grads, params)
+            return (value, Aux(outputs, kept)), trees.like(grads, params)
 
         return accumulated
+
+
+def _changed(
+    share: jax.Array, first: jax.Array, before: jax.Array, sum_: jax.Array, new: jax.Array
+) -> jax.Array:
+    """A collection's leaf with a part's change added, or replaced by that of the first part."""
+    if jnp.issubdtype(new.dtype, jnp.floating):
+        return sum_ + share.astype(new.dtype) * (new - before)
+    return jnp.where(first, new, sum_)
+
+
+def _together(axis_name: str, before: jax.Array, mine: jax.Array) -> jax.Array:
+    """A collection's leaf with all replicas' changes, or that of the first replica."""
+    if jnp.issubdtype(mine.dtype, jnp.floating):
+        return before + lax.psum(mine - before, axis_name)
+    return lax.all_gather(mine, axis_name)[0]

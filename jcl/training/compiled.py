@@ -30,6 +30,8 @@ class Compiled(NamedTuple):
     """Seconds that tracing and compiling took."""
     traces: list[int]
     """An entry for each time that a step was traced."""
+    programs: list[Any]
+    """The jaxprs of the first two."""
 
 
 def compile_loop(program: Program, state: State, feed: Feed, evaluate: Evaluate | None) -> Compiled:
@@ -56,17 +58,20 @@ def compile_loop(program: Program, state: State, feed: Feed, evaluate: Evaluate 
     began = time.perf_counter()
     count, last = np.int32(0), min(feed.size, feed.stream.steps[0])
     mover = jax.jit(move, donate_argnums=0, out_shardings=(where, whole))
-    moved = mover.lower(state, feed.source, feed.chunk(0, 0, last), count).compile()
+    moving = mover.trace(state, feed.source, feed.chunk(0, 0, last), count)
+    moved = moving.lower().compile()
     signals.stop()
     closer = jax.jit(close, donate_argnums=0, out_shardings=where)
-    closed = closer.lower(state, feed.source, feed.boundary(0)).compile()
+    closing = closer.trace(state, feed.source, feed.boundary(0))
+    closed = closing.lower().compile()
     signals.stop()
     scored = None
     if evaluate is not None:
         scorer = jax.jit(partial(program.over_members, evaluate), out_shardings=whole)
         scored = scorer.lower(state).compile()
         signals.stop()
-    return Compiled(moved, closed, scored, time.perf_counter() - began, traces)
+    programs = [moving.jaxpr, closing.jaxpr]
+    return Compiled(moved, closed, scored, time.perf_counter() - began, traces, programs)
 
 
 def shardings(program: Program, state: State) -> tuple[Any, Any]:
@@ -91,7 +96,12 @@ class Start(NamedTuple):
 
 
 def start(
-    program: Program, params: Params, key: jax.Array, feed: Feed, evaluate: Evaluate | None
+    program: Program,
+    params: Params,
+    key: jax.Array,
+    feed: Feed,
+    evaluate: Evaluate | None,
+    collections: Any = (),
 ) -> Start:
     """Compiles what makes a run's first state, and says what a checkpoint would have to hold.
 
@@ -99,18 +109,19 @@ def start(
       KeyboardInterrupt: after a Ctrl-C, and `signals.Preempted` after SIGTERM.
     """
 
-    def first(params: Params, key: jax.Array, source: Any, slices: Any) -> Any:
-        def member(p: Program, params: Params, key: jax.Array, slices: Any) -> Any:
+    def first(params: Params, kept: Any, key: jax.Array, source: Any, slices: Any) -> Any:
+        def member(p: Program, params: Params, kept: Any, key: jax.Array, slices: Any) -> Any:
             rows = jax.tree.map(lambda x: x[0], slices)
             batch = fill_batch(feed.stream.fetch(source, rows))
-            return p.init(params, batch, key), batch["weight"]
+            return p.init(params, batch, key, kept), batch["weight"]
 
-        return program.over_members(member, params, key, slices)
+        return program.over_members(member, params, kept, key, slices)
 
     if program.layout is not None:
         params = place(params, mesh.of_params(params, program.layout))
         key = place(key, everywhere(key, program.layout))
-    given = (params, key, feed.source, feed.chunk(0, 0, 1))
+        collections = place(collections, everywhere(collections, program.layout))
+    given = (params, collections, key, feed.source, feed.chunk(0, 0, 1))
     like, weight = jax.eval_shape(first, *given)
     where, _ = shardings(program, like)
     init = jax.jit(lambda *a: first(*a)[0], out_shardings=where).lower(*given).compile()

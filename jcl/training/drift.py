@@ -129,8 +129,8 @@ def watch_drift(program: Program, detector: Detector, recent: int = 16) -> Progr
     def joined(state: State, watch: Watch) -> State:
         return state._replace(methods={**state.methods, "drift": watch})
 
-    def init(params: Params, batch: Batch, key: jax.Array) -> State:
-        state = program.init(params, batch, key)
+    def init(params: Params, batch: Batch, key: jax.Array, collections: Any = ()) -> State:
+        state = program.init(params, batch, key, collections)
         rows = fill_batch(batch)
         empty = jax.tree.map(lambda x: jnp.zeros((recent, *x.shape), x.dtype), rows)
         return joined(state, Watch(detector.init(), empty, jnp.int32(0)))

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jcl.training.folder import whole
+
 
 class Log:
     """metrics.jsonl, a line a logged step, and the same lines in memory."""
@@ -23,7 +25,8 @@ class Log:
                     break  # cut off in mid-line
                 if entry["step"] <= done:
                     self.lines.append(entry)
-        self.path.write_text("".join(json.dumps(e) + "\n" for e in self.lines))
+        with whole(self.path) as partial:
+            partial.write_text("".join(json.dumps(e) + "\n" for e in self.lines))
 
     def write(self, entry: dict[str, Any]) -> None:
         """Adds a line.

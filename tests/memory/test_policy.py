@@ -89,7 +89,8 @@ def test_herding_goes_by_what_the_loss_counts_of_the_outputs() -> None:
     allowed = jnp.tile(jnp.arange(8) < 5, (40, 1))
 
     def loss(params: Any, rows: Any) -> Any:
-        return jnp.float32(0), losses.Logits(rows["x"], rows["weight"], allowed=allowed)
+        outputs = losses.Logits(rows["x"], rows["weight"], allowed=allowed)
+        return jnp.float32(0), jcl.Aux(outputs)
 
     ctx = context(KEY, loss=loss)
     batches = jax.tree.map(lambda v: v[None], wide)

@@ -23,8 +23,8 @@ def context(**known: Any) -> Ctx:
         "structure": Structure(),
     }
 
-    def anew(params: Any, states: Any, finished: tuple[str, ...] = ()) -> Ctx:
-        return made._replace(params=params, states=states, finished=finished)
+    def anew(params: Any, states: Any, finished: tuple[str, ...] = (), **more: Any) -> Ctx:
+        return made._replace(params=params, states=states, finished=finished, **more)
 
     made = Ctx(**{**fields, "anew": anew, **known})
     return made

@@ -10,7 +10,7 @@ import numpy as np
 import tiny_context
 
 from jcl import losses, memory
-from jcl.method import Ctx
+from jcl.method import Aux, Ctx
 
 KEY = jax.random.key(0)
 reservoir, ring, ranked = map(jax.jit, (memory.reservoir, memory.ring, memory.ranked))
@@ -35,7 +35,7 @@ def kept(buffer: memory.Buffer) -> np.ndarray:
 def context(key: jax.Array, **changes: Any) -> Ctx:
     def loss(params: Any, rows: Any) -> Any:
         value = jnp.sum(params * rows["x"]) % 7
-        return value, losses.Values(rows["x"], rows["weight"])
+        return value, Aux(losses.Values(rows["x"], rows["weight"]))
 
     known = {"params": jnp.float32(1), "apply": lambda p, rows: rows["x"], "loss": loss}
     return tiny_context.context(key=key, **known | changes)

@@ -10,7 +10,7 @@ from jax import lax
 
 from jcl import losses, memory
 from jcl.mechanisms import preference
-from jcl.method import Batch, Call, Ctx, Info, LossFn, Method, Params, check
+from jcl.method import Aux, Batch, Call, Ctx, Info, LossFn, Method, Params, check
 
 _ODDS, _NEW, _STAGE = "copr/odds", "copr/new", "copr/stage"  # columns of a batch
 _MOST = 7.0  # the largest ln λ, which would rise for ever if a bound can't be kept
@@ -150,11 +150,11 @@ def copr(
 
         def loss_with_policy(
             params: Params, pairs: Batch, call: Call = ctx.call
-        ) -> tuple[jax.Array, preference.Rewards]:
+        ) -> tuple[jax.Array, Aux]:
             found = log_probs(ctx, params, pairs, call)
             cost = apart(odds(found, pairs), pairs[_ODDS])
             cost = cost - sft * pairs[_NEW] * found.preferred / length(pairs["answer"])
-            return losses.weighted_mean(cost, pairs["weight"]), found
+            return losses.weighted_mean(cost, pairs["weight"]), Aux(found, ctx.collections)
 
         return loss_with_policy
 

@@ -102,19 +102,20 @@ def soft_mask(
     check(at in ("updates", "grads"), "at", at, "'updates' or 'grads'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, SoftMaskState]:
-        sites = list(taps.dense_sites(ctx.apply, params, ctx.batch))
+        sites = taps.dense_sites(ctx.apply, params, ctx.batch)
         head = ctx.structure.head_of(trees.merge(params, ctx.frozen))
         told = masked is not None or head is not None
         check(told, "masked", None, "given, for the model doesn't say which layer is its head")
         chosen = [s for s in sites if (masked(s) if masked else s != head)]
         leaves = trees.by_path(params)
         kernels = {s: leaves[f"{s}/kernel"] for s in chosen if f"{s}/kernel" in leaves}
-        check(bool(kernels), "masked", masked, f"true of a trainable layer among {sites}")
+        check(bool(kernels), "masked", masked, f"true of a trainable layer among {list(sites)}")
         check_single("soft_mask", ctx, kernels)
-        for site, kernel in kernels.items():
-            taps.layers_of(site, kernel, ctx.structure)  # for its error
+        shapes = {
+            s: taps.matrix_shape(s, k.shape, sites[s], ctx.structure) for s, k in kernels.items()
+        }
         return params, SoftMaskState(
-            {s: jnp.zeros((*k.shape[:-2], k.shape[-1])) for s, k in kernels.items()}
+            {s: jnp.zeros((*shape[:-2], shape[-1])) for s, shape in shapes.items()}
         )
 
     def slowed(state: SoftMaskState, ctx: Ctx, tree: Params) -> Params:
@@ -123,7 +124,10 @@ def soft_mask(
             if layer not in state.importance or leaf not in ("kernel", "bias"):
                 return x
             rate = 1 - strength * state.importance[layer]
-            return (x * (rate[..., None, :] if leaf == "kernel" else rate)).astype(x.dtype)
+            if leaf == "bias":
+                return (x * rate.reshape(x.shape)).astype(x.dtype)
+            matrix = x.reshape(*rate.shape[:-1], -1, rate.shape[-1])
+            return (matrix * rate[..., None, :]).astype(x.dtype).reshape(x.shape)
 
         return jax.tree_util.tree_map_with_path(one, tree)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ class EmaState(NamedTuple):
     """e, the average, float32."""
     gap: jax.Array
     """float32 []: ‖θ - e‖ at the last boundary."""
+    kept: Any
+    """The average of what the model keeps beside its parameters."""
 
 
 def ema(decay: float = 0.99) -> Method:
@@ -45,11 +47,14 @@ def ema(decay: float = 0.99) -> Method:
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, EmaState]:
         check_lasting("ema", ctx, params)
-        return params, EmaState(trees.copy(trees.float32(params)), jnp.float32(0))
+        average = trees.copy(trees.float32(params))
+        return params, EmaState(average, jnp.float32(0), trees.copy(ctx.collections))
 
     def observe(state: EmaState, ctx: Ctx, info: Info) -> EmaState:
         theta = trees.float32(info.params)
-        return state._replace(average=merging.lerp(decay, theta, state.average))
+        average = merging.lerp(decay, theta, state.average)
+        kept = merging.blend(1 - decay, state.kept, info.collections)
+        return state._replace(average=average, kept=kept)
 
     def moved(state: EmaState, ctx: Ctx, params: Params) -> Params:
         """The average, which goes along where other methods have moved the parameters."""
@@ -65,12 +70,12 @@ def ema(decay: float = 0.99) -> Method:
 
     def consolidate(
         state: EmaState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, EmaState]:
+    ) -> tuple[Params, EmaState, Any]:
         average = moved(state, ctx, params)
         # a leaf that was renewed has nothing to do with the average of what it was
         average = trees.choose(ctx.renewed, trees.float32(params), average)
         gap = trees.norm(trees.subtract(trees.float32(params), average))
-        return trees.like(average, params), EmaState(average, gap)
+        return trees.like(average, params), EmaState(average, gap, state.kept), state.kept
 
     def report(state: EmaState, info: Info) -> dict[str, jax.Array]:
         return {"gap": state.gap}

@@ -22,6 +22,8 @@ class HmaState(NamedTuple):
     """The weights with which the stage began, or all training, in the parameters' dtype."""
     ratios: jax.Array
     """float32 [parts]: the α_k of the last merge."""
+    kept: Any
+    """What the model kept beside θ_anchor."""
 
 
 def project(ratios: jax.Array, mean: jax.Array | float) -> jax.Array:
@@ -102,15 +104,18 @@ def hma(
         stacked = [p for p in trees.by_path(params) if trees.stack_axes(p, ctx.structure)]
         there = parts == 1 or bool(stacked)
         check(there, "parts", parts, "1, for the model says of no learning leaf that it is a stack")
-        return params, HmaState(trees.copy(params), jnp.full(parts, alpha, jnp.float32))
+        ratios = jnp.full(parts, alpha, jnp.float32)
+        return params, HmaState(trees.copy(params), ratios, trees.copy(ctx.collections))
 
     def begin(state: HmaState, ctx: Ctx, params: Params) -> tuple[Params, HmaState]:
-        start = trees.copy(params) if anchor == "previous" else state.anchor
-        return params, state._replace(anchor=start)
+        if anchor == "first":
+            return params, state
+        start, kept = trees.copy((params, ctx.collections))
+        return params, state._replace(anchor=start, kept=kept)
 
     def consolidate(
         state: HmaState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, HmaState]:
+    ) -> tuple[Params, HmaState, Any]:
         count = batches["weight"].shape[0]
 
         def cost(ratios: jax.Array, batch: Batch) -> jax.Array:
@@ -128,7 +133,10 @@ def hma(
         ratio = by_depth(ratios, alpha, ctx.structure)
         merged = merging.interpolate(ratio, state.anchor, params)
         merged = trees.choose(ctx.renewed, params, merged)
-        return merged, HmaState(merged if anchor == "previous" else state.anchor, ratios)
+        kept = merging.blend(alpha, state.kept, ctx.collections)
+        if anchor == "first":
+            return merged, state._replace(ratios=ratios), kept
+        return merged, HmaState(merged, ratios, kept), kept
 
     def report(state: HmaState, info: Info) -> dict[str, jax.Array]:
         return {"first": state.ratios[0], "last": state.ratios[-1]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ class WiseFtState(NamedTuple):
     """θ_anchor, in the parameters' dtype."""
     moved: jax.Array
     """float32 []: ‖θ - θ_anchor‖ at the end of the last stage, before the interpolation."""
+    kept: Any
+    """What the model kept beside θ_anchor."""
 
 
 def wise_ft(
@@ -52,22 +54,27 @@ def wise_ft(
         check_lasting("wise_ft", ctx, params)
         if spherical:
             merging.refuse_pairs("wise_ft(spherical=True)", ctx, params, "wise_ft()")
-        return params, WiseFtState(trees.copy(params), jnp.float32(0))
+        return params, WiseFtState(*trees.copy((params, jnp.float32(0), ctx.collections)))
 
     def begin(state: WiseFtState, ctx: Ctx, params: Params) -> tuple[Params, WiseFtState]:
-        start = trees.copy(params) if anchor == "previous" else state.anchor
-        return params, state._replace(anchor=start)
+        if anchor == "first":
+            return params, state
+        start, kept = trees.copy((params, ctx.collections))
+        return params, state._replace(anchor=start, kept=kept)
 
     def consolidate(
         state: WiseFtState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, WiseFtState]:
+    ) -> tuple[Params, WiseFtState, Any]:
         moved = trees.norm(merging.task_vector(params, state.anchor))
         if spherical:
             mixed = merging.slerp(alpha, state.anchor, params, ctx.structure)
         else:
             mixed = merging.interpolate(alpha, state.anchor, params)
         mixed = trees.choose(ctx.renewed, params, mixed)
-        return mixed, WiseFtState(mixed if anchor == "previous" else state.anchor, moved)
+        kept = merging.blend(alpha, state.kept, ctx.collections)
+        if anchor == "first":
+            return mixed, state._replace(moved=moved), kept
+        return mixed, WiseFtState(mixed, moved, kept), kept
 
     def report(state: WiseFtState, info: Info) -> dict[str, jax.Array]:
         return {"moved": state.moved}

@@ -56,7 +56,7 @@ def ogd(
     def init(ctx: Ctx, params: Params) -> tuple[Params, OgdState]:
         check_lasting("ogd", ctx, params)
         if of == "label":
-            logits = jax.eval_shape(ctx.loss, params, ctx.batch)[1].values
+            logits = jax.eval_shape(ctx.loss, params, ctx.batch)[1].outputs.values
             labelled = "y" in ctx.batch and logits.ndim == 2
             check(labelled, "of", of, "'loss' where logits aren't [B, C] with labels y [B]")
         basis = jax.tree.map(lambda x: jnp.zeros((directions, *x.shape), jnp.float32), params)
@@ -85,7 +85,7 @@ def ogd(
         def value(p: Params, row: Batch) -> jax.Array:
             if of == "loss":
                 return ctx.loss(p, row)[0]
-            logits = ctx.loss(p, row)[1].values
+            logits = ctx.loss(p, row)[1].outputs.values
             return logits[0, row["y"][0]].astype(jnp.float32)
 
         def add(state: OgdState, row: Batch) -> tuple[OgdState, None]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import losses, memory
-from jcl.method import Batch, Call, Ctx, Info, LossFn, Method, Params, check
+from jcl.method import Aux, Batch, Call, Ctx, Info, LossFn, Method, Params, check
 from jcl.outputs import with_head
 
 
@@ -48,14 +48,14 @@ def _method(
         return {"outputs": values, "indices": indices}
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, DerState]:
-        outputs = jax.eval_shape(ctx.loss, params, ctx.batch)[1]
+        outputs = jax.eval_shape(ctx.loss, params, ctx.batch)[1].outputs
         values = getattr(outputs, "values", None)
         one = isinstance(outputs, losses.TokenScores) or hasattr(values, "shape")
         check(one, "loss's outputs", type(values).__name__, f"one array for {name}")
         whole = not isinstance(outputs, losses.TokenScores)
         wanted = f"a number for {name} on TokenScores, whose logits are too many to store"
         check(whole or top_k is not None, "top_k", top_k, wanted)
-        stored = jax.eval_shape(lambda p, b: answers(ctx.loss(p, b)[1]), params, ctx.batch)
+        stored = jax.eval_shape(lambda p, b: answers(ctx.loss(p, b)[1].outputs), params, ctx.batch)
         return params, DerState(keep.empty({**ctx.batch, **stored}))
 
     def replay(state: DerState, ctx: Ctx) -> tuple[jax.Array, jax.Array]:
@@ -85,26 +85,27 @@ def _method(
 
         def loss_with_memory(
             params: Params, batch: Batch, call: Call = ctx.call
-        ) -> tuple[jax.Array, Any]:
+        ) -> tuple[jax.Array, Aux]:
             weight, marked = batch["weight"], batch[match] > 0
             matches: float | jax.Array = 1.0
             if draws == 1:  # the same rows serve both terms
                 matches = alpha / jnp.where(alpha + beta == 0, 1.0, alpha + beta)
             labelled = {**batch, "weight": jnp.where(marked, (1 - matches) * weight, weight)}
             stored = {**batch, "weight": jnp.where(marked, matches * weight, 0.0)}
-            value, outputs = loss_fn(params, labelled, call)
+            value, aux = loss_fn(params, labelled, call)
             old = memory.take(state.buffer, batch[match] - 1)
+            outputs = aux.outputs
             gap = losses.squared_distance(outputs, old["outputs"], old.get("indices"))
             apart = losses.mean_of(gap, outputs._replace(weight=stored["weight"]))
             # sums over rows, not means, so that microbatches add up to the batch
             total = value * losses.total_weight(labelled) + apart * losses.total_weight(stored)
             mass = losses.total_weight(batch)
-            return growth * total / jnp.where(mass == 0, 1.0, mass), outputs
+            return growth * total / jnp.where(mass == 0, 1.0, mass), aux
 
         return loss_with_memory
 
     def observe(state: DerState, ctx: Ctx, info: Info) -> DerState:
-        outputs = with_head(info.outputs, lambda: ctx.loss(ctx.params, info.batch)[1])
+        outputs = with_head(info.outputs, lambda: ctx.loss(ctx.params, info.batch)[1].outputs)
         rows = {**memory.finite_rows(info), **answers(outputs)}
         return DerState(keep.insert(state.buffer, ctx, rows))
 

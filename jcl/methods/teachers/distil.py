@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jcl import losses, trees
-from jcl.method import Batch, Call, Ctx, LossFn, Method, Params, Reference, check
+from jcl.method import Aux, Batch, Call, Ctx, LossFn, Method, Params, Reference, check
 
 
 class DistilState(NamedTuple):
@@ -57,11 +57,11 @@ def distil(teacher: Params, strength: float = 1.0, temperature: float = 2.0) -> 
 
         def loss_with_teacher(
             params: Params, batch: Batch, call: Call = ctx.call
-        ) -> tuple[jax.Array, Any]:
-            value, outputs = loss_fn(params, batch, call)
+        ) -> tuple[jax.Array, Aux]:
+            value, aux = loss_fn(params, batch, call)
             wanted = losses.answers(ctx, ask, batch)
-            apart = losses.distillation(outputs, wanted, temperature)
-            return (1 - strength) * value + strength * losses.mean_of(apart, outputs), outputs
+            apart = losses.distillation(aux.outputs, wanted, temperature)
+            return (1 - strength) * value + strength * losses.mean_of(apart, aux.outputs), aux
 
         return loss_with_teacher
 

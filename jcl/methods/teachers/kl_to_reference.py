@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import losses
-from jcl.method import Batch, Call, Ctx, LossFn, Method, Params, check
+from jcl.method import Aux, Batch, Call, Ctx, LossFn, Method, Params, check
 
 
 def kl_to_reference(
@@ -48,14 +48,14 @@ def kl_to_reference(
 
         def loss_with_penalty(
             params: Params, batch: Batch, call: Call = ctx.call
-        ) -> tuple[jax.Array, Any]:
-            value, outputs = loss_fn(params, batch, call)
-            new, asking, rows = outputs, ctx, batch
+        ) -> tuple[jax.Array, Aux]:
+            value, aux = loss_fn(params, batch, call)
+            new, asking, rows = aux.outputs, ctx, batch
 
             def model(params: Params, rows: Batch) -> Any:
                 return ctx.apply(params, rows, call)
 
-            whole_answers = isinstance(outputs, losses.LogProbs | losses.Rewards)
+            whole_answers = isinstance(aux.outputs, losses.LogProbs | losses.Rewards)
             if whole_answers:
                 asking, rows = ctx._replace(objective=losses.fused_next_token()), _answers(batch)
                 new = losses.evaluate(asking.objective, model, params, rows)[1]
@@ -64,7 +64,7 @@ def kl_to_reference(
             apart = losses.divergence(*pair)
             if whole_answers:
                 apart = jnp.sum(apart * new.mask, axis=-1)
-            return value + strength * losses.mean_of(apart, new), outputs
+            return value + strength * losses.mean_of(apart, new), aux
 
         return loss_with_penalty
 

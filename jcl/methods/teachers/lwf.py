@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import losses
-from jcl.method import Batch, Call, Ctx, LossFn, Method, Params, check
+from jcl.method import Aux, Batch, Call, Ctx, LossFn, Method, Params, check
 
 
 def lwf(
@@ -64,14 +64,14 @@ def lwf(
 
         def loss_with_teacher(
             params: Params, batch: Batch, call: Call = ctx.call
-        ) -> tuple[jax.Array, Any]:
-            value, outputs = loss_fn(params, batch, call)
+        ) -> tuple[jax.Array, Aux]:
+            value, aux = loss_fn(params, batch, call)
             old = losses.answers(ctx, teacher, batch, ctx.stage - 1)
-            groups = old_softmaxes(ctx, outputs)
-            apart = losses.divergence(outputs, old, temperature, groups)
+            groups = old_softmaxes(ctx, aux.outputs)
+            apart = losses.divergence(aux.outputs, old, temperature, groups)
             scale = jnp.asarray(temperature) ** 2 if rescale else 1.0
             active = jnp.where(ctx.stage > 0, strength * scale, 0.0)
-            return value + active * losses.mean_of(apart, outputs), outputs
+            return value + active * losses.mean_of(apart, aux.outputs), aux
 
         return loss_with_teacher
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 import tiny_decoder as tiny
 import tiny_pairs
+from flax import linen as nn
 
 import jcl
 from jcl import losses, methods, models, preference
@@ -135,6 +136,51 @@ def test_stacked_layers_have_importances_of_their_own() -> None:
 def test_a_predicate_that_names_no_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="masked"):
         make(optax.sgd(0.1), masked=lambda path: False)
+
+
+class Seeing(nn.Module):
+    """A convolution and a head."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(4)(nn.relu(nn.Conv(6, (3, 3))(x)).mean((1, 2)))
+
+
+def test_a_convolutions_units_are_its_channels() -> None:
+    data = batches(0) | {"x": jax.random.normal(jax.random.key(3), (BATCHES, ROWS, 4, 4, 2))}
+    first = jax.tree.map(lambda x: x[0], data)
+    model = models.flax.linen(Seeing(), first, jax.random.key(1), head="Dense_0")
+    conv, head = model.params["Conv_0"], model.params["Dense_0"]
+    programs = [
+        jcl.make(m, model.apply, losses.cross_entropy(), optax.sgd(0.1))
+        for m in (methods.soft_mask(), methods.naive())
+    ]
+
+    def gated(gates: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        h = nn.Conv(6, (3, 3)).apply({"params": conv}, x)
+        h = jax.nn.relu(h * gates).mean((0, 1))
+        return -jax.nn.log_softmax(h @ head["kernel"] + head["bias"])[y]
+
+    real = [(i, j) for i in range(BATCHES) for j in range(ROWS) if data["weight"][i, j] > 0]
+    slope = jax.jit(jax.grad(gated))
+    found = [np.abs(slope(jnp.ones(6), data["x"][at], data["y"][at])) for at in real]
+    score = np.mean(np.float64(found), axis=0)
+    wanted = np.abs(np.tanh((score - score.mean()) / score.std(ddof=1)))
+    states = [
+        jax.jit(p.consolidate)(p.init(model.params, first, jax.random.key(1)), data)
+        for p in programs
+    ]
+    importance = states[0].methods["soft_mask"].importance
+    assert set(importance) == {"Conv_0"}
+    np.testing.assert_allclose(importance["Conv_0"], wanted, rtol=1e-3)
+    slow, free = (
+        jcl.trees.subtract(jax.jit(p.step)(s, first)[0].params, model.params)
+        for p, s in zip(programs, states, strict=True)
+    )
+    for name in ("kernel", "bias"):
+        ratio = slow["Conv_0"][name] - (1 - wanted) * free["Conv_0"][name]
+        assert np.abs(ratio).max() < 1e-5 < np.abs(free["Conv_0"][name]).max()
+    np.testing.assert_allclose(slow["Dense_0"]["kernel"], free["Dense_0"]["kernel"], atol=1e-6)
 
 
 def test_of_a_pair_of_answers_one_gate_is_on_both() -> None:

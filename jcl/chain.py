@@ -63,10 +63,6 @@ def _shapes(tree: Any) -> tuple[Any, list[Any]]:
     return structure, [jnp.shape(x) for x in leaves]
 
 
-def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {path: jnp.shape(x) for path, x in trees.by_path(tree).items()}
-
-
 def _checked(method: Method, phase: str, found: Any, wanted: Any, what: str) -> Any:
     """What a hook returned.
 
@@ -206,7 +202,7 @@ def chain(*methods: Method) -> Method:
                             check_follows(later, (m,))
                 raise
             larger, states[m.name] = _two(m, "init", made)
-            before, after = _shapes_by_path(params), _shapes_by_path(larger)
+            before, after = trees.shapes(params), trees.shapes(larger)
             if after != before:
                 check_follows(m, parts[:i])
             added.update((path, m.name) for path in after if path not in before)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ import pytest
 from pair_table import (
     FAULTS,
     KINDS,
+    ONCE_AT_FAULT,
     OUTCOMES,
     OUTCOMES_OF_ADAPTERS,
     ROUNDS,
@@ -59,6 +60,7 @@ def _rows() -> Any:
     return {"task": task, "weight": weight}
 
 
+@cache
 def perceptron() -> Problem:
     """Three classes a task, and a loss over those of the stages so far."""
     keys = jax.random.split(jax.random.key(5), 2)
@@ -71,6 +73,7 @@ def perceptron() -> Problem:
     return Problem(models.mlp.apply, params, loss, {"x": x, "y": y, **rows})
 
 
+@cache
 def decoder() -> Problem:
     """A language model whose tasks have their own tokens."""
     config = models.decoder.Config(
@@ -93,20 +96,19 @@ def decoder() -> Problem:
     return Problem(apply, params, losses.next_token, {"tokens": tokens, **rows})
 
 
-PERCEPTRON, DECODER = perceptron(), decoder()
-
-
+@cache
 def ranker() -> Problem:
     """The language model, ranking answers over others."""
-    stream = dict(DECODER.stream)
+    stream = dict(decoder().stream)
     answer = jnp.broadcast_to(jnp.arange(LENGTH - 1) >= 2, (*stream["task"].shape, LENGTH - 1))
     for side, move in (("", 0), ("rejected_", 3)):
         stream[f"{side}tokens"] = (stream["tokens"] + move) % CLASSES
         stream[f"{side}segments"] = jnp.ones_like(stream["tokens"])
         stream[f"{side}answer"] = answer.astype(jnp.float32)
-    return DECODER._replace(loss=preference.ranking(), stream=stream)
+    return decoder()._replace(loss=preference.ranking(), stream=stream)
 
 
+@cache
 def viewer() -> Problem:
     """A model of images and text."""
     config = models.multimodal.Config(
@@ -117,12 +119,12 @@ def viewer() -> Problem:
     )
     params = models.multimodal.init(jax.random.key(1), config)
     params = {**params, "embed": {"table": 20 * params["embed"]["table"]}}
-    shape = (*DECODER.stream["task"].shape, 4, 4, 1)
-    stream = {**DECODER.stream, "image": jax.random.normal(jax.random.key(6), shape)}
+    shape = (*decoder().stream["task"].shape, 4, 4, 1)
+    stream = {**decoder().stream, "image": jax.random.normal(jax.random.key(6), shape)}
     return Problem(models.multimodal.apply_fn(config), params, losses.next_token, stream)
 
 
-PROBLEMS = {"perceptron": PERCEPTRON, "decoder": DECODER, "ranker": ranker(), "viewer": viewer()}
+PROBLEMS = {"perceptron": perceptron, "decoder": decoder, "ranker": ranker, "viewer": viewer}
 
 
 def problem_for(kinds: tuple[Kind, ...]) -> str:
@@ -150,7 +152,7 @@ class Chain:
     ) -> None:
         self.kinds = kinds
         self.known_as = problem or problem_for(kinds)
-        self.problem = PROBLEMS[self.known_as]
+        self.problem = PROBLEMS[self.known_as]()
         self.trainable = adapters.is_adapter if only_adapters else trees.every_leaf
         self.traces = 0
         self._run = jax.jit(self._whole)
@@ -207,7 +209,12 @@ def alone(kinds: tuple[Kind, ...], problem: str) -> Chain:
 
 
 PAIRS = [(a, b) for a in KINDS for b in KINDS if a is not b]
-HOLDING = [(a, b) for a, b in PAIRS if OUTCOMES[a.name][b.name] == "."]
+HOLDING = [
+    (a, b)
+    for a, b in PAIRS
+    if OUTCOMES[a.name][b.name] == "."
+    and (not (a.second or b.second) or (a.name, b.name) in ONCE_AT_FAULT)
+]
 
 
 @pytest.fixture(
@@ -253,6 +260,9 @@ def test_a_pair_is_admitted_or_refused_by_a_sentence_that_names_both(
         code = outcomes.get(first.name, {}).get(second.name, "-")
         if code == "-":
             continue
+        quick = {first.name, second.name} <= QUICK
+        if not only_adapters and (first, second) in HOLDING and not quick:
+            continue  # it runs in the next tests
         refusal = Chain((first, second), only_adapters=only_adapters).refusal()
         if code == ".":
             assert refusal is None

@@ -48,6 +48,8 @@ class Model(NamedTuple):
     """The module's `apply_fn(config)`, such as `decoder`'s; make your own for other options."""
     given: dict[str, Any]
     """The contents of the folder's `config.json`, which `save` writes again."""
+    collections: Any = ()
+    """What it keeps beside its parameters, by name, as `jcl.fit(..., collections=...)` takes it."""
 
     def _facts(self) -> dict[str, Any]:
         leaves = jax.tree.leaves(self.params)

@@ -20,9 +20,7 @@ from jcl.models.convolution import convolve
 Norm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)  # torch counts momentum as 1 - 0.9
 
 
-def _convolution(
-    features: int, window: int, stride: int = 1, name: str | None = None
-) -> nn.Conv:
+def _convolution(features: int, window: int, stride: int = 1, name: str | None = None) -> nn.Conv:
     """A convolution without bias, padded so that stride 1 keeps the image's size."""
     return nn.Conv(
         features, (window, window), stride, padding=window // 2, use_bias=False,

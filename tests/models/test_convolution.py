@@ -73,9 +73,7 @@ def test_second_derivatives_and_gradients_of_single_rows_are_lax_s():
         return lax.conv_general_dilated(x, k, strides, padding, dimension_numbers=order)
 
     np.testing.assert_allclose(each(ours, x, kernel), each(theirs, x, kernel), rtol=1e-4, atol=1e-4)
-    twice = [
-        jax.grad(lambda k, f=f: jnp.sum(each(f, x, k)))(kernel) for f in (ours, theirs)
-    ]
+    twice = [jax.grad(lambda k, f=f: jnp.sum(each(f, x, k)))(kernel) for f in (ours, theirs)]
     np.testing.assert_allclose(*twice, rtol=1e-3, atol=1e-3)
 
 
@@ -102,9 +100,7 @@ def test_every_other_convolution_is_lax_s_own(options):
         return lax.conv_general_dilated(x, k, (2, 1), ((1, 1), (0, 2)), **given)
 
     np.testing.assert_array_equal(ours(x, kernel), theirs(x, kernel))
-    jax.tree.map(
-        np.testing.assert_array_equal, slopes(ours, x, kernel), slopes(theirs, x, kernel)
-    )
+    jax.tree.map(np.testing.assert_array_equal, slopes(ours, x, kernel), slopes(theirs, x, kernel))
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the CPU's compiler")

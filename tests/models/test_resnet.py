@@ -45,10 +45,12 @@ class TorchResNet(nn.Module):
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         sizes = [width, width, 2 * width, 4 * width, 8 * width]
-        self.layers = nn.Sequential(*[
-            nn.Sequential(TorchBlock(a, b, 1 if a == b else 2), TorchBlock(b, b, 1))
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        ])
+        self.layers = nn.Sequential(
+            *[
+                nn.Sequential(TorchBlock(a, b, 1 if a == b else 2), TorchBlock(b, b, 1))
+                for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            ]
+        )
         self.linear = nn.Linear(8 * width, classes)
 
     def forward(self, x):
@@ -126,9 +128,7 @@ def test_a_training_step_is_torch_s(both):
     """Outputs, gradients and running statistics, and then the outputs of evaluation."""
     theirs, ours, batch = both
     params = as_ours(theirs, lambda x: x.clone())
-    program = jcl.make(
-        methods.naive(), ours.apply, losses.cross_entropy(), optax.sgd(0.5)
-    )
+    program = jcl.make(methods.naive(), ours.apply, losses.cross_entropy(), optax.sgd(0.5))
     state = program.init(params, batch, jax.random.key(0), ours.collections)
     after, aux = jax.jit(program.step)(state, batch)
 

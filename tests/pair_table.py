@@ -193,7 +193,7 @@ FAULTS: dict[tuple[str, str, str], str] = {}
 
 def _of_row(row: Row) -> Kind:
     """A row of `method_table`, its neutral numbers traced and its other arguments fixed."""
-    fixed = {**row.arguments, **ON_BOTH.get(row.name, {})}
+    fixed = {**row.arguments, **ON_BOTH.get(row.name, {}), **WITH_ALL.get(row.name, {})}
     values, neutral = {}, row.neutral
     if not isinstance(neutral, str):
         numbers = {k: v for k, v in neutral.items() if isinstance(v, int | float) and k != "parts"}
@@ -213,6 +213,9 @@ ON_BOTH: dict[str, dict[str, Any]] = {
     name: {"targets": r"blocks/(query|value)"} for name in ("lora", "inclora", "olora")
 } | {"ia3": {"outputs": "blocks/key", "inputs": "blocks/down"}}
 """What rows with a perceptron's layers are told of a decoder's."""
+
+WITH_ALL: dict[str, dict[str, Any]] = {"ogd": {"of": "loss"}}
+"""Arguments that suit every problem."""
 
 TESTED = {row.name for row in TABLE if "+" not in row.name} - {"naive", "infer_task"}
 ROWS = [_of_row(row) for row in TABLE if row.name in TESTED]

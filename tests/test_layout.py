@@ -169,9 +169,11 @@ def test_every_entry_is_in_a_layer() -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("name", ["method", "records", "trees"])
-def test_the_contract_stands_on_jax_alone(name: str) -> None:
-    assert outside(PACKAGE / f"{name}.py") <= {"jax"}
+@pytest.mark.parametrize(
+    **by_name([path for path in FILES if entry_of(path) in ("method", "records", "trees")])
+)
+def test_the_contract_stands_on_jax_alone(path: Path) -> None:
+    assert outside(path) <= {"jax"}
 
 
 @pytest.mark.quick

@@ -15,8 +15,8 @@ XLA drops patches that nobody reads. `:out` alone is shown by embeddings and nor
 stands for a kernel; by layers whose kernel isn't one such matrix (grouped, masked, local,
 transposed and input-dilated convolutions, batch axes, other einsum equations); and by a layer that
 is called with more than its input. A layer of a user's own, or a subclass with a `__call__` of its
-own, has no sites, nor has the whole module; and a batch norm of that kind must mask padding itself. A
-layer that is called twice is visited twice.
+own, has no sites, nor has the whole module; and such a batch norm must mask padding itself. A layer
+that is called twice is visited twice.
 
 Adapters beside a kernel (see `jcl.models.dense`) are applied to every layer that has an `:in`.
 

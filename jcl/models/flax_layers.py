@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -40,7 +41,7 @@ def _general(layer: Any, x: jax.Array) -> View | None:
     batched = layer.batch_dims if hasattr(layer, "batch_dims") else layer.batch_axis
     if _as_tuple(batched):  # a kernel for each of these, so not one matrix
         return None
-    axes = _as_tuple(layer.axis)
+    axes = sorted(axis % x.ndim for axis in _as_tuple(layer.axis))  # as flax itself does
     last = tuple(range(-len(axes), 0))
     moved = jnp.moveaxis(x, axes, last)
     shape = moved.shape
@@ -182,7 +183,7 @@ def index_of(outside: Any) -> Any:
 
 def trace_state() -> Any:
     """Within which of JAX's transformations this is called; equal for the same ones."""
-    return jax.core.get_opaque_trace_state(convention="flax")
+    return jax.extend.core.get_opaque_trace_state(convention="flax")
 
 
 def visit(

@@ -102,13 +102,20 @@ def test_all_see_a_prefix_of_keys_and_values() -> None:
     _, k, v = arrays(4)
     prefix = {"key": jnp.arange(30.0).reshape(3, 10), "value": -jnp.arange(30.0).reshape(3, 10)}
     mask = jnp.tril(jnp.ones((1, 1, 4, 4), bool))
-    keys, values, seen = attention.prefixed(prefix, k, v, mask)
+    keys, values, seen = attention.with_prefix({"prefix": prefix}, k, v, mask=mask)
     assert keys.shape == values.shape == (2, 7, 2, 5)
     for row in range(2):
         np.testing.assert_array_equal(keys[row, :3].reshape(3, 10), prefix["key"])
         np.testing.assert_array_equal(values[row, :3].reshape(3, 10), prefix["value"])
     np.testing.assert_array_equal(keys[:, 3:], k)
     assert seen[..., :3].all() and (seen[..., 3:] == mask).all()
+    _, _, made = attention.with_prefix({"prefix": prefix}, k, v)  # a causal mask is the default
+    np.testing.assert_array_equal(made, seen)
+    segments = jnp.array([[1, 1, 2, 0], [1, 2, 2, 2]])
+    _, _, made = attention.with_prefix({"prefix": prefix}, k, v, segments, window=2, causal=False)
+    np.testing.assert_array_equal(made[:, 0, :, 3:], segments[:, :, None] == segments[:, None])
+    same = attention.with_prefix({}, k, v, segments)
+    assert same[0] is k and same[1] is v and same[2] is None
 
 
 @pytest.mark.quick

@@ -122,6 +122,7 @@ NO_MIRROR = {
     "models/decoder_families": "a table, row by row against transformers in test_parity.py",
     "models/encoder_families": "a table, row by row against transformers in test_encoder.py",
     "models/presets": "a table of published sizes",
+    "testing/witness": "a method and a run off which test_every_pair.py reads its laws",
     "models/vision_families": "a table, row by row against transformers in test_vision.py",
 }
 """Modules of `jcl/` without a file of tests of their own, and why."""

@@ -157,8 +157,8 @@ def after_sublayer(block: Params, part: str, x: jax.Array) -> jax.Array:
     """
     if f"{part}_adapter" not in block:
         return x
-    own = block[f"{part}_adapter"]
-    return x + dense(own["up"], jax.nn.relu(dense(own["down"], x, "")), "")
+    adapter = block[f"{part}_adapter"]
+    return x + dense(adapter["up"], jax.nn.relu(dense(adapter["down"], x, "")), "")
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:

@@ -138,8 +138,8 @@ def chain(*methods: Method) -> Method:
     """Composes methods into one, whose state is a dict of their states by name.
 
     `batch`, `grads`, `updates`, `observe` and `consolidate` run left to right; `forward` and
-    `loss` wrap left to right, so that the last method's wrapper is the outermost. An empty chain is
-    plain fine-tuning. What the model keeps is the third thing that `consolidate` of a chain gives.
+    `loss` wrap left to right, so that the last method's wrapper is the outermost (but for one that
+    `routes` rows). An empty chain is plain fine-tuning. What the model keeps is the third thing that `consolidate` of a chain gives.
 
     Raises:
       ValueError: if two methods share a name, a method reads the state of one that is not in the
@@ -221,7 +221,7 @@ def chain(*methods: Method) -> Method:
         return rows
 
     def forward(states: Any, ctx: Ctx, apply: Apply) -> Apply:
-        for m in parts:
+        for m in sorted(parts, key=lambda m: m.routes):
             if m.name not in states:  # it isn't made yet, or wraps no model that is frozen
                 continue
             mine = own(ctx, m, "forward")._replace(apply=apply)

@@ -44,7 +44,7 @@ answer              [B, L-1] float32      which predictions are the answer's; pa
 rejected_tokens     [B, L] int32          the prompt with the worse answer; pairs -> preference
 rejected_segments   [B, L] int32          segments of these; pairs -> preference
 rejected_answer     [B, L-1] float32      which of these predictions count; pairs -> preference
-rewards             [B] float32           asks a model for rewards; preference -> dpo
+rewards             [B] float32           asks for rewards; preference -> forwards that define some
 reference           [B, L-1] float32      losses of a reference, or [B] of rows; the user -> rho
 reference           [B] float32           margins of a reference; the user -> preference.margin
 der/match           [B] int32             1 + the slot to match, 0 for none; der -> der
@@ -124,7 +124,9 @@ class Objective(Protocol):
     """What a user hands to `make`: a loss over a model's outputs.
 
     A plain function will do. A loss that exposes its predictive distribution, as `fisher` may ask
-    for, also has `log_probs(outputs, batch)` and `relabel(batch, labels)` (see `jcl.losses`).
+    for, also has `log_probs(outputs, batch)` and `relabel(batch, labels)` (see `jcl.losses`). One
+    that makes several predictions a row also says by `predictions(batch)`, float32 [B, T], how much
+    each counts in its row, which a Fisher per token needs where a batch has no `mask`.
     """
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> Any:

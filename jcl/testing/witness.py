@@ -52,8 +52,8 @@ def witness(rows: Any) -> Method:
     def init(ctx: Ctx, params: Params) -> tuple[Params, Seen]:
         first, frozen = shown(ctx, params), ctx.freeze(params)
         recalled = jax.tree.map(lambda x: jnp.zeros((3, *x.shape), x.dtype), first.outputs)
-        copies = trees.copy((params, ctx.states))
-        return params, Seen(first, first, *copies, first, frozen, recalled)
+        mine, others = trees.copy((params, ctx.states))
+        return params, Seen(first, first, mine, others, first, frozen, recalled)
 
     def begin(state: Seen, ctx: Ctx, params: Params) -> tuple[Params, Seen]:
         others = {k: v for k, v in ctx.states.items() if k != "witness"}
@@ -128,12 +128,11 @@ def watch(
 
     def truth(moment: tuple[State, dict[str, Reference], jax.Array]) -> Moment:
         state, references, stage = moment
-        there = {**rows, "stage": jnp.full_like(rows["task"], stage)}
 
         def apply(params: Params, batch: Any) -> Any:
             return program.predict(state._replace(references=references), batch)
 
-        loss = losses.evaluate(objective, apply, state.params, there)[0]
+        loss = losses.evaluate(objective, apply, state.params, rows, stage)[0]
         return Moment(program.predict(state, rows), loss)
 
     state = program.init(params, jax.tree.map(lambda x: x[0, 0], stream), key)

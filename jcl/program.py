@@ -199,6 +199,7 @@ def make(
             for part in method.parts:
                 check_kind(part, loss, outputs)
         grown, states = method.init(ctx, learning)
+        trees.chosen(trees.merge(grown, frozen), learns, "trainable")  # for its error
         grown, frozen = split(trees.merge(grown, frozen))  # what a method added may be frozen
         params = trees.merge(grown, frozen)
         state = state._replace(params=params, optimizer=tx.init(grown), methods=states)

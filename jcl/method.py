@@ -8,6 +8,7 @@ Python on a traced value.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -15,6 +16,7 @@ from jax.sharding import Mesh
 
 from jcl import trees
 from jcl.records import record
+from jcl.trees import Limits as Limits
 from jcl.trees import Structure as Structure
 
 Params = Any
@@ -315,6 +317,8 @@ class Method(NamedTuple):
         `run` warn where a stream ends before it.
       wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
         refuses a loss that gives another. An empty one reads no outputs.
+      limits: for which values of integer columns it has room, such as {"y": (10, "groups")}; `fit`
+        refuses a stream with others (see `trees.Limits`).
     """
 
     name: str
@@ -346,6 +350,7 @@ class Method(NamedTuple):
     learns: trees.Trainable | None = None
     starts: int = 0
     wants: tuple[type, ...] = ()
+    limits: trees.Limits = MappingProxyType({})
 
     def __add__(self, other: Method) -> Method:  # type: ignore[override]
         """Composes two methods, as `chain(self, other)` does."""

@@ -78,6 +78,8 @@ class Program(NamedTuple):
     """How many members `replicate` made, None for a single program."""
     layout: meshes.Layout | None = None
     """How the state lies on a mesh; see `mesh.of_state`."""
+    scene: Scene | None = None
+    """What stays through a run, of what contexts are made: the loss and the model's own word."""
     member: jax.Array | None = None
     """Within `over_members`, which of the members it is, int32 []; None for a single program."""
 
@@ -308,7 +310,7 @@ def make(
 
     program = Program(
         init, step, consolidate, predict, read_params,
-        lambda fn, *args: fn(program, *args), method, None, layout,
+        lambda fn, *args: fn(program, *args), method, None, layout, scene,
     )  # fmt: skip
     return program
 

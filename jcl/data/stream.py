@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jcl.data.bounds import bounds_of, with_bounds
 from jcl.method import Batch, check
 from jcl.records import record
 
@@ -36,7 +37,7 @@ class Stream(NamedTuple):
         take `rows`.
       source: pytree of arrays that stay on the device, such as the datasets; or ().
       fetch: `(source, slice) -> batch`, inside the trace: gathers `{"x", "y", ..., "weight",
-        "task"}`.
+        "task"}`. It may say what integers it gathers (see `jcl.data.bounds`).
       tests: names of the test tasks, the columns of the score matrix.
       test: numpy leaves [tasks, n, B, ...]; rows of weight 0 are padding. With members whose tests
         differ, as those of `split_by_seed` do, they are [members, tasks, n, B, ...].
@@ -123,7 +124,7 @@ def from_leaves(leaves: Any) -> Stream:
         names, tuple(range(stages)), (steps,) * stages,
         lambda stage, start, stop: jax.tree.map(lambda x: x[stage, start:stop], host),
         lambda stage: jax.tree.map(lambda x: x[stage], host),
-        (), lambda source, batch: batch, names, (),
+        (), with_bounds(lambda source, batch: batch, bounds_of(host)), names, (),
     )  # fmt: skip
 
 

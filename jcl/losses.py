@@ -267,6 +267,12 @@ def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, L
     `fused_next_token` gives the same loss without holding logits.
     """
     logits = apply(params, batch)
+    shape = batch["tokens"].shape
+    if getattr(logits, "shape", ())[:-1] != shape:
+        raise ValueError(
+            f"the model's outputs are {described(logits)}, but must be logits "
+            f"{[*shape, 'vocabulary']} for next_token"
+        )
     nll = next_token_nll(logits, batch["tokens"])
     outputs = Logits(logits, batch["weight"], _token_mask(batch))
     return weighted_mean(nll, token_weight(batch)), outputs
@@ -293,6 +299,11 @@ class FusedNextToken(NamedTuple):
         # asked for all logits too, which methods go over in pieces; unread they cost nothing
         question = {**with_targets(batch), "logits": jnp.ones_like(batch["weight"])}
         scores: TokenScores = apply(params, question)
+        if not isinstance(scores, TokenScores):
+            raise ValueError(
+                f"the model's outputs are {described(scores)}, but must be losses.TokenScores for "
+                "fused_next_token where the batch has targets; losses.next_token takes logits"
+            )
         cost = scores.nll
         if not _absent(self.z):
             cost = cost + self.z * scores.logsumexp**2
@@ -336,6 +347,12 @@ def evaluate(
     """
     value = objective(apply, params, batch)
     value, outputs = value if isinstance(value, tuple) else (value, None)
+    if jnp.shape(value) != ():
+        name = getattr(objective, "__name__", type(objective).__name__)
+        raise ValueError(
+            f"loss is {name}, which gives {described(value)}, but must be one that gives a scalar, "
+            "such as the weighted mean over rows: losses.weighted_mean(each, batch['weight'])"
+        )
     return value.astype(jnp.float32), complete(outputs, batch)
 
 

@@ -585,9 +585,7 @@ def test_what_an_assistant_says_is_learned_and_nothing_else(
     "prompt",
     [
         "\U0001f44d" * 10 + " say: ",
-        pytest.param(
-            "\ud83d\udc4d" * 10 + " say: ",
-        ),
+        "\ud83d\udc4d" * 10 + " say: ",
     ],
     ids=["characters", "surrogates"],
 )
@@ -615,7 +613,7 @@ ROWS = {
 
 @pytest.mark.parametrize(
     "wants_value",
-    [False, pytest.param(True, marks=wrong("13", "value= is missing", TypeError))],
+    [False, True],
 )
 def test_an_optimizer_that_wants_the_loss_gets_it(wants_value: bool) -> None:
     tx = optax.adam(1e-1)
@@ -638,6 +636,5 @@ def test_an_optimizer_that_wants_the_loss_gets_it(wants_value: bool) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, params)
 
 
-@wrong("13", "value= and others are missing", TypeError)
 def test_a_line_search_is_refused() -> None:
     assert refused(lambda: fit_with(optax.lbfgs(), ROWS, 2), "line search")

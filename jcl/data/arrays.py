@@ -328,7 +328,11 @@ def _untouched(given: Scenario) -> Arrays:
 
 
 def reorder(given: Reordered, order: Sequence[int]) -> Reordered:
-    """The same stages in another order, as if they had been given in this order.
+    """The same stages in another order.
+
+    A scenario is as if its stages had been given in this order. A stream's stages keep what they
+    draw: the rows and the steps of each are those that it had at its old place, so that orders
+    differ in nothing else.
 
     Tasks are numbered anew by their first appearance, in batches, tests and columns, so that task t
     is the t-th to arrive. A table of classes beside a stream must be reordered by
@@ -369,11 +373,12 @@ def reorder(given: Reordered, order: Sequence[int]) -> Reordered:
             return 0, max(tasks) if min(tasks) >= 0 else len(tests) - 1
         return given.fetch.bounds(column) if hasattr(given.fetch, "bounds") else None
 
-    test = jax.tree.map(lambda x: x[np.asarray(old)], given.test)
+    axis = int(bool(given.test) and np.ndim(given.test["weight"]) == 4)  # after members, if any
+    test = jax.tree.map(lambda x: np.take(x, old, axis), given.test)
     return given._replace(
         names=names, tasks=tasks, tests=tests, fetch=with_bounds(fetch, bounds),
         steps=tuple(given.steps[i] for i in order),
         chunk=lambda stage, start, stop: given.chunk(order[stage], start, stop),
         boundary=lambda stage: given.boundary(order[stage]),
-        test={**test, "task": new[test["task"]]},
+        test={**test, "task": new[test["task"]]} if test else test,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from jax import lax
 
 from jcl import losses
 from jcl.data.bounds import bounds_of, check_limits
+from jcl.data.stream import Arrays, pack
 from jcl.method import Batch
 from jcl.program import Evaluate, Program, State
 
@@ -77,6 +78,34 @@ def evaluator(
         return jnp.sum(sums.reshape(tasks, batches), axis=1) / total
 
     return lambda program, state: program.over_members(member, state)
+
+
+def test_sizes(test: Any) -> np.ndarray:
+    """How many rows each task's test has, float32 [tasks], for `metrics.micro_average`."""
+    weight = np.asarray(test["weight"])
+    return weight.reshape(*weight.shape[:-2], -1).sum(-1)
+
+
+def by_label(test: Any, classes: int) -> Arrays:
+    """The rows of all tests laid out by their label `y`: leaves [classes, n, B, ...].
+
+    `evaluator(by_label(stream.test, 10), accuracy())` so gives each class's own score, [10], where
+    a mean over a task hides its rare classes. Of a class without rows the score is NaN.
+
+    Args:
+      test: leaves [tasks, n, B, ...] with `y`, such as `Stream.test`.
+      classes: how many there are.
+    """
+    flat = {k: np.asarray(v).reshape(-1, *np.shape(v)[3:]) for k, v in test.items()}
+    there = flat["weight"] > 0
+    own = [np.flatnonzero(there & (flat["y"] == label)) for label in range(classes)]
+    absent = [len(rows) == 0 for rows in own]
+    first = np.flatnonzero(there)[:1]  # a row of weight 0 stands for those of an absent class
+    sets = [{k: v[first if empty else rows] for k, v in flat.items()}
+            for rows, empty in zip(own, absent, strict=True)]  # fmt: skip
+    for rows, empty in zip(sets, absent, strict=True):
+        rows["weight"] = rows["weight"] * (not empty)
+    return pack(sets, np.shape(test["weight"])[-1])
 
 
 def _check_test(test: Any, program: Program, score: Any, outputs: Any) -> None:

@@ -108,7 +108,8 @@ PARTS = NO_PROMPT.replace(
 CALLS = NO_PROMPT.replace("{{ m['content'] }}", "{{ m.content or '' }}{{ m.calls or '' }}")
 # as Mistral's: no header, and a blank before what is said but none before a call
 BLANK = """{% for m in messages %}{% if m.role == 'assistant' %}{% if m.calls %}\
-[CALLS]{{ m.calls }}{% else %} {{ m.content }}{% endif %}<|end|>{% else %}[INST] {{ m.content }} [/INST]{% endif %}\
+[CALLS]{{ m.calls }}{% else %} {{ m.content }}{% endif %}<|end|>{% else %}\
+[INST] {{ m.content }} [/INST]{% endif %}\
 {% endfor %}"""
 
 

@@ -431,7 +431,6 @@ def test_rows_that_fit_are_scored() -> None:
     assert np.isfinite(fit_text("hello " * 6, "hello", vocabulary=256, context=32, **LEARNED)).all()
 
 
-@wrong("09", "the scores are NaN")
 def test_ids_of_the_test_beyond_the_vocabulary_are_refused() -> None:
     def call() -> Any:
         return fit_text("hello world " * 3, "café au lait", vocabulary=128)
@@ -439,12 +438,10 @@ def test_ids_of_the_test_beyond_the_vocabulary_are_refused() -> None:
     assert refused(call, r"vocabulary.*\b128\b")
 
 
-@wrong("09", "said only by a loss that isn't finite", jcl.Diverged)
 def test_ids_of_the_training_beyond_the_vocabulary_are_refused() -> None:
     assert refused(lambda: fit_text("hello", "hello", vocabulary=64), r"vocabulary.*\b64\b")
 
 
-@wrong("09", "positions beyond the last share its embedding")
 def test_rows_longer_than_learned_positions_are_refused() -> None:
     def call() -> Any:
         return fit_text("hello " * 6, "hello", vocabulary=256, context=8, **LEARNED)
@@ -477,21 +474,16 @@ def test_labels_inside_the_head_are_scored() -> None:
     ("labels", "words"),
     [
         pytest.param(
-            CLASSES + 10, r"\by\b.*\b1[0-2]\b",
-            marks=wrong("10", "loss and accuracy are 0"), id="beyond the head",
+            CLASSES + 10, r"\by\b.*\b1[0-2]\b", id="beyond the head",
         ),
         pytest.param(
-            CLASSES[:, None], r"\by\b.*, 1[)\]]",
-            marks=wrong("10", "the accuracy is 2,000 %"), id="a column",
+            CLASSES[:, None], r"\by\b.*, 1[)\]]", id="a column",
         ),
         pytest.param(
-            np.eye(3, dtype=np.float32)[CLASSES], r"\by\b.*, 3[)\]]",
-            marks=wrong("10", "said only by shapes that don't fit, after training", ValueError),
-            id="one-hot",
+            np.eye(3, dtype=np.float32)[CLASSES], r"\by\b.*, 3[)\]]", id="one-hot",
         ),
         pytest.param(
-            np.array(list("abc") * 20), r"\by\b.*(str|text|<U1)",
-            marks=wrong("10", "said only by what JAX can't take", TypeError), id="text",
+            np.array(list("abc") * 20), r"\by\b.*(str|text|<U1)", id="text",
         ),
     ],
 )  # fmt: skip
@@ -501,7 +493,7 @@ def test_labels_that_are_no_class_of_the_head_are_refused(labels: np.ndarray, wo
 
 @pytest.mark.parametrize(
     "groups",
-    [12, pytest.param(2, marks=wrong("11", "both classes are in the last group, 36 and 4"))],
+    [12, 2],
 )
 def test_a_memory_by_class_is_balanced_or_its_groups_are_refused(groups: int) -> None:
     labels = np.array([10] * 400 + [11] * 40)
@@ -563,11 +555,11 @@ def says(content: str | None, **more: Any) -> dict[str, Any]:
         pytest.param(TURNS, [says("world")], "world<|im_end|>", id="plain"),
         pytest.param(
             THOUGHTS, [says("<think>why</think>world")], "world<|im_end|>",
-            marks=wrong("12", "the header is learned"), id="a thought is opened by the prompt",
+            id="a thought is opened by the prompt",
         ),
         pytest.param(
             THOUGHTS, [says("a")], "a<|im_end|>",
-            marks=wrong("12", "the answer is found inside its header"), id="occurs in the header",
+            id="occurs in the header",
         ),
         pytest.param(
             TURNS,
@@ -577,7 +569,7 @@ def says(content: str | None, **more: Any) -> dict[str, Any]:
                 says("ok"),
             ],
             "CALL<|im_end|>ok<|im_end|>",
-            marks=wrong("12", "a call of a tool isn't learned"), id="a call of a tool",
+            id="a call of a tool",
         ),
     ],
 )  # fmt: skip
@@ -593,10 +585,7 @@ def test_what_an_assistant_says_is_learned_and_nothing_else(
     "prompt",
     [
         "\U0001f44d" * 10 + " say: ",
-        pytest.param(
-            "\ud83d\udc4d" * 10 + " say: ",
-            marks=wrong("12", "the answer begins too late, for two surrogates are one character"),
-        ),
+        "\ud83d\udc4d" * 10 + " say: ",
     ],
     ids=["characters", "surrogates"],
 )
@@ -624,7 +613,7 @@ ROWS = {
 
 @pytest.mark.parametrize(
     "wants_value",
-    [False, pytest.param(True, marks=wrong("13", "value= is missing", TypeError))],
+    [False, True],
 )
 def test_an_optimizer_that_wants_the_loss_gets_it(wants_value: bool) -> None:
     tx = optax.adam(1e-1)
@@ -647,6 +636,5 @@ def test_an_optimizer_that_wants_the_loss_gets_it(wants_value: bool) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, params)
 
 
-@wrong("13", "value= and others are missing", TypeError)
 def test_a_line_search_is_refused() -> None:
     assert refused(lambda: fit_with(optax.lbfgs(), ROWS, 2), "line search")

@@ -38,6 +38,7 @@ from jcl.models.layers import (
     lookup,
     rematerialise,
     rms_norm,
+    token_limits,
     token_scores,
 )
 from jcl.models.moe import mix
@@ -404,13 +405,16 @@ def apply_fn(
         cache: Any = batch.get("prefill", batch.get("cache"))
         length = h.shape[1]
         kept: Any = None
+        if c.rope is None and segments is None and cache is None:
+            check(length <= c.context, "length", length, f"at most {c.context}, the context")
         if cache is None:
             scene, places = _scene(c, segments, h.shape[:2])
         else:
             scene, places, filled = _cached_scene(c, segments, h.shape[:2], cache)
             kept = (cache.key, cache.value)
         if c.rope is None:
-            h = h + params["positions"]["table"][places].astype(dtype)
+            # a row with a document longer than the context becomes NaN
+            h = h + params["positions"]["table"].at[places].get(mode="fill").astype(dtype)
 
         def scanned(carry: Any, xs: Any) -> tuple[Any, None]:
             p, layer, mark = xs
@@ -445,7 +449,9 @@ def apply_fn(
         return "classifier" if "classifier" in params else unembedding
 
     stacks = {"blocks": 1} | ({"blocks/experts": 2} if c.experts else {})
-    return with_structure(apply, Structure(head_of, stacks))
+    places = {} if c.rope else {"positions": (c.context, "context")}
+    limits = token_limits(c.vocabulary) | places
+    return with_structure(apply, Structure(head_of, stacks, limits=limits))
 
 
 def _select_layer(local: Any, yes: Any, no: Any) -> Any:

@@ -161,6 +161,29 @@ def after_sublayer(block: Params, part: str, x: jax.Array) -> jax.Array:
     return x + dense(adapter["up"], jax.nn.relu(dense(adapter["down"], x, "")), "")
 
 
+def token_limits(vocabulary: int) -> dict[str, tuple[int, str]]:
+    """What a model of so many token ids says in its `Structure.limits` of the columns of ids."""
+    return dict.fromkeys(("tokens", "inputs", "rejected_tokens"), (vocabulary, "vocabulary"))
+
+
+def check_ids(tokens: jax.Array, vocabulary: int) -> None:
+    """Refuses token ids that have no row in a table, which would be read as another's.
+
+    Inside a trace they aren't known, and pass; `fit` and evaluators look at the data before.
+
+    Raises:
+      ValueError: if an id is below 0, or not below `vocabulary`.
+    """
+    if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+        return
+    if not getattr(tokens, "is_fully_addressable", True):  # of other processes too
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    inside = low >= 0 and high < vocabulary
+    wanted = f"from 0 to {vocabulary - 1}, as the vocabulary is {vocabulary}"
+    check(inside, "token ids", (low, high), wanted)
+
+
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     """The rows of a table [V, d] for tokens [B, L], as [B, L, d] in a dtype.
 
@@ -168,6 +191,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     d for the tokens of the whole axis and sends every other device its own. So activations travel,
     where the compiler might gather the table.
     """
+    check_ids(tokens, table.shape[0])
     mesh = jax.sharding.get_abstract_mesh()
     where = meshes.row_spec(mesh, tokens.shape)
     along = [i for i, axes in enumerate(where) if "fsdp" in (axes or ())]

@@ -174,10 +174,11 @@ def chain(*methods: Method) -> Method:
     def init(ctx: Ctx, params: Params) -> tuple[Params, dict[str, Any]]:
         states: dict[str, Any] = {}
         added: dict[str, str] = {}  # the leaves that methods added, and by which
+        grown: dict[str, str] = {}  # and those that they gave more axes
 
         def begun(m: Method, params: Params) -> Any:
-            mine = own(ctx.anew(params, dict(states)), m, "init")._replace(added=added.get)
-            return m.init(mine, params)
+            mine = own(ctx.anew(params, dict(states)), m, "init")
+            return m.init(mine._replace(added=added.get, grown=grown.get), params)
 
         def check_follows(m: Method, earlier: tuple[Method, ...]) -> None:
             """Refuses a method that adds leaves after one whose state has the tree's shape."""
@@ -200,12 +201,13 @@ def chain(*methods: Method) -> Method:
                         if defines(later, "init") and trees.by_path(begun(later, params)[0]):
                             check_follows(later, (m,))
                 raise
-            grown, states[m.name] = _two(m, "init", made)
-            before, after = list(trees.by_path(params)), list(trees.by_path(grown))
+            larger, states[m.name] = _two(m, "init", made)
+            before, after = trees.shapes(params), trees.shapes(larger)
             if after != before:
                 check_follows(m, parts[:i])
             added.update((path, m.name) for path in after if path not in before)
-            params = grown
+            grown.update((p, m.name) for p in after if p in before and after[p] != before[p])
+            params = larger
         return params, states
 
     def batch(states: Any, ctx: Ctx, rows: Batch) -> Batch:

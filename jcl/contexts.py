@@ -174,9 +174,8 @@ class Scene(NamedTuple):
                 def called(params: Params, rows: Batch) -> Any:
                     return apply(params, rows, call)
 
-                rows = {**rows, "stage": jnp.full_like(rows["task"], stage)}
                 with kept.noting() as left:
-                    value, outputs = losses.evaluate(self.objective, called, params, rows)
+                    value, outputs = losses.evaluate(self.objective, called, params, rows, stage)
                 return value, Aux(outputs, left[-1])
 
             return ctx._replace(apply=apply, loss=task_loss)

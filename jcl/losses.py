@@ -4,7 +4,7 @@ A loss is a weighted mean over examples: rows of weight 0 are padding, and a bat
 alone costs 0. Its `outputs` are of a kind (see `jcl.outputs`) that says what of them it counts; all
 distances between outputs and sums over them are functions here, and count the same. Losses that
 expose their predictive distribution also have `log_probs` and `relabel`, by which `jcl.importance`
-draws labels.
+draws labels; those of several predictions a row have `predictions`, by which it counts examples.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ __all__ = [
     "mean_of",
     "next_token",
     "next_token_nll",
+    "predictions",
     "square",
     "squared_distance",
     "squared_error",
@@ -187,18 +188,20 @@ def with_targets(batch: Batch) -> Batch:
     return {**batch, "targets": jnp.concatenate([tokens[:, 1:], tokens[:, -1:]], axis=1)}
 
 
+def predictions(batch: Batch) -> jax.Array:
+    """How much predicting each of `tokens[:, 1:]` counts in its row, float32 [B, L - 1]: `mask`."""
+    rows, length = batch["tokens"].shape
+    return jnp.broadcast_to(batch.get("mask", 1.0), (rows, length - 1)).astype(jnp.float32)
+
+
 def token_weight(batch: Batch) -> jax.Array:
     """The weight of predicting each of `tokens[:, 1:]`, float32 [B, L - 1]: row's times `mask`."""
-    rows = batch["weight"].astype(jnp.float32)[:, None]
-    shape = (batch["tokens"].shape[0], batch["tokens"].shape[1] - 1)
-    return jnp.broadcast_to(rows, shape) * batch.get("mask", 1.0)
+    return batch["weight"].astype(jnp.float32)[:, None] * predictions(batch)
 
 
 def _token_mask(batch: Batch) -> jax.Array:
     """Which of `tokens` [B, L] predict one that counts, float32 [B, L]; the last predicts none."""
-    rows, length = batch["tokens"].shape
-    mask = jnp.broadcast_to(batch.get("mask", 1.0), (rows, length - 1)).astype(jnp.float32)
-    return jnp.pad(mask, ((0, 0), (0, 1)))
+    return jnp.pad(predictions(batch), ((0, 0), (0, 1)))
 
 
 def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Logits]:
@@ -212,6 +215,9 @@ def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, L
     nll = next_token_nll(logits, batch["tokens"])
     outputs = Logits(logits, batch["weight"], _token_mask(batch))
     return weighted_mean(nll, token_weight(batch)), outputs
+
+
+next_token.predictions = predictions  # type: ignore[attr-defined]
 
 
 @record
@@ -229,6 +235,10 @@ class FusedNextToken(NamedTuple):
 
     smoothing: float | jax.Array = 0.0
     z: float | jax.Array = 0.0
+
+    def predictions(self, batch: Batch) -> jax.Array:
+        """How much each prediction counts in its row: see `predictions`."""
+        return predictions(batch)
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, TokenScores]:
         """The mean over predicted tokens, and the scores [B, L]; the last column is of no token."""
@@ -270,12 +280,14 @@ def next_token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
 
 
 def evaluate(
-    objective: Objective, apply: Apply, params: Params, batch: Batch
+    objective: Objective, apply: Apply, params: Params, batch: Batch, stage: jax.Array
 ) -> tuple[jax.Array, Outputs | None]:
     """An objective's loss, float32 [], and its outputs as a record that says what counts of them.
 
-    `batch` has `stage`. The outputs are None where the objective returns only a scalar.
+    The rows are of `stage` int32 [], by which the objective may mask classes. The outputs are None
+    where the objective returns only a scalar.
     """
+    batch = {**batch, "stage": jnp.full_like(batch["task"], stage)}
     value = objective(apply, params, batch)
     value, outputs = value if isinstance(value, tuple) else (value, None)
     return value.astype(jnp.float32), complete(outputs, batch)
@@ -294,9 +306,9 @@ def answers(
       batch: the rows.
       stage: int32 [], the stage whose classes the outputs say that they allow; None is the present.
     """
-    rows = {**batch, "stage": jnp.full_like(batch["task"], ctx.stage if stage is None else stage)}
+    stage = ctx.stage if stage is None else stage
     asked: Apply = lambda params, rows: lax.stop_gradient(ask(rows))  # noqa: E731
-    return evaluate(ctx.objective, asked, lax.stop_gradient(ctx.params), rows)[1]
+    return evaluate(ctx.objective, asked, lax.stop_gradient(ctx.params), batch, stage)[1]
 
 
 def mean_of(each: jax.Array, outputs: Outputs) -> jax.Array:

@@ -2,9 +2,10 @@
 
 A model calls `h = tap(site, layer, h)` at named places. Around the dense layer whose weights live
 at `blocks/up` in the parameter tree the sites are `blocks/up:in` and `blocks/up:out` (before the
-activation), so that a site names its kernel. Where layers are stacked and scanned, `layer` is the
-index along their leading axis, int32 [], else 0. Each model's docstring lists its other sites, such
-as `blocks:out`.
+activation), so that a site names its kernel. It may have any shape: as a matrix it multiplies what
+flows at `:in`, such as a convolution's patches (see `matrix_shape`). Where layers are stacked and
+scanned, `layer` is the index along their leading axis, int32 [], else 0. Each model's docstring
+lists its other sites, such as `blocks:out`.
 
 Two kinds say what of a sequence is real: before the first site beneath `blocks` a model calls
 `tap("blocks:segments", 0, segments)` with int32 [B, T], 0 where what flows there is padding; or
@@ -14,8 +15,9 @@ or what a T5 reads. Statistics of what flows are summed by `moments` alone, whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,15 +51,24 @@ def sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.ShapeDtyp
     return seen
 
 
-def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
-    """Paths of the dense layers that `apply` visits, in order, with shape and dtype of their input.
+class Width(NamedTuple):
+    """How wide what flows into and out of a dense layer is."""
+
+    inputs: int
+    """The last axis at `:in`."""
+    outputs: int
+    """The last axis at `:out`."""
+
+
+def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, Width]:
+    """Paths of the dense layers that `apply` visits, in order, and how wide they are.
 
     Raises:
       ValueError: if it visits none, for then a method that works on layers can do nothing.
     """
-    found = {
-        s[: -len(":in")]: h for s, h in sites(apply, params, batch).items() if s.endswith(":in")
-    }
+    seen = {site: h.shape[-1:] for site, h in sites(apply, params, batch).items()}
+    paths = [site.removesuffix(":in") for site in seen if site.endswith(":in")]
+    found = {p: Width(*seen[f"{p}:in"], *seen[f"{p}:out"]) for p in paths if f"{p}:out" in seen}
     if not found:
         raise ValueError(
             "apply visits no dense sites, but must call tap(site, layer, h) around its dense "
@@ -66,19 +77,33 @@ def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, jax.Sha
     return found
 
 
-def layers_of(path: str, kernel: jax.Array, structure: Structure) -> int | None:
-    """How many layers the dense layer at `path` stacks in a kernel [..., in, out], None if none.
+def matrix_shape(
+    path: str, kernel: tuple[int, ...], width: Width, structure: Structure
+) -> tuple[int, ...]:
+    """The shape of a dense layer's kernel seen as a matrix, (in, out), or (layers, in, out).
+
+    A kernel may have several axes for what flows in and out, as a convolution's [height, width,
+    in, out] over its patches has, or an attention's [in, heads, out]. Reshaped, a kernel and all
+    that is shaped like it, such as its gradient, is the matrix that multiplies what flows at `:in`.
+
+    Args:
+      path: the layer's path, such as `blocks/up`.
+      kernel: the kernel's own shape.
+      width: the layer's, from `dense_sites`.
+      structure: what the model says of itself.
 
     Raises:
       ValueError: if the kernel has other axes than the model says of itself.
     """
     axes = trees.stack_axes(path, structure)
-    if kernel.ndim != 2 + axes or axes > 1:
+    own = kernel[axes:]
+    splits = [(math.prod(own[:i]), math.prod(own[i:])) for i in range(1, len(own))]
+    if axes > 1 or width not in splits:
         raise ValueError(
             f"structure.stacks is {dict(structure.stacks)}, but must say how many leading axes of "
-            f"{path}/kernel {kernel.shape} stack layers, none or one, as {{'blocks': 1}} does"
+            f"{path}/kernel {kernel} stack layers, none or one, as {{'blocks': 1}} does"
         )
-    return kernel.shape[0] if axes else None
+    return (*kernel[:axes], *width)
 
 
 @jax.custom_vjp
@@ -205,15 +230,28 @@ def moments(
     return jax.grad(run)({site: blank(site) for site in wanted})
 
 
+def row_weight(batch: Batch) -> jax.Array:
+    """How much each row counts, float32 [B]: its `weight`, or 0 if its `mask` counts no token."""
+    weight = batch["weight"].astype(jnp.float32)
+    return weight * jnp.any(batch["mask"] > 0, axis=-1) if "mask" in batch else weight
+
+
 _MARKS = (":segments", ":input_segments")
 
 
 def _weight(site: str, h: jax.Array, batch: Batch, marks: Mapping[str, jax.Array]) -> jax.Array:
-    """How much each vector of h [B, ..., d] counts, float32 [B, ...]."""
-    weight = batch["weight"].astype(jnp.float32)
-    if "mask" in batch:
-        weight = weight * jnp.any(batch["mask"] > 0, axis=-1)
+    """How much each vector of h [B, ..., d] counts, float32 [B, ...].
+
+    Raises:
+      ValueError: if h doesn't have the batch's rows along its first axis.
+    """
+    weight = row_weight(batch)
     shape = h.shape[:-1]
+    if shape[:1] != weight.shape:
+        raise ValueError(
+            f"what flows at {site} has shape {h.shape}, but must have the batch's {len(weight)} "
+            "rows along its first axis, for each counts by its weight"
+        )
     weight = jnp.broadcast_to(weight.reshape(-1, *[1] * (len(shape) - 1)), shape)
     path = site.partition(":")[0]
     near = [m for m in marks if path == m.partition(":")[0] or path.startswith(_folder(m))]

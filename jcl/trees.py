@@ -73,6 +73,11 @@ def by_path(tree: Tree) -> dict[str, Any]:
     return {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    """The shapes of the leaves by their paths, in order."""
+    return {path: jnp.shape(x) for path, x in by_path(tree).items()}
+
+
 def chosen(tree: Tree, predicate: Trainable, argument: str) -> list[str]:
     """Paths of the leaves that `predicate` accepts, of which there must be one.
 

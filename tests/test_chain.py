@@ -251,3 +251,28 @@ def test_leaves_learn_that_one_method_names() -> None:
         before, moved = trees.by_path(state.params), trees.by_path(after.params)
         learned = {path for path in before if not np.array_equal(before[path], moved[path])}
         assert learned == {path for path in before if any(one(path) for one in wanted)}
+
+
+def banked() -> jcl.Method:
+    """Keeps two of a leaf."""
+    return jcl.Method("banked", init=lambda ctx, p: ({**p, "w": jnp.stack([p["w"]] * 2)}, ()))
+
+
+@pytest.mark.quick
+def test_who_gives_leaves_more_axes_comes_before_who_knows_their_shapes() -> None:
+    made = make(methods.ewc() + banked())
+    with pytest.raises(ValueError, match="banked adds parameters, so it must come before ewc"):
+        made.init({**PARAMS, "w": jnp.ones(3)}, BATCH, jax.random.key(0))
+
+
+@pytest.mark.quick
+def test_a_method_is_told_who_gave_a_leaf_more_axes() -> None:
+    told: list[Any] = []
+
+    def init(ctx: Ctx, params: Any) -> Any:
+        told.append([ctx.grown("w"), ctx.grown("dense_0/kernel"), ctx.added("w")])
+        return params, ()
+
+    made = make(banked() + jcl.Method("curious", init=init))
+    made.init({**PARAMS, "w": jnp.ones(3)}, BATCH, jax.random.key(0))
+    assert told == [["banked", None, None]]

@@ -2,10 +2,12 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ import jcl
 from jcl import cli, models, report
 from jcl.report import screen
 from jcl.runs import experiment, expression, launch
+from jcl.training import folder
 
 TOY = '''
 """A toy, for tests."""
@@ -249,6 +252,80 @@ def test_resume_of_several_runs_keeps_the_finished_ones(run, monkeypatch):
     assert [r.summary["method"] for r in report.load(out)] == ["naive()", "er(capacity=20, rows=4)"]
 
 
+def test_a_second_run_in_the_same_folder_is_refused_by_a_sentence(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    held = subprocess.Popen(
+        [sys.executable, "-c", "import sys, pathlib\nfrom jcl.training import folder\n"
+         "with folder.hold(pathlib.Path('out')): print('held', flush=True); sys.stdin.read()"],
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert held.stdout.readline() == "held\n"
+    for more in ([], ["--resume"]):
+        code, said, _ = run("--method", "naive()", *more)
+        assert code == 2 and said.err.count("\n") == 1
+        assert f"in use by process {held.pid} on " in said.err
+    held.communicate("")
+    assert run("--method", "naive()")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["summary.json", "scores.csv", "matrix.csv", "report.html"])
+@pytest.mark.parametrize("how", ["missing", "cut"])
+def test_a_file_that_is_missing_or_cut_is_written_again(run, whole_run, name, how):
+    out = whole_run.parent / "out"
+    shutil.copytree(whole_run, out)
+    text = (out / name).read_text()
+    (out / name).unlink()
+    if how == "cut":
+        (out / name).write_text(text[: len(text) // 2])
+    code, said, _ = run("--resume")
+    assert code == 0, said.err
+    for one in ("scores.csv", "matrix.csv"):
+        assert (out / one).read_text() == (whole_run / one).read_text()
+    assert _summary(out)["matrix"] == _summary(whole_run)["matrix"]
+    assert "</html>" in (out / "report.html").read_text()
+
+
+@pytest.fixture
+def whole_run(run, tmp_path):
+    """The folder of a finished run."""
+    assert run("--method", "naive()", out="whole")[0] == 0
+    return tmp_path / "whole"
+
+
+def test_resume_saves_as_often_as_the_run_was_begun_with(run, monkeypatch):
+    seen = []
+    fit = launch.fit
+    monkeypatch.setattr(
+        launch, "fit", lambda *a, **k: seen.append(k["checkpoint_every"]) or fit(*a, **k)
+    )
+    run("--method", "naive()", "--checkpoint-every", "2")
+    for more, every in (([], 2), (["--checkpoint-every", "3"], 3)):
+        (Path("out") / "summary.json").unlink()
+        assert run("--resume", *more)[0] == 0 and seen[-1] == every
+
+
+def test_resume_notices_another_experiment(run, tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text(TOY)
+    args = ["run", str(mine), "--method", "naive()", "--out", "out"]
+    assert cli.main(args) == 0
+    mine.write_text(TOY.replace("(4, *config.hidden, 2)", "(4, *config.hidden, 3)"))
+    assert cli.main([*args, "--resume"]) == 2
+    assert f"was begun with {mine}, which has changed since" in capsys.readouterr().err
+
+
+def test_resume_removes_what_saves_that_were_cut_short_left(run, whole_run, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole_run, out)
+    (out / "summary.json").unlink()
+    kept = sorted(p.name for p in (out / "checkpoints").iterdir())
+    (out / "checkpoints" / "step_000000099").mkdir()
+    (out / "checkpoints" / "step_000000099.orbax-checkpoint-tmp").mkdir()
+    (out / "checkpoints" / "step_000000099.partial").write_text("{")
+    assert run("--resume")[0] == 0
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == kept
+
+
 def test_resume_refuses_other_settings_and_begins_where_nothing_was(run):
     assert run("--method", "naive()", "--resume")[0] == 0
     for flags, says in (
@@ -267,6 +344,22 @@ def test_checkpoints_are_as_far_apart_as_is_asked(run):
     assert code == 0
     kept = sorted(int(p.stem.partition("_")[2]) for p in (out / "checkpoints").glob("step_*.json"))
     assert kept[-2:] == [700, 750]  # in mid-stage, and at its end
+
+
+def test_a_point_that_diverges_is_marked_and_the_others_go_on(run):
+    code, said, out = run("--method", "naive()", "--sweep", "lr=0.05,1e30,0.1", "--seeds", "2")
+    assert code == 0 and said.err.count("\n") == 1 and "diverged at step" in said.err
+    summary = _summary(out)
+    best, lost, _ = summary["sweep"]
+    assert "diverged" in lost["label"] and lost["average"]["mean"] is None
+    assert lost["matrix"][1] == [None] * 3 and summary["selected"] != lost["values"]
+    alone = run("--method", "naive()", "--sweep", "lr=0.05,0.1", "--seeds", "2", out="two")[2]
+    assert best["matrix"] == _summary(alone)["sweep"][0]["matrix"]
+    assert lost["diverged"] == 2 and ">2 diverged<" in (out / "report.html").read_text()
+    assert "NaN" not in (out / "summary.json").read_text()
+    assert report.load(out)[0].best == summary["sweep"].index(
+        next(point for point in summary["sweep"] if point["values"] == summary["selected"])
+    )
 
 
 def test_a_diverged_run_exits_with_3(run):
@@ -315,10 +408,10 @@ def test_folders_that_cannot_be_used_are_refused(run, tmp_path, monkeypatch):
         assert code == 2 and says in said.err and said.err.count("\n") == 1
     assert run("--resume", out=None)[0] == 2
 
-    def no_space(folder):
+    def no_space(out):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report, "writable", no_space)
+    monkeypatch.setattr(folder, "make", no_space)
     code, said, _ = run("--method", "naive()", out="new")
     assert code == 2 and "No space left" in said.err and said.err.count("\n") == 1
 
@@ -551,7 +644,7 @@ def test_an_own_method_runs_sweeps_and_resumes_while_its_file_stays(run, mine):
     assert code == 0, said.err
     config = json.loads((out / "config.json").read_text())
     assert config["methods"] == [f"{mine}:pull() + er(capacity=9)"]
-    assert config["files"] == {str(mine): hashlib.sha256(mine.read_bytes()).hexdigest()}
+    assert config["files"][str(mine)] == hashlib.sha256(mine.read_bytes()).hexdigest()
     (loaded,) = report.load(out)
     assert loaded.points == [{"pull.strength": 0.0}, {"pull.strength": 0.5}]
     assert loaded.labels[1] == "mine.py:pull(strength=0.5) + er(capacity=9)"

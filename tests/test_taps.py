@@ -203,10 +203,33 @@ def test_an_image_that_only_fills_a_batch_counts_nothing():
 
 
 @pytest.mark.quick
-def test_a_kernel_of_other_axes_than_the_model_says_is_refused():
-    kernel, said = jnp.zeros((3, 4, 5)), Structure(stacks={"blocks": 1})
-    assert taps.layers_of("blocks/up", kernel, said) == 3
-    assert taps.layers_of("head", kernel[0], said) is None
-    for path, given, structure in (("up", kernel, said), ("blocks/up", kernel[0], said)):
-        with pytest.raises(ValueError, match=r"stacks is \{'blocks': 1\}, but must say"):
-            taps.layers_of(path, given, structure)
+def test_a_kernel_is_a_matrix_of_what_flows_in_and_out_in_each_layer():
+    said = Structure(stacks={"blocks": 1})
+    for kernel in ((3, 4, 10), (3, 4, 2, 5), (3, 2, 2, 5, 2)):
+        assert taps.matrix_shape("blocks/up", kernel, taps.Width(4, 10), said) == (3, 4, 10)
+        assert taps.matrix_shape("head", kernel[1:], taps.Width(4, 10), said) == (4, 10)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("path", "kernel", "width"),
+    [
+        ("up", (3, 4, 5), (4, 5)),  # stacked, but the model doesn't say so
+        ("blocks/up", (4, 5), (4, 5)),  # not stacked, though it says so
+        ("up", (4, 4, 5), (4, 5)),  # as many layers as inputs
+        ("up", (2, 5, 4), (4, 10)),  # what it multiplies isn't in front
+    ],
+)
+def test_a_kernel_of_other_axes_than_the_model_says_is_refused(path, kernel, width):
+    with pytest.raises(ValueError, match=r"stacks is \{'blocks': 1\}, but must say"):
+        taps.matrix_shape(path, kernel, taps.Width(*width), Structure(stacks={"blocks": 1}))
+
+
+@pytest.mark.quick
+def test_what_flows_without_the_batchs_rows_in_front_has_no_moments():
+    def apply(params, batch, call):
+        return call.tap("layer:in", 0, batch["x"].reshape(-1, 2))
+
+    batch = {"x": jnp.ones((3, 4)), "weight": jnp.ones(3)}
+    with pytest.raises(ValueError, match=r"layer:in has shape \(6, 2\), but must have .* 3 rows"):
+        taps.moments(apply, {}, batch, {"layer:in": (None, taps.second)})

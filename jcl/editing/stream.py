@@ -23,6 +23,7 @@ from jcl.editing.undo import Past, recorded
 from jcl.method import Apply, Batch, Params, check
 from jcl.models import decoder
 from jcl.training import checkpoint
+from jcl.training.folder import whole
 
 Line = dict[str, Any]
 """A row of a stream's log, with what is measured at one point of it; see `run`."""
@@ -242,7 +243,8 @@ class _Log:
                     there.get(name) == value, name, value,
                     f"{there.get(name)!r}, as in the stream that {card} is of",
                 )  # fmt: skip
-        card.write_text(json.dumps(about, indent=1))
+        with whole(card) as partial:
+            partial.write_text(json.dumps(about, indent=1))
 
     def restore(self, like: Any) -> tuple[Any, int] | None:
         """The last checkpoint and how many edits it has; reads the lines up to there."""
@@ -259,7 +261,8 @@ class _Log:
                     break  # cut off in mid-line
                 if line["edits"] <= done:
                     self.lines.append(line)
-        path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        with whole(path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
         return found
 
     def save(self, edits: int, tree: Any) -> None:

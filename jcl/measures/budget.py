@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 
-from jcl import memory, trees
+from jcl import trees
 from jcl.measures import flops
-from jcl.method import Batch, Params
+from jcl.method import Batch, KeepsRows, Params
 from jcl.program import Program
 
 
@@ -39,9 +38,11 @@ class Budget(NamedTuple):
     flops: float | None = None
 
 
-def _buffers(state: Any) -> Iterator[memory.Buffer]:
-    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, memory.Buffer))
-    return (x for x in leaves if isinstance(x, memory.Buffer))
+def _slots(state: Any) -> int:
+    """How many rows a state has room for, in all of its nodes that keep any."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, KeepsRows))
+    keepers = [x for x in nodes if isinstance(x, KeepsRows)]
+    return sum(jax.tree.leaves(getattr(x, x.row_fields[0]))[0].shape[0] for x in keepers)
 
 
 def costs(
@@ -73,7 +74,7 @@ def costs(
     state, dear = total(program)
     _, cheap = total(plain)
     return Costs(
-        sum(memory.capacity(b) for b in _buffers(state.methods)),
+        _slots(state.methods),
         trees.nbytes((state.methods, state.references)),
         trees.size(state.params) - trees.size(params),
         dear / max(cheap, 1) - 1,

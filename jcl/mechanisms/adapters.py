@@ -1,9 +1,14 @@
 """Adapters as leaves of a parameter tree: low-rank pairs, banks of pairs, and merging.
 
-A dense layer's dict holds, beside `kernel` [..., in, out], the adapters that `jcl.models.dense`
-applies: `lora`, a pair `{"a" [..., in, r], "b" [..., r, out]}`, with `magnitude` [..., out] for
-DoRA or `router` [..., in, experts] for a mixture; `gain` [..., out]; `input_gain` [..., in].
-Leading axes are stacked layers.
+These words are all that methods and models share of adapters; a model reads what it finds. In a
+dense layer's dict stand, beside `kernel` [..., in, out], those that `jcl.models.dense` applies:
+`lora`, a pair `{"a" [..., in, r], "b" [..., r, out]}`, with `magnitude` [..., out] for DoRA or
+`router` [..., in, experts] for a mixture; `gain` [..., out]; `input_gain` [..., in]. In a block's
+dict stand `prefix`, `{"key", "value"}` [..., P, width of all heads], keys and values that all
+queries see (`models.attention.with_prefix`), and `attention_adapter` and `mlp_adapter`, `{"down",
+"up"}` of dense layers through which a sublayer's output goes (`models.layers.after_sublayer`). In
+the tree's own dict stands `prompt`, `{"table"}` [P, d], which a method's `forward` hands to the
+model as the batch's `embeddings`. Leading axes are stacked layers.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 from jcl import taps, trees
 from jcl.method import Apply, Batch, Call, Ctx, Params, check
@@ -91,16 +97,48 @@ def column_norm(kernel: Any, lora: Params | None = None) -> jax.Array:
     return jnp.sqrt(square)
 
 
-def dense_paths(ctx: Ctx, params: Params, targets: str) -> list[str]:
-    """Paths of the dense layers that the model visits and whose whole path `targets` matches.
+def dense_kernels(ctx: Ctx, params: Params, targets: str) -> dict[str, jax.Array]:
+    """Kernels [..., in, out] of the dense layers whose whole path `targets` matches, by path.
+
+    They may be in `params` or in `ctx.frozen`, and have other axes there, as a convolution's has
+    (see `taps.matrix_shape`).
 
     Raises:
-      ValueError: if `targets` is no regular expression or matches none.
+      ValueError: if `targets` is no regular expression or matches no layer that the model visits.
     """
-    there = list(taps.dense_sites(ctx.apply, params, ctx.batch))
+    there = taps.dense_sites(ctx.apply, params, ctx.batch)
     found = [path for path in there if trees.match_path(targets)(path)]
-    check(bool(found), "targets", targets, f"a regular expression that matches one of {there}")
-    return found
+    wanted = f"a regular expression that matches one of {list(there)}"
+    check(bool(found), "targets", targets, wanted)
+    whole = trees.merge(params, ctx.frozen)
+    kernels = {path: subtree(whole, path)["kernel"] for path in found}
+    for path, kernel in kernels.items():
+        if shape(kernel)[-2:] != there[path]:
+            size = taps.matrix_shape(path, shape(kernel), there[path], ctx.structure)
+            kernels[path] = kernel.reshape(size)
+    return kernels
+
+
+def check_read(name: str, ctx: Ctx, params: Params, apply: Apply) -> None:
+    """Refuses adapters that no output of a model depends on, which would learn nothing.
+
+    Args:
+      name: the method that adds them.
+      ctx: of `init`; its batch is an example.
+      params: the leaves that learn, adapters among them.
+      apply: the model, with the method's own `forward` if it has one.
+
+    Raises:
+      ValueError: if the model doesn't read one of them.
+    """
+    traced = jax.make_jaxpr(lambda p: apply(p, ctx.batch))(params).jaxpr
+    _, read = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+    for path, is_read in zip(trees.by_path(params), read, strict=True):
+        if is_adapter(path) and not is_read:
+            raise ValueError(
+                f"the model doesn't read {path}, which {name} adds, but must; the section "
+                "'Adapters' of jcl/models/README.md says by which functions"
+            )
 
 
 def init_pair(key: jax.Array, path: str, size: tuple[int, ...], rank: int) -> Params:
@@ -141,16 +179,16 @@ def add_pairs(
     kernel's columns.
 
     Raises:
-      ValueError: see `dense_paths` and `refuse_pairs_of_others`.
+      ValueError: see `dense_kernels`, `refuse_pairs_of_others` and `check_read`.
     """
     refuse_pairs_of_others(name, ctx, params)
     whole = trees.merge(params, ctx.frozen)
-    for path in dense_paths(ctx, params, targets):
-        at = subtree(whole, path)
-        if "lora" not in at:
-            lora = init_pair(ctx.key, path, shape(at["kernel"]), rank)
-            more = {"magnitude": column_norm(at["kernel"])} if dora else {}
+    for path, kernel in dense_kernels(ctx, params, targets).items():
+        if "lora" not in subtree(whole, path):
+            lora = init_pair(ctx.key, path, shape(kernel), rank)
+            more = {"magnitude": column_norm(kernel)} if dora else {}
             params = with_subtree(params, path, {"lora": lora | more})
+    check_read(name, ctx, params, ctx.apply)
     return params
 
 
@@ -258,17 +296,24 @@ def merge(params: Params, factor: Any = None) -> Params:
     for path in paths_with(params, FOLDED):
         at = subtree(params, path)
         kernel = kernel_array(at["kernel"], jnp.float32)
+        own = kernel.shape
         if "lora" in at:
             lora = at["lora"]
-            kernel += factor * (lora["a"].astype(jnp.float32) @ lora["b"].astype(jnp.float32))
+            change = lora["a"].astype(jnp.float32) @ lora["b"].astype(jnp.float32)
+            kernel = kernel.reshape(change.shape) + factor * change
             if "magnitude" in lora:
                 kernel *= (lora["magnitude"] / column_norm(kernel))[..., None, :]
-        kernel *= at.get("input_gain", jnp.ones(1))[..., :, None]
-        kernel *= at.get("gain", jnp.ones(1))[..., None, :]
+        if "input_gain" in at:
+            gain = at["input_gain"]
+            kernel = kernel.reshape(*gain.shape, -1) * gain[..., :, None]
+        if "gain" in at:
+            gain = at["gain"]
+            kernel = kernel.reshape(*gain.shape[:-1], -1, gain.shape[-1]) * gain[..., None, :]
         stored = jnp.float32 if isinstance(at["kernel"], dict) else at["kernel"].dtype
-        new = {"kernel": kernel.astype(stored)}
+        new = {"kernel": kernel.reshape(own).astype(stored)}
         if "gain" in at and "bias" in at:
-            new["bias"] = (at["bias"] * at["gain"]).astype(at["bias"].dtype)
+            bias = at["bias"] * at["gain"].reshape(at["bias"].shape)
+            new["bias"] = bias.astype(at["bias"].dtype)
         params = with_subtree(params, path, new)
     return without_adapters(params)
 

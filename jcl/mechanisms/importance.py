@@ -3,8 +3,10 @@
 The square of a batch's mean gradient is not the Fisher, for its size depends on the batch size. So
 gradients are taken per example. Where all parameters belong to dense layers that call their taps,
 with inputs A [B, in] and output gradients D [B, out], Σ_b (a_b d_bᵀ)² = (A²)ᵀ(D²) gives their
-squares at the price of one batch gradient. A language model's examples are its predictions, many to
-a row; signs drawn at random make the square of one gradient a row, on average, the sum of theirs.
+squares at the price of one batch gradient; where a layer is at several places of a row, as a
+convolution is, a row's gradient is Σ_p a_p d_pᵀ, and one after another is squared. A language
+model's examples are its predictions, many to a row; signs drawn at random make the square of one
+gradient a row, on average, the sum of theirs.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
-from jcl.losses import FusedNextToken, evaluate, mean_of, next_token, square
+from jcl.losses import evaluate, mean_of, square
 from jcl.method import Apply, Batch, Call, Ctx, Params, Tap, check
 from jcl.parallel.rows import by_slices, replica_rows
 
@@ -44,10 +46,12 @@ def check_fisher(labels: str, per: str) -> None:
 def _dense_paths(apply: Apply, params: Params, batch: Batch) -> list[str] | None:
     """Paths of the dense layers that hold all of `params`, or None if a leaf isn't theirs."""
     visits: dict[str, list[bool]] = {}
+    rows = batch["weight"].shape[0]
 
     def note(site: str, layer: object, h: jax.Array) -> jax.Array:
         if site.endswith(":in"):
-            plain = h.ndim == 2 and isinstance(layer, int)  # a traced layer sits inside a scan
+            # a layer that is traced sits inside a scan, which may call it several times
+            plain = h.ndim > 1 and h.shape[0] == rows and isinstance(layer, int)
             visits.setdefault(site.removesuffix(":in"), []).append(plain)
         return h
 
@@ -63,37 +67,53 @@ _LEAVES = ("kernel", "bias")
 
 
 def _dense(scalar: Scalar, paths: list[str], params: Params, batch: Batch, power: int) -> Params:
-    """Σ_b weight_b |∂ℓ_b/∂θ|^power from layer inputs A [B, in] and output gradients D [B, out]."""
+    """Σ_b weight_b |∂ℓ_b/∂θ|^power from inputs A [B, ..., in], output gradients D [B, ..., out]."""
 
-    def run(nudges: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def run(slots: dict[str, dict[str, jax.Array]]) -> jax.Array:
         inputs = {}
 
         def tap(site: str, layer: object, h: jax.Array) -> jax.Array:
             path, _, end = site.rpartition(":")
-            if path in nudges and end == "in":
+            if path in slots and end == "in":
                 inputs[path] = h
-            return h + nudges[path] if path in nudges and end == "out" else h
+            if path not in slots or end != "out":
+                return h
+            return taps.probe(h + slots[path]["out"], slots[path]["in"], inputs[path])
 
-        return scalar(params, batch, tap), inputs
+        return scalar(params, batch, tap)
 
-    outs = taps.sites(lambda p, b, tap: scalar(p, b, tap), params, batch)
-    nudges = {p: jnp.zeros(outs[f"{p}:out"].shape, outs[f"{p}:out"].dtype) for p in paths}
-    slopes, inputs = jax.grad(run, has_aux=True)(nudges)
-    weight = batch["weight"].astype(jnp.float32)[:, None]
+    shapes = taps.sites(lambda p, b, tap: scalar(p, b, tap), params, batch)
+    blank = {p: {end: shapes[f"{p}:{end}"] for end in ("in", "out")} for p in paths}
+    found = jax.grad(run)(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank))
+    weight = batch["weight"].astype(jnp.float32)
     # the mean's slope at row b is the row's own times weight_b / Σ weight, which is divided out;
     # `exact` weighs rows by probabilities, so small that Σ weight / weight_b might overflow
     total = jnp.sum(weight)
     none = weight <= 1e-30 * total
     own = jnp.where(none, 0.0, total / jnp.where(none, 1.0, weight))
-    found = {}
+    sums = {}
     for path in paths:
-        d = weight * jnp.abs(slopes[path].astype(jnp.float32) * own) ** power
-        a = jnp.abs(inputs[path].astype(jnp.float32)) ** power
-        found[f"{path}/kernel"] = a.T @ d
-        found[f"{path}/bias"] = jnp.sum(d, axis=0)
+        a, d = (found[path][end].astype(jnp.float32) for end in ("in", "out"))
+        d = d * own.reshape(-1, *[1] * (d.ndim - 1))
+        places = tuple(range(1, d.ndim - 1))
+        sums[f"{path}/bias"] = weight @ jnp.abs(jnp.sum(d, axis=places)) ** power
+        sums[f"{path}/kernel"] = _products(a, d, weight, power)
     return jax.tree_util.tree_map_with_path(
-        lambda p, x: found[trees.path_name(p)].reshape(x.shape), params
+        lambda p, x: sums[trees.path_name(p)].reshape(x.shape), params
     )
+
+
+def _products(a: jax.Array, d: jax.Array, weight: jax.Array, power: int) -> jax.Array:
+    """Σ_b weight_b |Σ_p a_bp d_bpᵀ|^power of a [B, ..., in] and d [B, ..., out], over places p."""
+    if a.ndim == 2:
+        return (jnp.abs(a) ** power).T @ (weight[:, None] * jnp.abs(d) ** power)
+
+    def add(total: jax.Array, row: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        a, d, weight = row
+        slope = jnp.tensordot(a, d, (tuple(range(a.ndim - 1)),) * 2)
+        return total + weight * jnp.abs(slope) ** power, None
+
+    return lax.scan(add, jnp.zeros((a.shape[-1], d.shape[-1])), (a, d, weight))[0]
 
 
 def _rows(scalar: Scalar, params: Params, batch: Batch, power: int) -> Params:
@@ -177,11 +197,9 @@ _steer.defvjp(_steer_forward, _steer_backward)
 
 def _counted(objective: Any, batches: Batch) -> jax.Array | None:
     """How much each prediction counts within its row, float32 [n, B, T]; None if a row is one."""
-    if "mask" in batches:
-        return batches["mask"].astype(jnp.float32)
-    if objective is next_token or isinstance(objective, FusedNextToken):
-        return jnp.ones(batches["tokens"][..., 1:].shape, jnp.float32)
-    return None
+    if hasattr(objective, "predictions"):
+        return jax.vmap(objective.predictions)(batches)
+    return batches["mask"].astype(jnp.float32) if "mask" in batches else None
 
 
 def _beginnings(counts: jax.Array, batches: Batch) -> jax.Array:
@@ -231,7 +249,6 @@ def _steered_loss(ctx: Ctx, params: Params, batch: Batch, tap: Tap) -> jax.Array
     rows = {k: v for k, v in batch.items() if k != _FACTOR}
     if _FACTOR not in batch:
         return ctx.loss(params, rows, Call(tap))[0]
-    rows["stage"] = jnp.full_like(rows["task"], ctx.stage)
 
     def apply(p: Params, b: Batch) -> Any:
         # of token scores alone: pieces of all logits, which nothing reads, have no place to steer
@@ -245,7 +262,7 @@ def _steered_loss(ctx: Ctx, params: Params, batch: Batch, tap: Tap) -> jax.Array
                 )
         return _steer(outputs, jnp.pad(factor, ((0, 0), (0, length - factor.shape[1]))))
 
-    return evaluate(ctx.objective, apply, params, rows)[0]
+    return evaluate(ctx.objective, apply, params, rows, ctx.stage)[0]
 
 
 def fisher(
@@ -286,9 +303,9 @@ def fisher(
 
     Args:
       ctx: its `loss` is differentiated; its `objective` gives `sampled` and `exact` their labels,
-        and says what a row's predictions are: they are those of `mask`, or all of `next_token`'s
-        and `fused_next_token`'s. Under any other loss a row without `mask` is one example, whatever
-        `per`. Its `key` draws the signs.
+        and says by `predictions(batch)`, float32 [B, T], how much each of a row's predictions
+        counts, as `next_token` does. Without that they are those of `mask`, and a row that has none
+        is one example, whatever `per`. Its `key` draws the signs.
       params: where the gradient is taken.
       batches: leaves [n, B, ...]; rows of weight 0 don't count, nor do rows in which no token does.
       labels: the data's own (`empirical`, any loss), one drawn from the model (`sampled`), or all,

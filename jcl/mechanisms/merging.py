@@ -22,8 +22,6 @@ from jcl.method import Ctx, Params
 Mask = Any
 """A tree of bool arrays, shaped like parameters."""
 Scope = Literal["model", "leaf"]
-Begin = Callable[[Any, Ctx, Params], tuple[Params, Any]]
-"""A method's hook: `(state, ctx, params) -> (params, state)`."""
 Ratio = jax.Array | float | Callable[[str, jax.Array], Any]
 """A ratio t, or `ratio(path, leaf) -> t` that broadcasts against the leaf."""
 Count = Callable[[jax.Array | int], jax.Array]
@@ -358,15 +356,3 @@ def larger(first: Params, second: Params) -> Params:
     Source: Marczak et al., arXiv 2407.06322, and the authors' `merge_max_abs`.
     """
     return jax.tree.map(lambda a, b: jnp.where(jnp.abs(b) >= jnp.abs(a), b, a), first, second)
-
-
-def begin_stages_at(start: Callable[[Any], Params]) -> Begin:
-    """The `begin` hook of a method whose later stages start at `start(state)`.
-
-    Leaves that another method has renewed start where that one left them.
-    """
-
-    def begin(state: Any, ctx: Ctx, params: Params) -> tuple[Params, Any]:
-        return trees.choose(ctx.renewed, params, trees.copy(start(state))), state
-
-    return begin

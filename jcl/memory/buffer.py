@@ -35,6 +35,11 @@ class Buffer(NamedTuple):
     ranks: Any = ()
     """`Ranks` where the policy compares rows, else ()."""
 
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        """Which fields are divided as a batch's rows are: see `jcl.method.KeepsRows`."""
+        return ("rows",)
+
 
 def empty(example: Batch, capacity: int, regions: int = 1, groups: int = 0) -> Buffer:
     """A buffer with the shapes and dtypes of an example batch [B, ...].

@@ -63,6 +63,9 @@ def _highest_loss(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
 def _insert_gss(buffer: Buffer, ctx: Ctx, rows: Batch) -> Buffer:
     pick, swap = jax.random.split(ctx.key)
     others = sample(buffer, pick, rows["weight"].shape[0])
+    # as many as there are real rows, whatever the padding
+    there = jnp.arange(rows["weight"].shape[0]) < jnp.sum(rows["weight"] > 0)
+    others["weight"] = jnp.where(there, others["weight"], 0)
     return gss(buffer, swap, rows, gradient_likeness(ctx.loss, ctx.params, rows, others))
 
 

@@ -1,6 +1,6 @@
 """Models as `apply(params, batch, tap) -> outputs` over nested dicts of arrays."""
 
-from jcl.models import decoder, encoder, mlp, multimodal, t5, vision
+from jcl.models import decoder, encoder, flax, mlp, multimodal, t5, vision
 from jcl.models.generation import generate, stop_ids, write
 from jcl.models.layers import dense, init_dense
 from jcl.models.peft import Adapter, load_adapter, save_adapter
@@ -14,6 +14,7 @@ __all__ = [
     "decoder",
     "dense",
     "encoder",
+    "flax",
     "generate",
     "init_dense",
     "load",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jcl.method import check
+from jcl.method import Params, check
 from jcl.parallel import mesh as meshes
 
 Backend = Literal["auto", "xla", "cudnn", "splash"]
@@ -207,17 +207,39 @@ def positions(segments: jax.Array) -> jax.Array:
     return jnp.maximum(count - lax.cummax(jnp.where(first, count, 0), axis=1), 0)
 
 
-def prefixed(
-    prefix: Any, k: jax.Array, v: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Puts prefix tuning's keys and values, which all queries see, before keys, values and mask.
+def with_prefix(
+    block: Params,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    window: int | None = None,
+    causal: bool = True,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Keys, values and mask, with a block's learned keys and values in front if it has any.
+
+    All queries see these, whatever their segment and place. They are the adapter `prefix`
+    `{"key", "value"}`, [P, K · D] each (see `jcl.mechanisms.adapters`).
 
     Args:
-      prefix: `{"key", "value"}`, [P, K · D] each.
+      block: the block's parameters.
       k: keys [B, S, K, D].
       v: values [B, S, K, D].
-      mask: bool [B or 1, 1, T, S].
+      segments: int32 [B, S], as in `attend`; None is one segment.
+      mask: bool [B or 1, 1, T, S], as in `attend`; None is what `segments`, `window` and `causal`
+        let S queries see.
+      window: as in `attend`.
+      causal: as in `attend`.
+
+    Returns:
+      Keys and values [B, P + S, K, D] and a mask, or what was given where there is no prefix.
     """
+    if "prefix" not in block:
+        return k, v, mask
+    prefix = block["prefix"]
+    if mask is None:
+        rows = jnp.ones((1, k.shape[1]), jnp.int32) if segments is None else segments
+        mask = visible(rows, rows, jnp.arange(k.shape[1]), window, causal)
 
     def join(new: jax.Array, old: jax.Array) -> jax.Array:
         new = new.astype(old.dtype).reshape(1, -1, *old.shape[2:])

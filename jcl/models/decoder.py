@@ -31,7 +31,7 @@ from jcl.models import attention, rope
 from jcl.models.layers import (
     ACTIVATIONS,
     Remat,
-    bottleneck,
+    after_sublayer,
     dense,
     flattened,
     layer_norm,
@@ -362,12 +362,8 @@ def apply_fn(
             k, v = (old[layer].astype(q.dtype) for old in kept)
 
         def look(window: int | None, mask: jax.Array | None) -> jax.Array:
-            rows, keys, values = scene.segments, k, v
-            if "prefix" in p:  # prefix tuning: keys and values that every token sees
-                if mask is None:
-                    seen = jnp.ones((1, length), jnp.int32) if rows is None else rows
-                    mask = attention.visible(seen, seen, jnp.arange(length), window, c.causal)
-                keys, values, mask = attention.prefixed(p["prefix"], k, v, mask)
+            rows = scene.segments
+            keys, values, mask = attention.with_prefix(p, k, v, rows, mask, window, c.causal)
             return attention.attend(
                 q, keys, values, scale=scale, segments=rows, window=window, mask=mask,
                 cap=c.attention_cap, causal=c.causal, backend=backend,
@@ -398,7 +394,7 @@ def apply_fn(
 
         def after(part: str, x: jax.Array) -> jax.Array:
             x = normed(p[f"{part}_post_norm"], x) if c.post_norm else x
-            x = bottleneck(p[f"{part}_adapter"], x) if f"{part}_adapter" in p else x
+            x = after_sublayer(p, part, x)
             x = x if c.residual_scale == 1 else x * jnp.asarray(c.residual_scale, x.dtype)
             return tap(f"blocks:{part}", layer, x)
 

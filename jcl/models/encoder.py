@@ -29,7 +29,7 @@ from jcl.models import attention
 from jcl.models.layers import (
     ACTIVATIONS,
     Remat,
-    bottleneck,
+    after_sublayer,
     dense,
     flattened,
     layer_norm,
@@ -205,11 +205,7 @@ def apply_fn(
             return h.reshape(batch, length, c.heads, -1)
 
         q, k, v = split("query"), split("key"), split("value")
-        mask = None
-        if "prefix" in p:  # prefix tuning: keys and values that every token sees
-            rows = jnp.ones((1, length), jnp.int32) if segments is None else segments
-            mask = attention.visible(rows, rows, jnp.arange(length), causal=False)
-            k, v, mask = attention.prefixed(p["prefix"], k, v, mask)
+        k, v, mask = attention.with_prefix(p, k, v, segments, causal=False)
         mixed = attention.attend(
             q, k, v, scale=scale, segments=segments, mask=mask, causal=False, backend=backend
         )
@@ -219,8 +215,8 @@ def apply_fn(
         h: jax.Array, p: Params, layer: jax.Array, segments: jax.Array | None, tap: Tap
     ) -> jax.Array:
         def add(part: str, h: jax.Array, x: jax.Array) -> jax.Array:
-            x = bottleneck(p[f"{part}_adapter"], x) if f"{part}_adapter" in p else x
-            return normed(p[f"{part}_norm"], h + tap(f"blocks:{part}", layer, x))
+            x = tap(f"blocks:{part}", layer, after_sublayer(p, part, x))
+            return normed(p[f"{part}_norm"], h + x)
 
         h = add("attention", h, attend(p, h, layer, segments, tap))
         inner = activation(dense(p["up"], h, "blocks/up", tap, layer))

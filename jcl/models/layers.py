@@ -144,12 +144,22 @@ def layer_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
     return out.astype(x.dtype)
 
 
-def bottleneck(params: Params, x: jax.Array) -> jax.Array:
-    """x + up(relu(down(x))): a bottleneck adapter, `{"down", "up"}` of dense layers.
+def after_sublayer(block: Params, part: str, x: jax.Array) -> jax.Array:
+    """What a sublayer adds to the residual stream, through the block's adapter for it if any.
+
+    That is `{part}_adapter`, `{"down", "up"}` of dense layers, for x + up(relu(down(x))).
+
+    Args:
+      block: the block's parameters.
+      part: `attention` or `mlp`.
+      x: what the sublayer adds, [..., d].
 
     Source: Houlsby et al., arXiv 1902.00751, figure 2.
     """
-    return x + dense(params["up"], jax.nn.relu(dense(params["down"], x, "")), "")
+    if f"{part}_adapter" not in block:
+        return x
+    own = block[f"{part}_adapter"]
+    return x + dense(own["up"], jax.nn.relu(dense(own["down"], x, "")), "")
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:

@@ -51,6 +51,8 @@ class Model(NamedTuple):
     """The module's `apply_fn(config)`, such as `decoder`'s; make your own for other options."""
     given: dict[str, Any]
     """The contents of the folder's `config.json`, which `save` writes again."""
+    collections: Any = ()
+    """What it keeps beside its parameters, by name, as `jcl.fit(..., collections=...)` takes it."""
     generation: dict[str, Any] | None = None
     """Those of its `generation_config.json`, likewise; None if there is none."""
 
@@ -119,7 +121,7 @@ def load(
         compute = jnp.dtype(jnp.float32)
     apply = family.apply_fn(config, compute=compute)
     generation = _read_json(folder / "generation_config.json") if quantised is None else None
-    return Model(config, params, _tokenizer(folder, quantised), apply, given, generation)
+    return Model(config, params, _tokenizer(folder, quantised), apply, given, generation=generation)
 
 
 def shapes(source: str | Path) -> tuple[Any, Params]:

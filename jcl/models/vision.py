@@ -20,7 +20,7 @@ from jax import lax
 
 from jcl.method import Apply, Batch, Call, Params, Structure, Tap, as_call, check, with_structure
 from jcl.models import attention
-from jcl.models.layers import ACTIVATIONS, Remat, bottleneck, dense, layer_norm, rematerialise
+from jcl.models.layers import ACTIVATIONS, Remat, after_sublayer, dense, layer_norm, rematerialise
 
 
 @dataclass(frozen=True)
@@ -168,19 +168,14 @@ def apply_fn(
 
     def block(h: jax.Array, p: Params, layer: jax.Array, tap: Tap) -> jax.Array:
         def add(part: str, h: jax.Array, x: jax.Array) -> jax.Array:
-            x = bottleneck(p[f"{part}_adapter"], x) if f"{part}_adapter" in p else x
-            return h + tap(f"blocks:{part}", layer, x)
+            return h + tap(f"blocks:{part}", layer, after_sublayer(p, part, x))
 
         x = normed(p["attention_norm"], h)
         q, k, v = (
             dense(p[n], x, f"blocks/{n}", tap, layer).reshape(*x.shape[:2], c.heads, -1)
             for n in ("query", "key", "value")
         )
-        mask = None
-        if "prefix" in p:  # prefix tuning: keys and values that every token sees
-            rows = jnp.ones((1, x.shape[1]), jnp.int32)
-            mask = attention.visible(rows, rows, jnp.arange(x.shape[1]), causal=False)
-            k, v, mask = attention.prefixed(p["prefix"], k, v, mask)
+        k, v, mask = attention.with_prefix(p, k, v, causal=False)
         mixed = attention.attend(q, k, v, scale=scale, mask=mask, causal=False, backend=backend)
         h = add(
             "attention", h, dense(p["output"], mixed.reshape(x.shape), "blocks/output", tap, layer)

@@ -4,7 +4,8 @@ Four rules lay out a run's arrays:
 - `RULES` map the paths of parameters to the mesh's axes.
 - A method's state and an optimizer's moments lie like the parameter that they belong to: the one
   whose path their own path ends with, and whose shape their own shape ends with.
-- A memory's rows are divided over the same axes as the rows of a batch.
+- A memory's rows, or any that a state keeps and says so (`jcl.method.KeepsRows`), are divided over
+  the same axes as the rows of a batch.
 - The rest, counters and keys, is whole on every device.
 
 The compiler inserts the communication that follows from this; `constrain` tells it where the
@@ -23,8 +24,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jcl import trees
-from jcl.memory.buffer import Buffer
-from jcl.method import Apply, Batch, Call, Params, check
+from jcl.method import Apply, Batch, Call, KeepsRows, Params, check
 from jcl.parallel.storage import Int8, OnHost
 
 AXES = ("data", "fsdp", "expert", "sequence", "tensor")
@@ -240,18 +240,20 @@ def of_state(state: Any, layout: Layout) -> Any:
             values = shadow(path, node.values)
             rest = PartitionSpec(*[*values.spec, *[None] * node.scale.ndim][: node.scale.ndim - 1])
             return Int8(values, NamedSharding(mesh, rest))
-        if isinstance(node, Buffer):
-            everywhere = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), node)
-            return everywhere._replace(rows=of_batch(node.rows, layout))
+        if isinstance(node, KeepsRows):
+            kept: Any = node  # a NamedTuple
+            everywhere = jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec()), kept)
+            rows = {name: of_batch(getattr(kept, name), layout) for name in kept.row_fields}
+            return everywhere._replace(**rows)
         return shadow(path, node)
 
     return _mapped(place, state)
 
 
 def _mapped(place: Callable[[tuple[Any, ...], Any], Any], tree: Any) -> Any:
-    """`place(path, node)` for each leaf and for each `Buffer`, `Int8` or `OnHost` as a whole."""
+    """`place(path, node)` for each leaf, and for each node as a whole that lies in its own way."""
     return jax.tree_util.tree_map_with_path(
-        place, tree, is_leaf=lambda node: isinstance(node, Buffer | Int8 | OnHost)
+        place, tree, is_leaf=lambda node: isinstance(node, KeepsRows | Int8 | OnHost)
     )
 
 

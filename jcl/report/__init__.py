@@ -1,6 +1,6 @@
 """The results of a run: its folder, its figures and page, and what the terminal shows."""
 
-from jcl.report.folder import Run, Scores, forgetting, group, load, save_json, writable, write
+from jcl.report.folder import Run, Scores, finished, forgetting, group, load, save_json, write
 from jcl.report.format import MEASURES, format_mean, labelled, scale, scale_of, title, unit
 
 measured = format_mean  # its name in version 0.1, until the next release
@@ -9,6 +9,7 @@ __all__ = [
     "MEASURES",
     "Run",
     "Scores",
+    "finished",
     "forgetting",
     "format_mean",
     "group",
@@ -19,6 +20,5 @@ __all__ = [
     "scale_of",
     "title",
     "unit",
-    "writable",
     "write",
 ]

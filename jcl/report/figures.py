@@ -7,7 +7,7 @@ how their texts keep apart in `labels`.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -294,6 +294,11 @@ def _setting(value: float) -> str:
     return f"{value / 10.0**power:g}e{power}" if power >= 4 else f"{value:g}".replace("e-0", "e-")
 
 
+def _side_by_side(samples: Sequence[np.ndarray]) -> np.ndarray:
+    """Numbers [seeds] of each point as [seeds, points], as many as the fewest seeds left."""
+    return np.stack([s[: min(map(len, samples))] for s in samples], axis=1)
+
+
 def sweep(
     name: str, values: Sequence[Any], runs: Sequence[Scores], others: Sequence[Scores] = ()
 ) -> Figure:
@@ -310,7 +315,7 @@ def sweep(
             (right, "Forgetting", [r.lost for r in both], _loss_bounds(scale)),
         )  # fmt: skip
         for axes, title, samples, bounds in panels:
-            swept = scale * np.stack([samples[i] for i in order], axis=1)
+            swept = scale * _side_by_side([samples[i] for i in order])
             draw_line(axes, x, swept, HUES[0], marker="o", linewidth=2, bounds=bounds)
             levels = [scale * s.mean() for s in samples[len(runs) :]]
             for m, level in enumerate(levels, start=1):
@@ -331,11 +336,18 @@ def sweep(
     return figure
 
 
-def loss(step: np.ndarray, value: np.ndarray, stage: np.ndarray) -> Figure:
-    """The training loss [n] over steps [n], with the boundaries between stages [n]."""
-    with drawing(7, 2.4) as figure:
+def loss(
+    step: np.ndarray, values: np.ndarray, stage: np.ndarray, points: Sequence[Mapping[str, float]]
+) -> Figure:
+    """The training losses [points, n] over steps [n], with the boundaries between stages [n].
+
+    They are NaN where a point has diverged. Several are told apart by what was swept.
+    """
+    drawn = [i for i, value in enumerate(values) if np.isfinite(value).any()]
+    with drawing(7, 2.4 if len(values) == 1 else 3.2) as figure:
         axes = figure.add_subplot()
-        axes.plot(step, value, color=HUES[0], linewidth=1.2)
+        for i in drawn:
+            axes.plot(step, values[i], color=hue(i), linewidth=1.2)
         if stage.max(initial=0) <= 40:
             for at in step[:-1][np.diff(stage) > 0]:
                 axes.axvline(at, color=GRID, linewidth=0.8, zorder=0)
@@ -343,6 +355,10 @@ def loss(step: np.ndarray, value: np.ndarray, stage: np.ndarray) -> Figure:
         set_limits(axes, "y", _least(1))
         axes.set_xlabel("step")
         axes.set_title("Training loss")
+        if len(values) > 1:
+            ends = [float(values[i][np.isfinite(values[i])][-1]) for i in drawn]
+            names = [", ".join(f"{k}={_setting(v)}" for k, v in points[i].items()) for i in drawn]
+            name_ends(axes, axes.get_xlim()[1], ends, names, [hue(i) for i in drawn])
     return figure
 
 

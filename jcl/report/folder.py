@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jcl.measures import metrics
+from jcl.training.folder import whole
 
 
 class Scores(NamedTuple):
@@ -40,11 +41,12 @@ class Scores(NamedTuple):
 
     @property
     def lost(self) -> np.ndarray:
-        """Mean forgetting over tasks that could be forgotten, [seeds]; 0 where none could."""
+        """Mean forgetting over tasks that could be forgotten, [seeds]; 0 where none could, NaN
+        where a seed diverged."""
         some = np.isfinite(self.forgetting).any(axis=0)
-        return (
-            np.mean(self.forgetting[:, some], axis=1) if some.any() else np.zeros(len(self.scores))
-        )
+        if some.any():
+            return np.mean(self.forgetting[:, some], axis=1)
+        return np.where(np.isfinite(self.average), 0.0, np.nan)
 
 
 class Run(NamedTuple):
@@ -67,15 +69,17 @@ class Run(NamedTuple):
 
     @property
     def best(self) -> int:
-        """The point with the best average."""
-        average = self.scores[:, :, -1].mean(axis=(1, 2))
+        """The point with the best average, of those none of whose seeds diverged, if there are."""
         sign = 1 if self.summary["higher_is_better"] else -1
-        return int(np.argmax(sign * average))
+        average = sign * self.scores[:, :, -1].mean(axis=(1, 2))
+        if not np.isfinite(average).any():  # then the best that some seeds make
+            average = np.array([sign * without_diverged(R)[:, -1].mean() for R in self.scores])
+        return int(np.argmax(np.where(np.isfinite(average), average, -np.inf)))
 
     def shown(self, point: int | None = None, label: str | None = None) -> Scores:
         """The scores of a point, None being the best one, for figures."""
         point = self.best if point is None else point
-        facts, R = self.summary, self.scores[point]
+        facts, R = self.summary, without_diverged(self.scores[point])
         return Scores(
             label or self.labels[point],
             R,
@@ -86,6 +90,16 @@ class Run(NamedTuple):
             facts["measure"],
             facts["higher_is_better"],
         )
+
+
+def without_diverged(R: np.ndarray) -> np.ndarray:
+    """Of scores [seeds, ...] those of the seeds that didn't diverge; all where none is left.
+
+    >>> without_diverged(np.array([[0.5], [np.nan]])).tolist()
+    [[0.5]]
+    """
+    well = np.isfinite(R).reshape(len(R), -1).all(axis=1)
+    return R[well] if well.any() else R
 
 
 def _first(stage_tasks: Sequence[int], task: int) -> int:
@@ -112,8 +126,12 @@ def forgetting(R: np.ndarray, stage_tasks: Sequence[int], higher_is_better: bool
 
 
 def _numbers(R: np.ndarray) -> Any:
-    """An array as nested lists, without digits that float32 doesn't have."""
-    return np.vectorize(lambda x: float(f"{x:.7g}"), otypes=[object])(R).tolist()
+    """An array as nested lists, without digits that float32 doesn't have; None for what is NaN."""
+
+    def short(x: float) -> float | None:
+        return float(f"{x:.7g}") if np.isfinite(x) else None
+
+    return np.vectorize(short, otypes=[object])(R).tolist()
 
 
 def write(
@@ -138,23 +156,26 @@ def write(
     run = Run(folder, dict(facts), values, list(labels), np.asarray(scores, np.float64))
     sweep = []
     for point, label, R in zip(values, labels, run.scores, strict=True):
-        measured = metrics.summary(R, facts["higher_is_better"], facts["stage_tasks"])
+        left = without_diverged(R)
+        measured = metrics.summary(left, facts["higher_is_better"], facts["stage_tasks"])
+        matrix = _numbers(left.mean(axis=0))
+        lost = int((~np.isfinite(R).reshape(len(R), -1).all(axis=1)).sum())
         sweep.append(
-            {"values": point, "label": label, "matrix": _numbers(R.mean(axis=0)), **measured}
+            {"values": point, "label": label, "diverged": lost, "matrix": matrix, **measured}
         )
     best = sweep[run.best]
-    run.summary.update({k: v for k, v in best.items() if k not in ("values", "label")})
+    run.summary.update({k: v for k, v in best.items() if k not in ("values", "label", "diverged")})
     if probes:
         run.summary["probes"] = _probes(probes, run.best)
     if any(run.points):
         run.summary["selected"] = best["values"]
         run.summary["sweep"] = sweep
     rows = ["before", *facts["stages"]]
-    with (folder / "matrix.csv").open("w", newline="") as file:
+    with whole(folder / "matrix.csv") as path, path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["after", *facts["tasks"]])
         table.writerows([name, *row] for name, row in zip(rows, best["matrix"], strict=True))
-    with (folder / "scores.csv").open("w", newline="") as file:
+    with whole(folder / "scores.csv") as path, path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow([*run.points[0], "seed", "row", "after", "task", "score"])
         for p, s, r, t in np.ndindex(run.scores.shape):
@@ -166,6 +187,7 @@ def write(
 
 def _probes(probes: Mapping[str, np.ndarray], best: int) -> dict[str, Any]:
     P = np.stack([np.asarray(x, np.float64)[best] for x in probes.values()], axis=-1)
+    P = without_diverged(P)
     mean, ci95 = metrics.interval(metrics.vertical_forgetting(P))
     return {
         "names": list(probes),
@@ -181,9 +203,8 @@ def save_json(path: Path, content: Any) -> None:
     def on_one_line(innermost: re.Match[str]) -> str:
         return "[" + re.sub(r"\n *", " ", innermost[1]).strip() + "]"
 
-    partial = path.with_name(path.name + ".partial")  # lest half of it be taken for all
-    partial.write_text(re.sub(r"\[(\n[^\[\]{}]*\n *)\]", on_one_line, text) + "\n")
-    partial.replace(path)
+    with whole(path) as partial:  # lest half of it be taken for all
+        partial.write_text(re.sub(r"\[(\n[^\[\]{}]*\n *)\]", on_one_line, text) + "\n")
 
 
 def group(folder: Path, runs: Sequence[Run]) -> None:
@@ -191,13 +212,6 @@ def group(folder: Path, runs: Sequence[Run]) -> None:
     shared = ("experiment", "scenario", "measure", "higher_is_better", "seeds", "stages", "tasks")
     facts = {k: runs[0].summary[k] for k in shared}
     save_json(folder / "summary.json", {**facts, "runs": {r.folder.name: r.summary for r in runs}})
-
-
-def writable(folder: Path) -> None:
-    """Raises OSError if nothing can be written into a folder."""
-    probe = folder / ".writable"
-    probe.write_text("")
-    probe.unlink()
 
 
 def load(folder: Path) -> list[Run]:
@@ -214,8 +228,19 @@ def load(folder: Path) -> list[Run]:
         if "runs" in summary:
             return [_load(folder / name, facts) for name, facts in summary["runs"].items()]
         return [_load(folder, summary)]
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{folder} can't be read as a run of jcl: {error!r}") from error
+
+
+def finished(folder: Path) -> Run | None:
+    """The run of a folder that is finished and whole; None if a file is missing, or is cut."""
+    try:
+        run = load(folder)[0]
+        with (folder / "matrix.csv").open(newline="") as file:
+            rows = [[float(x) if x else None for x in row[1:]] for row in [*csv.reader(file)][1:]]
+        return run if rows == run.summary["matrix"] else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _load(folder: Path, summary: dict[str, Any]) -> Run:

@@ -29,6 +29,7 @@ from jcl.report.format import (
     title,
     unit,
 )
+from jcl.training.folder import whole
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --muted: #5f6672; --line: #e3e6ea;
@@ -88,7 +89,8 @@ def _write(
     folder: Path, runs: Sequence[Run], parts: Sequence[str], settings: Mapping[str, Any]
 ) -> None:
     parts = [*parts, _definitions(runs[0]), _cost(runs), _again(settings)]
-    (folder / "report.html").write_text(_html(runs, parts))
+    with whole(folder / "report.html") as path:
+        path.write_text(_html(runs, parts))
 
 
 def compare(runs: Sequence[Run], path: Path) -> None:
@@ -104,14 +106,16 @@ def compare(runs: Sequence[Run], path: Path) -> None:
     shown = labelled(runs)
     same = len({(tuple(s.tasks), tuple(s.stages)) for s in shown}) == 1
     figure = figures.comparison(shown) if same else figures.ranking(shown)
-    figure.savefig(path, format="png")
+    with whole(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _saved(path: Path, figure: Figure) -> str:
     """Writes a PNG, and returns an <img> that contains it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    path.write_bytes(buffer.getvalue())
+    with whole(path) as partial:
+        partial.write_bytes(buffer.getvalue())
     code = base64.b64encode(buffer.getvalue()).decode()
     wide = round(72 * figure.get_figwidth())  # narrower, its letters would be too small
     image = f'<img alt="{path.stem}" style="min-width:{wide}px" src="data:image/png;base64,{code}">'
@@ -133,10 +137,22 @@ def _figures(run: Run) -> dict[str, str]:
     log = run.folder / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     if len(lines) > 1:
-        columns = [np.asarray([e[k] for e in lines]) for k in ("step", "loss", "stage")]
-        drawn["loss"] = figures.loss(*columns)
+        steps, stages = (np.asarray([line[k] for line in lines]) for k in ("step", "stage"))
+        drawn["loss"] = figures.loss(steps, _losses(run, lines), stages, run.points)
     signals.look()
     return {name: _saved(run.folder / f"{name}.png", figure) for name, figure in drawn.items()}
+
+
+def _losses(run: Run, lines: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The training losses [points, lines] of a log, means over seeds; NaN where all diverged."""
+    if len(run.points) == 1 or "losses" not in lines[0]:
+        return np.asarray([[line["loss"] for line in lines]], float)
+    each = np.asarray([line["losses"] for line in lines], float)  # None becomes NaN
+    each = each.T.reshape(len(run.points), -1, len(lines))
+    some = np.isfinite(each)
+    total = np.where(some, each, 0.0).sum(axis=1)
+    count = some.sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _swept(folder: Path, runs: Sequence[Run]) -> list[str]:
@@ -241,6 +257,7 @@ def _points(run: Run) -> str:
         [
             *(f"{point['values'][n]:g}" for n in names),
             *(format_mean(point[m], factor) for m in MEASURES),
+            f"{point['diverged']} diverged" if point.get("diverged") else "",
         ]
         for point in run.summary["sweep"]
     ]
@@ -248,7 +265,11 @@ def _points(run: Run) -> str:
         "What is shown of the best point was chosen by the very scores that are shown, so it is "
         "optimistic."
     )
-    return _heading("The sweep") + _table([*names, *map(title, MEASURES)], rows) + _note(honest)
+    return (
+        _heading("The sweep")
+        + _table([*names, *map(title, MEASURES), "seeds"], rows)
+        + _note(honest)
+    )
 
 
 def _definitions(run: Run) -> str:
@@ -319,7 +340,8 @@ def pipeline(
         _note("FLOPs beside plain fine-tuning of all parameters, counted in the program."),
         _again(settings),
     ]  # fmt: skip
-    (out / "report.html").write_text(_document(summary["pipeline"], parts))
+    with whole(out / "report.html") as path:
+        path.write_text(_document(summary["pipeline"], parts))
     return out / "report.html"
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from jcl.parallel.mesh import Placed
-from jcl.report.folder import Run
+from jcl.report.folder import Run, without_diverged
 from jcl.report.format import MEASURES, format_mean, interval_note, labelled, scale, title
 
 WIDE = 12
@@ -78,6 +78,8 @@ class Watch:
         """Takes an event of `jcl.fit`."""
         if event["kind"] == "progress":
             self._progress(event)
+        elif event["kind"] == "diverged":
+            self.console.print(f"  member {event['member']} diverged at step {event['step']}")
         elif event["kind"] == "scores":
             self._scores(event)
 
@@ -103,7 +105,7 @@ class Watch:
 
     def _scores(self, event: dict[str, Any]) -> None:
         scores = np.asarray(event["scores"])
-        scores = scores.reshape(-1, scores.shape[-1]).mean(axis=0)
+        scores = without_diverged(scores.reshape(-1, scores.shape[-1])).mean(axis=0)
         if not self.console.is_terminal:
             when = escape(f"after {event['name']}") if event["stage"] else "before"
             shown = "  ".join(f"{s:.3f}" for s in scores[:WIDE]) + ("  …" * (len(scores) > WIDE))

@@ -88,4 +88,8 @@ def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:
         ]  # fmt: skip
     versions = ", ".join(f"{k} {v}" for k, v in settings["versions"].items())
     lines += ["## How to make it again", "", f"`{settings['command']}`, with {versions}.", ""]
+    lines += [
+        f"Its methods in `{Path(path).name}` are those of the file whose sha256 is `{digest}`.\n"
+        for path, digest in settings.get("files", {}).items()
+    ]
     return "\n".join(lines)

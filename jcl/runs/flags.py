@@ -152,7 +152,14 @@ def check_resume(
     config = module.Config(**request["config"])
     if not path.is_file():
         return request, config  # a new folder is no error, so that one command serves every restart
-    saved = {"files": {}, **json.loads(path.read_text())}  # which older folders lack
+    try:
+        told = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} can't be read ({error}); remove it, and give all settings of the run again"
+        ) from error
+    every = options.checkpoint_every
+    saved = {"files": {}, "checkpoint_every": every, "mesh": None, **told}  # if an older one's
     own.check_same(saved["files"], options.out)
     now = json.loads(json.dumps(request))
     flagged = [a.partition("=")[0] for a in expanded(args, module.Config) if a.startswith("--")]
@@ -165,8 +172,10 @@ def check_resume(
             raise ValueError(
                 f"{options.out} was begun with {key} {old!r}, so it can't go on with {new!r}"
             )
-    mesh = request["mesh"] or saved.get("mesh")  # which may differ
-    return {**{k: saved[k] for k in request if k != "mesh"}, "mesh": mesh}, restored(module, saved)
+    free = {"mesh": request["mesh"] or saved["mesh"]}  # what may differ
+    if "checkpoint_every" in given:
+        free["checkpoint_every"] = options.checkpoint_every
+    return {**{k: saved[k] for k in request}, **free}, restored(module, saved)
 
 
 def restored(module: ModuleType, saved: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import platform
 import shlex
@@ -24,7 +25,8 @@ from jcl.method import check
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
-from jcl.runs import experiment, flags, own, plan
+from jcl.runs import experiment, files, flags, own, plan
+from jcl.training import folder
 from jcl.training.fit import Diverged, fit
 
 
@@ -66,10 +68,11 @@ def run(args: list[str]) -> int:
         "file": str(path.resolve()),
         "config": dataclasses.asdict(config),
         "methods": methods,
-        "files": own.digests(methods),
+        "files": own.digests(methods) | _experiment_file(path),
         "seeds": options.seeds,
         "sweep": list(options.sweep),
         "mesh": options.mesh,
+        "checkpoint_every": options.checkpoint_every,
     }
     processes.check_same("command", request)
     if options.resume:
@@ -77,6 +80,8 @@ def run(args: list[str]) -> int:
             lambda: flags.check_resume(options, module, request, rest)[0]
         )
         config = flags.restored(module, request)
+        every = request["checkpoint_every"]
+        options = dataclasses.replace(options, checkpoint_every=every)
     if request["mesh"] is None and processes.has_peers():
         request["mesh"] = "data=-1"
     mesh = meshes.make(None, **meshes.parse(request["mesh"])) if request["mesh"] else None
@@ -87,9 +92,8 @@ def run(args: list[str]) -> int:
     with _mesh_context(mesh):
         built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
     signals.stop()
-    out = _folder(options, path.stem, plan.folders(found))
-    _save_request(out, name, rest, request)
-    with _exit_code(name, out) as code:
+    with _folder(options, path.stem, plan.folders(found)) as out, _exit_code(name, out) as code:
+        _save_request(out, name, rest, request)
         signals.stop()
         _train(built, found, request["seeds"], out, options, mesh)
     return code[0]
@@ -135,7 +139,7 @@ def _pipeline(
         listed = module.nodes(config)
     beside = Path(request["file"]).parent
     listed = [node._replace(method=own.absolute(node.method, beside)) for node in listed]
-    request["files"] = own.digests(node.method for node in listed)
+    request["files"] |= own.digests(node.method for node in listed)
     costs = pipeline.examine(listed)  # before there is a folder: it may object
     names = [test for gauge in pipeline.gauges(listed) for test in gauge.names]
 
@@ -145,9 +149,11 @@ def _pipeline(
         stages = len(node.experiment.stream(0).names)
         return screen.Watch(f"{node.name}: {own.brief(node.method)}", stages, names, unit)
 
-    out = _folder(options, request["experiment"], ["pipeline"])
-    _save_request(out, name, args, request)
-    with _exit_code(name, out) as code:
+    with (
+        _folder(options, request["experiment"], ["pipeline"]) as out,
+        _exit_code(name, out) as code,
+    ):
+        _save_request(out, name, args, request)
         seeds = request["seeds"]
         result = pipeline.run(
             listed, out, seeds=seeds, resume=options.resume, costs=costs, watch=watch, mesh=mesh,
@@ -192,6 +198,13 @@ def _exit_code(name: str, out: Path) -> Iterator[list[int]]:
         code[0] = 3
 
 
+def _experiment_file(path: Path) -> dict[str, str]:
+    """The sha256 of a user's own experiment by its path; the built-in ones go with the version."""
+    if path in experiment.available().values():
+        return {}
+    return {str(path.resolve()): files.digest(path)}
+
+
 def _distinct(found: Sequence[plan.Plan]) -> list[plan.Plan]:
     """One plan for each config."""
     return list({repr(one.config): one for one in found}.values())
@@ -218,34 +231,52 @@ def _versions() -> dict[str, Any]:
     }
 
 
-def _folder(options: flags.Options, name: str, names: Sequence[str]) -> Path:
-    """The run's folder, which process 0 makes if it isn't there.
+@contextlib.contextmanager
+def _folder(options: flags.Options, name: str, names: Sequence[str]) -> Iterator[Path]:
+    """The run's folder, which process 0 makes if it isn't there, and holds against others.
 
     Raises:
-      ValueError: if it can't be used, or holds something and the run isn't to be resumed.
+      ValueError: if it can't be used, is in use, or holds something and the run isn't to be
+        resumed.
     """
-    return Path(processes.from_leader(lambda: str(_make_folder(options, name, names))))
+    with contextlib.ExitStack() as held:
+        yield Path(processes.from_leader(lambda: str(_make_folder(options, name, names, held))))
 
 
-def _make_folder(options: flags.Options, name: str, names: Sequence[str]) -> Path:
+def _make_folder(
+    options: flags.Options, name: str, names: Sequence[str], held: contextlib.ExitStack
+) -> Path:
     out = options.out
-    if out is None:
-        method = "-".join(names) if len("-".join(names)) < 60 else f"{len(names)}-runs"
-        taken = [int(n) for p in Path("runs").glob(f"{name}-{method}-*")
-                 if (n := p.name.rpartition("-")[2]).isdigit()]  # fmt: skip
-        out = Path("runs") / f"{name}-{method}-{max(taken, default=0) + 1}"
-    if out.exists() and not out.is_dir():
+    if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file, but must be a folder")
-    if out.exists() and any(out.iterdir()) and not options.resume:
-        raise ValueError(f"{out} isn't empty; go on with --resume, or choose another --out")
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        report.writable(out)
+        out = _next_folder(name, names) if out is None else out
+        folder.make(out)
     except OSError as error:
         raise ValueError(
             f"{out} can't be written: {error.strerror}; choose another --out"
         ) from error
+    held.enter_context(folder.hold(out))
+    if not folder.is_empty(out) and not options.resume:
+        raise ValueError(f"{out} isn't empty; go on with --resume, or choose another --out")
     return out
+
+
+def _next_folder(name: str, names: Sequence[str]) -> Path:
+    """Makes the first folder under runs/ whose number is free, whoever else is looking for one.
+
+    Raises:
+      OSError: if it can't be made.
+    """
+    method = "-".join(names) if len("-".join(names)) < 60 else f"{len(names)}-runs"
+    taken = [int(n) for p in Path("runs").glob(f"{name}-{method}-*")
+             if (n := p.name.rpartition("-")[2]).isdigit()]  # fmt: skip
+    for number in itertools.count(max(taken, default=0) + 1):
+        out = Path("runs") / f"{name}-{method}-{number}"
+        with contextlib.suppress(FileExistsError):
+            out.mkdir(parents=True)
+            return out
+    raise AssertionError("numbers don't end")
 
 
 def _train(
@@ -261,13 +292,13 @@ def _train(
 
     runs: list[report.Run] = []
     for one, name in zip(found, plan.folders(found), strict=True):
-        folder = out if len(found) == 1 else out / name
-        if not processes.from_leader((folder / "summary.json").is_file):
-            run = _fit(built[repr(one.config)], one, seeds, folder, options, mesh)
+        place = out if len(found) == 1 else out / name
+        # finished before an interruption; a file that is missing or cut is written again
+        run = report.finished(place) if processes.is_leader() else None
+        if processes.from_leader(lambda found=run: found is None):  # type: ignore[misc]
+            run = _fit(built[repr(one.config)], one, seeds, place, options, mesh)
             signals.stop()
-            runs += [run] if run else []
-        elif processes.is_leader():  # finished before the interruption
-            runs += report.load(folder)
+        runs += [run] if run else []
     if not processes.is_leader():
         return
     if len(runs) > 1:
@@ -281,11 +312,21 @@ def _train(
     screen.console().print(f"results: {out}\nreport:  {html}", soft_wrap=True)
 
 
+def _with_diverged(label: str, first: int, seeds: int, diverged: Mapping[int, int]) -> str:
+    """A point's label, which says if its members, from number `first` on, diverged."""
+    steps = [diverged[m] for m in range(first, first + seeds) if m in diverged]
+    if not steps:
+        return label
+    who = "" if len(steps) == seeds else f"{len(steps)} of {seeds} seeds "
+    print(f"jcl: {label}: {who}diverged at step {min(steps)}", file=sys.stderr)
+    return f"{label} ({who}diverged)"
+
+
 def _fit(
     built: experiment.Experiment,
     one: plan.Plan,
     seeds: int,
-    folder: Path,
+    place: Path,
     options: flags.Options,
     mesh: Mesh | None,
 ) -> report.Run | None:
@@ -299,14 +340,17 @@ def _fit(
     columns = (*stream.tests, *built.probe_names)
     watch = screen.Watch(title, len(stream.names), columns, unit)
     evaluate = experiment.evaluate_all(built, stream)
-    with watch.events(folder / "tensorboard") if processes.is_leader() else watch:
+    with watch.events(place / "tensorboard") if processes.is_leader() else watch:
         result = fit(
-            *setup, evaluate=evaluate, out=folder, resume=options.resume,
+            *setup, evaluate=evaluate, out=place, resume=options.resume,
             chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=watch,
+            collections=experiment.collections_of(built, setup.program),
         )  # fmt: skip
     assert result.scores is not None
     if not processes.is_leader():
         return None
+    labels = [_with_diverged(label, p * seeds, seeds, result.diverged)
+              for p, label in enumerate(one.labels)]  # fmt: skip
     facts = {
         "method": one.name,
         "experiment": built.name,
@@ -329,4 +373,4 @@ def _fit(
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
     tasks = len(stream.tests)
     probes = {name: scores[..., tasks + i] for i, name in enumerate(built.probe_names)}
-    return report.write(folder, facts, one.points, one.labels, scores[..., :tasks], probes)
+    return report.write(place, facts, one.points, labels, scores[..., :tasks], probes)

@@ -88,13 +88,13 @@ def digests(texts: Iterable[str]) -> dict[str, str]:
 
 
 def check_same(saved: Mapping[str, str], folder: Path) -> None:
-    """Compares the files of methods with what they were when a run was begun.
+    """Compares the files of methods and of an experiment with what they were when a run was begun.
 
     Raises:
       ValueError: if one of them is gone or has changed.
     """
     for path, was in saved.items():
-        begun = f"{folder} was begun with the methods of {path}"
+        begun = f"{folder} was begun with {path}"
         if not Path(path).is_file():
             raise ValueError(f"{begun}, which isn't there any more; put it back")
         if files.digest(Path(path)) != was:

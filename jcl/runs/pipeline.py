@@ -28,6 +28,7 @@ from jcl.program import Evaluate, State
 from jcl.runs import expression
 from jcl.runs.experiment import Experiment, Setup, example, merged_params, setup
 from jcl.training.fit import Event, fit, last_state
+from jcl.training.folder import whole
 
 
 class Node(NamedTuple):
@@ -262,8 +263,8 @@ def run(
         folder = Path(out) / node.name
         finished = folder / "node.json"
         above = parent(nodes, i)
-        if resume and finished.is_file():
-            saved = json.loads(finished.read_text())
+        saved = _saved(finished) if resume else None
+        if saved is not None:
             rows.append(np.asarray(saved["scores"], np.float32))
             clocks.append(saved["clocks"])
             continue
@@ -285,9 +286,8 @@ def run(
         assert done.scores is not None
         scores = done.scores.reshape(seeds, *done.scores.shape[-2:])
         clock = {name: float(getattr(done, name)) for name in _CLOCKS}
-        partial = finished.with_suffix(".partial")
-        partial.write_text(json.dumps({"scores": scores.tolist(), "clocks": clock}))
-        partial.replace(finished)
+        with whole(finished) as partial:
+            partial.write_text(json.dumps({"scores": scores.tolist(), "clocks": clock}))
         signals.stop()
         rows.append(scores)
         clocks.append(clock)
@@ -295,6 +295,15 @@ def run(
         ends[node.name] = made, done.state
         ends = {name: kept for name, kept in ends.items() if name in waiting}
     return _result(nodes, measured, rows, costs, clocks)
+
+
+def _saved(path: Path) -> dict[str, Any] | None:
+    """A finished node's `node.json`; None if it isn't there, or is cut, and is made again."""
+    try:
+        saved = json.loads(path.read_text())
+        return saved if saved.keys() >= {"scores", "clocks"} else None
+    except (OSError, ValueError):
+        return None
 
 
 def _result(

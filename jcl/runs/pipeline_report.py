@@ -23,6 +23,7 @@ from jcl.report import screen
 from jcl.runs import expression, pipeline
 from jcl.runs.own import brief
 from jcl.runs.pipeline import Gauge, Node, Result
+from jcl.training.folder import whole
 
 
 def _interval(values: np.ndarray) -> dict[str, Any]:
@@ -65,8 +66,7 @@ def write(out: Path, name: str, nodes: Sequence[Node], result: Result) -> dict[s
             for g in measured
         ],
     }
-    report.save_json(out / "pipeline.json", summary)
-    with (out / "scores.csv").open("w", newline="") as file:
+    with whole(out / "scores.csv") as path, path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["seed", "node", "row", "after", "probe", "measure", "score"])
         for place in np.argwhere(~np.isnan(result.scores)):
@@ -74,6 +74,7 @@ def write(out: Path, name: str, nodes: Sequence[Node], result: Result) -> dict[s
             after = known[n]["stages"][row - 1] if row else "before"
             where = (result.nodes[n], row, after, result.probes[probe], result.measures[measure])
             rows.writerow([seed, *where, f"{result.scores[tuple(place)]:.7g}"])
+    report.save_json(out / "pipeline.json", summary)
     return summary
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -110,6 +111,7 @@ class Saver:
         """
         from orbax.checkpoint import v1 as ocp  # imported here, for it takes 0.25 s
 
+        logging.getLogger("absl").addFilter(_is_news)
         self.finish()
         path = self.folder / f"step_{step:09d}"
         if not replace and processes.from_leader(path.with_suffix(".json").exists):
@@ -162,6 +164,27 @@ class Saver:
             last = f"the last good one is step {done[-1]}" if done else "there is none yet"
             reason = str(error).splitlines()[0]
             raise OSError(f"can't save a checkpoint in {self.folder}: {reason}; {last}") from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of the log says what nobody else does.
+
+    Orbax logs what is raised in its threads with a traceback of a hundred lines, and raises it
+    again where it is waited for, which gets one sentence.
+    """
+    return not (record.exc_info and "orbax" in Path(record.pathname).parts)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what saves that were cut short have left; nobody else may be saving."""
+    if not folder.is_dir():
+        return
+    done = {f"step_{step:09d}" for step in _steps(folder)}
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in done:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".partial":
+            path.unlink(missing_ok=True)
 
 
 def save(folder: Path, step: int, state: Any) -> None:

@@ -30,6 +30,8 @@ class Compiled(NamedTuple):
     """Seconds that tracing and compiling took."""
     traces: list[int]
     """An entry for each time that a step was traced."""
+    programs: list[Any]
+    """The jaxprs of the first two."""
 
 
 def compile_loop(program: Program, state: State, feed: Feed, evaluate: Evaluate | None) -> Compiled:
@@ -56,17 +58,20 @@ def compile_loop(program: Program, state: State, feed: Feed, evaluate: Evaluate 
     began = time.perf_counter()
     count, last = np.int32(0), min(feed.size, feed.stream.steps[0])
     mover = jax.jit(move, donate_argnums=0, out_shardings=(where, whole))
-    moved = mover.lower(state, feed.source, feed.chunk(0, 0, last), count).compile()
+    moving = mover.trace(state, feed.source, feed.chunk(0, 0, last), count)
+    moved = moving.lower().compile()
     signals.stop()
     closer = jax.jit(close, donate_argnums=0, out_shardings=where)
-    closed = closer.lower(state, feed.source, feed.boundary(0)).compile()
+    closing = closer.trace(state, feed.source, feed.boundary(0))
+    closed = closing.lower().compile()
     signals.stop()
     scored = None
     if evaluate is not None:
         scorer = jax.jit(partial(program.over_members, evaluate), out_shardings=whole)
         scored = scorer.lower(state).compile()
         signals.stop()
-    return Compiled(moved, closed, scored, time.perf_counter() - began, traces)
+    programs = [moving.jaxpr, closing.jaxpr]
+    return Compiled(moved, closed, scored, time.perf_counter() - began, traces, programs)
 
 
 def shardings(program: Program, state: State) -> tuple[Any, Any]:

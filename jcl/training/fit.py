@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,58 +25,18 @@ from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params, check
 from jcl.parallel import processes, signals
 from jcl.program import Evaluate, Program, State
-from jcl.records import record
-from jcl.training import checkpoint
+from jcl.training import checkpoint, origin
 from jcl.training.compiled import compile_loop, start
 from jcl.training.feed import Feed, place
-from jcl.training.log import Log, prepare
+from jcl.training.folder import hold, prepare
+from jcl.training.log import Log
+from jcl.training.result import Result, peak_memory
 
 Event = dict[str, Any]
 
 
 class Diverged(RuntimeError):
     """The loss is no longer finite; the message names stage, step and the last good checkpoint."""
-
-
-@record
-class Result(NamedTuple):
-    """The results of a run, with a leading axis [members] if `replicate` made the program."""
-
-    state: State
-    """The last state."""
-    scores: np.ndarray | None
-    """float32 [stages + 1, tasks], row 0 before training; None without `evaluate`."""
-    history: list[dict[str, Any]]
-    """The lines of metrics.jsonl: `stage`, `name`, `step`, `loss` and what the methods report."""
-    wall_seconds: float
-    """Seconds that the whole call took."""
-    compile_seconds: float
-    """Those of them in which it was compiled."""
-    examples_per_second: float
-    """Fresh rows trained on, all members together, per second of training; compiling and
-    evaluation excluded, work at boundaries included."""
-    step_traces: int
-    """How often a step was traced: once, unless something is wrong."""
-    peak_memory_bytes: int
-    """The most memory that the first device held, or this process where the device can't say."""
-    out: Path | None
-    """The run's folder; None where it wrote nothing."""
-
-    def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
-        if self.scores is not None:
-            *members, rows, tasks = self.scores.shape
-            last = self.scores[..., -1, :].reshape(-1, tasks).mean(axis=0)
-            facts["members"] = members[0] if members else None
-            facts["stages"] = rows - 1
-            facts["final_scores"] = tuple(round(float(score), 3) for score in last)
-            facts["mean"] = round(float(last.mean()), 3)
-        if self.history:
-            facts["steps"] = self.history[-1]["step"]
-            facts["loss"] = round(self.history[-1]["loss"], 4)
-        facts["wall_seconds"] = round(self.wall_seconds, 1)
-        facts["out"] = None if self.out is None else str(self.out)
-        return facts
 
 
 def chunk_size(steps: tuple[int, ...], limit: int) -> int:
@@ -94,14 +52,6 @@ def chunk_size(steps: tuple[int, ...], limit: int) -> int:
     common, largest = math.gcd(*steps), min(limit, max(steps))
     best = max(n for n in range(1, largest + 1) if common % n == 0)
     return best if 2 * best > largest else largest
-
-
-def _peak_memory() -> int:
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _count(x: jax.Array) -> int:
@@ -197,8 +147,14 @@ class _Run:
         self.first_step = 0 if carried is None else _count(carried.step)
         self.done = self.resumed_at = _count(self.state.step) - self.first_step
         self.total = sum(stream.steps)
-        self.log = Log(out if processes.is_leader() else None, self.done)
         self.compiled = compile_loop(program, self.state, self.feed, evaluate)
+        if out is not None:
+            where = None if program.layout is None else str(dict(program.layout.mesh.shape))
+            begun_with = origin.of(stream, key, self.compiled.programs, where)
+            origin.check(out, begun_with, found is not None)
+        self.log = Log(out if processes.is_leader() else None, self.done)
+        told = [line["diverged"] for line in self.log.lines if "diverged" in line]
+        self.diverged = {int(m): step for m, step in told[-1].items()} if told else {}
         self.training = 0.0
         self.began = time.perf_counter()
 
@@ -220,7 +176,8 @@ class _Run:
         """Evaluates, and fills row `stage` of the scores, after so many stages."""
         if self.compiled.evaluate is None:
             return
-        row = np.asarray(self.compiled.evaluate(self.state))
+        row = np.array(self.compiled.evaluate(self.state))
+        row[list(self.diverged)] = np.nan
         self.scores[..., stage, :] = row
         name = self.stream.names[stage - 1] if stage else "before training"
         self.emit({"kind": "scores", "stage": stage, "name": name, "scores": row})
@@ -235,7 +192,7 @@ class _Run:
         """Takes `count` steps of a stage in one call, and logs them.
 
         Raises:
-          Diverged: if a loss among them is not finite.
+          Diverged: if no member's losses among them are all finite.
         """
         tick = time.perf_counter()
         chunk = self.feed.chunk(stage, start, start + count)
@@ -244,17 +201,18 @@ class _Run:
         )
         reports = {k: np.asarray(v)[..., :count] for k, v in aux.items()}
         self.training += time.perf_counter() - tick
-        finite = np.isfinite(reports["loss"]).reshape(-1, count).all(axis=0)
         name = self.stream.names[stage]
-        if not finite.all():
-            last = "there is none" if self.saved is None else f"step {self.saved}"
-            raise Diverged(
-                f"the loss is not finite in stage {stage} ({name!r}) at step "
-                f"{self.done + int(np.argmin(finite)) + 1}; last good checkpoint: {last}"
-            )
+        self.note_diverged(reports["loss"].reshape(-1, count), stage)
         self.done += count
-        entry = {k: float(np.mean(v[..., -1])) for k, v in reports.items()}
-        entry["loss"] = float(np.mean(reports["loss"]))  # the mean over the chunk is less noisy
+        well = [m not in self.diverged for m in range(reports["loss"].size // count)]
+        kept = {k: v.reshape(-1, count)[well] for k, v in reports.items()}
+        entry: dict[str, Any] = {k: float(np.mean(v[:, -1])) for k, v in kept.items()}
+        entry["loss"] = float(np.mean(kept["loss"]))  # the mean over the chunk is less noisy
+        if len(well) > 1:
+            losses = reports["loss"].reshape(-1, count).mean(axis=1)
+            entry["losses"] = [float(x) if ok else None for x, ok in zip(losses, well, strict=True)]
+        if self.diverged:
+            entry["diverged"] = self.diverged
         self.log.write({"stage": stage, "name": name, "step": self.done, **entry})
         elapsed = time.perf_counter() - self.began
         self.emit({
@@ -262,6 +220,26 @@ class _Run:
             "steps": self.total, "loss": entry["loss"], "examples_per_second": self.speed,
             "seconds_left": elapsed / (self.done - self.resumed_at) * (self.total - self.done),
         })  # fmt: skip
+
+    def note_diverged(self, losses: np.ndarray, stage: int) -> None:
+        """Marks the members of whose losses [members, steps] one isn't finite; the others go on.
+
+        Raises:
+          Diverged: if none is left.
+        """
+        finite = np.isfinite(losses)
+        for member in np.flatnonzero(~finite.all(axis=1)):
+            at = self.done + int(np.argmin(finite[member])) + 1
+            if int(member) not in self.diverged:
+                self.diverged[int(member)] = at
+                if len(losses) > 1:
+                    self.emit({"kind": "diverged", "member": int(member), "step": at})
+        if len(self.diverged) == len(losses):
+            last = "there is none" if self.saved is None else f"step {self.saved}"
+            raise Diverged(
+                f"the loss is not finite in stage {stage} ({self.stream.names[stage]!r}) at step "
+                f"{max(self.diverged.values())}; last good checkpoint: {last}"
+            )
 
     def consolidate(self, stage: int) -> None:
         tick = time.perf_counter()
@@ -304,8 +282,8 @@ def fit(
         result is then bit for bit that of an uninterrupted run.
       chunk: how many steps a compiled call takes at most; 1 is for debugging.
       checkpoint_every: steps between checkpoints; the end of every stage makes one too.
-      on_event: called with `{"kind": "progress", ...}` after a chunk and `{"kind": "scores", ...}`
-        after an evaluation.
+      on_event: called with `{"kind": "progress", ...}` after a chunk, `{"kind": "scores", ...}`
+        after an evaluation, and `{"kind": "diverged", ...}` where one of many members diverges.
       carried: the last state of another run with the same methods. The methods' states and the
         counts of stages and steps go on from it; parameters, optimizer and key start anew.
       collections: what the model keeps beside its parameters, by name, where training starts; with
@@ -315,7 +293,8 @@ def fit(
       ValueError: if an argument is out of range, the stream doesn't fit the program, or `out`
         can't be used.
       OSError: when the log or a checkpoint can't be written; the checkpoint before is untouched.
-      Diverged: when the loss is no longer finite; nothing non-finite is ever checkpointed.
+      Diverged: when the loss is no longer finite, of all members where there are many; what isn't
+        finite is never checkpointed, but as the part of a member that the others leave behind.
       KeyboardInterrupt: after a Ctrl-C, once the state is saved.
       Preempted: after SIGTERM, once the state is saved.
     """
@@ -336,7 +315,10 @@ def fit(
     folder = None if out is None else Path(out)
     processes.from_leader(lambda: prepare(folder, resume))
     emit = on_event if on_event is not None and processes.is_leader() else lambda event: None
-    with signals.note():
+    with signals.note(), contextlib.ExitStack() as held:
+        if folder is not None:
+            processes.from_leader(lambda: held.enter_context(hold(folder)))
+            processes.from_leader(lambda: checkpoint.tidy(folder / "checkpoints"))
         run = _Run(
             program, params, collections, key, carried,
             stream, evaluate, folder, resume, chunk, emit,
@@ -347,7 +329,7 @@ def fit(
     return Result(
         run.state, None if evaluate is None else run.scores, run.log.lines,
         time.perf_counter() - began, run.compiled.seconds, run.speed,
-        len(run.compiled.traces), _peak_memory(), folder,
+        len(run.compiled.traces), peak_memory(), folder, run.diverged,
     )  # fmt: skip
 
 

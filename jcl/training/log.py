@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jcl.training.folder import whole
+
 
 class Log:
     """metrics.jsonl, a line a logged step, and the same lines in memory."""
@@ -23,7 +25,8 @@ class Log:
                     break  # cut off in mid-line
                 if entry["step"] <= done:
                     self.lines.append(entry)
-        self.path.write_text("".join(json.dumps(e) + "\n" for e in self.lines))
+        with whole(self.path) as partial:
+            partial.write_text("".join(json.dumps(e) + "\n" for e in self.lines))
 
     def write(self, entry: dict[str, Any]) -> None:
         """Adds a line.
@@ -39,27 +42,3 @@ class Log:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:
             raise OSError(f"can't write {self.path}: {error.strerror}") from error
-
-
-def prepare(out: Path | None, resume: bool) -> None:
-    """Makes the run's folder, and refuses one that can't be used, before anything is computed."""
-    if out is None:
-        if resume:
-            raise ValueError("resume is True and out is None, but out must name the run's folder")
-        return
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out is {str(out)!r}, which is a file, but must be a folder")
-    if not resume and (out / "checkpoints").exists():
-        raise ValueError(
-            f"out is {str(out)!r}, which holds a run already; resume it or choose another folder"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"out is {str(out)!r}, which can't be written ({error.strerror}), but must be a folder "
-            "that can"
-        ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +53,26 @@ def test_replay_keeps_rows_and_doubles_the_work() -> None:
 def test_two_memories_add_up() -> None:
     both = jcl.chain(methods.er(capacity=7, rows=2), methods.agem(capacity=5, rows=2))
     assert found(both).examples == 12
+
+
+class Answers(NamedTuple):
+    """A user's own memory: inputs, the answers to them, and a count."""
+
+    x: jax.Array
+    answers: jax.Array
+    seen: jax.Array
+
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        return ("x", "answers")
+
+
+def test_a_users_own_memory_counts_if_it_says_that_it_keeps_rows() -> None:
+    def init(ctx: jcl.Ctx, params: Any) -> tuple[Any, Answers]:
+        return params, Answers(jnp.zeros((9, 6)), jnp.zeros((9, 3)), jnp.int32(0))
+
+    kept = found(jcl.Method("mine", init=init) + methods.er(capacity=7, rows=2))
+    assert kept.examples == 9 + 7
 
 
 def test_ewc_keeps_two_trees_and_works_at_the_boundary() -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jcl import adapters, trees
+import jcl
+from jcl import adapters, losses, methods, trees
 from jcl.models import decoder, dense
 
 CONFIG = decoder.Config(
@@ -113,3 +115,47 @@ def test_a_magnitude_equal_to_the_norm_changes_nothing_and_the_norm_has_no_gradi
     # d/db of m (W + ab) / n with n constant is m / n times that without: here once
     slopes = [jax.grad(total)(lora["b"], more) for more in ({}, {"magnitude": held["magnitude"]})]
     np.testing.assert_allclose(slopes[1], slopes[0], rtol=1e-3, atol=1e-3)
+
+
+def deaf(params: Any, batch: Any, call: Any) -> jax.Array:
+    """A model of a user's own: it has layers, a scan and sites, and reads no adapter."""
+
+    def layer(h: jax.Array, xs: Any) -> tuple[jax.Array, None]:
+        block, index = xs
+        for name in ("query", "key", "value", "output"):
+            h = call(f"blocks/{name}:in", index, h)
+            h = call(f"blocks/{name}:out", index, jnp.tanh(h @ block[name]["kernel"]))
+        return h, None
+
+    stack = params["blocks"]
+    table = params["embed"]["table"]
+    return jax.lax.scan(layer, table[batch["tokens"]], (stack, jnp.arange(2)))[0] @ table.T
+
+
+deaf.structure = jcl.Structure(stacks={"blocks": 1})  # type: ignore[attr-defined]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("method", "leaf"),
+    [
+        (methods.lora(rank=2), "blocks/query/lora/a"),
+        (methods.moelora(experts=2), "blocks/key/lora/a"),
+        (methods.inclora(stages=2), "blocks/query/lora/a"),
+        (methods.ia3(inputs=None), "blocks/key/gain"),
+        (methods.bottleneck(width=2), "blocks/attention_adapter/down/bias"),
+        (methods.prefix_tuning(length=2), "blocks/prefix/key"),
+        (methods.prompt_tuning(length=2), "prompt/table"),
+        (methods.progressive_prompts(stages=2, length=2), "prompt/table"),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_an_adapter_that_the_model_does_not_read_is_refused(method: jcl.Method, leaf: str) -> None:
+    kernel = jnp.ones((2, 6, 6))
+    params = {
+        "embed": {"table": jnp.ones((9, 6))},
+        "blocks": {name: {"kernel": kernel} for name in ("query", "key", "value", "output")},
+    }
+    program = jcl.make(method, deaf, losses.next_token, optax.sgd(0.1))
+    with pytest.raises(ValueError, match=f"doesn't read {leaf}, which {method.name} adds"):
+        program.init(params, {"tokens": jnp.ones((2, 4), jnp.int32)}, jax.random.key(0))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import jcl
 from jcl import importance, losses, models, taps, trees
@@ -249,3 +250,43 @@ def test_labels_that_a_loss_cannot_draw_are_refused() -> None:
         measure(untapped, DEEP, batches, loss=plain, labels="empirical"),
         measure(untapped, DEEP, batches, labels="empirical"),
     )
+
+
+class Seeing(nn.Module):
+    """Two convolutions and what reads them: all of it dense layers."""
+
+    apart: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.tanh(nn.Conv(3, (2, 2), 2)(x.reshape(-1, 4, 4, 1)))
+        conv = nn.remat(nn.Conv) if self.apart else nn.Conv
+        x = jnp.tanh(conv(4, (2, 2), use_bias=False)(x))
+        return nn.DenseGeneral(CLASSES, axis=(1, 2, 3))(x)
+
+
+@pytest.mark.parametrize("module", [Seeing(), Seeing(apart=True)], ids=["dense", "rows"])
+@pytest.mark.parametrize("how", [{"labels": "empirical"}, {}], ids=["fisher", "sensitivity"])
+def test_convolutions_have_the_statistics_of_a_gradient_for_each_row(
+    module: Any, how: dict[str, str]
+) -> None:
+    """At the price of one batch gradient, but for layers inside a transformation."""
+    rows = data(5, 8, padding=2)
+    rows["x"] = np.random.default_rng(6).normal(size=(10, 16)).astype(np.float32)
+    rows["x"][8:] = 1e3
+    model = models.flax.linen(module, rows, jax.random.key(0))
+    paths = importance._dense_paths(model.apply, model.params, rows)
+    assert (paths is None) == module.apart
+    found = measure(model.apply, model.params, batched(rows, 2), **how)
+
+    def scalar(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        out = module.apply({"params": params}, x[None])[0]
+        return -jax.nn.log_softmax(out)[y] if how else jnp.sum(out**2)
+
+    power = 2 if how else 1
+    slopes = jax.vmap(jax.grad(scalar), in_axes=(None, 0, 0))(
+        model.params, rows["x"][:8], rows["y"][:8]
+    )
+    w = rows["weight"][:8] / rows["weight"].sum()
+    wanted = jax.tree.map(lambda g: np.einsum("b,b...->...", w, np.abs(g) ** power), slopes)
+    assert_close(found, wanted)

@@ -43,8 +43,8 @@ def looks(segments: Any, window: int | None, causal: bool, length: int) -> np.nd
     rows = np.ones((2, length)) if segments is None else np.asarray(segments)
     same = rows[:, :, None] == rows[:, None]
     back = np.subtract.outer(np.arange(length), np.arange(length))
-    near = (back >= 0) & (back < (length if window is None else window))
-    return same & near if causal else same
+    near = np.abs(back) < (length if window is None else window)
+    return same & near & (back >= 0) if causal else same & near
 
 
 @pytest.mark.quick
@@ -57,6 +57,7 @@ def looks(segments: Any, window: int | None, causal: bool, length: int) -> np.nd
         {"segments": SEGMENTS},
         {"segments": SEGMENTS, "window": 2, "cap": 1.5},
         {"segments": SEGMENTS, "causal": False},
+        {"segments": SEGMENTS, "causal": False, "window": 2},
         {"bias": jax.random.normal(jax.random.key(9), (1, 6, 9, 9))},
     ],
     ids=lambda options: "+".join(options) or "plain",
@@ -102,13 +103,22 @@ def test_all_see_a_prefix_of_keys_and_values() -> None:
     _, k, v = arrays(4)
     prefix = {"key": jnp.arange(30.0).reshape(3, 10), "value": -jnp.arange(30.0).reshape(3, 10)}
     mask = jnp.tril(jnp.ones((1, 1, 4, 4), bool))
-    keys, values, seen = attention.prefixed(prefix, k, v, mask)
+    keys, values, seen = attention.with_prefix({"prefix": prefix}, k, v, mask=mask)
     assert keys.shape == values.shape == (2, 7, 2, 5)
     for row in range(2):
         np.testing.assert_array_equal(keys[row, :3].reshape(3, 10), prefix["key"])
         np.testing.assert_array_equal(values[row, :3].reshape(3, 10), prefix["value"])
     np.testing.assert_array_equal(keys[:, 3:], k)
     assert seen[..., :3].all() and (seen[..., 3:] == mask).all()
+    _, _, made = attention.with_prefix({"prefix": prefix}, k, v)  # a causal mask is the default
+    np.testing.assert_array_equal(made, seen)
+    segments = jnp.array([[1, 1, 2, 0], [1, 2, 2, 2]])
+    _, _, made = attention.with_prefix({"prefix": prefix}, k, v, segments, window=2, causal=False)
+    near = np.abs(np.subtract.outer(np.arange(4), np.arange(4))) < 2
+    wanted = (segments[:, :, None] == segments[:, None]) & near
+    np.testing.assert_array_equal(made[:, 0, :, 3:], wanted)
+    same = attention.with_prefix({}, k, v, segments)
+    assert same[0] is k and same[1] is v and same[2] is None
 
 
 @pytest.mark.quick

@@ -137,8 +137,10 @@ def test_norms_are_torch_s_and_keep_the_dtype() -> None:
 def test_a_bottleneck_adds_to_what_goes_past_it() -> None:
     down, up = {"kernel": draw(IN, 3), "bias": draw(3)}, {"kernel": draw(3, IN), "bias": draw(IN)}
     wanted = X + np.maximum(X @ down["kernel"] + down["bias"], 0) @ up["kernel"] + up["bias"]
-    found = layers.bottleneck(as_jax({"down": down, "up": up}), jnp.asarray(X))
+    block = as_jax({"mlp_adapter": {"down": down, "up": up}})
+    found = layers.after_sublayer(block, "mlp", jnp.asarray(X))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(layers.after_sublayer(block, "attention", jnp.asarray(X)), X)
 
 
 def test_a_lookup_takes_rows() -> None:

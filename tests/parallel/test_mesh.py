@@ -173,6 +173,27 @@ def test_plain_data_parallelism_only_sums() -> None:
     assert kinds(step.lower(state, batch).compile().as_text()) == {"all-reduce"}
 
 
+class Answers(NamedTuple):
+    """A user's own memory: inputs, the answers to them, and a table that isn't of rows."""
+
+    x: jax.Array
+    answers: jax.Array
+    table: jax.Array
+
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        return ("x", "answers")
+
+
+def test_rows_that_a_users_state_keeps_lie_as_a_batch_does() -> None:
+    layout = mesh.Layout(mesh.make(data=2, fsdp=4))
+    state = {"kept": Answers(jnp.zeros((16, 5)), jnp.zeros((16, 3)), jnp.zeros((16, 3)))}
+    held = jcl.State({}, (), state, *[jnp.int32(0)] * 3, KEY, {})
+    found = mesh.of_state(held, layout).methods["kept"]
+    rows = PartitionSpec(("data", "fsdp"), None)
+    assert [place.spec for place in found] == [rows, rows, PartitionSpec()]
+
+
 def test_replay_and_reservoir_are_those_of_one_device() -> None:
     def contents(axes: str) -> Any:
         return jax.tree.map(np.asarray, trained("decoder", axes).methods["er"].buffer)

@@ -234,8 +234,16 @@ def test_a_pipeline_of_any_length(nodes, seeds):
 @pytest.mark.parametrize("value", [np.linspace(9, 1, 50), np.full(50, 1e-17), np.ones(1)])
 def test_a_loss_of_any_size(value):
     stage = np.arange(len(value)) // 10
-    words = drawn(figures.loss(np.arange(len(value)), value, stage))
+    words = drawn(figures.loss(np.arange(len(value)), value[None], stage, [{}]))
     assert not [word for word in words if re.search(r"\de[-−]\d", word)]
+
+
+def test_a_sweep_has_a_loss_for_each_point_and_none_for_one_that_diverged_at_once():
+    values = np.array([[3.0, 2.0, 1.0], [np.nan] * 3, [3.0, np.nan, np.nan]])
+    points = [{"lr": 0.1}, {"lr": 1e30}, {"lr": 10.0}]
+    figure = figures.loss(np.arange(3), values, np.zeros(3, int), points)
+    words = drawn(figure)
+    assert {"lr=0.1", "lr=10"} <= set(words) and not [word for word in words if "1e30" in word]
 
 
 @pytest.mark.quick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from own_method import MINE, write_mine
 
 from jcl import cli, models, trees
 from jcl.models import decoder
@@ -118,6 +120,33 @@ def test_the_exported_model_scores_as_the_run_did(
     np.testing.assert_allclose(after, np.exp(-summary["matrix"][-1][0]), rtol=1e-5)
     html = (run / "report.html").read_text()
     assert "vertical forgetting" in html and f"{100 * after:.1f}" in html
+
+
+def test_a_model_that_a_users_own_method_trained_is_exported(
+    script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """From another folder than the run's, in which the file has no such path."""
+    pytest.importorskip("torch")
+    begun, elsewhere = tmp_path / "begun", tmp_path / "elsewhere"
+    begun.mkdir()
+    elsewhere.mkdir()
+    path = write_mine(begun)
+    monkeypatch.chdir(begun)
+    run = trained(script, tmp_path, "--method", "lora(rank=2) + ./mine.py:pull(5.0)")
+    monkeypatch.chdir(elsewhere)
+    assert cli.main(["export", str(run), "--to", "out"]) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    found = log_perplexity(elsewhere / "out", script)
+    np.testing.assert_allclose(found, summary["matrix"][-1], rtol=1e-4)
+    card = (elsewhere / "out" / "README.md").read_text()
+    assert "under `lora(rank=2) + mine.py:pull(strength=5.0)`" in card
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"`mine.py` are those of the file whose sha256 is `{digest}`" in card
+    path.write_text(MINE + "\n")
+    capsys.readouterr()
+    assert cli.main(["export", str(run), "--to", "again"]) == 2
+    assert "mine.py, which has changed since" in capsys.readouterr().err
+    assert not (elsewhere / "again").exists()
 
 
 @pytest.mark.quick

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from own_method import MINE, write_mine
 
 from jcl import cli
 from jcl.runs import pipeline
@@ -119,6 +120,38 @@ def test_it_goes_on_after_an_interruption(
     monkeypatch.setattr(pipeline, "fit", fit)
     assert cli.main(["run", str(script), "--out", str(cut), "--resume"]) == 0
     assert (cut / "scores.csv").read_text() == (whole / "scores.csv").read_text()
+
+
+def test_a_users_own_methods_are_found_beside_the_pipeline(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node's `./mine.py` is beside the file that says it, wherever the command runs."""
+    folder, out = tmp_path / "theirs", tmp_path / "out"
+    folder.mkdir()
+    script, mine = folder / "two.py", write_mine(folder)
+    own = '"./mine.py:pull(0.1) + er(capacity=20, rows=4)"'
+    script.write_text(SCRIPT.replace('"er(capacity=20, rows=4)"', own))
+    monkeypatch.chdir(tmp_path)
+    command = ["run", str(script), "--out", str(out)]
+    assert cli.main(command) == 0
+    shown = capsys.readouterr().out
+    assert "mine.py:pull(0.1) + er(capacity=20, rows=4)" in shown and str(mine) not in shown
+    summary = json.loads((out / "pipeline.json").read_text())
+    assert summary["nodes"][0]["costs"]["examples"] == 20
+    # a pull as strong as can be holds the model where the first stage has left it
+    held = tmp_path / "held"
+    script.write_text(SCRIPT.replace('"er(capacity=20, rows=4)"', own.replace("0.1", "1e6")))
+    assert cli.main(["run", str(script), "--out", str(held)]) == 0
+    again = json.loads((held / "pipeline.json").read_text())
+    assert again["nodes"][0] != summary["nodes"][0]
+    # it goes on with the file that it was begun with, and with no other
+    script.write_text(SCRIPT.replace('"er(capacity=20, rows=4)"', own))
+    assert cli.main([*command, "--resume"]) == 0
+    assert json.loads((out / "pipeline.json").read_text()) == summary
+    mine.write_text(MINE + "\n")
+    capsys.readouterr()
+    assert cli.main([*command, "--resume"]) == 2
+    assert "mine.py, which has changed since" in capsys.readouterr().err
 
 
 @pytest.mark.quick

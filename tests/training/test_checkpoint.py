@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import warnings
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,23 @@ def test_what_can_not_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"can't save a checkpoint in .*file: .*; there is none yet"):
         checkpoint.save(tmp_path / "file", 1, state())
+
+
+def test_a_full_disk_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Orbax would log what is raised in its threads, a hundred lines of tracebacks before it."""
+    checkpoint.save(tmp_path, 1, {"x": np.arange(10.0)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+    try:
+        with pytest.raises(
+            OSError, match=r"can't save a checkpoint in .*; the last good one is st"
+        ):
+            checkpoint.save(tmp_path, 2, {"x": np.random.default_rng(0).normal(size=100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")]
+    left = [path.name for path in tmp_path.iterdir() if path.name.startswith("step_000000002")]
+    checkpoint.tidy(tmp_path)
+    assert left and not list(tmp_path.glob("step_000000002*"))
+    found = checkpoint.restore(tmp_path, {"x": jnp.zeros(10)})
+    assert found is not None and found[1] == 1

@@ -253,6 +253,48 @@ def test_divergence_names_task_step_and_checkpoint(tmp_path: Path) -> None:
     assert [p.stem for p in (tmp_path / "checkpoints").glob("*.json")] == ["step_000000015"]
 
 
+def test_a_member_that_diverges_takes_no_other_along(tmp_path: Path) -> None:
+    """The others are as in a run without it, and the log says who it was, when, also afterwards."""
+    rates = jnp.asarray([1e-2, 1e30, 2e-2])
+
+    def members(which: list[int]) -> tuple[Any, dict[str, Any]]:
+        made = jcl.replicate(lambda rate: program(optax.sgd(rate)), rates[jnp.array(which)], "map")
+        one = stream()
+        many = {
+            "params": jax.tree.map(lambda x: jnp.stack([x] * len(which)), PARAMS),
+            "key": jnp.stack([jax.random.key(1)] * len(which)),
+            "stream": data.members([one] * len(which)),
+            "evaluate": evaluator(one.test, accuracy()),
+        }
+        return made, many
+
+    made, many = members([0, 1, 2])
+    events: list[dict[str, Any]] = []
+    found = jcl.fit(made, **many, out=tmp_path, chunk=4, on_event=events.append)
+    other, two = members([0, 2])
+    wanted = jcl.fit(other, **two, chunk=4)
+    kept = jax.tree.map(lambda x: x[jnp.array([0, 2])], found.state.params)
+    assert identical(kept, wanted.state.params)
+    assert found.scores is not None and wanted.scores is not None
+    np.testing.assert_array_equal(found.scores[[0, 2]], wanted.scores)
+    assert np.isnan(found.scores[1, 1:]).all() and np.isfinite(found.scores[1, 0]).all()
+    assert list(found.diverged) == [1] and 1 <= found.diverged[1] <= 4
+    told = [event for event in events if event["kind"] == "diverged"]
+    assert told == [{"kind": "diverged", "member": 1, "step": found.diverged[1]}]
+    assert all(line["losses"][1] is None and np.isfinite(line["loss"]) for line in found.history)
+    again = jcl.fit(made, **many, out=tmp_path, chunk=4, resume=True)
+    assert again.diverged == found.diverged
+    np.testing.assert_array_equal(again.scores, found.scores)
+
+
+def test_if_all_members_diverge_the_run_does() -> None:
+    made = jcl.replicate(lambda rate: program(optax.sgd(rate)), jnp.asarray([1e30, 2e30]), "map")
+    params = jax.tree.map(lambda x: jnp.stack([x, x]), PARAMS)
+    keys = jnp.stack([jax.random.key(1)] * 2)
+    with pytest.raises(jcl.Diverged, match=r"stage 0 .* last good checkpoint: there is none"):
+        jcl.fit(made, params, keys, data.members([stream()] * 2), chunk=4)
+
+
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path: Path) -> None:
     def fill(event: dict[str, Any]) -> None:
         if event["kind"] == "progress" and event["step"] > 20:

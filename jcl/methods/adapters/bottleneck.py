@@ -28,7 +28,8 @@ def bottleneck(width: int = 64, after: tuple[Part, ...] = ("attention", "mlp")) 
       after: which sublayers have one.
 
     Raises:
-      ValueError: if an argument is out of range, or, at `init`, the model is no decoder.
+      ValueError: if an argument is out of range, or, at `init`, the model has no stacked `blocks`
+        with an `output`, or doesn't read such adapters.
     """
     check(width >= 1, "width", width, "at least 1")
     ok = len(after) > 0 and {"attention", "mlp"} >= set(after)
@@ -36,7 +37,7 @@ def bottleneck(width: int = 64, after: tuple[Part, ...] = ("attention", "mlp")) 
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
         blocks = trees.merge(params, ctx.frozen).get("blocks", {})
-        check("output" in blocks, "parameters", sorted(blocks), "a decoder's, with blocks/output")
+        check("output" in blocks, "parameters", sorted(blocks), "with blocks/output")
         layers, _, size = adapters.shape(blocks["output"]["kernel"])
         for part, key in zip(after, jax.random.split(ctx.key, len(after)), strict=True):
             if f"{part}_adapter" in blocks:
@@ -50,6 +51,7 @@ def bottleneck(width: int = 64, after: tuple[Part, ...] = ("attention", "mlp")) 
                 },
             }
             params = adapters.with_subtree(params, f"blocks/{part}_adapter", new)
+        adapters.check_read("bottleneck", ctx, params, ctx.apply)
         return params, ()
 
     return Method("bottleneck", init=init, learns=adapters.is_adapter)

@@ -32,8 +32,9 @@ def eproj(
     """EProj: a stage learns one projector; a row x is read through argmax_s cos(f(x), key_s).
 
     f(x) joins the mean of the image's features, which the projector reads, and the mean embedding
-    of the question's tokens, each of length 1. The key of a projector minimises Σ_x 1 - cos(f(x),
-    key) over its training rows x; it is the direction of Σ_x f(x) / |f(x)|.
+    of the question's tokens, each of length 1; of a row without an image, whose `has_image` is 0,
+    the first is 0. The key of a projector minimises Σ_x 1 - cos(f(x), key) over its training rows
+    x, which are those that the loss counts; it is the direction of Σ_x f(x) / |f(x)|.
 
     A stage begins with the projector whose key is most like its first batch's mean feature, if
     their cosine is at least τ, and with a fresh projector otherwise. So similar tasks share one,
@@ -70,13 +71,15 @@ def eproj(
         """f, float32 [B, d], each row of length 1; `params` have one projector."""
         wanted = {"image": (0, lambda h: jnp.mean(h.astype(jnp.float32), axis=1))}
         seen = taps.read(apply, params, batch, wanted)[0]["image"]
+        if "has_image" in batch:  # what stands in the place of an image says nothing of its row
+            seen = jnp.where(batch["has_image"][:, None] > 0, seen, 0.0)
         asked = jnp.ones(batch["tokens"].shape, jnp.float32)
         if "segments" in batch:
             asked = (batch["segments"] > 0).astype(jnp.float32)
         if "mask" in batch:
             asked = asked.at[:, 1:].multiply(1 - batch["mask"])
         text = jnp.einsum("bl,bld->bd", asked, table[batch["tokens"]].astype(jnp.float32))
-        return jnp.concatenate([_unit(seen), _unit(text)], axis=-1) * 0.5**0.5
+        return _unit(jnp.concatenate([_unit(seen), _unit(text)], axis=-1))
 
     def table(ctx: Ctx, params: Params) -> jax.Array:
         return trees.merge(params, ctx.frozen)["embed"]["table"]
@@ -124,7 +127,7 @@ def eproj(
             return ctx.apply(params, batch, ctx.call._replace(tap=as_call(call).tap))
 
         f = features(learning, ctx.params, table(ctx, ctx.params), info.batch)
-        f = f * (info.batch["weight"] > 0)[:, None]
+        f = f * (taps.row_weight(info.batch) > 0)[:, None]
         alike = likeness(state, jnp.sum(f, axis=0))
         taken = jnp.sum(jnp.any(state.keys != 0, axis=-1))
         nearest = jnp.argmax(alike)

@@ -28,14 +28,15 @@ def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"bloc
     check(bool(outputs or inputs), "outputs", outputs, "given where inputs is None")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
-        whole = trees.merge(params, ctx.frozen)
+        whole, given = trees.merge(params, ctx.frozen), params
         for targets, key, axis in ((outputs, "gain", -1), (inputs, "input_gain", -2)):
-            for path in adapters.dense_paths(ctx, params, targets) if targets else ():
-                at = adapters.subtree(whole, path)
-                if key not in at:
-                    size = adapters.shape(at["kernel"])
+            kernels = adapters.dense_kernels(ctx, given, targets) if targets else {}
+            for path, kernel in kernels.items():
+                if key not in adapters.subtree(whole, path):
+                    size = adapters.shape(kernel)
                     ones = jnp.ones((*size[:-2], size[axis]))
                     params = adapters.with_subtree(params, path, {key: ones})
+        adapters.check_read("ia3", ctx, params, ctx.apply)
         return params, ()
 
     return Method("ia3", init=init, learns=adapters.is_adapter)

@@ -44,11 +44,10 @@ def moelora(
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
         adapters.refuse_pairs_of_others("moelora", ctx, params)
         whole = trees.merge(params, ctx.frozen)
-        for path in adapters.dense_paths(ctx, params, targets):
-            at = adapters.subtree(whole, path)
-            if "lora" in at:
+        for path, kernel in adapters.dense_kernels(ctx, params, targets).items():
+            if "lora" in adapters.subtree(whole, path):
                 continue
-            *stack, fan_in, fan_out = adapters.shape(at["kernel"])
+            *stack, fan_in, fan_out = adapters.shape(kernel)
             a, gate = jax.random.split(jax.random.fold_in(ctx.key, zlib.crc32(path.encode())))
             limit = fan_in**-0.5
             new = {
@@ -59,6 +58,7 @@ def moelora(
                 ),
             }
             params = adapters.with_subtree(params, path, {"lora": new})
+        adapters.check_read("moelora", ctx, params, ctx.apply)
         return params, ()
 
     return Method(

@@ -23,19 +23,21 @@ def prefix_tuning(length: int = 20) -> Method:
       length: how many tokens long the prefix is.
 
     Raises:
-      ValueError: if `length` is out of range, or, at `init`, the model is no decoder.
+      ValueError: if `length` is out of range, or, at `init`, the model has no stacked `blocks` with
+        a `key`, or doesn't read a prefix.
     """
     check(length >= 1, "length", length, "at least 1")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
         blocks = trees.merge(params, ctx.frozen).get("blocks", {})
-        check("key" in blocks, "parameters", sorted(blocks), "a decoder's, with blocks/key")
+        check("key" in blocks, "parameters", sorted(blocks), "with blocks/key")
         if "prefix" in blocks:
             return params, ()
         layers, _, width = adapters.shape(blocks["key"]["kernel"])
         drawn = 0.02 * jax.random.normal(ctx.key, (2, layers, length, width))
-        return adapters.with_subtree(
-            params, "blocks/prefix", {"key": drawn[0], "value": drawn[1]}
-        ), ()
+        new = {"key": drawn[0], "value": drawn[1]}
+        params = adapters.with_subtree(params, "blocks/prefix", new)
+        adapters.check_read("prefix_tuning", ctx, params, ctx.apply)
+        return params, ()
 
     return Method("prefix_tuning", init=init, learns=adapters.is_adapter)

@@ -43,7 +43,8 @@ def progressive_prompts(
         row's `task`, or with those of all stages if none did; `all` with those of all stages.
 
     Raises:
-      ValueError: if an argument is out of range, or, at `init`, there is no `embed/table`.
+      ValueError: if an argument is out of range, or, at `init`, there is no `embed/table`, or the
+        model doesn't read `embeddings`.
     """
     check(stages >= 1, "stages", stages, "at least 1")
     check(length >= 1, "length", length, "at least 1")
@@ -59,7 +60,9 @@ def progressive_prompts(
         table = whole["embed"]["table"]
         empty = jnp.zeros((stages, length, table.shape[1]))
         state = ProgressivePromptsState(empty, jnp.full(stages, -1, jnp.int32))
-        return adapters.with_subtree(params, "prompt", {"table": drawn(ctx.key, table)}), state
+        params = adapters.with_subtree(params, "prompt", {"table": drawn(ctx.key, table)})
+        adapters.check_read("progressive_prompts", ctx, params, forward(state, ctx, ctx.apply))
+        return params, state
 
     def forward(state: ProgressivePromptsState, ctx: Ctx, apply: Apply) -> Apply:
         # the newest prompt that has trained: at a boundary the next one hasn't yet

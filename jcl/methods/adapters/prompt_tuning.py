@@ -28,7 +28,8 @@ def prompt_tuning(length: int = 20) -> Method:
       length: how many tokens long the prompt is.
 
     Raises:
-      ValueError: if `length` is out of range, or, at `init`, there is no `embed/table`.
+      ValueError: if `length` is out of range, or, at `init`, there is no `embed/table`, or the
+        model doesn't read `embeddings`.
     """
     check(length >= 1, "length", length, "at least 1")
 
@@ -40,9 +41,10 @@ def prompt_tuning(length: int = 20) -> Method:
             return params, ()
         table = whole["embed"]["table"]
         rows = jax.random.randint(ctx.key, (length,), 0, len(table))
-        return adapters.with_subtree(
-            params, "prompt", {"table": table[rows].astype(jnp.float32)}
-        ), ()
+        new = {"table": table[rows].astype(jnp.float32)}
+        params = adapters.with_subtree(params, "prompt", new)
+        adapters.check_read("prompt_tuning", ctx, params, forward((), ctx, ctx.apply))
+        return params, ()
 
     def forward(state: tuple[()], ctx: Ctx, apply: Apply) -> Apply:
         def apply_with_prompt(params: Params, batch: Batch, call: Call = Call()) -> Any:

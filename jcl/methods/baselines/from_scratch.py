@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import trees
-from jcl.mechanisms import merging
+from jcl.mechanisms import experts, merging
 from jcl.method import Batch, Ctx, Info, Method, Params
 
 
@@ -50,7 +50,7 @@ def from_scratch() -> Method:
     return Method(
         "from_scratch",
         init=init,
-        begin=merging.begin_stages_at(lambda state: state.start),
+        begin=experts.begin_stages_at(lambda state: state.start),
         consolidate=consolidate,
         report=report,
         writes=True,

@@ -32,31 +32,43 @@ def _layers(apply: Apply, params: Params, batch: Batch) -> list[str]:
     return list(taps.dense_sites(apply, params, batch))
 
 
+def _at_places(units: jax.Array, inputs: int) -> jax.Array:
+    """[..., units] for each of a layer's inputs, which are the units at one place after another."""
+    return jnp.tile(units, inputs // units.shape[-1])
+
+
 def _chain(ctx: Ctx, params: Params) -> dict[str, int]:
-    """The width of every dense layer by its path, in order.
+    """The units of every dense layer by its path, in order; a convolution's are its channels.
 
     Raises:
       ValueError: if the model is anything but a plain stack of two or more dense layers.
     """
-    inputs = taps.dense_sites(ctx.apply, params, ctx.batch)
-    leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
-    widths: dict[str, int] = {}
-    for path, h in inputs.items():
+    leaves = trees.by_path(params)
+    units: dict[str, int] = {}
+    places = False
+    for path, width in taps.dense_sites(ctx.apply, params, ctx.batch).items():
         kernel = leaves.pop(f"{path}/kernel", None)
         leaves.pop(f"{path}/bias", None)
-        before = list(widths.values())[-1:] or [h.shape[-1]]
-        if kernel is None or kernel.ndim != 2 or h.shape[-1] != before[0]:
+        before = next(reversed(units.values()), width.inputs)
+        whole = kernel is not None and not trees.stack_axes(path, ctx.structure)
+        # each unit at the places of a patch, or at all places where a convolution's are flattened
+        fits = width.inputs % before == 0 and (
+            not units or places or (whole and kernel.shape[-2] == before)
+        )
+        if not whole or not fits:
             raise ValueError(
                 f"the layer {path!r} is not the next of a plain stack, but must be a trainable "
                 "dense layer whose inputs are the units of the one before"
             )
-        widths[path] = kernel.shape[1]
-    if leaves or len(widths) < 2:
+        taps.matrix_shape(path, kernel.shape, width, ctx.structure)  # for its error
+        units[path] = width.outputs
+        places = kernel.ndim > 2
+    if leaves or len(units) < 2:
         raise ValueError(
-            f"the model has {len(widths)} dense layers and also {sorted(leaves)}, but must be a "
+            f"the model has {len(units)} dense layers and also {sorted(leaves)}, but must be a "
             "plain stack of two or more dense layers"
         )
-    return widths
+    return units
 
 
 def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> Method:
@@ -79,9 +91,10 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
     - Each row has the gate of its own `task`, so replayed rows pass the gates of the task that they
       came from. The global clipping of gradients is left to the optimizer.
 
-    It is for plain stacks of dense layers, gated behind the activation, and the data must name its
-    tasks. The embeddings are parameters, `hat/<layer>`. No argument makes it plain fine-tuning, for
-    the gates act at once.
+    It is for plain stacks of dense layers and convolutions, gated behind the activation, and the
+    data must name its tasks. A convolution's units are its channels, which come last, and fastest
+    where its places are flattened for a dense layer. The embeddings are parameters, `hat/<layer>`.
+    No argument makes it plain fine-tuning, for the gates act at once.
 
     Args:
       tasks: how many tasks there will be.
@@ -130,8 +143,8 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
                 if site not in behind:
                     return h
                 e = jnp.dot(rows, params["hat"][behind[site]], precision="highest")
-                shape = (len(e), *[1] * (h.ndim - 2), -1)
-                return h * gate(e, ctx, call.training).reshape(shape).astype(h.dtype)
+                gates = _at_places(gate(e, ctx, call.training), h.shape[-1])
+                return h * gates.reshape(len(e), *[1] * (h.ndim - 2), -1).astype(h.dtype)
 
             return apply(params, batch, call._replace(tap=taps.compose(shut, call.tap)))
 
@@ -154,13 +167,13 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
 
     def updates(state: HatState, ctx: Ctx, tree: Params) -> Params:
         held: dict[str, jax.Array] = {}
-        before: jax.Array | bool = True
-        for path in _layers(ctx.apply, ctx.params, ctx.batch):
+        before = jnp.ones(1, bool)
+        for path, width in taps.dense_sites(ctx.apply, ctx.params, ctx.batch).items():
             out = state.used.get(path, state.answered)
-            held[f"{path}/kernel"] = jnp.reshape(before, (-1, 1)) & out
+            held[f"{path}/kernel"] = _at_places(before, width.inputs)[:, None] & out
             held[f"{path}/bias"] = before = out
         kept = jax.tree_util.tree_map_with_path(
-            lambda p, u: jnp.where(held[trees.path_name(p)], 0, u),
+            lambda p, u: jnp.where(held[trees.path_name(p)].reshape(u.shape), 0, u),
             {k: u for k, u in tree.items() if k != "hat"},
         )
 
@@ -175,7 +188,8 @@ def hat(tasks: int, steps: int, smax: float = 400.0, strength: float = 0.75) -> 
         node = info.grads
         for key in head.split("/"):
             node = node[key]
-        return state._replace(answering=state.answering | jnp.any(node["kernel"] != 0, axis=0))
+        slopes = node["kernel"].reshape(-1, len(state.answering))
+        return state._replace(answering=state.answering | jnp.any(slopes != 0, axis=0))
 
     def consolidate(
         state: HatState, ctx: Ctx, params: Params, batches: Batch

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jcl import taps, trees
 from jcl.mechanisms import adapters, merging
+from jcl.mechanisms.lasting import check_single
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 _LEAVES = ("kernel", "lora/a", "lora/b")
@@ -57,11 +58,13 @@ def magnitudes(ctx: Ctx, batch: Batch, per_token: bool = False) -> dict[str, jax
         return {"lora/a": loudness(inner, weight), "lora/b": loudness(outer, weight)}
 
     wanted: dict[str, tuple[int | None, taps.Moment]] = {}
-    paths = list(taps.dense_sites(ctx.apply, ctx.params, batch))
-    found = _masked(ctx.params, paths)
+    widths = taps.dense_sites(ctx.apply, ctx.params, batch)
+    found = _masked(ctx.params, widths)
     for name, leaf in found.items():
         path = name.removesuffix("/kernel").partition("/lora/")[0]
-        layers = taps.layers_of(path, leaf, ctx.structure)
+        width = widths[path] if name.endswith("/kernel") else taps.Width(*leaf.shape[-2:])
+        shape = taps.matrix_shape(path, leaf.shape, width, ctx.structure)
+        layers = shape[0] if len(shape) == 3 else None
         if name.endswith("/kernel"):
             wanted[f"{path}:out"] = layers, of_kernel
         else:
@@ -85,9 +88,10 @@ def migu(
     rows.
 
     Source: Du et al., arXiv 2406.17245, and the authors' code, whose threshold T is the share that
-    is frozen, 0.7. Its mask is before Adam, so frozen columns go on drifting by their momentum;
-    `at="updates"` holds them. Padding doesn't count here, whether rows or tokens; ties are split;
-    and the authors mask a head too.
+    is frozen, 0.7: of n units those learn that reach `torch.quantile` of T, which are
+    1 + ⌊(1 - T) (n - 1)⌋ as here. Its mask is before Adam, so frozen columns go on drifting by
+    their momentum; `at="updates"` holds them. Padding doesn't count here, whether rows or tokens;
+    ties are split; and the authors mask a head too.
 
     Args:
       fraction: the share of units that learn, in (0, 1]; may be traced. 1 is plain fine-tuning.
@@ -107,10 +111,11 @@ def migu(
         there = bool(_masked(params, paths))
         learning = list(trees.by_path(params))
         check(there, "learning parameters", learning, f"with a kernel or a pair of one of {paths}")
+        check_single("migu", ctx, paths)
         return params, ()
 
     def count(units: jax.Array | int) -> jax.Array:
-        return jnp.maximum(merging.count_of(fraction, units), 1)
+        return 1 + merging.whole_count(fraction, units - 1)
 
     def masked(state: tuple[()], ctx: Ctx, tree: Params) -> Params:
         loud = magnitudes(ctx, ctx.batch, per_token)
@@ -120,7 +125,9 @@ def migu(
             name = trees.path_name(path)
             if name not in kept:
                 return x
-            return jnp.where(kept[name][..., None, :] | (ctx.stage < 1), x, 0)
+            units = kept[name]
+            matrix = x.reshape(*units.shape[:-1], -1, units.shape[-1])
+            return jnp.where(units[..., None, :] | (ctx.stage < 1), matrix, 0).reshape(x.shape)
 
         return jax.tree_util.tree_map_with_path(cut, tree)
 

@@ -11,6 +11,7 @@ from jax import lax
 
 from jcl import taps, trees
 from jcl.losses import total_weight
+from jcl.mechanisms.lasting import check_single
 from jcl.method import Batch, Call, Ctx, Info, Method, Params, check
 
 Importance = dict[str, jax.Array]
@@ -43,7 +44,9 @@ def gate_gradients(ctx: Ctx, params: Params, batches: Batch, units: Importance) 
                 if path == site or path not in gates:
                     return h
                 g = gates[path] if gates[path].ndim == 2 else gates[path][layer]
-                return h * g.reshape(rows, *[1] * (h.ndim - 2), -1).astype(h.dtype)
+                # a loss may ask for several answers to a row, all rows one after another
+                g = jnp.tile(g, (h.shape[0] // rows, 1))
+                return h * g.reshape(len(g), *[1] * (h.ndim - 2), -1).astype(h.dtype)
 
             return ctx.loss(params, batch, Call(tap))[0]
 
@@ -99,18 +102,20 @@ def soft_mask(
     check(at in ("updates", "grads"), "at", at, "'updates' or 'grads'")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, SoftMaskState]:
-        sites = list(taps.dense_sites(ctx.apply, params, ctx.batch))
+        sites = taps.dense_sites(ctx.apply, params, ctx.batch)
         head = ctx.structure.head_of(trees.merge(params, ctx.frozen))
         told = masked is not None or head is not None
         check(told, "masked", None, "given, for the model doesn't say which layer is its head")
         chosen = [s for s in sites if (masked(s) if masked else s != head)]
         leaves = trees.by_path(params)
         kernels = {s: leaves[f"{s}/kernel"] for s in chosen if f"{s}/kernel" in leaves}
-        check(bool(kernels), "masked", masked, f"true of a trainable layer among {sites}")
-        for site, kernel in kernels.items():
-            taps.layers_of(site, kernel, ctx.structure)  # for its error
+        check(bool(kernels), "masked", masked, f"true of a trainable layer among {list(sites)}")
+        check_single("soft_mask", ctx, kernels)
+        shapes = {
+            s: taps.matrix_shape(s, k.shape, sites[s], ctx.structure) for s, k in kernels.items()
+        }
         return params, SoftMaskState(
-            {s: jnp.zeros((*k.shape[:-2], k.shape[-1])) for s, k in kernels.items()}
+            {s: jnp.zeros((*shape[:-2], shape[-1])) for s, shape in shapes.items()}
         )
 
     def slowed(state: SoftMaskState, ctx: Ctx, tree: Params) -> Params:
@@ -119,7 +124,10 @@ def soft_mask(
             if layer not in state.importance or leaf not in ("kernel", "bias"):
                 return x
             rate = 1 - strength * state.importance[layer]
-            return (x * (rate[..., None, :] if leaf == "kernel" else rate)).astype(x.dtype)
+            if leaf == "bias":
+                return (x * rate.reshape(x.shape)).astype(x.dtype)
+            matrix = x.reshape(*rate.shape[:-1], -1, rate.shape[-1])
+            return (matrix * rate[..., None, :]).astype(x.dtype).reshape(x.shape)
 
         return jax.tree_util.tree_map_with_path(one, tree)
 

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
-
-import jax
-import jax.numpy as jnp
-
 from jcl import trees
-from jcl.mechanisms import merging
-from jcl.mechanisms.lasting import check_lasting
-from jcl.method import Batch, Ctx, Info, Method, Params, check
-
-
-class TiesState(NamedTuple):
-    """The state of `ties`, as large for a hundred stages as for one."""
-
-    base: Params
-    """θ₀, in the parameters' dtype."""
-    start: Any
-    """The parameters with which the next stage starts, in their dtype; () if these are the base."""
-    votes: merging.Votes
-    """Sums and counts of the trimmed task vectors, by sign."""
-    length: jax.Array
-    """float32 []: ‖m‖ at the last boundary."""
+from jcl.mechanisms import experts, merging
+from jcl.method import Ctx, Method, Params, check
 
 
 def ties(
     density: float = 0.2,
     scale: float = 1.0,
-    start: Literal["initial", "previous"] = "initial",
+    start: experts.Start = "initial",
     scope: merging.Scope = "model",
 ) -> Method:
     """TIES merging: after a stage θ = θ₀ + λ m, with m merged from all task vectors so far.
@@ -60,22 +41,9 @@ def ties(
         factors can't be averaged one by one, or another method renews all that learns.
     """
     check((density >= 0) & (density <= 1), "density", density, "in [0, 1]")
-    check(scale >= 0, "scale", scale, "at least 0")
-    check(start in ("initial", "previous"), "start", start, "'initial' or 'previous'")
     check(scope in ("model", "leaf"), "scope", scope, "'model' or 'leaf'")
-    sequential = start == "previous"
 
-    def init(ctx: Ctx, params: Params) -> tuple[Params, TiesState]:
-        begun = trees.copy(params) if sequential else ()
-        votes = merging.no_votes(params)
-        check_lasting("ties", ctx, params)
-        merging.refuse_pairs("ties", ctx, params)
-        return params, TiesState(trees.copy(params), begun, votes, jnp.float32(0))
-
-    def consolidate(
-        state: TiesState, ctx: Ctx, params: Params, batches: Batch
-    ) -> tuple[Params, TiesState]:
-        vector = merging.task_vector(params, state.base)
+    def merge(votes: merging.Votes, ctx: Ctx, vector: Params) -> experts.Merged:
         # of a leaf that was renewed no entry is one of the task vector's, nor ranked with these
         vector, void = trees.partition(vector, lambda path: not ctx.renewed(path))
         if scope == "model":
@@ -83,23 +51,8 @@ def ties(
         else:
             vector = merging.trim_layers(vector, density, ctx.structure)
         vector = trees.merge(vector, trees.zeros(void))
-        votes = merging.vote(state.votes, vector)
+        votes = merging.vote(votes, vector)
         elected = merging.elect(votes)
-        merged = merging.step_along(state.base, params, elected, scale)
-        begun = params if sequential else ()
-        merged = trees.choose(ctx.renewed, params, merged)
-        return merged, TiesState(state.base, begun, votes, trees.norm(elected))
+        return experts.Merged(votes, elected, trees.norm(elected))
 
-    def report(state: TiesState, info: Info) -> dict[str, jax.Array]:
-        return {"length": state.length}
-
-    return Method(
-        "ties",
-        init=init,
-        begin=merging.begin_stages_at(lambda s: s.start if sequential else s.base),
-        consolidate=consolidate,
-        report=report,
-        writes=True,
-        jumps=True,
-        reads=("parameters",),
-    )
+    return experts.method("ties", merging.no_votes, merge, scale, start)

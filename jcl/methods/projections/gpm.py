@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
+from jcl.mechanisms.lasting import check_single
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 
@@ -63,7 +64,8 @@ def gpm(
     At the end of a stage the second moment R Rᵀ of a layer's inputs over the stage's batches is
     taken through its tap, without padding (see `taps.moments`), and M grows by its eigenvectors
     outside M, by the fewest with which M holds `threshold` of tr R Rᵀ. A layer's outputs for inputs
-    in the span of M no longer change.
+    in the span of M no longer change. Of a convolution W is [height · width · in, out], and its
+    inputs are the patches at all places.
 
     Source: Saha et al., arXiv 2103.09762, equations 5, 8 and 9, and the authors' code, which in the
     first stage keeps one direction fewer than equation 5 asks for. As there all other parameters
@@ -86,22 +88,21 @@ def gpm(
     check(rank is None or rank >= 1, "rank", rank, "None or at least 1")
     check(at in ("grads", "updates"), "at", at, "'grads' or 'updates'")
 
-    def kernels(ctx: Ctx, params: Params) -> dict[str, jax.Array]:
-        """The trainable kernels of dense layers, without the `free` ones, by the layer's path."""
-        sites = taps.dense_sites(ctx.apply, params, ctx.batch)
+    def matrices(ctx: Ctx, params: Params) -> dict[str, tuple[int, ...]]:
+        """Shapes of the trainable kernels of dense layers, without the `free` ones, by path."""
+        found = {}
         leaves = trees.by_path(params)
-        kept = {s: leaves.get(f"{s}/kernel") for s in sites if not (free and free(f"{s}/kernel"))}
-        found = {s: x for s, x in kept.items() if x is not None}
-        for site, kernel in found.items():
-            taps.layers_of(site, kernel, ctx.structure)  # for its error
+        for site, width in taps.dense_sites(ctx.apply, params, ctx.batch).items():
+            name = f"{site}/kernel"
+            if name in leaves and not (free and free(name)):
+                found[site] = taps.matrix_shape(site, leaves[name].shape, width, ctx.structure)
+        check_single("gpm", ctx, found)
         return found
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, GpmState]:
-        found = kernels(ctx, params)
+        found = matrices(ctx, params)
         check(bool(found), "free", free, "one that leaves a trainable dense kernel to protect")
-        shapes = {
-            s: (*k.shape[:-1], min(rank or k.shape[-2], k.shape[-2])) for s, k in found.items()
-        }
+        shapes = {s: (*k[:-1], min(rank or k[-2], k[-2])) for s, k in found.items()}
         return params, GpmState(
             {s: jnp.zeros(shape, jnp.float32) for s, shape in shapes.items()},
             {s: jnp.zeros(shape[:-2], jnp.int32) for s, shape in shapes.items()},
@@ -117,8 +118,9 @@ def gpm(
                 return x
             if basis is None or not name.endswith("/kernel"):
                 return jnp.where(first, x, jnp.zeros_like(x))
-            flat = x.astype(jnp.float32)
-            return (flat - _matmul(basis, _matmul(basis.swapaxes(-1, -2), flat))).astype(x.dtype)
+            flat = x.astype(jnp.float32).reshape(*basis.shape[:-1], -1)
+            flat = flat - _matmul(basis, _matmul(basis.swapaxes(-1, -2), flat))
+            return flat.reshape(x.shape).astype(x.dtype)
 
         return jax.tree_util.tree_map_with_path(one, tree)
 

@@ -9,7 +9,7 @@ import pytest
 import tiny_decoder as tiny
 
 from jcl import methods
-from jcl.models.layers import bottleneck
+from jcl.models.layers import after_sublayer
 
 BATCH = jax.tree.map(lambda x: x[0, 0], tiny.stream())
 
@@ -41,12 +41,13 @@ def test_it_adds_a_small_network_to_what_a_sublayer_adds() -> None:
     c, e, x = draw.normal(size=4), draw.normal(size=24), draw.normal(size=(3, 5, 24))
     wanted = x + np.maximum(x @ down + c, 0) @ up + e
     params = {"down": {"kernel": down, "bias": c}, "up": {"kernel": up, "bias": e}}
-    ours = bottleneck(jax.tree.map(jnp.float32, params), jnp.float32(x))
+    block = jax.tree.map(jnp.float32, {"attention_adapter": params})
+    ours = after_sublayer(block, "attention", jnp.float32(x))
     np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.quick
-def test_a_model_that_is_no_decoder_is_refused() -> None:
+def test_a_model_without_blocks_is_refused() -> None:
     program = tiny.program(methods.bottleneck())
-    with pytest.raises(ValueError, match=r"parameters is \[\], but must be a decoder's"):
+    with pytest.raises(ValueError, match=r"parameters is \[\], but must be with blocks/output"):
         program.init({"dense_0": {"kernel": jnp.ones((2, 2))}}, BATCH, jax.random.key(0))

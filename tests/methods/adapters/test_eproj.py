@@ -106,6 +106,27 @@ def test_the_key_is_where_the_pull_loss_is_least(apart: list[jcl.State]) -> None
 
 
 @pytest.mark.quick
+def test_what_only_fills_a_batch_is_in_no_key() -> None:
+    """A filler in the place of an image, a row of padding, and one of which no token counts."""
+    rows = {k: v[0] for k, v in FIRST.items()}
+    asked = {**rows, "has_image": jnp.array([1, 1, 0, 0]), "weight": jnp.array([1.0, 1, 1, 0])}
+    asked["mask"] = rows["mask"].at[1].set(0.0)
+    given = program()
+    keys = []
+    for filler in (7.0, -3.0):
+        batch = {**asked, "image": rows["image"].at[2:].set(filler)}
+        state, _ = jax.jit(given.step)(given.init(PARAMS, batch, jax.random.key(1)), batch)
+        keys.append(state.methods["eproj"].keys[0])
+    both = features(rows)
+    width = CONFIG.vision.width
+    alone = both[2].copy()  # of the row without an image its question alone
+    alone[:width] = 0
+    wanted = both[0] + alone / np.linalg.norm(alone)
+    np.testing.assert_allclose(keys[0], wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(keys[0], keys[1])
+
+
+@pytest.mark.quick
 def test_each_stage_moves_its_own_projector_and_nothing_else(apart: list[jcl.State]) -> None:
     for task in range(TASKS):
         before, after = apart[task], apart[task + 1]
@@ -183,3 +204,14 @@ def test_a_projector_with_adapters_cant_be_each_rows_own() -> None:
     layer = {"kernel": jnp.zeros((2, 3, 4)), "bias": jnp.zeros((2, 4)), "lora": {}}
     with pytest.raises(ValueError, match=r"projector/first of each row's own is .*'lora'"):
         multimodal.project({"first": layer}, jnp.zeros((2, 5, 3)))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "other", [methods.gpm, methods.soft_mask, methods.migu], ids=lambda make: make.__name__
+)
+def test_who_knows_one_thing_of_each_layer_doesn_t_work_on_a_bank(other: Any) -> None:
+    made = jcl.make(methods.eproj(slots=2) + other(), APPLY, losses.next_token, optax.sgd(0.1))
+    sentence = "eproj keeps several layers at projector/first, .* so eproj and "
+    with pytest.raises(ValueError, match=sentence + other.__name__):
+        jax.eval_shape(made.init, PARAMS, jax.tree.map(lambda x: x[0], FIRST), jax.random.key(0))

@@ -70,7 +70,7 @@ def test_the_prefix_alone_learns_and_every_document_of_a_row_sees_it() -> None:
 
 
 @pytest.mark.quick
-def test_a_model_that_is_no_decoder_is_refused() -> None:
+def test_a_model_without_blocks_is_refused() -> None:
     program = tiny.program(methods.prefix_tuning())
-    with pytest.raises(ValueError, match=r"parameters is \[\], but must be a decoder's"):
+    with pytest.raises(ValueError, match=r"parameters is \[\], but must be with blocks/key"):
         program.init({"dense_0": {"kernel": jnp.ones((2, 2))}}, BATCH, jax.random.key(0))

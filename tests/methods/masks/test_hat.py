@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import jcl
 from jcl import losses, methods, models
@@ -166,3 +167,55 @@ def test_models_that_are_no_plain_stack_are_refused(extra: Any) -> None:
     program = jcl.make(methods.hat(tasks=2, steps=2), models.mlp.apply, OWN, optax.adam(1e-2))
     with pytest.raises(ValueError, match="plain stack"):
         program.init(params, jax.tree.map(lambda x: x[0, 0], stream(True)), jax.random.key(0))
+
+
+class Seeing(nn.Module):
+    """Two convolutions, flattened for two dense layers."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(nn.Conv(6, (3, 3), 2)(x))
+        x = nn.relu(nn.Conv(4, (2, 2), use_bias=False)(x))
+        x = nn.relu(nn.Dense(7)(x.reshape(len(x), -1)))
+        return nn.Dense(4)(x)
+
+
+def test_a_convolutions_channels_are_gated_and_stay_with_all_their_places() -> None:
+    keys = jax.random.split(jax.random.key(5), 2)
+    x = jax.random.normal(keys[0], (2, 6, 8, 4, 4, 2))
+    task = jnp.broadcast_to(jnp.arange(2)[:, None, None], (2, 6, 8))
+    y = (x[..., 0].mean((3, 4)) > 0) + 2 * task
+    data = {"x": x, "y": y, "task": task, "weight": jnp.ones(y.shape)}
+    first, *_ = rows = [jax.tree.map(lambda v, t=t: v[t, 0], data) for t in range(2)]
+    model = models.flax.linen(Seeing(), first, keys[1])
+    objective = losses.cross_entropy(np.repeat(np.eye(2, dtype=bool), 2, axis=1), mask="task")
+    method = methods.hat(tasks=2, steps=6, smax=50.0)
+    program = jcl.make(method, model.apply, objective, optax.adam(3e-2))
+    state = program.init(model.params, first, jax.random.key(2))
+    train = jax.jit(lambda s, chunk: jcl.advance(program, s, chunk)[0])
+    states = []
+    for t in range(2):
+        stage = jax.tree.map(lambda v, t=t: v[t], data)
+        state = jax.jit(program.consolidate)(train(state, stage), stage)
+        states.append(state)
+    one, two = (s.params for s in states)
+    answers = [np.asarray(program.predict(s, rows[0]))[:, :2] for s in states]
+    np.testing.assert_array_equal(*answers)
+    used = {path: np.asarray(u) for path, u in states[0].methods["hat"].used.items()}
+    held = {  # by numpy's repetition of channels over the 2 · 2 places, channels fastest
+        "Conv_0": np.broadcast_to(used["Conv_0"], (3, 3, 2, 6)),
+        "Conv_1": np.broadcast_to(used["Conv_0"][:, None] & used["Conv_1"], (2, 2, 6, 4)),
+        "Dense_0": np.concatenate([used["Conv_1"]] * 4)[:, None] & used["Dense_0"],
+    }
+    for path, stays in held.items():
+        moved = np.asarray(one[path]["kernel"] != two[path]["kernel"])
+        assert stays.any() and not moved[stays].any()
+        assert moved[~stays].mean() > 0.3
+    gates = {path: (e > 0)[0] for path, e in one["hat"].items()}  # the first task's
+    h = jax.nn.relu(nn.Conv(6, (3, 3), 2).apply({"params": one["Conv_0"]}, rows[0]["x"]))
+    layer = nn.Conv(4, (2, 2), use_bias=False)
+    h = jax.nn.relu(layer.apply({"params": one["Conv_1"]}, h * gates["Conv_0"]))
+    h = (h * gates["Conv_1"]).reshape(len(h), -1)
+    h = jax.nn.relu(h @ one["Dense_0"]["kernel"] + one["Dense_0"]["bias"]) * gates["Dense_0"]
+    wanted = h @ one["Dense_1"]["kernel"] + one["Dense_1"]["bias"]
+    np.testing.assert_allclose(program.predict(states[0], rows[0]), wanted, atol=1e-5)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import jcl
 from jcl import losses, methods, models
@@ -56,13 +57,31 @@ def test_only_the_loudest_columns_move(per_token: bool, at: Any, tx: Any) -> Non
     before, after = train(tx, fraction=0.3, per_token=per_token, at=at)
     size = loudness(before.params, batch(7), per_token)
     for name, layer in before.params.items():
-        units = layer["bias"].size
-        count = max(round(0.3 * units), 1)
+        count = int((size[name] >= np.quantile(size[name], 0.7)).sum())  # the authors' rule
         loud = np.argsort(-size[name])[:count]
         moved = np.any(np.asarray(layer["kernel"] != after.params[name]["kernel"]), axis=0)
         assert not np.delete(moved, loud).any()
         assert moved[loud].sum() >= min(count, 3) - 1  # a loud unit may be dead behind its ReLU
         assert np.asarray(layer["bias"] != after.params[name]["bias"]).mean() > 0.6
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("units", [1, 4, 5, 11, 52])
+def test_as_many_units_learn_as_reach_the_authors_quantile(units: int) -> None:
+    """By `torch.quantile`; a rounded share would differ, 0.3 of 5 units being 1 instead of 2."""
+    torch = pytest.importorskip("torch")
+    params = models.mlp.init(jax.random.key(units), [5, units])
+    rows = {"x": jax.random.normal(jax.random.key(1), (ROWS, 5)), "y": jnp.zeros((ROWS, units))}
+    for fraction in (0.1, 0.3, 0.5, 0.9, 1.0):
+        method = methods.migu(fraction, at="updates")
+        program = jcl.make(method, models.mlp.apply, losses.squared_error, optax.adam(1e-2))
+        state = program.init(params, rows, jax.random.key(2))._replace(stage=jnp.int32(1))
+        after, _ = jax.jit(program.step)(state, rows)
+        layer, new = params["dense_0"], after.params["dense_0"]
+        size = jnp.abs(rows["x"] @ layer["kernel"] + layer["bias"]).sum(0)
+        size = torch.tensor(np.asarray(size))
+        wanted = int((size >= torch.quantile(size, 1 - fraction)).sum())
+        assert np.any(layer["kernel"] != new["kernel"], axis=0).sum() == wanted, fraction
 
 
 @pytest.mark.quick
@@ -97,3 +116,32 @@ def test_stacked_layers_are_chosen_layer_by_layer() -> None:
         moved = np.asarray(stack["kernel"][i] != after.params["stack"]["kernel"][i]).all(0)
         assert set(np.flatnonzero(moved)) == set(np.argsort(-np.abs(y).sum(0))[:3])
         h = np.tanh(y)
+
+
+class Seeing(nn.Module):
+    """A convolution and what reads it, in heads."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = nn.relu(nn.Conv(10, (3, 3))(x)).mean((1, 2))
+        return nn.DenseGeneral((2, 2))(h).reshape(len(h), 4)
+
+
+def test_a_convolutions_loudest_channels_move() -> None:
+    """Loud by all places of the rows that aren't padding."""
+    x = jax.random.normal(jax.random.key(3), (ROWS, 4, 4, 2)).at[-3:].set(100.0)
+    rows = {**batch(0), "x": x}
+    model = models.flax.linen(Seeing(), rows, jax.random.key(1))
+    method = methods.migu(fraction=0.3)
+    program = jcl.make(method, model.apply, losses.cross_entropy(), optax.sgd(0.1))
+    state = program.init(model.params, rows, jax.random.key(1))
+    state = jax.jit(program.consolidate)(state, jax.tree.map(lambda v: v[None], rows))
+    after = jax.jit(program.step)(state, rows)[0].params
+    out = nn.Conv(10, (3, 3)).apply({"params": model.params["Conv_0"]}, x[:-3])
+    loud = np.argsort(-np.abs(np.asarray(out, float)).sum((0, 1, 2)))[:3]
+    moved = np.asarray(after["Conv_0"]["kernel"] != model.params["Conv_0"]["kernel"])
+    assert set(np.flatnonzero(moved.any((0, 1, 2)))) == set(loud)
+    heads = np.asarray(
+        after["DenseGeneral_0"]["kernel"] != model.params["DenseGeneral_0"]["kernel"]
+    )
+    assert heads.shape == (10, 2, 2) and heads.any(0).sum() == 1

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_decoder as tiny
+import tiny_pairs
+from flax import linen as nn
 
 import jcl
-from jcl import losses, methods, models
+from jcl import losses, methods, models, preference
 from jcl.methods.masks.soft_mask import normalised
 
 ROWS, BATCHES = 6, 2
@@ -133,3 +136,77 @@ def test_stacked_layers_have_importances_of_their_own() -> None:
 def test_a_predicate_that_names_no_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="masked"):
         make(optax.sgd(0.1), masked=lambda path: False)
+
+
+class Seeing(nn.Module):
+    """A convolution and a head."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(4)(nn.relu(nn.Conv(6, (3, 3))(x)).mean((1, 2)))
+
+
+def test_a_convolutions_units_are_its_channels() -> None:
+    data = batches(0) | {"x": jax.random.normal(jax.random.key(3), (BATCHES, ROWS, 4, 4, 2))}
+    first = jax.tree.map(lambda x: x[0], data)
+    model = models.flax.linen(Seeing(), first, jax.random.key(1), head="Dense_0")
+    conv, head = model.params["Conv_0"], model.params["Dense_0"]
+    programs = [
+        jcl.make(m, model.apply, losses.cross_entropy(), optax.sgd(0.1))
+        for m in (methods.soft_mask(), methods.naive())
+    ]
+
+    def gated(gates: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        h = nn.Conv(6, (3, 3)).apply({"params": conv}, x)
+        h = jax.nn.relu(h * gates).mean((0, 1))
+        return -jax.nn.log_softmax(h @ head["kernel"] + head["bias"])[y]
+
+    real = [(i, j) for i in range(BATCHES) for j in range(ROWS) if data["weight"][i, j] > 0]
+    slope = jax.jit(jax.grad(gated))
+    found = [np.abs(slope(jnp.ones(6), data["x"][at], data["y"][at])) for at in real]
+    score = np.mean(np.float64(found), axis=0)
+    wanted = np.abs(np.tanh((score - score.mean()) / score.std(ddof=1)))
+    states = [
+        jax.jit(p.consolidate)(p.init(model.params, first, jax.random.key(1)), data)
+        for p in programs
+    ]
+    importance = states[0].methods["soft_mask"].importance
+    assert set(importance) == {"Conv_0"}
+    np.testing.assert_allclose(importance["Conv_0"], wanted, rtol=1e-3)
+    slow, free = (
+        jcl.trees.subtract(jax.jit(p.step)(s, first)[0].params, model.params)
+        for p, s in zip(programs, states, strict=True)
+    )
+    for name in ("kernel", "bias"):
+        ratio = slow["Conv_0"][name] - (1 - wanted) * free["Conv_0"][name]
+        assert np.abs(ratio).max() < 1e-5 < np.abs(free["Conv_0"][name]).max()
+    np.testing.assert_allclose(slow["Dense_0"]["kernel"], free["Dense_0"]["kernel"], atol=1e-6)
+
+
+def test_of_a_pair_of_answers_one_gate_is_on_both() -> None:
+    made = tiny_pairs.program(methods.soft_mask())
+    state = tiny_pairs.start(made)
+    batch = tiny_pairs.BATCH
+    after = jax.jit(made.consolidate)(state, jax.tree.map(lambda x: x[None], batch))
+    found = after.methods["soft_mask"].importance
+    head = tiny.APPLY.structure.head_of(state.params)
+    assert head not in found
+
+    def gated(gates: dict[str, jax.Array], pair: Any) -> jax.Array:
+        def tap(site: str, layer: Any, h: jax.Array) -> jax.Array:
+            path = site.removesuffix(":out")
+            return h if path == site or path not in gates else h * gates[path][layer]
+
+        def apply(params: Any, rows: Any) -> Any:
+            return tiny.APPLY(params, rows, tap)
+
+        return preference.ranking()(apply, state.params, pair)[0]
+
+    ones = {path: jnp.ones_like(x) for path, x in found.items()}
+    slope = jax.jit(jax.grad(gated))
+    each = [slope(ones, jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(4)]
+    for path, score in found.items():
+        mean = np.mean([np.abs(np.asarray(one[path], np.float64)) for one in each], axis=0)
+        away = mean - mean.mean(-1, keepdims=True)
+        expected = np.abs(np.tanh(away / mean.std(-1, ddof=1, keepdims=True)))
+        np.testing.assert_allclose(score, expected, rtol=1e-3, atol=1e-5)

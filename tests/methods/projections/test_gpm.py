@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import jcl
 from jcl import losses, methods, models, taps
@@ -191,3 +192,42 @@ def test_a_model_without_taps_is_refused() -> None:
         program.init(
             {"w": jnp.zeros((FEATURES, 4))}, jax.tree.map(lambda v: v[0], stage(0, 3)), KEY
         )
+
+
+class Seeing(nn.Module):
+    """A convolution and what reads it."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(4)(nn.relu(nn.Conv(5, (3, 3), padding="VALID")(x)).mean((1, 2)))
+
+
+def images(seed: int) -> dict[str, jax.Array]:
+    """A batch [1, 4, ...] of images, the last two rows of which are padding."""
+    x = jax.random.normal(jax.random.key(seed), (1, 4, 4, 4, 2)).at[0, 2:].set(50.0)
+    return {"x": x, "y": jnp.arange(4)[None], "weight": jnp.array([[1.0, 2.0, 0.0, 0.0]])}
+
+
+@pytest.mark.parametrize("at, tx", [("grads", optax.sgd(0.5)), ("updates", optax.adam(0.05))])
+def test_a_convolution_no_longer_changes_on_old_patches(at: Any, tx: Any) -> None:
+    """Two images have eight patches, which span 8 of the kernel's 18 inputs."""
+    old, new = images(0), images(1)
+    model = models.flax.linen(Seeing(), old | {"x": old["x"][0]}, KEY)
+    method = methods.gpm(threshold=0.999999, at=at)
+    program = jcl.make(method, model.apply, losses.cross_entropy(), tx)
+    state = program.init(model.params, jax.tree.map(lambda v: v[0], old), KEY)
+    train = jax.jit(lambda s, chunk: jcl.advance(program, s, chunk)[0])
+    state = jax.jit(program.consolidate)(train(state, old), old)
+    assert int(state.methods["gpm"].used["Conv_0"]) == 8
+    before, after = state, state
+    for _ in range(3):
+        after = train(after, new)
+    x = np.asarray(old["x"][0], float)
+    patches = [
+        x[row, i : i + 3, j : j + 3].reshape(-1) for row in (0, 1) for i in (0, 1) for j in (0, 1)
+    ]
+    moved = jcl.trees.subtract(after.params, before.params)["Conv_0"]["kernel"]
+    assert jnp.abs(moved).max() > 0.01
+    np.testing.assert_allclose(patches @ np.asarray(moved, float).reshape(18, 5), 0, atol=1e-4)
+    answers = [model.apply(s.params, {"x": old["x"][0, :2]}) for s in (before, after)]
+    np.testing.assert_allclose(*answers, atol=1e-3)

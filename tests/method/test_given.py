@@ -1,9 +1,8 @@
-"""The contract: a method that says nothing, how an argument is refused, the keys of a batch."""
+"""What hooks are given: a step's products as a pytree, and the keys of a batch in their table."""
 
 from __future__ import annotations
 
 import ast
-import inspect
 import re
 from pathlib import Path
 
@@ -12,53 +11,9 @@ import jax.numpy as jnp
 import pytest
 
 import jcl
-from jcl import methods
-from jcl.method import PHASES, READS, Info, Method, check, defines
+from jcl.method import Info
 
 pytestmark = pytest.mark.quick
-
-
-def test_a_method_that_says_only_its_name_hands_everything_on() -> None:
-    plain, state, thing = Method("plain"), object(), object()
-    assert plain.init(None, thing) == (thing, ())
-    for phase in ("batch", "forward", "loss", "grads", "updates"):
-        assert getattr(plain, phase)(state, None, thing) is thing
-    assert plain.observe(state, None, thing) is state
-    assert plain.consolidate(state, None, thing, {}) == (thing, state)
-    assert plain.report(state, None) == {} and plain.skips(state, None) is False
-    assert not any(defines(plain, phase) for phase in PHASES)
-
-
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_phase_is_a_hook_that_can_be_defined(phase: str) -> None:
-    default = Method._field_defaults[phase]
-    other = Method("other")._replace(**{phase: lambda *a: default(*a)})
-    assert [p for p in PHASES if defines(other, p)] == [phase]
-    # state and ctx come first, but where there is none yet, and where there is nothing to read
-    first = {"init": ["ctx"], "report": ["state", "info"]}.get(phase, ["state", "ctx"])
-    assert list(inspect.signature(default).parameters)[: len(first)] == first
-
-
-def test_a_method_reads_what_can_be_read() -> None:
-    assert set(methods.er(capacity=3).reads) == {"samples"} < set(READS)
-    assert methods.naive().reads == ()
-
-
-def test_a_refusal_names_the_argument_its_value_and_what_would_be_right() -> None:
-    check(True, "rank", 3, "at least 1")
-    with pytest.raises(ValueError) as refused:
-        check(False, "rank", "3", "at least 1")
-    assert str(refused.value) == "rank is '3', but must be at least 1"
-
-
-def test_a_traced_value_can_not_be_looked_at_and_passes() -> None:
-    def checked(x: jax.Array) -> jax.Array:
-        check(x > 0, "x", x, "above 0")
-        return x
-
-    assert float(jax.jit(checked)(jnp.float32(-3))) == -3
-    with pytest.raises(ValueError, match=r"x is Array\(-3.*but must be above 0"):
-        checked(jnp.float32(-3))
 
 
 def test_what_a_step_produced_is_a_pytree() -> None:
@@ -78,7 +33,7 @@ FACTS = {"fact", "facts"}
 
 def table() -> dict[str, str]:
     """The rows of the table beneath `Batch`, by their key."""
-    body = ast.parse((PACKAGE / "method.py").read_text()).body
+    body = ast.parse((PACKAGE / "method" / "given.py").read_text()).body
     at = next(i for i, n in enumerate(body) if isinstance(n, ast.Assign) and _is_batch(n))
     beneath = body[at + 1]
     assert isinstance(beneath, ast.Expr) and isinstance(beneath.value, ast.Constant)
@@ -127,7 +82,7 @@ def test_every_key_of_a_batch_in_the_code_is_in_the_table() -> None:
 
 
 def test_every_key_in_the_table_is_in_the_code() -> None:
-    sources = [p for p in PACKAGE.rglob("*.py") if p.name != "method.py"]
+    sources = [p for p in PACKAGE.rglob("*.py") if p.name != "given.py"]
     trees = [ast.parse(p.read_text()) for p in sources]
     # of a name such as f"{name}/match" the constant part
     texts = {text for tree in trees for node in ast.walk(tree) if (text := _text(node))}

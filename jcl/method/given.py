@@ -1,19 +1,13 @@
-"""The contract: a method is a record of pure functions around one optimizer step.
-
-Every hook but the name has a default that changes nothing, so a method writes down only what it
-does. All hooks run inside `jax.jit`: they take and return pytrees of arrays and never branch in
-Python on a traced value.
-"""
+"""What hooks are given: a batch, a model, its loss, the moment, and what a step produced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import Mesh
 
-from jcl import trees
 from jcl.records import record
 from jcl.trees import Structure as Structure
 
@@ -50,7 +44,7 @@ answer              [B, L-1] float32      which predictions are the answer's; pa
 rejected_tokens     [B, L] int32          the prompt with the worse answer; pairs -> preference
 rejected_segments   [B, L] int32          segments of these; pairs -> preference
 rejected_answer     [B, L-1] float32      which of these predictions count; pairs -> preference
-rewards             [B] float32           asks a model for rewards; preference -> dpo
+rewards             [B] float32           asks for rewards; preference -> forwards that define some
 reference           [B, L-1] float32      losses of a reference, or [B] of rows; the user -> rho
 reference           [B] float32           margins of a reference; the user -> preference.margin
 der/match           [B] int32             1 + the slot to match, 0 for none; der -> der
@@ -130,7 +124,9 @@ class Objective(Protocol):
     """What a user hands to `make`: a loss over a model's outputs.
 
     A plain function will do. A loss that exposes its predictive distribution, as `fisher` may ask
-    for, also has `log_probs(outputs, batch)` and `relabel(batch, labels)` (see `jcl.losses`).
+    for, also has `log_probs(outputs, batch)` and `relabel(batch, labels)` (see `jcl.losses`). One
+    that makes several predictions a row also says by `predictions(batch)`, float32 [B, T], how much
+    each counts in its row, which a Fisher per token needs where a batch has no `mask`.
     """
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> Any:
@@ -226,6 +222,9 @@ class Ctx(NamedTuple):
     added: Callable[[str], str | None] = _none
     """In `init`, of a leaf's path: the name of an earlier method in the chain that added it to the
     tree; None if there is none."""
+    grown: Callable[[str], str | None] = _none
+    """In `init`, of a leaf's path: the name of an earlier method in the chain that gave it more
+    axes, such as a projector for each task; None if there is none."""
     jumps: bool = False
     """Whether an earlier method in the chain starts stages elsewhere than where the last ended."""
     reached: Params = None
@@ -268,138 +267,15 @@ class Info(NamedTuple):
     """What the model keeps beside its parameters, after this step."""
 
 
-@record
-class Method(NamedTuple):
-    """A continual-learning method. Every field but `name` has a default that changes nothing.
+@runtime_checkable
+class KeepsRows(Protocol):
+    """A node of a method's state that keeps rows, such as `memory.Buffer`, and says so itself.
 
-    The hooks' full signatures stand beside the fields; `state` is whatever `init` returned.
-
-    Args:
-      name: the key of its state in `State.methods`; it also seeds the method's random draws.
-      init: makes the state, `(ctx, params) -> (params, state)`; may add adapters or prompts to the
-        tree.
-      begin: starts a later stage, `(state, ctx, params) -> (params, state)`, in its first step and
-        before the batch. A method whose stages start elsewhere than the model that was evaluated
-        jumps there; others may note where the stage starts. It runs where a writer defines it.
-      batch: appends replayed rows after the fresh ones, whose number and place stay.
-      forward: wraps the model, in training and in prediction.
-      loss: wraps the loss, for distillation and for penalties that need a forward pass.
-      grads: changes the gradient before the optimizer sees it, by a quadratic pull or a projection.
-      updates: changes the optimizer's update before it is added, by a mask or a factor.
-      observe: makes the next state from what the step produced: reservoirs, path integrals, means.
-      consolidate: ends a stage: `batches` [n, B, ...] are its own data, and it may change both the
-        parameters and the state. One that averages models may give, as a third thing, what the
-        model keeps beside its parameters, averaged likewise (see `make(collections=)`).
-      report: gives the finite scalars to log, float32 [] by name.
-      skips: gives bool [], True while `batch` and `loss` would change nothing; a `lax.cond` then
-        leaves their passes through the model out of the step, without a second trace.
-      writes: whether `consolidate` or `begin` changes the parameters; writers precede readers in a
-        chain. Parameters change in a step or here, and nowhere else, so that a jump is no update:
-        no schedule scales it, no mask drops it, and no path counts it.
-      fixes: whether it promises that weights of finished stages never change, so that no other
-        writer may be in the chain.
-      renews: which leaves, by their paths, have another meaning after `consolidate`, such as a pair
-        that goes into a bank and is drawn afresh; None if there are none. What later methods know
-        of these leaves is void at a boundary (see `Ctx.renewed`).
-      learns: which leaves are to learn, by their paths, such as adapters; None has no opinion. In a
-        chain those learn that one of its methods names, and `make(trainable=...)` overrides it.
-      recalls: which of `REFERENCES` it asks for at `ctx.references`. The program keeps each once,
-        whatever the number of methods that share it.
-      needs: names of methods in the same chain whose state this one reads.
-      reads: which of `READS` it draws on, of earlier stages; adapters and schedules draw on none.
-      parts: the methods that `chain` composed, in order; empty for a single method.
-      chained: whether `chain` made it.
-      jumps: whether `begin` changes the parameters, as of a method whose stages start elsewhere
-        than at the model that was evaluated. Without such a one in the chain no `begin` runs.
-      starts: the first stage in which it changes anything, 1 if it needs a finished one; `fit` and
-        `run` warn where a stream ends before it.
-      wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
-        refuses a loss that gives another. An empty one reads no outputs.
+    A mesh divides them as it divides a batch's rows, and a budget counts them as stored examples.
+    Any NamedTuple may have such a property.
     """
 
-    name: str
-    init: Callable[[Ctx, Params], tuple[Params, Any]] = lambda ctx, params: (params, ())
-    batch: Callable[[Any, Ctx, Batch], Batch] = lambda state, ctx, batch: batch
-    forward: Callable[[Any, Ctx, Apply], Apply] = lambda state, ctx, apply: apply
-    loss: Callable[[Any, Ctx, LossFn], LossFn] = lambda state, ctx, loss_fn: loss_fn
-    grads: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, grads: grads
-    updates: Callable[[Any, Ctx, Params], Params] = lambda state, ctx, updates: updates
-    observe: Callable[[Any, Ctx, Info], Any] = lambda state, ctx, info: state
-    consolidate: Callable[[Any, Ctx, Params, Batch], tuple[Any, ...]] = (
-        lambda state, ctx, params, batches: (params, state)
-    )
-    report: Callable[[Any, Info], dict[str, jax.Array]] = lambda state, info: {}
-    skips: Callable[[Any, Ctx], jax.Array | bool] = lambda state, ctx: False
-    writes: bool = False
-    needs: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-    parts: tuple[Method, ...] = ()
-    chained: bool = False
-    jumps: bool = False
-    begin: Callable[[Any, Ctx, Params], tuple[Params, Any]] = lambda state, ctx, params: (
-        params,
-        state,
-    )
-    fixes: bool = False
-    renews: trees.Trainable | None = None
-    recalls: tuple[str, ...] = ()
-    learns: trees.Trainable | None = None
-    starts: int = 0
-    wants: tuple[type, ...] = ()
-
-    def __add__(self, other: Method) -> Method:  # type: ignore[override]
-        """Composes two methods, as `chain(self, other)` does."""
-        from jcl.chain import chain  # imported here, for the chain is built of methods
-
-        return chain(self, other) if isinstance(other, Method) else NotImplemented
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "phases": " ".join(phase for phase in PHASES if defines(self, phase)),
-            "reads": self.reads,
-            "needs": self.needs,
-            "writes": self.writes or None,
-        }
-
-
-READS = ("parameters", "gradients", "logits", "samples", "proxy")
-"""What a method may draw on of earlier stages: their weights; statistics of gradients or
-activations on their data; outputs on it; rows of it; rows of a public stand-in for it."""
-
-REFERENCES = ("initial", "previous")
-"""The models that the program freezes where a method recalls them: the one before all training,
-and the one that the last boundary left, which in the first stage is the initial one."""
-
-PHASES = (
-    "init",
-    "begin",
-    "skips",
-    "batch",
-    "forward",
-    "loss",
-    "grads",
-    "updates",
-    "observe",
-    "consolidate",
-    "report",
-)
-"""The hooks in the order in which they run: `init` once, `begin` in the first step of a later
-stage, `consolidate` at the end of a stage, the others in every step."""
-
-
-def defines(method: Method, phase: str) -> bool:
-    """Whether `method` does anything in `phase`."""
-    return getattr(method, phase) is not Method._field_defaults[phase]
-
-
-def check(holds: bool | jax.Array, name: str, value: Any, wanted: str) -> None:
-    """Refuses an argument with one sentence that names it, its value and what would be right.
-
-    A traced `holds` passes, for its value isn't known yet.
-
-    Raises:
-      ValueError: if `holds` is False.
-    """
-    if not isinstance(holds, jax.core.Tracer) and not holds:
-        raise ValueError(f"{name} is {value!r}, but must be {wanted}")
+    @property
+    def row_fields(self) -> tuple[str, ...]:
+        """The names of its fields whose leaves all have the node's slots in front."""
+        ...

@@ -123,7 +123,7 @@ def _phi3(given: Any) -> Config:
 
 
 def _smollm3(given: Any) -> Config:
-    turned = tuple(bool(turns) for turns in given.no_rope_layers)
+    turned = tuple(bool(turns) for turns in given.no_rope_layers[: given.num_hidden_layers])
     return _llama(given, turned=None if all(turned) else turned)
 
 

@@ -75,14 +75,15 @@ def llama_layout(c: Config) -> Layout:
 
 def cohere_layout(c: Config) -> Layout:
     """Cohere's layout, whose queries and keys turn neighbours where we turn halves."""
-    found = llama_layout(c)
+    assert c.head_width is not None
+    found, half = llama_layout(c), c.head_width // 2
     for name, count in (("query", c.heads), ("key", c.kv_heads)):
 
         def kernel(stored: np.ndarray, count: int = count) -> np.ndarray:
-            return stored.reshape(count, -1, 2, c.width).transpose(3, 0, 2, 1)
+            return stored.reshape(count, half, 2, -1).transpose(3, 0, 2, 1)
 
         def bias(stored: np.ndarray, count: int = count) -> np.ndarray:
-            return stored.reshape(count, -1, 2).transpose(0, 2, 1)
+            return stored.reshape(count, half, 2).transpose(0, 2, 1)
 
         for leaf, view in (("kernel", kernel), ("bias", bias)):
             path = f"blocks/{name}/{leaf}"

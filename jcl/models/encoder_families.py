@@ -138,6 +138,7 @@ def _layout(called: _Names, c: encoder.Config) -> Layout:
 
 def _t5(given: Any) -> t5.Config:
     start = getattr(given, "decoder_start_token_id", None)
+    gated = given.feed_forward_proj.startswith("gated-")
     return t5.Config(
         vocabulary=given.vocab_size,
         layers=given.num_layers,
@@ -147,7 +148,7 @@ def _t5(given: Any) -> t5.Config:
         head_width=given.d_kv,
         hidden=given.d_ff,
         activation=activation_name(given.dense_act_fn),
-        gated=given.is_gated_act,
+        gated=gated,
         buckets=given.relative_attention_num_buckets,
         reach=given.relative_attention_max_distance,
         eps=given.layer_norm_epsilon,
@@ -159,7 +160,7 @@ def _t5(given: Any) -> t5.Config:
 
 def _t5_head(config: t5.Config, given: Any, names: frozenset[str]) -> t5.Config:
     """The configuration with `tied`: 1.1 has its own head, some files of 1.0 a copied embedding."""
-    return replace(config, tied=given.tie_word_embeddings or "lm_head.weight" not in names)
+    return replace(config, tied=config.scaled or "lm_head.weight" not in names)
 
 
 def _t5_layout(c: t5.Config) -> Layout:

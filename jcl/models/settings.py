@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from jcl.method import check
+
 HARMLESS = frozenset({
     # what the files are and where they come from
     "_name_or_path", "architectures", "dtype", "model_type", "transformers_version",
@@ -89,6 +91,9 @@ def configuration(given: dict[str, Any], where: str) -> Any:
 
     kind = given["model_type"]
     values = {k: v for k, v in given.items() if k not in ("model_type", "auto_map")}
+    for key in {"num_attention_heads", "n_head", "num_heads"} & values.keys():
+        ok = isinstance(values[key], int) and values[key] >= 1
+        check(ok, f"{key} in {where}", values[key], "at least 1")
     try:
         return AutoConfig.for_model(kind, **values)
     except Exception as error:  # whatever its checks raise, in several lines

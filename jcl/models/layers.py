@@ -134,12 +134,13 @@ def rms_norm(params: Params, x: jax.Array, eps: float, offset: float = 0.0) -> j
 def layer_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
     """(x - mean) / std · scale + bias over the last axis, in float32, back in x's dtype.
 
-    Source: Ba et al., arXiv 1607.06450.
+    The bias may be left out. Source: Ba et al., arXiv 1607.06450.
     """
     wide = x.astype(jnp.float32)
     wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     wide = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
-    out = wide * params["scale"].astype(jnp.float32) + params["bias"].astype(jnp.float32)
+    out = wide * params["scale"].astype(jnp.float32)
+    out = out + params["bias"].astype(jnp.float32) if "bias" in params else out
     return out.astype(x.dtype)
 
 

@@ -48,6 +48,7 @@ from jcl.outputs import check_kind
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import Shares
 from jcl.records import record
+from jcl.refusals import scalars
 
 Evaluate = Callable[["Program", "State"], Any]
 """`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""
@@ -265,7 +266,7 @@ def make(
         applied = jax.tree.map(trees.applied, learning, learned)
         info = Info(value, aux.outputs, task_grads, grads, applied, learned, fresh, aux.collections)
         states = method.observe(state.methods, ctx, info)
-        reports = {"loss": value, **method.report(states, info)}
+        reports = scalars({"loss": value, **method.report(states, info)})
         after = state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
             stage_step=state.stage_step + 1, step=state.step + 1, collections=aux.collections,

@@ -21,7 +21,7 @@ LAYERS = [
     "trees",
     "method",
     "outputs",
-    "taps",
+    "taps refusals",
     "chain losses",
     "contexts",
     "memory data",
@@ -124,6 +124,7 @@ NO_MIRROR = {
     "models/encoder_families": "a table, row by row against transformers in test_encoder.py",
     "models/presets": "a table of published sizes",
     "testing/witness": "a method and a run off which test_every_pair.py reads its laws",
+    "refusals": "sentences, each of them a row of test_wrong_input.py",
     "models/vision_families": "a table, row by row against transformers in test_vision.py",
 }
 """Modules of `jcl/` without a file of tests of their own, and why."""

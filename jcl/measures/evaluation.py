@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jcl import losses
+from jcl import losses, refusals
 from jcl.data.bounds import bounds_of, check_limits
 from jcl.data.stream import Arrays, pack
 from jcl.method import Batch
@@ -119,7 +119,7 @@ def _check_test(test: Any, program: Program, score: Any, outputs: Any) -> None:
 
 def _classes_of(score: Any, classes: Any, mask: str) -> Score:
     """A score of logits, which says below what labels have to stay."""
-    score.limits = partial(losses.class_limits, classes=None if mask == "all" else classes)
+    score.limits = partial(refusals.class_limits, classes=None if mask == "all" else classes)
     return score
 
 
@@ -148,7 +148,7 @@ def accuracy(classes: Any = None, mask: str = "all") -> Score:
     _check(classes, mask)
 
     def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        losses.check_classes(outputs, batch, "accuracy")
+        refusals.check_classes(outputs, batch, "accuracy")
         if mask != "all":
             outputs = jnp.where(_allowed(classes, batch, mask), outputs, -jnp.inf)
         hit = (jnp.argmax(outputs, axis=-1) == batch["y"]).astype(jnp.float32)
@@ -170,7 +170,7 @@ def nll(classes: Any = None, mask: str = "all") -> Score:
     _check(classes, mask)
 
     def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        losses.check_classes(outputs, batch, "nll")
+        refusals.check_classes(outputs, batch, "nll")
         logits = outputs.astype(jnp.float32)
         if mask != "all":
             logits = jnp.where(_allowed(classes, batch, mask), logits, -1e9)

@@ -16,6 +16,9 @@ from jcl.records import record
 Tree = Any
 Trainable = Callable[[str], bool]
 """Static predicate over a leaf's path, such as `blocks/up/kernel`."""
+Limits = Mapping[str, tuple[int, str]]
+"""How many values an integer column of a batch may have, counted from 0, and what sets that number:
+{"y": (10, "groups")}. `positions` stands for the tokens' places within their documents."""
 
 
 @record
@@ -34,6 +37,8 @@ class Structure(NamedTuple):
     collections: tuple[str, ...] = ()
     """Names of what the model keeps beside its parameters, and changes whenever it is called in
     training, such as the running averages of batch norms; see `Call.collections`."""
+    limits: Limits = MappingProxyType({})
+    """For what the model has room, such as {"tokens": (32_000, "vocabulary")}; see `Limits`."""
 
     def head_of(self, params: Tree) -> str | None:
         """Path of the layer that makes the logits from a whole tree of parameters, if any does."""
@@ -71,6 +76,11 @@ def path_name(path: tuple[Any, ...]) -> str:
 def by_path(tree: Tree) -> dict[str, Any]:
     """The leaves by their paths, in order."""
     return {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    """The shapes of the leaves by their paths, in order."""
+    return {path: jnp.shape(x) for path, x in by_path(tree).items()}
 
 
 def chosen(tree: Tree, predicate: Trainable, argument: str) -> list[str]:

@@ -251,3 +251,55 @@ def test_leaves_learn_that_one_method_names() -> None:
         before, moved = trees.by_path(state.params), trees.by_path(after.params)
         learned = {path for path in before if not np.array_equal(before[path], moved[path])}
         assert learned == {path for path in before if any(one(path) for one in wanted)}
+
+
+def banked() -> jcl.Method:
+    """Keeps two of a leaf."""
+    return jcl.Method("banked", init=lambda ctx, p: ({**p, "w": jnp.stack([p["w"]] * 2)}, ()))
+
+
+@pytest.mark.quick
+def test_who_gives_leaves_more_axes_comes_before_who_knows_their_shapes() -> None:
+    made = make(methods.ewc() + banked())
+    with pytest.raises(ValueError, match="banked adds parameters, so it must come before ewc"):
+        made.init({**PARAMS, "w": jnp.ones(3)}, BATCH, jax.random.key(0))
+
+
+@pytest.mark.quick
+def test_a_method_is_told_who_gave_a_leaf_more_axes() -> None:
+    told: list[Any] = []
+
+    def init(ctx: Ctx, params: Any) -> Any:
+        told.append([ctx.grown("w"), ctx.grown("dense_0/kernel"), ctx.added("w")])
+        return params, ()
+
+    made = make(banked() + jcl.Method("curious", init=init))
+    made.init({**PARAMS, "w": jnp.ones(3)}, BATCH, jax.random.key(0))
+    assert told == [["banked", None, None]]
+
+
+@pytest.mark.quick
+def test_who_adds_leaves_and_asks_the_model_for_them_is_told_of_the_order_too() -> None:
+    """An earlier method that wraps the model with a state of its shape would break in JAX."""
+
+    def init(ctx: Ctx, params: Any) -> Any:
+        grown = {**params, "more": jnp.ones(3)}
+        jax.eval_shape(ctx.apply, grown, ctx.batch)
+        return grown, ()
+
+    def forward(state: Any, ctx: Ctx, apply: Any) -> Any:
+        return lambda params, batch, call: apply(trees.add(params, state), batch, call)
+
+    def model(params: Any, batch: Any) -> Any:
+        return models.mlp.apply({k: params[k] for k in PARAMS}, batch)
+
+    around = jcl.Method("around", init=lambda ctx, p: (p, trees.zeros(p)), forward=forward)
+    asks = jcl.Method("asks", init=init)
+
+    def begin(method: jcl.Method) -> jcl.State:
+        made = jcl.make(method, model, losses.cross_entropy(), optax.sgd(0.1))
+        return made.init(PARAMS, BATCH, jax.random.key(0))
+
+    assert "more" in begin(asks + around).params
+    with pytest.raises(ValueError, match="asks adds parameters, so it must come before around"):
+        begin(around + asks)

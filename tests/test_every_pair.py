@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ import pytest
 from pair_table import (
     FAULTS,
     KINDS,
+    ONCE_AT_FAULT,
     OUTCOMES,
     OUTCOMES_OF_ADAPTERS,
     ROUNDS,
@@ -32,8 +33,8 @@ from pair_table import (
 
 import jcl
 from jcl import adapters, losses, models, preference, taps, trees
-from jcl.method import defines
 from jcl.parallel import mesh as meshes
+from jcl.testing.witness import Found, watch, witness
 
 STEPS, ROWS_EACH, LENGTH, CLASSES = 2, 4, 6, 9
 KEY = jax.random.key(3)
@@ -59,6 +60,7 @@ def _rows() -> Any:
     return {"task": task, "weight": weight}
 
 
+@cache
 def perceptron() -> Problem:
     """Three classes a task, and a loss over those of the stages so far."""
     keys = jax.random.split(jax.random.key(5), 2)
@@ -71,6 +73,7 @@ def perceptron() -> Problem:
     return Problem(models.mlp.apply, params, loss, {"x": x, "y": y, **rows})
 
 
+@cache
 def decoder() -> Problem:
     """A language model whose tasks have their own tokens."""
     config = models.decoder.Config(
@@ -93,20 +96,19 @@ def decoder() -> Problem:
     return Problem(apply, params, losses.next_token, {"tokens": tokens, **rows})
 
 
-PERCEPTRON, DECODER = perceptron(), decoder()
-
-
+@cache
 def ranker() -> Problem:
     """The language model, ranking answers over others."""
-    stream = dict(DECODER.stream)
+    stream = dict(decoder().stream)
     answer = jnp.broadcast_to(jnp.arange(LENGTH - 1) >= 2, (*stream["task"].shape, LENGTH - 1))
     for side, move in (("", 0), ("rejected_", 3)):
         stream[f"{side}tokens"] = (stream["tokens"] + move) % CLASSES
         stream[f"{side}segments"] = jnp.ones_like(stream["tokens"])
         stream[f"{side}answer"] = answer.astype(jnp.float32)
-    return DECODER._replace(loss=preference.ranking(), stream=stream)
+    return decoder()._replace(loss=preference.ranking(), stream=stream)
 
 
+@cache
 def viewer() -> Problem:
     """A model of images and text."""
     config = models.multimodal.Config(
@@ -117,12 +119,12 @@ def viewer() -> Problem:
     )
     params = models.multimodal.init(jax.random.key(1), config)
     params = {**params, "embed": {"table": 20 * params["embed"]["table"]}}
-    shape = (*DECODER.stream["task"].shape, 4, 4, 1)
-    stream = {**DECODER.stream, "image": jax.random.normal(jax.random.key(6), shape)}
+    shape = (*decoder().stream["task"].shape, 4, 4, 1)
+    stream = {**decoder().stream, "image": jax.random.normal(jax.random.key(6), shape)}
     return Problem(models.multimodal.apply_fn(config), params, losses.next_token, stream)
 
 
-PROBLEMS = {"perceptron": PERCEPTRON, "decoder": DECODER, "ranker": ranker(), "viewer": viewer()}
+PROBLEMS = {"perceptron": perceptron, "decoder": decoder, "ranker": ranker, "viewer": viewer}
 
 
 def problem_for(kinds: tuple[Kind, ...]) -> str:
@@ -134,83 +136,12 @@ def problem_for(kinds: tuple[Kind, ...]) -> str:
     return "decoder" if any(k.decoder for k in kinds) else "perceptron"
 
 
-class Moment(NamedTuple):
-    """What a hook is shown."""
-
-    outputs: jax.Array
-    loss: jax.Array
-
-
-class Seen(NamedTuple):
-    """The state of the witness."""
-
-    first: Moment
-    """In `init`."""
-    begun: Moment
-    """In `begin`, with what the model was then."""
-    params: Any
-    states: Any
-    ended: Moment
-    """In the last `consolidate`."""
-    frozen: jcl.method.Reference
-    """The model of `init`, frozen there."""
-    recalled: dict[str, jax.Array]
-    """The answers of frozen models in the last `consolidate`."""
-
-
 def probe(problem: Problem) -> Any:
     """Rows of all tasks, and one of padding."""
     rows = jax.tree.map(lambda x: x[:, 0, 0], problem.stream)
     return jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), rows) | {
         "weight": jnp.ones(STAGES + 1).at[-1].set(0)
     }
-
-
-def witness(rows: Any) -> jcl.Method:
-    """Keeps what each hook is shown for `rows`."""
-
-    def shown(ctx: jcl.Ctx, params: Any) -> Moment:
-        return Moment(ctx.apply(params, rows), ctx.loss(params, rows)[0])
-
-    def init(ctx: jcl.Ctx, params: Any) -> tuple[Any, Seen]:
-        first, frozen = shown(ctx, params), ctx.freeze(params)
-        names = ("initial", "previous", "own")
-        return params, Seen(
-            first, first, trees.copy(params), trees.copy(ctx.states), first, frozen,
-            {name: first.outputs for name in names},
-        )  # fmt: skip
-
-    def begin(state: Seen, ctx: jcl.Ctx, params: Any) -> tuple[Any, Seen]:
-        others = {k: v for k, v in ctx.states.items() if k != "witness"}
-        return params, state._replace(begun=shown(ctx, params), params=params, states=others)
-
-    def consolidate(state: Seen, ctx: jcl.Ctx, params: Any, batches: Any) -> tuple[Any, Seen]:
-        asked = {**ctx.references, "own": state.frozen}
-        recalled = {name: ctx.recall(asked[name], rows) for name in state.recalled}
-        return params, state._replace(ended=shown(ctx, params), recalled=recalled)
-
-    return jcl.Method(
-        "witness", init=init, begin=begin, consolidate=consolidate,
-        recalls=("initial", "previous"),
-    )  # fmt: skip
-
-
-class Found(NamedTuple):
-    """What a run gives."""
-
-    params: Any
-    """At the end."""
-    first: Moment
-    """By `predict` and the loss, before training."""
-    shown_first: Moment
-    ended: Moment
-    """By `predict` and the finished stage's loss, after each boundary; leaves [STAGES, ...]."""
-    shown_ended: Moment
-    begun: Moment
-    """By `predict` of what the witness was shown in `begin`; leaves [STAGES, ...]."""
-    shown_begun: Moment
-    recalled: dict[str, jax.Array]
-    """Leaves [STAGES, ...]."""
 
 
 class Chain:
@@ -221,7 +152,7 @@ class Chain:
     ) -> None:
         self.kinds = kinds
         self.known_as = problem or problem_for(kinds)
-        self.problem = PROBLEMS[self.known_as]
+        self.problem = PROBLEMS[self.known_as]()
         self.trainable = adapters.is_adapter if only_adapters else trees.every_leaf
         self.traces = 0
         self._run = jax.jit(self._whole)
@@ -265,37 +196,7 @@ class Chain:
         self.traces += 1
         rows = probe(self.problem)
         program = self.program(values, witness(rows))
-        jumps = defines(program.method, "begin")
-
-        def truth(state: jcl.State, stage: Any) -> Moment:
-            there = {**rows, "stage": jnp.full_like(rows["task"], stage)}
-
-            def apply(params: Any, batch: Any) -> Any:
-                return program.predict(state, batch)
-
-            loss = losses.evaluate(self.problem.loss, apply, params, there)[0]
-            return Moment(program.predict(state, rows), loss)
-
-        def stage(state: jcl.State, chunk: Any) -> Any:
-            state, _ = jcl.advance(program, state, chunk)
-            seen = state.methods["witness"]
-            begun = seen.begun
-            if jumps:
-                then = state._replace(
-                    params=trees.merge(seen.params, state.params),
-                    methods={**seen.states, "witness": seen},
-                    stage_step=jnp.int32(0),
-                )
-                begun = truth(then, state.stage)
-            after = program.consolidate(state, chunk)
-            ended = after.methods["witness"]
-            told = (truth(after, state.stage), ended.ended, begun, seen.begun, ended.recalled)
-            return after, told
-
-        state = program.init(params, jax.tree.map(lambda x: x[0, 0], stream), KEY)
-        first, shown = truth(state, 0), state.methods["witness"].first
-        state, later = jax.lax.scan(stage, state, stream)
-        return Found(state.params, first, shown, *later)
+        return watch(program, self.problem.loss, params, KEY, stream, rows)
 
 
 ALONE: dict[Any, Chain] = {}
@@ -308,7 +209,12 @@ def alone(kinds: tuple[Kind, ...], problem: str) -> Chain:
 
 
 PAIRS = [(a, b) for a in KINDS for b in KINDS if a is not b]
-HOLDING = [(a, b) for a, b in PAIRS if OUTCOMES[a.name][b.name] == "."]
+HOLDING = [
+    (a, b)
+    for a, b in PAIRS
+    if OUTCOMES[a.name][b.name] == "."
+    and (not (a.second or b.second) or (a.name, b.name) in ONCE_AT_FAULT)
+]
 
 
 @pytest.fixture(
@@ -354,6 +260,9 @@ def test_a_pair_is_admitted_or_refused_by_a_sentence_that_names_both(
         code = outcomes.get(first.name, {}).get(second.name, "-")
         if code == "-":
             continue
+        quick = {first.name, second.name} <= QUICK
+        if not only_adapters and (first, second) in HOLDING and not quick:
+            continue  # it runs in the next tests
         refusal = Chain((first, second), only_adapters=only_adapters).refusal()
         if code == ".":
             assert refusal is None
@@ -373,9 +282,10 @@ def test_a_frozen_model_answers_the_same_for_ever(pair: Chain) -> None:
     found = pair.found
     left = jnp.concatenate([found.first.outputs[None], found.ended.outputs])
     for stage in range(STAGES):
-        close(found.recalled["initial"][stage], left[0], "initial")
-        close(found.recalled["own"][stage], left[0], "own")
-        close(found.recalled["previous"][stage], left[stage], "previous")
+        initial, previous, own = found.recalled[stage]
+        close(initial, left[0], "initial")
+        close(own, left[0], "own")
+        close(previous, left[stage], "previous")
 
 
 def test_what_stands_in_padding_changes_nothing(pair: Chain) -> None:
@@ -456,16 +366,22 @@ ROW_TRIPLES = [_known(tuple(DRAWN.sample(ROWS, 3))) for _ in range(OTHERS)]
 
 @pytest.fixture(scope="module", params=ROW_PAIRS + ROW_TRIPLES)
 def some(request: pytest.FixtureRequest) -> Chain:
-    """A pair or a triple that is admitted; the sentence of a refused one is held to name all."""
+    """A pair or a triple that is admitted; the sentence of a refused one is held to name two.
+
+    One of them alone may be what the problem of all isn't for, such as hat, which takes a plain
+    stack of layers, or what works with another loss; then the sentence is about that.
+    """
     chain = Chain(request.param)
     refusal = chain.refusal()
-    if refusal is not None:
-        named = sum(kind.name in refusal for kind in chain.kinds)
-        # the loss or a teacher's parameters may be what is in the way, and not another method
-        other = re.search("^loss is |^teacher's ", refusal)
-        assert named >= 2 or (named == 1 and other) or refusal.startswith("teacher's "), refusal
-        pytest.skip(refusal)
-    return chain
+    if refusal is None:
+        return chain
+    named = sum(kind.name in refusal for kind in chain.kinds)
+    other = re.search(r"^loss is .* for \w+;|^teacher's ", refusal)
+    if named < 2 and not other:
+        unfit = [k.name for k in chain.kinds if Chain((k,), chain.known_as).refusal()]
+        assert unfit, refusal
+        refusal = f"{' and '.join(unfit)}, alone: {refusal}"
+    pytest.skip(refusal)
 
 
 @pytest.mark.pairs

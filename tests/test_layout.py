@@ -87,6 +87,27 @@ MAY_READ_TAPS = {
 """Which of them read what taps saw themselves; all others sum it by `taps.moments`, which leaves
 padding out."""
 
+MAY_NAME_METHODS = {
+    "chain": "a chain of no methods is called `naive`",
+    "data/codes": "languages have such codes",
+    "mechanisms/adapters": "`lora` is a leaf of the tree: these are its words",
+    "mechanisms/merging": "`lora` is a leaf; what a refusal advises",
+    "mechanisms/lasting": "what a refusal advises",
+    "models/layers": "`lora` is a leaf",
+    "models/peft": "`lora` is a leaf; PEFT's own names in its files",
+    "parallel/mesh": "`lora` is a leaf",
+    "program": "what a refusal advises",
+    "cli": "examples in the help",
+    "runs/expression": "examples in refusals",
+    "runs/plan": "examples in refusals",
+    "runs/pipeline": "a node's default, and what costs are counted beside: plain fine-tuning",
+    "runs/recycle": "the command distils",
+    "testing/composition": "one method of each kind, to chain a user's own with",
+    "testing/laws": "what is neutral is compared with `naive`",
+}
+"""Which files outside `methods/` name a method in their code, and why. No method is a special case
+there: what one needs of a model, a mesh or a batch is a word of the contract."""
+
 LONGEST = 400
 LONG_BY_NATURE = {
     "jcl/models/decoder.py": "a whole architecture",
@@ -99,8 +120,10 @@ NO_MIRROR = {
     "editing/editor": "a record, which every editor's test fills",
     "methods/baselines/naive": "a method that does nothing, to which others are compared",
     "models/decoder_families": "a table, row by row against transformers in test_parity.py",
+    "models/decoder_layouts": "a table, row by row against transformers in test_parity.py",
     "models/encoder_families": "a table, row by row against transformers in test_encoder.py",
     "models/presets": "a table of published sizes",
+    "testing/witness": "a method and a run off which test_every_pair.py reads its laws",
     "models/vision_families": "a table, row by row against transformers in test_vision.py",
 }
 """Modules of `jcl/` without a file of tests of their own, and why."""
@@ -226,6 +249,33 @@ def test_chain_knows_no_method_and_models_and_data_know_no_program() -> None:
     assert ours(PACKAGE / "chain.py") <= {"method", "trees"}
     for path in below("models") + below("data"):
         assert not ours(path) & {"methods", "chain", "program", "training"}, path
+
+
+NAMES_OF_METHODS = {n.rpartition(".")[2] for n in imports(PACKAGE / "methods/__init__.py")}
+
+
+def methods_named(path: Path) -> set[str]:
+    """The methods that a file's code names: in strings that are no docstrings, and as functions."""
+    tree = ast.parse(path.read_text())
+    docs = {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docs:
+            found |= set(re.findall(r"\w+", node.value))
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("methods"):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("jcl.methods."):
+            found |= {alias.name for alias in node.names}
+    return found & NAMES_OF_METHODS - {"infinite"}  # as numbers are called too
+
+
+@pytest.mark.quick
+def test_no_code_outside_methods_knows_a_method() -> None:
+    others = [p for p in FILES if entry_of(p) != "methods" and entry_of(p) not in OUTSIDE_LAYERS]
+    found = {name_of(path): methods_named(path) for path in others}
+    named = {name: which for name, which in found.items() if which}
+    assert {n: w for n, w in named.items() if n not in MAY_NAME_METHODS} == {}
+    assert not set(MAY_NAME_METHODS) - set(named), "an exception that nobody needs"
 
 
 @pytest.mark.quick

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
-from jcl.losses import FusedNextToken, evaluate, mean_of, next_token, square
+from jcl.losses import evaluate, mean_of, square
 from jcl.method import Apply, Batch, Call, Ctx, Params, Tap, check
 from jcl.parallel.rows import by_slices, replica_rows
 
@@ -197,11 +197,9 @@ _steer.defvjp(_steer_forward, _steer_backward)
 
 def _counted(objective: Any, batches: Batch) -> jax.Array | None:
     """How much each prediction counts within its row, float32 [n, B, T]; None if a row is one."""
-    if "mask" in batches:
-        return batches["mask"].astype(jnp.float32)
-    if objective is next_token or isinstance(objective, FusedNextToken):
-        return jnp.ones(batches["tokens"][..., 1:].shape, jnp.float32)
-    return None
+    if hasattr(objective, "predictions"):
+        return jax.vmap(objective.predictions)(batches)
+    return batches["mask"].astype(jnp.float32) if "mask" in batches else None
 
 
 def _beginnings(counts: jax.Array, batches: Batch) -> jax.Array:
@@ -251,7 +249,6 @@ def _steered_loss(ctx: Ctx, params: Params, batch: Batch, tap: Tap) -> jax.Array
     rows = {k: v for k, v in batch.items() if k != _FACTOR}
     if _FACTOR not in batch:
         return ctx.loss(params, rows, Call(tap))[0]
-    rows["stage"] = jnp.full_like(rows["task"], ctx.stage)
 
     def apply(p: Params, b: Batch) -> Any:
         # of token scores alone: pieces of all logits, which nothing reads, have no place to steer
@@ -265,7 +262,7 @@ def _steered_loss(ctx: Ctx, params: Params, batch: Batch, tap: Tap) -> jax.Array
                 )
         return _steer(outputs, jnp.pad(factor, ((0, 0), (0, length - factor.shape[1]))))
 
-    return evaluate(ctx.objective, apply, params, rows)[0]
+    return evaluate(ctx.objective, apply, params, rows, ctx.stage)[0]
 
 
 def fisher(
@@ -306,9 +303,9 @@ def fisher(
 
     Args:
       ctx: its `loss` is differentiated; its `objective` gives `sampled` and `exact` their labels,
-        and says what a row's predictions are: they are those of `mask`, or all of `next_token`'s
-        and `fused_next_token`'s. Under any other loss a row without `mask` is one example, whatever
-        `per`. Its `key` draws the signs.
+        and says by `predictions(batch)`, float32 [B, T], how much each of a row's predictions
+        counts, as `next_token` does. Without that they are those of `mask`, and a row that has none
+        is one example, whatever `per`. Its `key` draws the signs.
       params: where the gradient is taken.
       batches: leaves [n, B, ...]; rows of weight 0 don't count, nor do rows in which no token does.
       labels: the data's own (`empirical`, any loss), one drawn from the model (`sampled`), or all,

@@ -1,6 +1,8 @@
-"""Leaves that keep their meaning over a boundary, of which alone a method can know anything."""
+"""Leaves that keep their meaning, of which alone a method can know anything."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from jcl import trees
 from jcl.method import Ctx, Params
@@ -19,3 +21,24 @@ def check_lasting(name: str, ctx: Ctx, params: Params) -> None:
             f"{names} renews every leaf that learns when a stage ends, so {name} has nothing to "
             f"keep; chain {name} with lora(), or with all parameters trained, instead"
         )
+
+
+def check_single(name: str, ctx: Ctx, layers: Iterable[str]) -> None:
+    """Refuses a method that knows one thing of each layer where another keeps several of a layer.
+
+    Args:
+      name: the method's.
+      ctx: that of its `init`.
+      layers: paths of the layers that it works on.
+
+    Raises:
+      ValueError: if an earlier method has given the kernel of one of them more axes.
+    """
+    for layer in layers:
+        by = ctx.grown(f"{layer}/kernel")
+        if by is not None:
+            raise ValueError(
+                f"{by} keeps several layers at {layer}, of which a model reads one at a time, and "
+                f"{name} can know only one, so {by} and {name} can't be in one chain where "
+                f"{name} works on {layer}"
+            )

@@ -19,7 +19,7 @@ from jcl.method import Apply, Batch, Params, check
 
 REWARDS = "rewards"
 """A key of a batch: where it is there, a model is asked for rewards, as `implicit_rewards` gives
-them, in place of plain scores."""
+them, in place of plain scores. Any method may answer, by its `forward`; no other reads the key."""
 
 _SIDES = ("tokens", "segments", "answer")
 _SHARED = ("weight", "task", "stage")

@@ -128,7 +128,8 @@ def gss(buffer: Buffer, key: jax.Array, rows: Batch, likeness: jax.Array) -> Buf
     index = buffer.seen[0] + jnp.cumsum(real) - 1
     stored = jnp.where(ranks.group >= 0, ranks.score, 0.0)
     ends = jnp.cumsum(stored)
-    meets, wins = jax.random.uniform(key, (2, *index.shape))
+    # a pair of draws a row, so that padding behind the rows changes nobody's
+    meets, wins = jax.random.uniform(key, (*index.shape, 2)).T
     rival = jnp.minimum(jnp.searchsorted(ends, meets * ends[-1], side="right"), size - 1)
     beaten = (likeness < 1) & (wins * (stored[rival] + likeness) < stored[rival])
     slots = jnp.where(index < size, index, jnp.where(beaten, rival, size))

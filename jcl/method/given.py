@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from jcl.records import record
+from jcl.trees import Limits as Limits
 from jcl.trees import Structure as Structure
 
 Params = Any
@@ -44,7 +45,7 @@ answer              [B, L-1] float32      which predictions are the answer's; pa
 rejected_tokens     [B, L] int32          the prompt with the worse answer; pairs -> preference
 rejected_segments   [B, L] int32          segments of these; pairs -> preference
 rejected_answer     [B, L-1] float32      which of these predictions count; pairs -> preference
-rewards             [B] float32           asks a model for rewards; preference -> dpo
+rewards             [B] float32           asks for rewards; preference -> forwards that define some
 reference           [B, L-1] float32      losses of a reference, or [B] of rows; the user -> rho
 reference           [B] float32           margins of a reference; the user -> preference.margin
 der/match           [B] int32             1 + the slot to match, 0 for none; der -> der
@@ -124,7 +125,9 @@ class Objective(Protocol):
     """What a user hands to `make`: a loss over a model's outputs.
 
     A plain function will do. A loss that exposes its predictive distribution, as `fisher` may ask
-    for, also has `log_probs(outputs, batch)` and `relabel(batch, labels)` (see `jcl.losses`).
+    for, also has `log_probs(outputs, batch)` and `relabel(batch, labels)` (see `jcl.losses`). One
+    that makes several predictions a row also says by `predictions(batch)`, float32 [B, T], how much
+    each counts in its row, which a Fisher per token needs where a batch has no `mask`.
     """
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> Any:
@@ -220,6 +223,9 @@ class Ctx(NamedTuple):
     added: Callable[[str], str | None] = _none
     """In `init`, of a leaf's path: the name of an earlier method in the chain that added it to the
     tree; None if there is none."""
+    grown: Callable[[str], str | None] = _none
+    """In `init`, of a leaf's path: the name of an earlier method in the chain that gave it more
+    axes, such as a projector for each task; None if there is none."""
     jumps: bool = False
     """Whether an earlier method in the chain starts stages elsewhere than where the last ended."""
     reached: Params = None

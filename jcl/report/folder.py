@@ -159,7 +159,7 @@ def write(
         left = without_diverged(R)
         measured = metrics.summary(left, facts["higher_is_better"], facts["stage_tasks"])
         matrix = _numbers(left.mean(axis=0))
-        lost = np.count_nonzero(~np.isfinite(R).reshape(len(R), -1).all(axis=1))
+        lost = int((~np.isfinite(R).reshape(len(R), -1).all(axis=1)).sum())
         sweep.append(
             {"values": point, "label": label, "diverged": lost, "matrix": matrix, **measured}
         )

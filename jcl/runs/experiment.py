@@ -63,6 +63,8 @@ class Experiment(NamedTuple):
     """What happens to the optimizer's state at a boundary, see `make`."""
     microbatches: int = 1
     """Parts of a batch that are computed one after another, see `make`."""
+    collections: Any = ()
+    """What the model keeps beside its parameters, where training starts; see `jcl.fit`."""
     trainable: Trainable | None = None
     """Which leaves learn; None is all of them, or only adapters if there are any."""
     chunk: int = 100
@@ -228,6 +230,14 @@ def setup(
     return Setup(replicate(member, values), params, keys, data.members(streams * len(points)))
 
 
+def collections_of(experiment: Experiment, program: Program) -> Any:
+    """The experiment's collections as `jcl.fit` takes them: with the program's axis of members."""
+    if program.members is None:
+        return experiment.collections
+    each = (program.members,)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, each + x.shape), experiment.collections)
+
+
 def merged_params(experiment: Experiment, setup: Setup, state: State) -> Params:
     """The parameters of a run's final model, with methods' changes and adapters folded in.
 
@@ -246,7 +256,7 @@ def merged_params(experiment: Experiment, setup: Setup, state: State) -> Params:
     batch = fill_batch(stream.fetch(stream.source, rows))
 
     def fold(program: Program, state: State) -> tuple[Params, jax.Array]:
-        params = adapters.merge(program.read_params(state, batch))
+        params = adapters.merge(program.read_params(state, batch), 1.0)  # read with their factor
         wanted, found = program.predict(state, batch), experiment.apply(params, batch)
         return params, jnp.stack(jax.tree.leaves(jax.tree.map(_apart, wanted, found))).max()
 

@@ -344,6 +344,7 @@ def _fit(
         result = fit(
             *setup, evaluate=evaluate, out=place, resume=options.resume,
             chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=watch,
+            collections=experiment.collections_of(built, setup.program),
         )  # fmt: skip
     assert result.scores is not None
     if not processes.is_leader():

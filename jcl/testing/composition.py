@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from jcl import methods
 from jcl.chain import chain
-from jcl.method import Ctx, Method, Params, Reference
-from jcl.program import Program, State, run
+from jcl.method import Method
+from jcl.program import run
 from jcl.testing.bench import STEPS, TASKS, Bench, Problem, program_of
 from jcl.testing.laws import Broken, hold, same
+from jcl.testing.witness import watch, witness
 from jcl.trees import every_leaf
 
 
@@ -55,62 +56,6 @@ def kinds(problem: Problem) -> dict[str, Kind]:
     return found
 
 
-class Seen(NamedTuple):
-    """What the witness was shown at the last boundary."""
-
-    outputs: Any
-    """Of `ctx.apply`."""
-    loss: jax.Array
-    """Of `ctx.loss`."""
-    frozen: Reference
-    """The model of `init`."""
-    recalled: Any
-    """Its outputs at the last boundary."""
-
-
-def witness(rows: Any) -> Method:
-    """The last of a chain, which keeps what a hook is shown for `rows`, and changes nothing."""
-
-    def init(ctx: Ctx, params: Params) -> tuple[Params, Seen]:
-        frozen = ctx.freeze(params)
-        outputs = ctx.apply(params, rows)
-        return params, Seen(outputs, jnp.float32(0), frozen, ctx.recall(frozen, rows))
-
-    def consolidate(state: Seen, ctx: Ctx, params: Params, batches: Any) -> tuple[Params, Seen]:
-        outputs, loss = ctx.apply(params, rows), ctx.loss(params, rows)[0]
-        return params, Seen(outputs, loss, state.frozen, ctx.recall(state.frozen, rows))
-
-    return Method("witness", init=init, consolidate=consolidate)
-
-
-class _Ends(NamedTuple):
-    """What is compared, of one compiled run."""
-
-    state: State
-    first: Any
-    """What the first model predicts."""
-    outputs: Any
-    loss: jax.Array
-
-
-def _watched(program: Program, problem: Problem, stream: Any, rows: Any) -> _Ends:
-    """A whole run of a chain with a witness, and what its model says at both ends."""
-
-    def whole(params: Any, key: jax.Array) -> _Ends:
-        example = jax.tree.map(lambda x: x[0, 0], stream)
-        first = program.predict(program.init(params, example, key), rows)
-        state, _ = run(program, params, key, stream)
-        outputs = program.predict(state, rows)
-
-        def says(params: Any, batch: Any, tap: Any = None) -> Any:
-            return outputs
-
-        loss = problem.loss(says, state.params, rows)
-        return _Ends(state, first, outputs, loss[0] if isinstance(loss, tuple) else loss)
-
-    return jax.jit(whole)(problem.params, jax.random.key(3))
-
-
 def _chained(parts: tuple[Method, ...], problem: Problem, stream: Any, optimizer: Any) -> Any:
     """The program of a chain; None where it is refused, by a sentence that must name both."""
     try:
@@ -145,28 +90,44 @@ def pair(bench: Bench, kind: Kind) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def _sees(bench: Bench, parts: tuple[Method, Method]) -> None:
-    """At a boundary a later hook sees what `predict` gives, and a frozen model stays as it was."""
+    """Hooks see what `predict` and the loss give at that moment; a frozen model stays as it was."""
     name, stream = " + ".join(m.name for m in parts), bench.loop.rows
     rows = jax.tree.map(lambda x: x[:, 0, 0], stream)
     program = _chained((*parts, witness(rows)), bench.problem, stream, None)
     if program is None:
         return
+    objective = bench.problem.loss
+    whole = jax.jit(lambda p, key: watch(program, objective, p, key, stream, rows))
     try:
-        ends = _watched(program, bench.problem, stream, rows)
+        found = whole(bench.problem.params, jax.random.key(3))
     except Exception as error:
         raise Broken(
             f"{name} runs: {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
-    seen: Seen = ends.state.methods["witness"]
     loose = 10 * bench.tolerance
-    same(f"{name}: what a hook's ctx.apply gives at a boundary", seen.outputs, ends.outputs, loose)
-    same(f"{name}: what a hook's ctx.loss gives at a boundary", seen.loss, ends.loss, loose)
-    same(
-        f"{name}: what a frozen model answers in the end",
-        seen.recalled,
-        ends.first,
-        loose,
-    )
+    for when, shown, true in (
+        ("in init", found.shown_first, found.first),
+        ("where a stage begins", found.shown_begun, found.begun),
+        ("at a boundary", found.shown_ended, found.ended),
+    ):
+        same(f"{name}: what a hook's ctx.apply gives {when}", shown.outputs, true.outputs, loose)
+        same(f"{name}: what a hook's ctx.loss gives {when}", shown.loss, true.loss, loose)
+
+    def asked(which: int) -> Any:
+        return jax.tree.map(lambda x: x[:, which], found.recalled)
+
+    def left(first: jax.Array, ended: jax.Array) -> jax.Array:
+        return jnp.concatenate([first[None], ended[:-1]])
+
+    first = found.first.outputs
+    always = jax.tree.map(lambda x: jnp.broadcast_to(x, (TASKS, *x.shape)), first)
+    previous = jax.tree.map(left, first, found.ended.outputs)
+    for law, answers, true in (
+        ("what a frozen model answers later", asked(2), always),
+        ("what the initial model answers later", asked(0), always),
+        ("what the previous model answers", asked(1), previous),
+    ):
+        same(f"{name}: {law}", answers, true, loose)
 
 
 def _is_alone(bench: Bench, parts: tuple[Method, Method], neutral: Mapping[str, Any]) -> None:

@@ -194,3 +194,25 @@ def test_gradient_likeness_is_one_plus_the_largest_cosine() -> None:
     np.testing.assert_allclose(found, [1 + 0.5**0.5] * 2, rtol=1e-6)
     none = memory.gradient_likeness(loss, jnp.zeros(2), rows, {**others, "weight": jnp.zeros(3)})
     np.testing.assert_allclose(none, 1.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["reservoir", "task", "loss", "gss"])
+def test_padding_changes_nothing_of_what_is_kept(name: str) -> None:
+    def loss(params: Any, rows: Any) -> Any:
+        return jnp.sum(rows["x"] @ params), None
+
+    def filled(more: int) -> Any:
+        keep = memory.policy(name, 5, groups=1 if name == "task" else None)
+
+        def one(buffer: memory.Buffer, xs: Any) -> Any:
+            key, x = xs
+            ctx = context(key, loss=loss, params=jnp.zeros(3))
+            rows = {**rows_of(jnp.arange(8)), "x": x}
+            pad = jax.tree.map(lambda v: jnp.zeros((more, *v.shape[1:]), v.dtype), rows)
+            return keep.insert(buffer, ctx, memory.append(rows, pad)), None
+
+        x = jax.random.normal(KEY, (20, 8, 3))
+        buffer = keep.empty({**rows_of(jnp.arange(8)), "x": x[0]})
+        return jax.lax.scan(one, buffer, (jax.random.split(KEY, 20), x))[0].rows["x"]
+
+    np.testing.assert_array_equal(filled(5), filled(0))

@@ -156,6 +156,27 @@ def test_padding_changes_no_running_fisher() -> None:
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-5 * found[0].max())
 
 
+def test_a_loss_of_ones_own_says_how_many_predictions_a_row_has() -> None:
+    """`next_token` by another name is one example a row, until it says what its predictions are."""
+
+    def by_row(apply: Any, params: Any, batch: Any) -> Any:
+        return losses.next_token(apply, params, batch)
+
+    def by_token(apply: Any, params: Any, batch: Any) -> Any:
+        return losses.next_token(apply, params, batch)
+
+    by_token.predictions = losses.predictions  # type: ignore[attr-defined]
+    batch = {k: v for k, v in FIRST.items() if k != "mask"}
+    batches, found = jax.tree.map(lambda x: x[None], batch), []
+    for loss in (losses.next_token, by_token, by_row):
+        program = jcl.make(methods.ewc(), tiny.APPLY, loss, optax.sgd(0.1))
+        state = jax.jit(program.init)(tiny.base(), batch, KEY)
+        found.append(flat(jax.jit(program.consolidate)(state, batches).methods["ewc"].fisher))
+    np.testing.assert_array_equal(found[1], found[0])
+    # the square of a row's mean gradient is smaller than the mean of its tokens' squares
+    assert found[2].sum() < 0.5 * found[0].sum()
+
+
 @pytest.mark.parametrize("per", KINDS)
 def test_a_fused_loss_has_the_same_fisher(per: Any) -> None:
     found = []

@@ -1,7 +1,8 @@
 """A signal at any moment of a command's life: its exit code, its one sentence, and what is left.
 
 By hand, at as many moments as one likes: `python tests/parallel/test_signals.py 200`, and with
-`cold` after the number for runs that find nothing compiled.
+`cold` after the number for runs that find nothing compiled, or `kill` for SIGKILL, every other time
+in the last second of a run's life.
 """
 
 from __future__ import annotations
@@ -137,6 +138,9 @@ def check_ended(ended: Ended, last: Path | None = None) -> None:
     if ended.code == 0:
         assert last is not None and last.exists(), ended
         return
+    if ended.number == signal.SIGKILL:
+        assert ended.code == -signal.SIGKILL and not ended.said, ended
+        return
     assert ended.code == CODES[signal.Signals(ended.number)], ended
     lines = ended.said.splitlines()
     assert len([line for line in lines if line.startswith("jcl: ")]) == 1, ended
@@ -164,8 +168,12 @@ def hit_all(
     files: tuple[str, ...],
     cold: bool = False,
     say: Callable[[Ended], None] = lambda ended: None,
+    kill: bool = False,
 ) -> list[Ended]:
-    """Hits `count` moments of a run's life, SIGTERM and SIGINT in turn, and goes on after each."""
+    """Hits `count` moments of a run's life, SIGTERM and SIGINT in turn, and goes on after each.
+
+    With `kill` it is SIGKILL, every other time in the run's last second.
+    """
     path, whole, cache = folder / "toy.py", folder / "whole", folder / "cache"
     path.write_text(toy)
     taken = length("run", path, "--out", whole, cache=cache)  # which leaves what it compiles
@@ -173,10 +181,13 @@ def hit_all(
         taken = length("run", path, "--out", folder / "again", cache=cache)
     found = []
     for i in range(count):
-        out, number = folder / f"out{i}", list(CODES)[i % 2]
+        out, number = folder / f"out{i}", signal.SIGKILL if kill else list(CODES)[i % 2]
+        moment = (i + 0.5) / count * taken
+        if kill and i % 2:
+            moment = taken - 1 + (i + 0.5) / count
         ended = hit(
             "run", path, "--out", out, out=out, number=number,
-            cache=folder / f"cache{i}" if cold else cache, moment=(i + 0.5) / count * taken,
+            cache=folder / f"cache{i}" if cold else cache, moment=moment,
         )  # fmt: skip
         check_ended(ended, out / "report.html")
         check_resumed(path, whole, out, files)
@@ -194,6 +205,12 @@ def test_a_run_may_be_told_to_stop_at_any_moment(
 ) -> None:
     found = hit_all(tmp_path, count, toy, files)
     assert len({ended.code for ended in found} & {75, 130}) == 2
+
+
+@pytest.mark.slow
+def test_a_run_may_be_killed_at_any_moment(tmp_path: Path) -> None:
+    found = hit_all(tmp_path, 4, TOY, FILES, kill=True)
+    assert any(ended.code == -signal.SIGKILL for ended in found)
 
 
 @pytest.mark.slow
@@ -330,5 +347,6 @@ def show(ended: Ended) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        moments = hit_all(Path(place), int(sys.argv[1]), TOY, FILES, "cold" in sys.argv, show)
+        how = {"cold": "cold" in sys.argv, "kill": "kill" in sys.argv}
+        moments = hit_all(Path(place), int(sys.argv[1]), TOY, FILES, say=show, **how)
     print({code: sum(e.code == code for e in moments) for code in {e.code for e in moments}})

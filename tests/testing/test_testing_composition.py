@@ -46,7 +46,7 @@ def test_a_forward_that_goes_by_the_time_breaks_frozen_models() -> None:
         return jcl.Method("ageing", init=lambda ctx, p: (p, jnp.zeros(())), forward=forward)
 
     said = broken(make, "schedule")
-    assert any("what a frozen model answers in the end: " in one for one in said)
+    assert any("what a frozen model answers later: " in one for one in said)
 
 
 def test_a_method_that_leans_on_another_s_absence_is_found() -> None:

@@ -28,9 +28,9 @@ def ia3(outputs: str | None = r"blocks/(key|value)", inputs: str | None = r"bloc
     check(bool(outputs or inputs), "outputs", outputs, "given where inputs is None")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
-        whole = trees.merge(params, ctx.frozen)
+        whole, given = trees.merge(params, ctx.frozen), params
         for targets, key, axis in ((outputs, "gain", -1), (inputs, "input_gain", -2)):
-            kernels = adapters.dense_kernels(ctx, params, targets) if targets else {}
+            kernels = adapters.dense_kernels(ctx, given, targets) if targets else {}
             for path, kernel in kernels.items():
                 if key not in adapters.subtree(whole, path):
                     size = adapters.shape(kernel)

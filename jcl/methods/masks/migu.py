@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jcl import taps, trees
 from jcl.mechanisms import adapters, merging
+from jcl.mechanisms.lasting import check_single
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
 _LEAVES = ("kernel", "lora/a", "lora/b")
@@ -110,6 +111,7 @@ def migu(
         there = bool(_masked(params, paths))
         learning = list(trees.by_path(params))
         check(there, "learning parameters", learning, f"with a kernel or a pair of one of {paths}")
+        check_single("migu", ctx, paths)
         return params, ()
 
     def count(units: jax.Array | int) -> jax.Array:

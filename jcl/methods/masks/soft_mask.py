@@ -11,6 +11,7 @@ from jax import lax
 
 from jcl import taps, trees
 from jcl.losses import total_weight
+from jcl.mechanisms.lasting import check_single
 from jcl.method import Batch, Call, Ctx, Info, Method, Params, check
 
 Importance = dict[str, jax.Array]
@@ -43,7 +44,9 @@ def gate_gradients(ctx: Ctx, params: Params, batches: Batch, units: Importance) 
                 if path == site or path not in gates:
                     return h
                 g = gates[path] if gates[path].ndim == 2 else gates[path][layer]
-                return h * g.reshape(rows, *[1] * (h.ndim - 2), -1).astype(h.dtype)
+                # a loss may ask for several answers to a row, all rows one after another
+                g = jnp.tile(g, (h.shape[0] // rows, 1))
+                return h * g.reshape(len(g), *[1] * (h.ndim - 2), -1).astype(h.dtype)
 
             return ctx.loss(params, batch, Call(tap))[0]
 
@@ -107,6 +110,7 @@ def soft_mask(
         leaves = trees.by_path(params)
         kernels = {s: leaves[f"{s}/kernel"] for s in chosen if f"{s}/kernel" in leaves}
         check(bool(kernels), "masked", masked, f"true of a trainable layer among {list(sites)}")
+        check_single("soft_mask", ctx, kernels)
         shapes = {
             s: taps.matrix_shape(s, k.shape, sites[s], ctx.structure) for s, k in kernels.items()
         }

@@ -105,8 +105,10 @@ def ogd(
             return OgdState(basis, state.used + new.astype(jnp.int32)), None
 
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches)
-        # real rows come first, in random order, and padding only if there are too few
-        noise = jax.random.uniform(ctx.key, rows["weight"].shape) + (rows["weight"] <= 0)
+        # real rows come first, in random order, and padding only if there are too few; the n-th of
+        # the real rows has the n-th draw, so that who is drawn doesn't hang on the padding
+        real = rows["weight"] > 0
+        noise = jax.random.uniform(ctx.key, real.shape)[jnp.cumsum(real) - 1] + ~real
         _, chosen = lax.top_k(-noise, min(per_stage, noise.shape[0]))
         return params, lax.scan(add, state, jax.tree.map(lambda x: x[chosen], rows))[0]
 

@@ -58,7 +58,7 @@ def kl_to_reference(
             whole_answers = isinstance(aux.outputs, losses.LogProbs | losses.Rewards)
             if whole_answers:
                 asking, rows = ctx._replace(objective=losses.fused_next_token()), _answers(batch)
-                new = losses.evaluate(asking.objective, model, params, rows)[1]
+                new = losses.evaluate(asking.objective, model, params, rows, ctx.stage)[1]
             old = losses.answers(asking, ask, rows)
             pair = (old, new) if direction == "reverse" else (new, old)
             apart = losses.divergence(*pair)

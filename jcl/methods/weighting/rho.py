@@ -74,8 +74,7 @@ def rho(
             return ctx.recall(frozen, rows)
 
         def loss(_: Params, rows: Batch) -> tuple[jax.Array, Any]:
-            rows = {**rows, "stage": jnp.full_like(rows["task"], ctx.stage)}
-            return losses.evaluate(ctx.objective, model, (), rows)
+            return losses.evaluate(ctx.objective, model, (), rows, ctx.stage)
 
         return cost(model, loss, (), rows)
 

@@ -204,3 +204,14 @@ def test_a_projector_with_adapters_cant_be_each_rows_own() -> None:
     layer = {"kernel": jnp.zeros((2, 3, 4)), "bias": jnp.zeros((2, 4)), "lora": {}}
     with pytest.raises(ValueError, match=r"projector/first of each row's own is .*'lora'"):
         multimodal.project({"first": layer}, jnp.zeros((2, 5, 3)))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "other", [methods.gpm, methods.soft_mask, methods.migu], ids=lambda make: make.__name__
+)
+def test_who_knows_one_thing_of_each_layer_doesn_t_work_on_a_bank(other: Any) -> None:
+    made = jcl.make(methods.eproj(slots=2) + other(), APPLY, losses.next_token, optax.sgd(0.1))
+    sentence = "eproj keeps several layers at projector/first, .* so eproj and "
+    with pytest.raises(ValueError, match=sentence + other.__name__):
+        jax.eval_shape(made.init, PARAMS, jax.tree.map(lambda x: x[0], FIRST), jax.random.key(0))

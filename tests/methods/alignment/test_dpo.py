@@ -107,3 +107,21 @@ def test_a_step_costs_one_forward_pass_more() -> None:
         return lowered.compile().cost_analysis()["flops"]
 
     assert 1.2 < flops(methods.dpo()) / flops(methods.naive()) < 1.45
+
+
+def test_at_a_boundary_the_loss_is_that_of_the_finished_stage() -> None:
+    noted = []
+
+    def consolidate(state: Any, ctx: jcl.Ctx, params: Any, batches: Any) -> Any:
+        noted.append(float(ctx.loss(params, at(0, 0))[0]))
+        return params, state
+
+    reader = jcl.Method("reader", consolidate=consolidate)
+    program = tiny_pairs.program(methods.dpo(beta=0.5, reference="previous") + reader)
+    first = state = tiny_pairs.start(program)
+    for i in range(tiny_pairs.STEPS):
+        state, _ = jax.jit(program.step)(state, at(0, i))
+    program.consolidate(state, jax.tree.map(lambda x: x[0], STREAM))
+    expected = loss(state.params, first.params, at(0, 0), 0.5)
+    assert abs(expected - np.log(2)) > 1e-3  # as it would be against the reference of the next
+    np.testing.assert_allclose(noted, [expected], rtol=2e-5)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_decoder as tiny
+import tiny_pairs
 from flax import linen as nn
 
 import jcl
-from jcl import losses, methods, models
+from jcl import losses, methods, models, preference
 from jcl.methods.masks.soft_mask import normalised
 
 ROWS, BATCHES = 6, 2
@@ -179,3 +181,32 @@ def test_a_convolutions_units_are_its_channels() -> None:
         ratio = slow["Conv_0"][name] - (1 - wanted) * free["Conv_0"][name]
         assert np.abs(ratio).max() < 1e-5 < np.abs(free["Conv_0"][name]).max()
     np.testing.assert_allclose(slow["Dense_0"]["kernel"], free["Dense_0"]["kernel"], atol=1e-6)
+
+
+def test_of_a_pair_of_answers_one_gate_is_on_both() -> None:
+    made = tiny_pairs.program(methods.soft_mask())
+    state = tiny_pairs.start(made)
+    batch = tiny_pairs.BATCH
+    after = jax.jit(made.consolidate)(state, jax.tree.map(lambda x: x[None], batch))
+    found = after.methods["soft_mask"].importance
+    head = tiny.APPLY.structure.head_of(state.params)
+    assert head not in found
+
+    def gated(gates: dict[str, jax.Array], pair: Any) -> jax.Array:
+        def tap(site: str, layer: Any, h: jax.Array) -> jax.Array:
+            path = site.removesuffix(":out")
+            return h if path == site or path not in gates else h * gates[path][layer]
+
+        def apply(params: Any, rows: Any) -> Any:
+            return tiny.APPLY(params, rows, tap)
+
+        return preference.ranking()(apply, state.params, pair)[0]
+
+    ones = {path: jnp.ones_like(x) for path, x in found.items()}
+    slope = jax.jit(jax.grad(gated))
+    each = [slope(ones, jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(4)]
+    for path, score in found.items():
+        mean = np.mean([np.abs(np.asarray(one[path], np.float64)) for one in each], axis=0)
+        away = mean - mean.mean(-1, keepdims=True)
+        expected = np.abs(np.tanh(away / mean.std(-1, ddof=1, keepdims=True)))
+        np.testing.assert_allclose(score, expected, rtol=1e-3, atol=1e-5)

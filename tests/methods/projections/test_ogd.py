@@ -141,3 +141,19 @@ def test_labels_are_asked_for_where_there_are_none() -> None:
     batch = {"tokens": jnp.zeros((2, 5), jnp.int32)}
     with pytest.raises(ValueError, match="of is 'label', but must be 'loss'"):
         program.init({"w": jnp.zeros((3, 3))}, batch, KEY)
+
+
+def test_padding_doesn_t_change_which_examples_are_drawn() -> None:
+    first, kept = rows(0), []
+    pad = jax.tree.map(lambda v: jnp.concatenate([jnp.zeros_like(v[:2]), v, v[:3]]), first)
+    pad["weight"] = jnp.zeros(11).at[2:8].set(1)
+    for data in (first, pad):
+        program = jcl.make(
+            methods.ogd(directions=6, per_stage=2), models.mlp.apply, losses.cross_entropy(),
+            optax.sgd(0.1),
+        )  # fmt: skip
+        state = program.init(START, data, KEY)
+        state = jax.jit(program.consolidate)(state, jax.tree.map(lambda v: v[None], data))
+        kept.append(basis_of(state, 6)[:2])
+    assert np.linalg.matrix_rank(kept[0]) == 2
+    np.testing.assert_allclose(kept[1], kept[0], atol=1e-5)

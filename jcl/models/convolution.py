@@ -32,7 +32,7 @@ def convolve(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, as `flax.linen.Conv(..., conv_general_dilated=convolve)` takes it.
+    """`lax.conv_general_dilated`, for `flax.linen.Conv(..., conv_general_dilated=convolve)`.
 
     The gradients are those told above if channels come last, x [B, *places, in] and kernel
     [*window, in, out], and nothing is dilated or grouped; then it is differentiable in reverse mode

@@ -133,7 +133,7 @@ deaf.structure = jcl.Structure(stacks={"blocks": 1})  # type: ignore[attr-define
     ("method", "leaf"),
     [
         (methods.lora(rank=2), "blocks/query/lora/a"),
-        (methods.moelora(experts=2), "blocks/key/lora/a"),
+        (methods.moelora(experts=2), "blocks/query/lora/a"),
         (methods.inclora(stages=2), "blocks/query/lora/a"),
         (methods.ia3(inputs=None), "blocks/key/gain"),
         (methods.bottleneck(width=2), "blocks/attention_adapter/down/bias"),

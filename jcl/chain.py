@@ -23,6 +23,7 @@ from jcl.method import (
     LossFn,
     Method,
     Params,
+    check,
     defines,
 )
 
@@ -138,8 +139,9 @@ def chain(*methods: Method) -> Method:
     """Composes methods into one, whose state is a dict of their states by name.
 
     `batch`, `grads`, `updates`, `observe` and `consolidate` run left to right; `forward` and
-    `loss` wrap left to right, so that the last method's wrapper is the outermost. An empty chain is
-    plain fine-tuning. What the model keeps is the third thing that `consolidate` of a chain gives.
+    `loss` wrap left to right, so that the last method's wrapper is the outermost (but for one that
+    `routes` rows). An empty chain is plain fine-tuning. What the model keeps is the third thing
+    that `consolidate` of a chain gives.
 
     Raises:
       ValueError: if two methods share a name, a method reads the state of one that is not in the
@@ -176,19 +178,16 @@ def chain(*methods: Method) -> Method:
         added: dict[str, str] = {}  # the leaves that methods added, and by which
         grown: dict[str, str] = {}  # and those that they gave more axes
 
-        def begun(m: Method, params: Params) -> Any:
-            mine = own(ctx.anew(params, dict(states)), m, "init")
+        def begun(m: Method, params: Params, known: dict[str, Any] = states) -> Any:
+            mine = own(ctx.anew(params, dict(known)), m, "init")
             return m.init(mine._replace(added=added.get, grown=grown.get), params)
 
         def check_follows(m: Method, earlier: tuple[Method, ...]) -> None:
             """Refuses a method that adds leaves after one whose state has the tree's shape."""
             for one in earlier:
                 # who added leaves of its own and knows no others doesn't mind more of them
-                knows = one.name not in added.values() or any(
-                    kept.endswith(path)
-                    for kept in trees.by_path(states.get(one.name))
-                    for path in added
-                )
+                kept, adds = trees.by_path(states.get(one.name)), one.name in added.values()
+                knows = not adds or any(k.endswith(path) for k in kept for path in added)
                 if defines(one, "init") and knows:
                     raise ValueError(f"{m.name} adds parameters, so it must come before {one.name}")
 
@@ -200,6 +199,9 @@ def chain(*methods: Method) -> Method:
                     for later in parts[i + 1 :]:
                         if defines(later, "init") and trees.by_path(begun(later, params)[0]):
                             check_follows(later, (m,))
+                # or does it add some, which an earlier one that wraps the model doesn't know?
+                elif not m.needs and trees.shapes(begun(m, params, {})[0]) != trees.shapes(params):
+                    check_follows(m, parts[:i])
                 raise
             larger, states[m.name] = _two(m, "init", made)
             before, after = trees.shapes(params), trees.shapes(larger)
@@ -221,7 +223,7 @@ def chain(*methods: Method) -> Method:
         return rows
 
     def forward(states: Any, ctx: Ctx, apply: Apply) -> Apply:
-        for m in parts:
+        for m in sorted(parts, key=lambda m: m.routes):
             if m.name not in states:  # it isn't made yet, or wraps no model that is frozen
                 continue
             mine = own(ctx, m, "forward")._replace(apply=apply)
@@ -284,9 +286,12 @@ def chain(*methods: Method) -> Method:
         return params, states, kept
 
     def report(states: Any, info: Info) -> dict[str, jax.Array]:
-        return {
+        found = {
             f"{m.name}/{k}": v for m in parts for k, v in m.report(states[m.name], info).items()
         }
+        for name, value in found.items():
+            check(jnp.shape(value) == (), f"shape of {name!r}", jnp.shape(value), "(), a scalar")
+        return found
 
     workers = [m for m in parts if any(defines(m, phase) for phase in _PASSES)]
 

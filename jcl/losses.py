@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl.method import Apply, Batch, Ctx, Objective, Params, check
+from jcl.method import Apply, Batch, Ctx, Limits, Objective, Params, check
 from jcl.outputs import (
     Logits,
     LogProbs,
@@ -121,6 +121,53 @@ def allowed_classes(
     return jnp.broadcast_to(seen[last], (batch["task"].shape[0], classes.shape[1]))
 
 
+def check_classes(outputs: Any, batch: Batch, asks: str) -> None:
+    """Refuses outputs that are no logits [B, C], or labels `y` that are no classes [B].
+
+    Only shapes and dtypes are known in a trace; whether labels are below C is looked at by `fit`
+    and by evaluators, before anything is compiled.
+
+    Args:
+      outputs: the model's.
+      batch: the rows.
+      asks: the name of the loss or score, for the sentence.
+
+    Raises:
+      ValueError: in one sentence.
+    """
+    rows = batch["weight"].shape[0]
+    if getattr(outputs, "shape", ())[:1] != (rows,) or len(outputs.shape) != 2:
+        raise ValueError(
+            f"the model's outputs are {described(outputs)}, but must be logits [{rows}, classes] "
+            f"for {asks}"
+        )
+    y = batch.get("y")
+    if y is None:
+        raise ValueError(f"the batch's columns are {sorted(batch)}, but must include y for {asks}")
+    if not (jnp.issubdtype(y.dtype, jnp.integer) and y.shape == (rows,)):
+        one_hot = y.shape == outputs.shape
+        hint = "; of one-hot labels take the argmax" if one_hot and y.shape[1] > 1 else ""
+        raise ValueError(
+            f"y is {described(y)}, but must be integers [{rows}] for {asks}, a class for each row"
+            + hint
+        )
+
+
+def class_limits(outputs: Any, classes: Any = None) -> Limits:
+    """Below what labels have to stay for logits [B, C], and tasks for a table of classes."""
+    if not hasattr(outputs, "shape"):
+        return {}  # no logits, which the loss refuses itself
+    limits = {"y": (outputs.shape[-1], "number of outputs")}
+    return limits if classes is None else limits | {"task": (len(classes), "number of tasks")}
+
+
+def described(thing: Any) -> str:
+    """A dtype and a shape, or the name of a type that has none, for a sentence."""
+    if not hasattr(thing, "dtype"):
+        return f"a {type(thing).__name__}"
+    return f"{thing.dtype} {list(thing.shape)}"
+
+
 @record
 class CrossEntropy(NamedTuple):
     """Softmax cross-entropy of `outputs` [B, C] with integer labels `batch["y"]` [B].
@@ -150,9 +197,14 @@ class CrossEntropy(NamedTuple):
         """The batch with other labels, int32 [B]."""
         return {**batch, "y": labels}
 
+    def limits(self, outputs: Any) -> Limits:
+        """For which values of `y` and `task` there is room, given outputs [B, C] or their shape."""
+        return class_limits(outputs, None if self.mask == "all" else self.classes)
+
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Logits]:
         """The mean over rows, in nats, and the unmasked logits [B, C]."""
         outputs = apply(params, batch)
+        check_classes(outputs, batch, "cross_entropy")
         logp = self.log_probs(outputs, batch)
         # a product with one-hot rows: its gradient is dense, where a gather's is a slow scatter
         nll = -jnp.sum(logp * jax.nn.one_hot(batch["y"], logp.shape[-1]), axis=-1)
@@ -177,6 +229,12 @@ def cross_entropy(classes: Any = None, mask: str = "all") -> CrossEntropy:
 def squared_error(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Values]:
     """½ ‖outputs - y‖², the mean over rows of `outputs` and `batch["y"]` [B, D]."""
     outputs = apply(params, batch)
+    y = batch["y"]
+    if getattr(outputs, "size", None) != y.size:
+        raise ValueError(
+            f"y is {described(y)}, but must have as many numbers as the model's outputs, which "
+            f"are {described(outputs)}, for squared_error"
+        )
     error = outputs.astype(jnp.float32) - batch["y"].reshape(outputs.shape)
     per_row = 0.5 * jnp.sum(error.reshape(error.shape[0], -1) ** 2, axis=-1)
     return weighted_mean(per_row, batch["weight"]), Values(outputs, batch["weight"])
@@ -212,6 +270,12 @@ def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, L
     `fused_next_token` gives the same loss without holding logits.
     """
     logits = apply(params, batch)
+    shape = batch["tokens"].shape
+    if getattr(logits, "shape", ())[:-1] != shape:
+        raise ValueError(
+            f"the model's outputs are {described(logits)}, but must be logits "
+            f"{[*shape, 'vocabulary']} for next_token"
+        )
     nll = next_token_nll(logits, batch["tokens"])
     outputs = Logits(logits, batch["weight"], _token_mask(batch))
     return weighted_mean(nll, token_weight(batch)), outputs
@@ -245,6 +309,11 @@ class FusedNextToken(NamedTuple):
         # asked for all logits too, which methods go over in pieces; unread they cost nothing
         question = {**with_targets(batch), "logits": jnp.ones_like(batch["weight"])}
         scores: TokenScores = apply(params, question)
+        if not isinstance(scores, TokenScores):
+            raise ValueError(
+                f"the model's outputs are {described(scores)}, but must be losses.TokenScores for "
+                "fused_next_token where the batch has targets; losses.next_token takes logits"
+            )
         cost = scores.nll
         if not _absent(self.z):
             cost = cost + self.z * scores.logsumexp**2
@@ -290,6 +359,12 @@ def evaluate(
     batch = {**batch, "stage": jnp.full_like(batch["task"], stage)}
     value = objective(apply, params, batch)
     value, outputs = value if isinstance(value, tuple) else (value, None)
+    if jnp.shape(value) != ():
+        name = getattr(objective, "__name__", type(objective).__name__)
+        raise ValueError(
+            f"loss is {name}, which gives {described(value)}, but must be one that gives a scalar, "
+            "such as the weighted mean over rows: losses.weighted_mean(each, batch['weight'])"
+        )
     return value.astype(jnp.float32), complete(outputs, batch)
 
 

@@ -276,3 +276,30 @@ def test_a_method_is_told_who_gave_a_leaf_more_axes() -> None:
     made = make(banked() + jcl.Method("curious", init=init))
     made.init({**PARAMS, "w": jnp.ones(3)}, BATCH, jax.random.key(0))
     assert told == [["banked", None, None]]
+
+
+@pytest.mark.quick
+def test_who_adds_leaves_and_asks_the_model_for_them_is_told_of_the_order_too() -> None:
+    """An earlier method that wraps the model with a state of its shape would break in JAX."""
+
+    def init(ctx: Ctx, params: Any) -> Any:
+        grown = {**params, "more": jnp.ones(3)}
+        jax.eval_shape(ctx.apply, grown, ctx.batch)
+        return grown, ()
+
+    def forward(state: Any, ctx: Ctx, apply: Any) -> Any:
+        return lambda params, batch, call: apply(trees.add(params, state), batch, call)
+
+    def model(params: Any, batch: Any) -> Any:
+        return models.mlp.apply({k: params[k] for k in PARAMS}, batch)
+
+    around = jcl.Method("around", init=lambda ctx, p: (p, trees.zeros(p)), forward=forward)
+    asks = jcl.Method("asks", init=init)
+
+    def begin(method: jcl.Method) -> jcl.State:
+        made = jcl.make(method, model, losses.cross_entropy(), optax.sgd(0.1))
+        return made.init(PARAMS, BATCH, jax.random.key(0))
+
+    assert "more" in begin(asks + around).params
+    with pytest.raises(ValueError, match="asks adds parameters, so it must come before around"):
+        begin(around + asks)

@@ -120,8 +120,10 @@ NO_MIRROR = {
     "editing/editor": "a record, which every editor's test fills",
     "methods/baselines/naive": "a method that does nothing, to which others are compared",
     "models/decoder_families": "a table, row by row against transformers in test_parity.py",
+    "models/decoder_layouts": "a table, row by row against transformers in test_parity.py",
     "models/encoder_families": "a table, row by row against transformers in test_encoder.py",
     "models/presets": "a table of published sizes",
+    "testing/witness": "a method and a run off which test_every_pair.py reads its laws",
     "models/vision_families": "a table, row by row against transformers in test_vision.py",
 }
 """Modules of `jcl/` without a file of tests of their own, and why."""

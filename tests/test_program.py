@@ -153,3 +153,10 @@ def test_under_pmap_it_is_the_program_of_one_device(name: str) -> None:
         assert b.shape == (4, *a.shape)
         for replica in b:
             np.testing.assert_allclose(a, replica, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.quick
+def test_a_program_in_which_no_leaf_learns_is_refused() -> None:
+    made = make(methods.ewc(), trainable=lambda path: path.startswith("nowhere"))
+    with pytest.raises(ValueError, match=r"trainable is .*, but must be true of a leaf among"):
+        made.init(PARAMS, BATCH, jax.random.key(0))

@@ -21,8 +21,9 @@ class InferTaskState(NamedTuple):
 def infer_task(tasks: int, prompts: bool = True) -> Method:
     """Task inference: in prediction, a row's `task` is argmax_t cos(f(row), Σ_{rows of t} f).
 
-    f is the mean of the embeddings of a row's tokens, each row's scaled to length 1. Chain it after
-    the method that reads the task, such as `inclora(predict="task")` or `progressive_prompts`.
+    f is the mean of the embeddings of a row's tokens, each row's scaled to length 1. Chain it with a
+    method that goes by the task, such as `inclora(predict="task")`, which has to come first for it
+    adds parameters, or `packnet`.
     Tasks without a row so far are never inferred. The scores still group rows by the `task` that
     the data names. A generation with a cache takes the `task` that it is given.
 
@@ -71,7 +72,9 @@ def infer_task(tasks: int, prompts: bool = True) -> Method:
         seen = features(ctx, info.params, info.batch) * (info.batch["weight"] > 0)[:, None]
         return InferTaskState(state.total.at[info.batch["task"]].add(seen, mode="drop"))
 
-    return Method("infer_task", init=init, forward=forward, observe=observe, reads=("gradients",))
+    return Method(
+        "infer_task", init=init, forward=forward, observe=observe, reads=("gradients",), routes=True
+    )
 
 
 def _unit(x: jax.Array) -> jax.Array:

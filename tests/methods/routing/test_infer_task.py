@@ -12,7 +12,7 @@ import pytest
 import tiny_decoder as tiny
 
 import jcl
-from jcl import methods, taps
+from jcl import methods, taps, trees
 
 TASKS = 3
 
@@ -29,8 +29,8 @@ STREAM = stream()
 APART = methods.inclora(stages=TASKS, rank=2, predict="task")
 
 
-def trained(method: jcl.Method) -> tuple[jcl.Program, jcl.State]:
-    program = tiny.program(method)
+def trained(method: jcl.Method, **options: Any) -> tuple[jcl.Program, jcl.State]:
+    program = tiny.program(method, **options)
     run = jax.jit(lambda p, k: jcl.run(program, p, k, STREAM)[0])
     return program, run(tiny.base(), jax.random.key(2))
 
@@ -95,3 +95,20 @@ def test_a_task_without_rows_is_never_inferred() -> None:
     state = program.init(tiny.base(), batch, jax.random.key(0))
     state, _ = jax.jit(program.step)(state, jax.tree.map(lambda x: x[2, 0], STREAM))
     assert (asked(program, state, batch) == 2).all()
+
+
+def test_who_goes_by_the_task_may_come_first_or_last() -> None:
+    """A task that no row names is packnet's to read from either side."""
+    found, batch = [], {"tokens": STREAM["tokens"][0, 0]}
+    parts = [methods.packnet(stages=TASKS), methods.infer_task(tasks=TASKS)]
+    for order in (parts, parts[::-1]):
+        program, state = trained(jcl.chain(*order), trainable=trees.every_leaf)
+        predict = jax.jit(program.predict)
+        for task in (0, 2):
+            found.append(predict(state, {**batch, "task": jnp.full(tiny.ROWS, task)}))
+    program, state = trained(methods.packnet(stages=TASKS), trainable=trees.every_leaf)
+    right = jax.jit(program.predict)(state, {**batch, "task": jnp.zeros(tiny.ROWS, jnp.int32)})
+    wrong = jax.jit(program.predict)(state, {**batch, "task": jnp.full(tiny.ROWS, 2)})
+    assert float(jnp.abs(right - wrong).max()) > 1e-3
+    for outputs in found:  # whatever the rows say of themselves, they are of task 0
+        np.testing.assert_allclose(outputs, right, rtol=1e-5, atol=1e-5)

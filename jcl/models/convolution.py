@@ -74,7 +74,7 @@ def _in_order(
     strides: Sequence[int],
     padding: Padding,
     precision: Any,
-    **dilation: Sequence[int],
+    **dilation: Any,
 ) -> jax.Array:
     return lax.conv_general_dilated(
         x, kernel, strides, padding, dimension_numbers=_order(kernel.ndim - 2),

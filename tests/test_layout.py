@@ -89,6 +89,7 @@ padding out."""
 
 MAY_NAME_METHODS = {
     "chain": "a chain of no methods is called `naive`",
+    "contexts": "what a refusal advises",
     "data/codes": "languages have such codes",
     "mechanisms/adapters": "`lora` is a leaf of the tree: these are its words",
     "mechanisms/merging": "`lora` is a leaf; what a refusal advises",
@@ -96,7 +97,6 @@ MAY_NAME_METHODS = {
     "models/layers": "`lora` is a leaf",
     "models/peft": "`lora` is a leaf; PEFT's own names in its files",
     "parallel/mesh": "`lora` is a leaf",
-    "program": "what a refusal advises",
     "cli": "examples in the help",
     "runs/expression": "examples in refusals",
     "runs/plan": "examples in refusals",

@@ -201,7 +201,6 @@ def make(
         trees.chosen(trees.merge(grown, frozen), learns, "trainable")  # for its error
         grown, frozen = split(trees.merge(grown, frozen))  # what a method added may be frozen
         params = trees.merge(grown, frozen)
-        trees.chosen(params, learns, "trainable")
         state = state._replace(params=params, optimizer=tx.init(grown), methods=states)
         references = {}
         if "initial" in method.recalls:

@@ -285,7 +285,8 @@ def fit(
       on_event: called with `{"kind": "progress", ...}` after a chunk, `{"kind": "scores", ...}`
         after an evaluation, and `{"kind": "diverged", ...}` where one of many members diverges.
       carried: the last state of another run with the same methods. The methods' states and the
-        counts of stages and steps go on from it; parameters, optimizer and key start anew.
+        counts of stages and steps go on from it; parameters, optimizer and key start anew, so that
+        `params` should be its own.
       collections: what the model keeps beside its parameters, by name, where training starts; with
         a leading axis [members] as `params` has. () is for a model that keeps nothing.
 
@@ -303,6 +304,7 @@ def fit(
     check(checkpoint_every >= 1, "checkpoint_every", checkpoint_every, "at least 1")
     stream = inputs.as_stream(stream, program)
     inputs.check_rows(program, params, key, stream, collections)
+    inputs.warn_of_other_params(params, carried)
     if processes.has_peers():
         spread = None if program.layout is None else program.layout.mesh.size
         check(spread == jax.device_count(), "the mesh's number of devices", spread,

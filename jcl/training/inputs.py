@@ -6,10 +6,13 @@ compared with what the model, the loss and the methods have room for, once.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
+import numpy as np
 
+from jcl import trees
 from jcl.data.bounds import check_limits
 from jcl.data.stream import Stream, from_leaves
 from jcl.method import Params
@@ -29,6 +32,22 @@ def as_stream(given: Any, program: Program) -> Stream:
             f"{program.members}; see jcl.data.members"
         )
     return stream
+
+
+def warn_of_other_params(params: Params, carried: State | None) -> None:
+    """Warns where methods' states are carried beside parameters that they don't belong to."""
+    if carried is None:
+        return
+    mine, theirs = trees.by_path(params), trees.by_path(carried.params)
+    here = [p for p in mine if p in theirs and getattr(theirs[p], "is_fully_addressable", True)]
+    # on the host, for the two may lie on different devices
+    other = next((p for p in here if not np.array_equal(mine[p], theirs[p])), None)
+    if other is not None:
+        warnings.warn(
+            f"params at {other!r} are not those of carried, whose anchors and memories belong "
+            "to its own; unless they were changed on purpose, give carried.params",
+            stacklevel=3,
+        )
 
 
 def check_rows(

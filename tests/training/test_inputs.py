@@ -1,5 +1,7 @@
 """What `fit` looks at before it compiles: `test_wrong_input.py` has the table of sentences."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,3 +59,16 @@ def test_a_stream_that_says_nothing_and_a_loss_of_ones_own_are_left_alone():
 
     mine = jcl.make(methods.naive(), models.mlp.apply, loss, optax.sgd(0.1))
     inputs.check_rows(mine, params, KEY, stream(3), ())
+
+
+def test_states_are_carried_with_the_parameters_that_they_belong_to():
+    params = models.mlp.init(KEY, [4, 3])
+    batch = {"x": jnp.zeros((3, 4)), "y": jnp.zeros(3, jnp.int32)}
+    done = program().init(params, batch, KEY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inputs.warn_of_other_params(params, done)
+        inputs.warn_of_other_params({**params, "more": jnp.zeros(2)}, done)
+        inputs.warn_of_other_params(params, None)
+    with pytest.warns(UserWarning, match="params at 'dense_0/kernel' are not those of carried"):
+        inputs.warn_of_other_params(models.mlp.init(jax.random.key(1), [4, 3]), done)

@@ -72,8 +72,8 @@ def build(config: Config) -> Experiment:
     images = first(train, config.images or count), first(test, tested)
     outputs = CLASSES // config.tasks if config.scenario == "domain" else CLASSES
     module = ResNet(outputs, config.width)
-    draw = jax.jit(lambda key: module.init(key, images[0]["x"][:1], train=False))
-    example = jax.tree.map(jnp.asarray, images[0])
+    example = {"x": jnp.zeros((1, SIDE, SIDE, 1))}
+    draw = jax.jit(lambda key: module.init(key, example["x"], train=False))
     model = models.flax.linen(module, example, variables=draw(jax.random.key(0)), head="head")
     chosen = replace(config, epochs=config.epochs or epochs)
     return classification("fashion", images, chosen)._replace(

@@ -58,6 +58,7 @@ TOUCHES = {
     "parallel/signals": {"disk", "clock", "screen"},
     "models/pretrained": {"disk"},
     "models/gguf": {"disk"},
+    "models/dequantize": {"disk"},
     "models/peft": {"disk"},
     "models/tensors": {"disk"},
     "editing/stream": {"disk", "clock"},

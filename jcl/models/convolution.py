@@ -74,11 +74,12 @@ def _in_order(
     strides: Sequence[int],
     padding: Padding,
     precision: Any,
-    **dilation: Any,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
 ) -> jax.Array:
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=_order(kernel.ndim - 2),
-        precision=precision, **dilation,
+        x, kernel, strides, padding, lhs_dilation, rhs_dilation, _order(kernel.ndim - 2),
+        precision=precision,
     )  # fmt: skip
 
 

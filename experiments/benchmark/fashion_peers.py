@@ -177,7 +177,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(given.seed)
     net = ResNet(given.width)
-    train: Callable[[Task], Any] = (
+    train: Callable[[Task], None] = (
         Loop(net, given.method, given.batch).train
         if given.peer == "torch"
         else avalanche(net, given.method, given.batch)

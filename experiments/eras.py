@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import optax
@@ -57,7 +58,7 @@ class Config:
 @cache
 def pretrained(name: str) -> models.Model:
     """The model, loaded once for all methods."""
-    known = "/" not in name and not name.startswith(".")
+    known = "/" not in name and not name.startswith(".") and not Path(name).exists()
     return models.load(fetch(name) if known else name)
 
 

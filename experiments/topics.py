@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -61,23 +62,10 @@ def read(name: str) -> tuple[Sequence[corpora.Labelled], Sequence[corpora.Labell
     return corpora.held_out(rows)
 
 
-def encode(
-    rows: Sequence[corpora.Labelled], labels: Sequence[str], first: int, model: Any, length: int
-) -> Arrays:
-    """Rows as `tokens` and `segments` int32 [n, length], and `y` from `first` on."""
-    tokenizer = model.tokenizer
-    ids = tokenizer([row.text for row in rows], truncation=True, max_length=length)["input_ids"]
-    tokens, segments = np.zeros((2, len(rows), length), np.int32)
-    for i, row in enumerate(ids):
-        tokens[i, : len(row)], segments[i, : len(row)] = row, 1
-    segments[:, 0] = 1  # an empty text still has a first token
-    y = np.array([first + labels.index(row.label) for row in rows], np.int32)
-    return {"tokens": tokens, "segments": segments, "y": y}
-
-
 def build(config: Config) -> Experiment:
     full = config.preset == "full"
     model = pretrained(config.model)
+    tokenizer = model.tokenizer
     length = min(256 if full else config.length, model.config.context)
     rng = np.random.default_rng(0)
     train: list[Arrays] = []
@@ -86,12 +74,13 @@ def build(config: Config) -> Experiment:
     for name in config.order:
         rows, held = read(name)
         labels = sorted({row.label for row in rows})
+        encode = partial(data.encode_labelled, labels=labels, tokenizer=tokenizer, length=length)
         if not full:  # a sample, the same for every method
             most = 4 * config.steps * config.batch
             rows = [rows[i] for i in rng.permutation(len(rows))[:most]]
             held = [held[i] for i in rng.permutation(len(held))[: config.test_rows]]
-        train.append(encode(rows, labels, sum(sizes), model, length))
-        test.append(encode(held, labels, sum(sizes), model, length))
+        train.append(encode(rows, first=sum(sizes)))
+        test.append(encode(held, first=sum(sizes)))
         sizes.append(len(labels))
     task_of = np.repeat(np.arange(len(sizes)), sizes)
     classes = task_of[None] == np.arange(len(sizes))[:, None]

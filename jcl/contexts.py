@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.extend
@@ -34,6 +35,7 @@ from jcl.method import (
 )
 from jcl.records import record
 
+Boundary = Literal["keep", "reset", "reset_moments"]
 Settling = Literal["recompute", "keep", "average"]
 
 START, STEP, BOUNDARY, PREDICTION, BEGINNING = range(5)
@@ -274,12 +276,60 @@ def _check_flat(states: dict[str, Any]) -> None:
             )
 
 
-def check_collections(params: Params, given: Any, method: Method, said: Structure) -> None:
-    """Refuses collections that a model doesn't declare, or a chain can't keep.
+def check_arguments(
+    method: Any, apply: Any, loss: Any, tx: Any, boundary: str, collections: str
+) -> None:
+    """Refuses what `make` can't work with.
+
+    Raises:
+      ValueError: in one sentence that names the argument.
+    """
+    if not isinstance(method, Method):
+        raise ValueError(f"method is {method!r}, but must be a jcl.Method such as methods.ewc(...)")
+    named = getattr(tx, "__name__", type(tx).__name__)
+    ready = hasattr(tx, "init") and hasattr(tx, "update")
+    check(ready, "tx", named, "an optax transformation such as optax.adam(1e-3), called already")
+    check(callable(apply), "apply", type(apply).__name__, "(params, batch) -> outputs")
+    check(callable(loss), "loss", type(loss).__name__, "(apply, params, batch) -> scalar")
+    known = boundary in get_args(Boundary)
+    check(known, "boundary", boundary, "'keep', 'reset' or 'reset_moments'")
+    known = collections in get_args(Settling)
+    check(known, "collections", collections, "'recompute', 'keep' or 'average'")
+
+
+def descend(tx: Any, grads: Params, state: Any, params: Params, value: jax.Array) -> Any:
+    """The optimizer's update and its next state; one that asks for the loss gets it as `value`.
+
+    Raises:
+      ValueError: if it asks for more, such as the function to call again in a line search.
+    """
+    try:
+        return tx.update(grads, state, params, value=value)
+    except TypeError as error:
+        asked = re.findall(r"'(\w+)'", str(error))
+        if "missing" not in str(error) or not asked:
+            raise
+        raise ValueError(
+            f"tx asks for {', '.join(asked)}, as a line search does, but must be an optimizer that "
+            "takes one gradient a step, with at most the loss as value"
+        ) from error
+
+
+def check_start(
+    params: Params, learns: trees.Trainable, given: Any, method: Method, said: Structure
+) -> None:
+    """Refuses parameters that can't learn, and collections that nobody declares or can't be kept.
 
     Raises:
       ValueError: in one sentence, also if Flax's collections are among the parameters.
     """
+    for path, leaf in trees.by_path(params).items():
+        kind = jnp.result_type(leaf)
+        if learns(path) and not jnp.issubdtype(kind, jnp.inexact):
+            raise ValueError(
+                f"params at {path!r} is {kind}, but what learns must be floating: cast it, or "
+                "leave it out by make(trainable=...)"
+            )
     names = list(given) if isinstance(given, Mapping) else []
     wanted = list(said.collections)
     check(sorted(names) == sorted(wanted), "collections", names,

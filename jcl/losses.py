@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jcl.method import Apply, Batch, Ctx, Objective, Params, check
+from jcl import refusals
+from jcl.method import Apply, Batch, Ctx, Limits, Objective, Params, check
 from jcl.outputs import (
     Logits,
     LogProbs,
@@ -150,9 +151,14 @@ class CrossEntropy(NamedTuple):
         """The batch with other labels, int32 [B]."""
         return {**batch, "y": labels}
 
+    def limits(self, outputs: Any) -> Limits:
+        """For which values of `y` and `task` there is room, given outputs [B, C] or their shape."""
+        return refusals.class_limits(outputs, None if self.mask == "all" else self.classes)
+
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Logits]:
         """The mean over rows, in nats, and the unmasked logits [B, C]."""
         outputs = apply(params, batch)
+        refusals.check_classes(outputs, batch, "cross_entropy")
         logp = self.log_probs(outputs, batch)
         # a product with one-hot rows: its gradient is dense, where a gather's is a slow scatter
         nll = -jnp.sum(logp * jax.nn.one_hot(batch["y"], logp.shape[-1]), axis=-1)
@@ -177,6 +183,7 @@ def cross_entropy(classes: Any = None, mask: str = "all") -> CrossEntropy:
 def squared_error(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Values]:
     """½ ‖outputs - y‖², the mean over rows of `outputs` and `batch["y"]` [B, D]."""
     outputs = apply(params, batch)
+    refusals.check_targets(outputs, batch["y"], "squared_error")
     error = outputs.astype(jnp.float32) - batch["y"].reshape(outputs.shape)
     per_row = 0.5 * jnp.sum(error.reshape(error.shape[0], -1) ** 2, axis=-1)
     return weighted_mean(per_row, batch["weight"]), Values(outputs, batch["weight"])
@@ -212,6 +219,7 @@ def next_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, L
     `fused_next_token` gives the same loss without holding logits.
     """
     logits = apply(params, batch)
+    refusals.check_logits(logits, batch["tokens"], "next_token")
     nll = next_token_nll(logits, batch["tokens"])
     outputs = Logits(logits, batch["weight"], _token_mask(batch))
     return weighted_mean(nll, token_weight(batch)), outputs
@@ -245,6 +253,7 @@ class FusedNextToken(NamedTuple):
         # asked for all logits too, which methods go over in pieces; unread they cost nothing
         question = {**with_targets(batch), "logits": jnp.ones_like(batch["weight"])}
         scores: TokenScores = apply(params, question)
+        refusals.check_scores(scores, "fused_next_token")
         cost = scores.nll
         if not _absent(self.z):
             cost = cost + self.z * scores.logsumexp**2
@@ -290,6 +299,7 @@ def evaluate(
     batch = {**batch, "stage": jnp.full_like(batch["task"], stage)}
     value = objective(apply, params, batch)
     value, outputs = value if isinstance(value, tuple) else (value, None)
+    refusals.check_scalar(value, objective)
     return value.astype(jnp.float32), complete(outputs, batch)
 
 

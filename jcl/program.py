@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,13 @@ from jcl.contexts import (
     PREDICTION,
     START,
     STEP,
+    Boundary,
     Scene,
     Settling,
     State,
-    check_collections,
+    check_arguments,
+    check_start,
+    descend,
     with_call,
 )
 from jcl.method import (
@@ -45,8 +48,8 @@ from jcl.outputs import check_kind
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import Shares
 from jcl.records import record
+from jcl.refusals import scalars
 
-Boundary = Literal["keep", "reset", "reset_moments"]
 Evaluate = Callable[["Program", "State"], Any]
 """`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""
 Fetch = Callable[[Any], Batch]
@@ -78,6 +81,8 @@ class Program(NamedTuple):
     """How many members `replicate` made, None for a single program."""
     layout: meshes.Layout | None = None
     """How the state lies on a mesh; see `mesh.of_state`."""
+    scene: Scene | None = None
+    """What stays through a run, of what contexts are made: the loss and the model's own word."""
     member: jax.Array | None = None
     """Within `over_members`, which of the members it is, int32 []; None for a single program."""
 
@@ -118,7 +123,8 @@ def make(
         says whether it is trained, and has a key for what is random and a tap for its sites.
       loss: `(apply, params, batch) -> scalar` or `(scalar, outputs)`; the outputs should be a
         record of their kind, such as `losses.Logits(logits)` (see `jcl.outputs`).
-      tx: any optax transformation; it sees trainable leaves only.
+      tx: any optax transformation but a line search; it sees trainable leaves only. One that asks
+        for the loss as `value`, such as `optax.contrib.reduce_on_plateau`, gets it.
       trainable: static predicate over leaf paths such as `blocks/up/kernel`; other leaves get no
         gradient, no moments and no method state. None is what the methods say (`Method.learns`):
         adapters where one adds any, else every leaf.
@@ -141,8 +147,8 @@ def make(
         stacked layers; None is `apply.structure`, or the default if it has none.
 
     Raises:
-      ValueError: if `method` is no `Method`, `boundary` or `collections` is none of its words,
-        `microbatches` is below 1, or both `mesh` and `axis_name` are given; or as `chain` does.
+      ValueError: if an argument isn't what it must be, `boundary` or `collections` is none of its
+        words, or both `mesh` and `axis_name` are given; or as `chain` does.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from jcl import losses, methods
@@ -154,18 +160,11 @@ def make(
     >>> float(aux["loss"])
     0.5
     """
-    known = boundary in ("keep", "reset", "reset_moments")
-    check(known, "boundary", boundary, "'keep', 'reset' or 'reset_moments'")
-    known = collections in get_args(Settling)
-    check(known, "collections", collections, "'recompute', 'keep' or 'average'")
+    check_arguments(method, apply, loss, tx, boundary, collections)
     check(microbatches >= 1, "microbatches", microbatches, "at least 1")
-    if not isinstance(method, Method):
-        raise ValueError(f"method is {method!r}, but must be a jcl.Method such as methods.ewc(...)")
-    if mesh is not None and axis_name is not None:
-        raise ValueError(
-            f"axis_name is {axis_name!r}, but must be None with a mesh, which needs no such name"
-        )
-    method = chain(method)
+    none = mesh is None or axis_name is None
+    check(none, "axis_name", axis_name, "None with a mesh, which needs no such name")
+    method, tx = chain(method), optax.with_extra_args_support(tx)
     learns = trainable or method.learns or trees.every_leaf
     layout = None if mesh is None else meshes.Layout(mesh, rules)
     shares = Shares(microbatches, axis_name, layout)
@@ -187,7 +186,7 @@ def make(
         return {**references, "previous": ctx.freeze(ctx.params)}
 
     def init(params: Params, batch: Batch, key: jax.Array, collections: Any = ()) -> State:
-        check_collections(params, collections, method, said)
+        check_start(params, learns, collections, method, said)
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), fill_batch(batch))
         # three separate zeros, because a donated state must not hold one buffer twice
         counts = (jnp.int32(0), jnp.int32(0), jnp.int32(0))
@@ -260,13 +259,13 @@ def make(
             value, aux, task_grads, grads = work(None)
         grads = method.grads(state.methods, ctx, grads)
 
-        updates, opt = tx.update(grads, state.optimizer, learning)
+        updates, opt = descend(tx, grads, state.optimizer, learning, value)
         updates = method.updates(state.methods, ctx._replace(grads=grads), updates)
         learned = optax.apply_updates(learning, updates)
         applied = jax.tree.map(trees.applied, learning, learned)
         info = Info(value, aux.outputs, task_grads, grads, applied, learned, fresh, aux.collections)
         states = method.observe(state.methods, ctx, info)
-        reports = {"loss": value, **method.report(states, info)}
+        reports = scalars({"loss": value, **method.report(states, info)})
         after = state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
             stage_step=state.stage_step + 1, step=state.step + 1, collections=aux.collections,
@@ -309,7 +308,7 @@ def make(
 
     program = Program(
         init, step, consolidate, predict, read_params,
-        lambda fn, *args: fn(program, *args), method, None, layout,
+        lambda fn, *args: fn(program, *args), method, None, layout, scene,
     )  # fmt: skip
     return program
 

@@ -84,6 +84,7 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
         each,
         first.method,
         members,
+        scene=first.scene,
     )
 
 

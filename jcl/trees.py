@@ -16,6 +16,9 @@ from jcl.records import record
 Tree = Any
 Trainable = Callable[[str], bool]
 """Static predicate over a leaf's path, such as `blocks/up/kernel`."""
+Limits = Mapping[str, tuple[int, str]]
+"""How many values an integer column of a batch may have, counted from 0, and what sets that number:
+{"y": (10, "groups")}. `positions` stands for the tokens' places within their documents."""
 
 
 @record
@@ -34,6 +37,8 @@ class Structure(NamedTuple):
     collections: tuple[str, ...] = ()
     """Names of what the model keeps beside its parameters, and changes whenever it is called in
     training, such as the running averages of batch norms; see `Call.collections`."""
+    limits: Limits = MappingProxyType({})
+    """For what the model has room, such as {"tokens": (32_000, "vocabulary")}; see `Limits`."""
 
     def head_of(self, params: Tree) -> str | None:
         """Path of the layer that makes the logits from a whole tree of parameters, if any does."""

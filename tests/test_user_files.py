@@ -93,7 +93,6 @@ def change_config(folder: Path, **changes: Any) -> None:
 # 01, 02: options of a configuration
 
 
-@wrong("01", "use_bidirectional_attention is ignored, 82 % off")
 def test_a_gemma_3_that_reads_both_ways_does(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.Gemma3TextConfig(
@@ -109,10 +108,8 @@ def test_a_gemma_3_that_reads_both_ways_does(tmp_path: Path) -> None:
     ("name", "value"),
     [
         ("scale_attn_by_inverse_layer_idx", False),  # as it is by default
-        pytest.param(
-            "scale_attn_by_inverse_layer_idx", True, marks=wrong("02", "it is ignored, 21 % off")
-        ),
-        pytest.param("scale_attn_weights", False, marks=wrong("02", "it is ignored, 56 % off")),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
     ],
 )
 def test_how_gpt2_scales_its_attention(name: str, value: bool, tmp_path: Path) -> None:
@@ -126,7 +123,6 @@ def test_how_gpt2_scales_its_attention(name: str, value: bool, tmp_path: Path) -
     assert same_or_refused(tmp_path, theirs(model), name)
 
 
-@wrong("02", "hidden_act goes before hidden_activation, which transformers reads")
 def test_gemmas_activation_is_hidden_activation(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.Gemma2Config(
@@ -203,21 +199,18 @@ def rotary(kind: str, **more: Any) -> dict[str, Any]:
                 "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                 original_max_position_embeddings=16,
             ),
-            marks=wrong("03", "rope_freqs.weight isn't read"),
             id="rope_freqs",
         ),
         pytest.param(
             rotary("linear", factor=8.0),
-            marks=wrong("03", "rope.scaling isn't read"),
             id="linear",
         ),
         pytest.param(
             rotary("yarn", factor=4.0, original_max_position_embeddings=16),
-            marks=wrong("03", "rope.scaling isn't read"),
             id="yarn",
         ),
         pytest.param(
-            {"attention_bias": True}, marks=wrong("03", "attn_*.bias isn't read"), id="bias"
+            {"attention_bias": True}, id="bias"
         ),
     ],
 )  # fmt: skip
@@ -246,7 +239,6 @@ def test_gguf_gives_the_logits_of_what_was_written(options: Any, tmp_path: Path)
     assert off(ours(path), theirs(model)) < 1e-5
 
 
-@wrong("03", "a tensor that nobody reads is left out without a word")
 def test_a_tensor_of_gguf_that_is_not_known_is_refused(tmp_path: Path) -> None:
     sinks = np.ones(4, np.float32)
     path = write_gguf(
@@ -315,9 +307,9 @@ def compressed(form: str, **weights: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param("int8", marks=wrong("04", "integers are read without their scale")),
-        pytest.param("bitsandbytes", marks=wrong("04", "integers are read without their scale")),
-        pytest.param("fp8", marks=wrong("04", "numpy has no such dtype", AttributeError)),
+        "int8",
+        "bitsandbytes",
+        "fp8",
     ],
 )
 def test_quantised_safetensors_are_read_dequantised(kind: str, tmp_path: Path) -> None:
@@ -326,20 +318,17 @@ def test_quantised_safetensors_are_read_dequantised(kind: str, tmp_path: Path) -
     assert off(ours(tmp_path, dtype=jnp.float32), wanted) < 1e-5
 
 
-@wrong("04", "integers are read without their scale")
 def test_a_scale_that_no_configuration_speaks_of_is_used_or_refused(tmp_path: Path) -> None:
     llama(tie_word_embeddings=True).save_pretrained(tmp_path)
     assert same_or_refused(tmp_path, quantise(tmp_path, "unsaid"), "weight_scale")
 
 
-@wrong("05", "a head of its own is left out where the configuration says that it is tied")
 def test_a_stored_head_is_used_as_transformers_does(tmp_path: Path) -> None:
     llama(tie_word_embeddings=False).save_pretrained(tmp_path)
     change_config(tmp_path, tie_word_embeddings=True)
     assert same_or_refused(tmp_path, read_by_transformers(tmp_path), "lm_head.weight")
 
 
-@wrong("06", "shards that an old index names are read before model.safetensors")
 def test_the_whole_file_goes_before_an_index(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     llama(0, tie_word_embeddings=True).save_pretrained(folder, max_shard_size="20KB")
@@ -350,7 +339,6 @@ def test_the_whole_file_goes_before_an_index(tmp_path: Path) -> None:
     assert off(ours(folder), wanted) < 1e-5
 
 
-@wrong("06", "old.safetensors is read over model.safetensors")
 def test_another_file_beside_the_model_is_left_alone_or_refused(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     llama(0, tie_word_embeddings=True).save_pretrained(folder)
@@ -362,7 +350,6 @@ def test_another_file_beside_the_model_is_left_alone_or_refused(tmp_path: Path) 
 # 07, 08, 14: what comes with a checkpoint
 
 
-@wrong("07", "generation_config.json is lost")
 def test_how_a_model_generates_is_saved_with_it(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     llama().save_pretrained(folder)
@@ -375,7 +362,6 @@ def test_how_a_model_generates_is_saved_with_it(tmp_path: Path) -> None:
         assert (found.eos_token_id, found.repetition_penalty) == ([2, 9], 1.05), path
 
 
-@wrong("08", "float16 times float16 into float32 isn't there on CPU", ValueError)
 def test_float16_runs_on_cpu(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**TINY)).half()
@@ -384,7 +370,6 @@ def test_float16_runs_on_cpu(tmp_path: Path) -> None:
     assert off(ours(tmp_path), theirs(model.float())) < 1e-3
 
 
-@wrong("14", "bfloat16 weights are trained in bfloat16, where a step of 1e-5 is lost")
 def test_a_checkpoint_in_bfloat16_learns_as_one_in_float32_does(tmp_path: Path) -> None:
     config = decoder.Config(layers=1, width=32, heads=2, kv_heads=2, hidden=64)
     params = decoder.init(jax.random.key(0), config)
@@ -431,7 +416,6 @@ def test_rows_that_fit_are_scored() -> None:
     assert np.isfinite(fit_text("hello " * 6, "hello", vocabulary=256, context=32, **LEARNED)).all()
 
 
-@wrong("09", "the scores are NaN")
 def test_ids_of_the_test_beyond_the_vocabulary_are_refused() -> None:
     def call() -> Any:
         return fit_text("hello world " * 3, "café au lait", vocabulary=128)
@@ -439,12 +423,10 @@ def test_ids_of_the_test_beyond_the_vocabulary_are_refused() -> None:
     assert refused(call, r"vocabulary.*\b128\b")
 
 
-@wrong("09", "said only by a loss that isn't finite", jcl.Diverged)
 def test_ids_of_the_training_beyond_the_vocabulary_are_refused() -> None:
     assert refused(lambda: fit_text("hello", "hello", vocabulary=64), r"vocabulary.*\b64\b")
 
 
-@wrong("09", "positions beyond the last share its embedding")
 def test_rows_longer_than_learned_positions_are_refused() -> None:
     def call() -> Any:
         return fit_text("hello " * 6, "hello", vocabulary=256, context=8, **LEARNED)
@@ -477,21 +459,16 @@ def test_labels_inside_the_head_are_scored() -> None:
     ("labels", "words"),
     [
         pytest.param(
-            CLASSES + 10, r"\by\b.*\b1[0-2]\b",
-            marks=wrong("10", "loss and accuracy are 0"), id="beyond the head",
+            CLASSES + 10, r"\by\b.*\b1[0-2]\b", id="beyond the head",
         ),
         pytest.param(
-            CLASSES[:, None], r"\by\b.*, 1[)\]]",
-            marks=wrong("10", "the accuracy is 2,000 %"), id="a column",
+            CLASSES[:, None], r"\by\b.*, 1[)\]]", id="a column",
         ),
         pytest.param(
-            np.eye(3, dtype=np.float32)[CLASSES], r"\by\b.*, 3[)\]]",
-            marks=wrong("10", "said only by shapes that don't fit, after training", ValueError),
-            id="one-hot",
+            np.eye(3, dtype=np.float32)[CLASSES], r"\by\b.*, 3[)\]]", id="one-hot",
         ),
         pytest.param(
-            np.array(list("abc") * 20), r"\by\b.*(str|text|<U1)",
-            marks=wrong("10", "said only by what JAX can't take", TypeError), id="text",
+            np.array(list("abc") * 20), r"\by\b.*(str|text|<U1)", id="text",
         ),
     ],
 )  # fmt: skip
@@ -501,7 +478,7 @@ def test_labels_that_are_no_class_of_the_head_are_refused(labels: np.ndarray, wo
 
 @pytest.mark.parametrize(
     "groups",
-    [12, pytest.param(2, marks=wrong("11", "both classes are in the last group, 36 and 4"))],
+    [12, 2],
 )
 def test_a_memory_by_class_is_balanced_or_its_groups_are_refused(groups: int) -> None:
     labels = np.array([10] * 400 + [11] * 40)
@@ -563,11 +540,11 @@ def says(content: str | None, **more: Any) -> dict[str, Any]:
         pytest.param(TURNS, [says("world")], "world<|im_end|>", id="plain"),
         pytest.param(
             THOUGHTS, [says("<think>why</think>world")], "world<|im_end|>",
-            marks=wrong("12", "the header is learned"), id="a thought is opened by the prompt",
+            id="a thought is opened by the prompt",
         ),
         pytest.param(
             THOUGHTS, [says("a")], "a<|im_end|>",
-            marks=wrong("12", "the answer is found inside its header"), id="occurs in the header",
+            id="occurs in the header",
         ),
         pytest.param(
             TURNS,
@@ -577,7 +554,7 @@ def says(content: str | None, **more: Any) -> dict[str, Any]:
                 says("ok"),
             ],
             "CALL<|im_end|>ok<|im_end|>",
-            marks=wrong("12", "a call of a tool isn't learned"), id="a call of a tool",
+            id="a call of a tool",
         ),
     ],
 )  # fmt: skip
@@ -593,10 +570,7 @@ def test_what_an_assistant_says_is_learned_and_nothing_else(
     "prompt",
     [
         "\U0001f44d" * 10 + " say: ",
-        pytest.param(
-            "\ud83d\udc4d" * 10 + " say: ",
-            marks=wrong("12", "the answer begins too late, for two surrogates are one character"),
-        ),
+        "\ud83d\udc4d" * 10 + " say: ",
     ],
     ids=["characters", "surrogates"],
 )
@@ -624,7 +598,7 @@ ROWS = {
 
 @pytest.mark.parametrize(
     "wants_value",
-    [False, pytest.param(True, marks=wrong("13", "value= is missing", TypeError))],
+    [False, True],
 )
 def test_an_optimizer_that_wants_the_loss_gets_it(wants_value: bool) -> None:
     tx = optax.adam(1e-1)
@@ -647,6 +621,5 @@ def test_an_optimizer_that_wants_the_loss_gets_it(wants_value: bool) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, params)
 
 
-@wrong("13", "value= and others are missing", TypeError)
 def test_a_line_search_is_refused() -> None:
     assert refused(lambda: fit_with(optax.lbfgs(), ROWS, 2), "line search")

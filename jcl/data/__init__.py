@@ -1,5 +1,6 @@
 """Streams of stages: readers of data, scenarios that order it, and draws of batches from it."""
 
+from jcl.data import snapshots
 from jcl.data.arrays import Scenario, from_arrays, from_scenario, reorder, scenario
 from jcl.data.byte_stream import from_bytes, windows
 from jcl.data.chats import chat, pair
@@ -13,6 +14,7 @@ from jcl.data.instructions import (
     read_superni,
     read_trace,
 )
+from jcl.data.labelled import encode_labelled, read_csv, read_images
 from jcl.data.packed_stream import from_text
 from jcl.data.packing import Rows, gather, pack_rows
 from jcl.data.preferences import from_pairs, read_hh, read_shp, right_over_wrong
@@ -44,6 +46,7 @@ __all__ = [
     "by_domain",
     "chat",
     "digits",
+    "encode_labelled",
     "fashion_mnist",
     "from_arrays",
     "from_bytes",
@@ -65,8 +68,10 @@ __all__ = [
     "python_domains",
     "questions_as_instructions",
     "read_citb",
+    "read_csv",
     "read_dataset",
     "read_hh",
+    "read_images",
     "read_jsonl",
     "read_shp",
     "read_superni",
@@ -79,6 +84,7 @@ __all__ = [
     "rotated",
     "rotation",
     "scenario",
+    "snapshots",
     "split",
     "split_by_seed",
     "stack",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcl.data.bounds import Range, bounds_of, with_bounds
 from jcl.data.stream import Arrays, Stream, pack
 from jcl.method import Batch, check
 from jcl.records import record
@@ -68,18 +69,45 @@ class Scenario(NamedTuple):
 Reordered = TypeVar("Reordered", Stream, Scenario)
 
 
-def _narrow(x: Any) -> np.ndarray:
-    """The array with 64-bit numbers made 32-bit, as the device would make them."""
-    x = np.asarray(x)
-    kinds = {"f": np.float32, "i": np.int32, "u": np.uint32}
-    return x.astype(kinds[x.dtype.kind]) if x.dtype.itemsize == 8 and x.dtype.kind in kinds else x
+def _narrow(given: Any, key: str, name: str) -> np.ndarray:
+    """The array with 64-bit numbers made 32-bit, as the device would make them.
+
+    Raises:
+      ValueError: if it holds no numbers, or integers that 32 bits can't hold.
+    """
+    try:
+        x = np.asarray(given)
+    except ValueError as error:  # lists of unequal length
+        raise ValueError(f"{key} of task {name!r} can't be an array: {error}") from error
+    if not jnp.issubdtype(x.dtype, jnp.number):
+        if x.dtype != bool:
+            hint = "; of texts as labels take np.unique(labels, return_inverse=True)"
+            raise ValueError(
+                f"{key} of task {name!r} is {x.dtype} {list(x.shape)}, but must be numbers"
+                + (hint if key == "y" else "")
+            )
+        return x.astype(np.int32) if key == "y" else x
+    kinds: dict[str, Any] = {"f": np.float32, "i": np.int32, "u": np.uint32}
+    if x.dtype.itemsize != 8 or x.dtype.kind not in kinds:
+        return x
+    kind = kinds[x.dtype.kind]
+    if x.dtype.kind in "iu" and x.size:
+        low, high = int(x.min()), int(x.max())
+        fits = np.iinfo(kind).min <= low and high <= np.iinfo(kind).max
+        check(fits, f"{key} of task {name!r}", (low, high), f"within {np.dtype(kind)}")
+    return x.astype(kind)
 
 
 def _task(data: Any, name: str, classes: int | None) -> Arrays:
     """A task's arrays, checked: of equal length, finite, with labels in range."""
-    arrays = {k: _narrow(v) for k, v in dict(data).items()}
-    if not arrays:
-        raise ValueError(f"task {name!r} is {data!r}, but must be a dict of arrays such as x and y")
+    try:
+        given = dict(data)
+    except (TypeError, ValueError):
+        given = {}
+    if not given:
+        shown = "empty" if isinstance(data, Mapping) else f"a {type(data).__name__}"
+        raise ValueError(f"task {name!r} is {shown}, but must be a dict of arrays such as x and y")
+    arrays = {k: _narrow(v, k, name) for k, v in given.items()}
     sizes = {k: len(v) if v.ndim else -1 for k, v in arrays.items()}
     if len(set(sizes.values())) > 1 or -1 in sizes.values():
         raise ValueError(
@@ -280,13 +308,31 @@ def from_scenario(
 
     return Stream(
         given.names, given.tasks, taken, chunk, boundary,
-        {"rows": given.rows, "tables": given.tables}, fetch,
-        given.tests, pack(given.test, test_batch),
+        {"rows": given.rows, "tables": given.tables},
+        with_bounds(fetch, bounds_of(_untouched(given))), given.tests, pack(given.test, test_batch),
     )  # fmt: skip
 
 
+def _untouched(given: Scenario) -> Arrays:
+    """The arrays that a scenario's transformation leaves as they are."""
+    kept: list[str] = []
+
+    def look(tables: Any, batch: Batch) -> Any:
+        changed = given.transform(tables, batch) if given.transform else batch
+        kept.extend(k for k, x in batch.items() if changed.get(k) is x)
+        return changed
+
+    row = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in given.rows.items()}
+    jax.eval_shape(look, given.tables, {**row, "weight": jax.ShapeDtypeStruct((1,), np.float32)})
+    return {k: given.rows[k] for k in kept if k in given.rows}
+
+
 def reorder(given: Reordered, order: Sequence[int]) -> Reordered:
-    """The same stages in another order, as if they had been given in this order.
+    """The same stages in another order.
+
+    A scenario is as if its stages had been given in this order. A stream's stages keep what they
+    draw: the rows and the steps of each are those that it had at its old place, so that orders
+    differ in nothing else.
 
     Tasks are numbered anew by their first appearance, in batches, tests and columns, so that task t
     is the t-th to arrive. A table of classes beside a stream must be reordered by
@@ -322,11 +368,17 @@ def reorder(given: Reordered, order: Sequence[int]) -> Reordered:
         got = given.fetch(source, rows)
         return {**got, "task": jnp.asarray(new)[got["task"]]}
 
-    test = jax.tree.map(lambda x: x[np.asarray(old)], given.test)
+    def bounds(column: str) -> Range | None:
+        if column == "task":
+            return 0, max(tasks) if min(tasks) >= 0 else len(tests) - 1
+        return given.fetch.bounds(column) if hasattr(given.fetch, "bounds") else None
+
+    axis = int(bool(given.test) and np.ndim(given.test["weight"]) == 4)  # after members, if any
+    test = jax.tree.map(lambda x: np.take(x, old, axis), given.test)
     return given._replace(
-        names=names, tasks=tasks, tests=tests, fetch=fetch,
+        names=names, tasks=tasks, tests=tests, fetch=with_bounds(fetch, bounds),
         steps=tuple(given.steps[i] for i in order),
         chunk=lambda stage, start, stop: given.chunk(order[stage], start, stop),
         boundary=lambda stage: given.boundary(order[stage]),
-        test={**test, "task": new[test["task"]]},
+        test={**test, "task": new[test["task"]]} if test else test,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jcl.data.bounds import range_of, with_bounds
 from jcl.data.stages import Stage, each_stage, plan
 from jcl.data.stream import Arrays, Stream, pack
 from jcl.method import Batch, check
@@ -145,8 +146,10 @@ def from_bytes(
 
     source = np.concatenate(train)
     return Stream(
-        names, tasks, taken, chunk, boundary, source, fetch, tests, pack(test, test_batch)
-    )
+        names, tasks, taken, chunk, boundary, source,
+        with_bounds(fetch, {"tokens": range_of(source), "positions": (0, length - 1)}.get),
+        tests, pack(test, test_batch),
+    )  # fmt: skip
 
 
 def _slices(place: np.ndarray, task: np.ndarray, weight: np.ndarray) -> Arrays:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -113,32 +113,79 @@ def _marked(tokenizer: Any, template: str, messages: Messages, ends: tuple[str, 
 def _turn(
     tokenizer: Any, messages: Messages, i: int, full: str, ends: tuple[str, ...]
 ) -> tuple[int, int]:
-    """The range of characters of the i-th message in `full`, up to the end of its turn."""
+    """The range of characters of the i-th message in `full`, up to the end of its turn.
+
+    The content is never searched for, since it may occur anywhere, be changed by the template, or
+    be missing beside a call of a tool. Two conversations that differ in this turn's content alone
+    have its header, and all before, as their common beginning, and the turn's end, and all after,
+    as their common ending.
+    """
     if i == 0:
         raise ValueError(
             "messages begins with an assistant's, but must begin with another's, unless the chat "
             "template marks what is generated with {% generation %}"
         )
-    before = _text(tokenizer, messages[:i])
+    start, stop = _around(tokenizer, messages, i, full)
     prompt = _text(tokenizer, messages[:i], prompt=True)
+    if prompt != _text(tokenizer, messages[:i]) and full.startswith(prompt):
+        # what is given when a turn is generated is known, and may open a thought
+        start = min(len(prompt), stop)
     upto = _text(tokenizer, messages[: i + 1])
-    if prompt != before and full.startswith(prompt):
-        start = len(prompt)
-    elif full.startswith(before):
-        # there is no generation prompt, or it opens a thought that `full` leaves out: the text
-        # before the content is a header
-        start = max(full.find(str(messages[i].get("content")).strip(), len(before)), len(before))
-    else:
-        raise _unclear(i)
     closing = max((e for e in ends if upto.rstrip().endswith(e)), key=len, default="")
-    if full.startswith(upto):
+    rest = full[stop:].lstrip()
+    if closing and rest.startswith(closing):
         # blanks after the token that ends a turn are the template's and never generated
-        return start, len(upto.rstrip()) if closing else len(upto)
-    # the template shows earlier turns in another way, such as without their thoughts
-    stop = full.find(closing, start) if closing else -1
-    if stop < 0:
-        raise _unclear(i)
-    return start, stop + len(closing)
+        return start, len(full) - len(rest) + len(closing)
+    if not closing and full.startswith(upto):
+        return start, len(upto)
+    return start, stop
+
+
+def _around(tokenizer: Any, messages: Messages, i: int, full: str) -> tuple[int, int]:
+    """Where the i-th message's own text begins and ends, between its header and its end.
+
+    Raises:
+      ValueError: if the template shows the rest in another way when this text is another.
+    """
+    for form in _forms(messages[i]):
+        try:
+            one, other = (
+                _text(tokenizer, [*messages[:i], form(mark), *messages[i + 1 :]]) for mark in "ab"
+            )
+        except ValueError:  # which asks for what this form leaves out
+            continue
+        if one == other:  # the content isn't shown in this form
+            continue
+        header = _common(one, other)
+        tail = min(_common(one[::-1], other[::-1]), min(len(one), len(other)) - header)
+        start = _common(one[:header], full)
+        ending = one[len(one) - tail :]
+        # a blank between header and content may be missing where there is no content
+        if full.endswith(ending) and not one[start:header].strip() and len(full) - tail >= start:
+            return start, len(full) - tail
+    raise _unclear(i)
+
+
+def _forms(message: Mapping[str, Any]) -> list[Callable[[str], dict[str, Any]]]:
+    """Ways to write a message with another content: bare, or with all that it has besides."""
+    bare = {"role": message["role"]}
+    parts = isinstance(message.get("content"), list)
+
+    def form(given: Mapping[str, Any], parts: bool) -> Callable[[str], dict[str, Any]]:
+        def write(text: str) -> dict[str, Any]:
+            return {**given, "content": [{"type": "text", "text": text}] if parts else text}
+
+        return write
+
+    return [form(given, kind) for kind in (parts, not parts) for given in (bare, message)]
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginnings."""
+    return next(
+        (k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+        min(len(one), len(other)),
+    )
 
 
 def _close(text: str, start: int, stop: int, ends: tuple[str, ...]) -> int:

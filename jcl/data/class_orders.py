@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcl.data.arrays import Scenario, from_scenario
+from jcl.data.bounds import with_bounds
 from jcl.data.scenarios import joint as all_at_once
 from jcl.data.scenarios import split
 from jcl.data.stream import Arrays, Stream
@@ -121,7 +122,10 @@ def split_by_seed(
         return drawn._replace(
             chunk=lambda stage, start, stop: labelled(drawn.chunk(stage, start, stop)),
             boundary=boundary,
-            fetch=lambda source, slices: relabel(drawn.fetch(source, slices), slices[_LABEL]),
+            fetch=with_bounds(
+                lambda source, slices: relabel(drawn.fetch(source, slices), slices[_LABEL]),
+                {"y": (0, (each if view == "domain" else count) - 1), "task": (0, tasks - 1)}.get,
+            ),
             test=labelled(drawn.test),
         )
 

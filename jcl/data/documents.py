@@ -56,6 +56,12 @@ def read_text(paths: Paths, separator: str | None = None) -> Documents:
       ValueError: if a file isn't there, or, when it is read, isn't UTF-8.
     """
     files = files_of(paths, ("txt", "md"))
+    for path in files:
+        table = re.search(r"\.([ct]sv|jsonl?|parquet|arrow)(\.gz)?$", path.name)
+        ways = {"c": "read_csv(text=...)", "t": "read_csv(text=...)", "j": "read_jsonl"}
+        if table:
+            way = ways.get(table[1][0], "read_dataset")
+            raise ValueError(f"{path} is no plain text, but must be for read_text; use data.{way}")
     check(separator != "", "separator", separator, "None or at least a character")
     blank_lines = separator == "\n\n"
     cut = re.compile(r"\n[ \t]*\n" if blank_lines else re.escape(separator or ""))

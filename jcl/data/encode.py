@@ -66,7 +66,7 @@ def encode(tokenizer: Any, passages: Sequence[Passage]) -> list[Encoded]:
         with no end-of-document token.
       passages: the texts. Lone surrogates, which UTF-8 can't hold, become U+FFFD.
     """
-    passages = [p._replace(text=_sound(p.text)) for p in passages]
+    passages = [_sound(p) for p in passages]
     if tokenizer is None:
         return [_bytes(p) for p in passages]
     special = np.array(sorted(special_texts(tokenizer)), np.int64)
@@ -139,13 +139,24 @@ def _byte_edges(text: str) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(width)])
 
 
-def _sound(text: str) -> str:
+def _sound(passage: Passage) -> Passage:
+    """A passage in which pairs of surrogates, as JSON has them, are the character they stand for.
+
+    Such a character takes one place where the pair took two, so the spans move with them.
+    """
+    text = passage.text
     try:
         text.encode()
     except UnicodeEncodeError:
-        # pairs of surrogates, as JSON has them, become the character that they stand for
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+
+        def sound(text: str) -> str:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+        spans = passage.spans
+        if spans is not None:
+            spans = tuple((len(sound(text[:a])), len(sound(text[:b]))) for a, b in spans)
+        return passage._replace(text=sound(text), spans=spans)
+    return passage
 
 
 def special_texts(tokenizer: Any) -> dict[int, str]:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from jcl.data.bounds import Bounds, Range, joined, with_bounds
 from jcl.data.documents import Document
 from jcl.data.packages import needed
 from jcl.data.packing import Packing, Rows, gather, pack_rows
 from jcl.data.stages import Stage, each_stage, plan
 from jcl.data.stream import Arrays, Stream, pack
-from jcl.data.tokens import OnEvent, Tokens, tokenise
+from jcl.data.tokens import OnEvent, Tokens, largest_token, tokenise
 from jcl.method import Batch, check
 
 _TRAIN, _BOUNDARY = 4, 5  # so that different uses of a seed never share their draws
@@ -115,7 +116,7 @@ def from_text(
             if not isinstance(documents, Tokens):
                 documents = tokenise(documents, tokenizer, cache=cache, on_event=tell)
             if vocabulary is not None:
-                largest = int(documents.tokens.max())
+                largest = largest_token(documents)
                 check(largest < vocabulary, "token id", largest, f"below {vocabulary}")
             return pack_rows(documents, length, packing, overlong)
         except ValueError as error:
@@ -197,10 +198,22 @@ def from_text(
             "task": jnp.asarray(rows["task"]),
         }
 
+    fetch = with_bounds(fetch, joined([_bounds(r) for r in train]))
     return Stream(
         names, tasks, taken, chunk, boundary, source, fetch, tests,
         pack([_exam(r, i, test_rows) for i, r in enumerate(exam)], test_batch),
     )  # fmt: skip
+
+
+def _bounds(rows: Rows) -> Bounds:
+    """The bounds of packed rows, for which their tokens, which may lie on disk, aren't read."""
+
+    def bounds(column: str) -> Range | None:
+        if column == "tokens":
+            return 0, largest_token(rows.tokens)
+        return (0, int(rows.sizes.max()) - 1) if column == "positions" else None
+
+    return bounds
 
 
 def _exam(rows: Rows, task: int, limit: int | None) -> Arrays:

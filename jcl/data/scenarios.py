@@ -134,7 +134,10 @@ def _resample(tables: Any, batch: Batch) -> Batch:
     taken = taken.reshape(source.shape)
     if "weight" in tables:
         taken = taken * jnp.asarray(tables["weight"])[task]
-    return {**batch, "x": jnp.sum(taken, axis=-1).reshape(x.shape).astype(x.dtype)}
+    total = jnp.sum(taken, axis=-1).reshape(x.shape)
+    if jnp.issubdtype(x.dtype, jnp.integer):  # a cast alone would cut fractions off
+        total = jnp.round(total)
+    return {**batch, "x": total.astype(x.dtype)}
 
 
 def _resampled(train: Any, test: Any, tables: Any, names: Sequence[str]) -> Scenario:
@@ -149,7 +152,9 @@ def _resampled(train: Any, test: Any, tables: Any, names: Sequence[str]) -> Scen
         taken = x.reshape(len(x), -1)[:, tables["source"][i]]
         if "weight" in tables:
             taken = taken * tables["weight"][i]
-        exam.append({**own, "x": taken.sum(-1).reshape(x.shape).astype(x.dtype)})
+        total = taken.sum(-1).reshape(x.shape)
+        total = np.round(total) if x.dtype.kind in "iu" else total
+        exam.append({**own, "x": total.astype(x.dtype)})
     stages = tuple(np.arange(i * size, (i + 1) * size, dtype=np.int32) for i in range(count))
     rows = {**one.rows, "task": task}
     return Scenario(

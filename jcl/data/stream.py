@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jcl.data.bounds import bounds_of, with_bounds
 from jcl.method import Batch, check
 from jcl.records import record
 
@@ -36,7 +37,7 @@ class Stream(NamedTuple):
         take `rows`.
       source: pytree of arrays that stay on the device, such as the datasets; or ().
       fetch: `(source, slice) -> batch`, inside the trace: gathers `{"x", "y", ..., "weight",
-        "task"}`.
+        "task"}`. It may say what integers it gathers (see `jcl.data.bounds`).
       tests: names of the test tasks, the columns of the score matrix.
       test: numpy leaves [tasks, n, B, ...]; rows of weight 0 are padding. With members whose tests
         differ, as those of `split_by_seed` do, they are [members, tasks, n, B, ...].
@@ -115,15 +116,32 @@ def from_leaves(leaves: Any) -> Stream:
     """A stream of leaves [stages, steps, B, ...] that hold the batches themselves, as `run` takes.
 
     A boundary gets all of its stage's batches; there are no test sets.
+
+    Raises:
+      ValueError: if they are no dict of arrays, or the arrays differ in stages, steps or rows.
     """
-    stages, steps = jax.tree.leaves(leaves)[0].shape[:2]
+    wanted = "a jcl.data.Stream, or a dict of arrays [stages, steps, rows, ...]"
+    if not isinstance(leaves, dict) or not jax.tree.leaves(leaves):
+        kind = type(leaves).__name__
+        hint = "; from_scenario makes one" if kind == "Scenario" else ""
+        if not hint and hasattr(leaves, "__iter__"):
+            hint = "; from_arrays makes one of each task's rows"
+        raise ValueError(f"stream is a {kind}, but must be {wanted}{hint}")
     host = jax.tree.map(np.asarray, leaves)
+    shapes = {key: np.shape(x)[:3] for key, x in jax.tree_util.tree_leaves_with_path(host)}
+    first = next(iter(shapes.values()))
+    for path, shape in shapes.items():
+        name = jax.tree_util.keystr(path)
+        check(len(shape) == 3, f"shape of stream{name}", shape, "[stages, steps, rows, ...]")
+        check(shape == first, f"stages, steps and rows of stream{name}", shape,
+              f"{first}, as another's")  # fmt: skip
+    stages, steps = first[:2]
     names = tuple(f"task {i}" for i in range(stages))
     return Stream(
         names, tuple(range(stages)), (steps,) * stages,
         lambda stage, start, stop: jax.tree.map(lambda x: x[stage, start:stop], host),
         lambda stage: jax.tree.map(lambda x: x[stage], host),
-        (), lambda source, batch: batch, names, (),
+        (), with_bounds(lambda source, batch: batch, bounds_of(host)), names, (),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jcl.data.bounds import range_of
 from jcl.data.chats import joined, render
 from jcl.data.documents import Document
 from jcl.data.encode import Passage, check_tokenizer, encode, largest_id
@@ -35,12 +36,24 @@ class Tokens(NamedTuple):
       bytes: int32 [N], how many bytes of text each token stands for; they add up to the document's.
       learn: bool [N], whether a token is learned: False in prompts.
       offsets: int64 [documents + 1], where each document begins, and N.
+      largest: the largest id among `tokens`, noted as they were made so that nobody has to read
+        them for it; None if nobody noted it.
     """
 
     tokens: np.ndarray
     bytes: np.ndarray
     learn: np.ndarray
     offsets: np.ndarray
+    largest: int | None = None
+
+
+_ARRAYS = ("tokens", "bytes", "learn", "offsets")
+
+
+def largest_token(tokens: Tokens) -> int:
+    """The largest id, which is read only if it wasn't noted as the tokens were made."""
+    found = range_of(tokens.tokens) if tokens.largest is None else (0, tokens.largest)
+    return 0 if found is None else found[1]
 
 
 def tokenise(
@@ -78,7 +91,8 @@ def tokenise(
     emit = on_event or (lambda event: None)
     if not cache:
         parts = list(_parts(documents, tokenizer, emit))
-        return Tokens(*(np.concatenate(p) for p in zip(*parts, strict=True)))
+        arrays: Any = (np.concatenate(p) for p in zip(*parts, strict=True))
+        return _noted(Tokens(*arrays))
     if isinstance(documents, Iterator):
         documents = list(documents)
     folder = cache_folder() / _key(documents, tokenizer)
@@ -93,6 +107,10 @@ def tokenise(
 def cache_folder() -> Path:
     """The folder in which tokens are kept."""
     return caches.folder("tokens")
+
+
+def _noted(tokens: Tokens) -> Tokens:
+    return tokens._replace(largest=int(tokens.tokens.max(initial=0)))
 
 
 def _passage(document: Any, number: int, tokenizer: Any) -> Passage | None:
@@ -170,13 +188,13 @@ def _identity(tokenizer: Any) -> list[Any]:
 def _load(folder: Path) -> Tokens | None:
     """The tokens in a folder, memory-mapped; None if there are none or they can't be right."""
     try:
-        found = Tokens(
-            *(np.load(folder / f"{n}.npy", "r", allow_pickle=False) for n in Tokens._fields)
-        )
-        found = found._replace(offsets=np.array(found.offsets))
+        found = Tokens(*(np.load(folder / f"{n}.npy", "r", allow_pickle=False) for n in _ARRAYS))
+        noted = folder / "largest.npy"  # which older folders lack
+        largest = int(np.load(noted, allow_pickle=False)) if noted.exists() else None
+        found = found._replace(offsets=np.array(found.offsets), largest=largest)
     except (OSError, ValueError, EOFError):
         return None
-    tokens, sizes, learn, offsets = found
+    tokens, sizes, learn, offsets = found[:4]
     kinds = sizes.dtype == np.int32 and learn.dtype == bool and offsets.dtype == np.int64
     whole = all(x.shape == (len(tokens),) for x in found[:3]) and offsets.ndim == 1
     if not (kinds and whole and tokens.dtype.kind == "u" and len(offsets) >= 2):
@@ -192,9 +210,11 @@ def _save(folder: Path, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
         made = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context((made / f"{n}.npy").open("wb")) for n in Tokens._fields]
+            files = [stack.enter_context((made / f"{n}.npy").open("wb")) for n in _ARRAYS]
+            largest = 0
             counts = [0] * len(files)
             for number, part in enumerate(parts):
+                largest = max(largest, int(part[0].max(initial=0)))
                 for i, (file, array) in enumerate(zip(files, part, strict=True)):
                     with _writing(folder):
                         if number == 0:
@@ -207,6 +227,8 @@ def _save(folder: Path, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
                     _header(file, array.dtype, count)
                     file.flush()
                     os.fsync(file.fileno())
+        with _writing(folder):
+            np.save(made / "largest.npy", np.int64(largest))
         if _load(folder) is None:  # else another process was quicker
             shutil.rmtree(folder, ignore_errors=True)
             with _writing(folder):

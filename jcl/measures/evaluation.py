@@ -7,6 +7,7 @@ weight by which the sum is divided.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jcl import losses
+from jcl import losses, refusals
+from jcl.data.bounds import bounds_of, check_limits
+from jcl.data.stream import Arrays, pack
 from jcl.method import Batch
 from jcl.program import Evaluate, Program, State
 
@@ -38,6 +41,10 @@ def evaluator(
       prepare: changes a batch before the model and the score read it. With `losses.with_targets` a
         language model answers with `TokenScores` and never holds all logits.
 
+    Raises:
+      ValueError: in a trace, if the tests hold labels, tokens or documents for which the model's
+        outputs, its vocabulary or its positions have no room.
+
     >>> import numpy as np, optax
     >>> from jcl import losses, make, methods
     >>> test = {"x": np.eye(2), "y": np.zeros(2, int), "task": np.zeros(2, int)}
@@ -58,8 +65,10 @@ def evaluator(
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tests)
 
         def one(_: None, batch: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            batch = prepare(batch)
+            given, batch = batch, prepare(batch)
             outputs = program.predict(state, batch)
+            untouched = {k: v for k, v in test.items() if batch.get(k) is given[k]}
+            _check_test(untouched, program, score, outputs)
             added, weight = score(outputs, {**batch, "stage": jnp.full_like(batch["task"], stage)})
             return None, (added.astype(jnp.float32), weight.astype(jnp.float32))
 
@@ -69,6 +78,49 @@ def evaluator(
         return jnp.sum(sums.reshape(tasks, batches), axis=1) / total
 
     return lambda program, state: program.over_members(member, state)
+
+
+def test_sizes(test: Any) -> np.ndarray:
+    """How many rows each task's test has, float32 [tasks], for `metrics.micro_average`."""
+    weight = np.asarray(test["weight"])
+    return weight.reshape(*weight.shape[:-2], -1).sum(-1)
+
+
+def by_label(test: Any, classes: int) -> Arrays:
+    """The rows of all tests laid out by their label `y`: leaves [classes, n, B, ...].
+
+    `evaluator(by_label(stream.test, 10), accuracy())` so gives each class's own score, [10], where
+    a mean over a task hides its rare classes. Of a class without rows the score is NaN.
+
+    Args:
+      test: leaves [tasks, n, B, ...] with `y`, such as `Stream.test`.
+      classes: how many there are.
+    """
+    flat = {k: np.asarray(v).reshape(-1, *np.shape(v)[3:]) for k, v in test.items()}
+    there = flat["weight"] > 0
+    own = [np.flatnonzero(there & (flat["y"] == label)) for label in range(classes)]
+    absent = [len(rows) == 0 for rows in own]
+    first = np.flatnonzero(there)[:1]  # a row of weight 0 stands for those of an absent class
+    sets = [{k: v[first if empty else rows] for k, v in flat.items()}
+            for rows, empty in zip(own, absent, strict=True)]  # fmt: skip
+    for rows, empty in zip(sets, absent, strict=True):
+        rows["weight"] = rows["weight"] * (not empty)
+    return pack(sets, np.shape(test["weight"])[-1])
+
+
+def _check_test(test: Any, program: Program, score: Any, outputs: Any) -> None:
+    """Looks at the tests' host arrays, which are constants of the trace."""
+    bounds = bounds_of(test)
+    if program.scene is not None:
+        check_limits(bounds, program.scene.structure.limits, "the model", "the test")
+    if hasattr(score, "limits"):
+        check_limits(bounds, score.limits(outputs), "the model", "the test")
+
+
+def _classes_of(score: Any, classes: Any, mask: str) -> Score:
+    """A score of logits, which says below what labels have to stay."""
+    score.limits = partial(refusals.class_limits, classes=None if mask == "all" else classes)
+    return score
 
 
 def _allowed(classes: Any, batch: Batch, mask: str) -> jax.Array:
@@ -96,12 +148,13 @@ def accuracy(classes: Any = None, mask: str = "all") -> Score:
     _check(classes, mask)
 
     def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        refusals.check_classes(outputs, batch, "accuracy")
         if mask != "all":
             outputs = jnp.where(_allowed(classes, batch, mask), outputs, -jnp.inf)
         hit = (jnp.argmax(outputs, axis=-1) == batch["y"]).astype(jnp.float32)
         return jnp.sum(hit * batch["weight"]), jnp.sum(batch["weight"])
 
-    return score
+    return _classes_of(score, classes, mask)
 
 
 def nll(classes: Any = None, mask: str = "all") -> Score:
@@ -117,13 +170,14 @@ def nll(classes: Any = None, mask: str = "all") -> Score:
     _check(classes, mask)
 
     def score(outputs: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        refusals.check_classes(outputs, batch, "nll")
         logits = outputs.astype(jnp.float32)
         if mask != "all":
             logits = jnp.where(_allowed(classes, batch, mask), logits, -1e9)
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["y"][:, None], axis=-1)
         return jnp.sum(-chosen[:, 0] * batch["weight"]), jnp.sum(batch["weight"])
 
-    return score
+    return _classes_of(score, classes, mask)
 
 
 def token_nll() -> Score:

@@ -83,6 +83,10 @@ def encode(
     items = [item for probe in probes for item in probe.items]
     check(len(items) >= 1, "number of items", len(items), "at least 1")
     check(rows >= 1, "rows", rows, "at least 1")
+    for item in items:
+        inside = 0 <= item.answer < len(item.choices)
+        wanted = f"from 0 to {len(item.choices) - 1}, one of its choices"
+        check(inside, f"answer of {item.prompt!r}", item.answer, wanted)
     width = max(len(item.choices) for item in items)
     nobody = len(items) * width
     sizes, size_in_bytes = np.zeros((2, len(items), width), np.int32)

@@ -276,20 +276,23 @@ def scale_hook(factor: Any) -> Callable[[Any, Ctx, Apply], Apply]:
     return forward
 
 
-def merge(params: Params, factor: Any = 1.0) -> Params:
+def merge(params: Params, factor: Any = None) -> Params:
     """Folds low-rank pairs and gains into their kernels; outputs stay the same to rounding.
 
     Args:
       params: a whole tree; kernels stored in int8 become float32.
-      factor: the factor of pairs (see `scale`); 1 if there are none.
+      factor: the factor of pairs (see `scale`), without which they are another function's; None if
+        there are none.
 
     Raises:
-      ValueError: if there are adapters that no kernel can hold: bottlenecks, prefixes, prompts,
-        routed pairs.
+      ValueError: if there are pairs and no factor, or adapters that no kernel can hold:
+        bottlenecks, prefixes, prompts, routed pairs.
     """
     loose = NAMES - FOLDED
     left = [p for p in _paths(params) if not loose.isdisjoint(p.split("/")) or "lora/router" in p]
     check(not left, "adapter", left, "one that kernels can hold, low-rank pairs and gains")
+    ok = factor is not None or not paths_with(params)
+    check(ok, "factor", factor, "that of the low-rank pairs: adapters.scale(rank, alpha)")
     for path in paths_with(params, FOLDED):
         at = subtree(params, path)
         kernel = kernel_array(at["kernel"], jnp.float32)

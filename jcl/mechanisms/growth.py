@@ -53,9 +53,11 @@ def expand_blocks(params: Params, config: Any, every: int) -> Grown:
       every: blocks in a group; a last group that is shorter gets no copy.
 
     Raises:
-      ValueError: if `every` is out of range, or there are adapters among the parameters.
+      ValueError: if `every` is out of range, layers know their depth, or there are adapters among
+        the parameters.
     """
     check(1 <= every <= config.layers, "every", every, f"from 1 to {config.layers}, the layers")
+    check(not config.depth_scaled, "depth_scaled", True, "False where layers change their places")
     _plain(params)
     source: list[int] = []
     new: list[int] = []
@@ -77,8 +79,8 @@ def expand_blocks(params: Params, config: Any, every: int) -> Grown:
         return grown.at[at].set(jnp.asarray(nothing, x.dtype))
 
     blocks = jax.tree_util.tree_map_with_path(one, params["blocks"])
-    local = None if config.local is None else tuple(config.local[i] for i in source)
-    config = dataclasses.replace(config, layers=len(source), local=local)
+    local, turned = (m and tuple(m[i] for i in source) for m in (config.local, config.turned))
+    config = dataclasses.replace(config, layers=len(source), local=local, turned=turned)
     return Grown({**params, "blocks": blocks}, config, tuple(new))
 
 

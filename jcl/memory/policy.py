@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from jcl.memory.selection import (
 )
 from jcl.method import Batch, Ctx, Info, Params, check
 from jcl.outputs import Logits, Values, flat
+from jcl.trees import Limits
 
 Insert = Callable[[Buffer, Ctx, Batch], Buffer]
 
@@ -36,6 +38,8 @@ class Policy(NamedTuple):
     """`(buffer, ctx, params, batches) -> buffer`, at the end of a stage; leaves [n, B, ...]."""
     wants: tuple[type, ...] = ()
     """The kinds of outputs that it reads, as in `Method.wants`."""
+    limits: Limits = MappingProxyType({})
+    """For which values of the column that it balances it has groups, as in `Method.limits`."""
 
 
 def _column(rows: Batch, name: str) -> jax.Array:
@@ -113,7 +117,8 @@ def policy(name: str, capacity: int, groups: int | None = None) -> Policy:
     Args:
       name: one of `POLICIES`.
       capacity: how many slots there are.
-      groups: how many classes for `class` and `herding`, tasks for `task`, rings for `ring`.
+      groups: how many classes for `class` and `herding`, tasks for `task`, rings for `ring`. Labels
+        and tasks count from 0 and must stay below it, which `fit` looks after.
 
     Raises:
       ValueError: if there is no such policy, capacity is below 1, or `groups` is missing or out of
@@ -134,9 +139,11 @@ def policy(name: str, capacity: int, groups: int | None = None) -> Policy:
     def nothing(buffer: Buffer, ctx: Ctx, params: Params, batches: Batch) -> Buffer:
         return buffer
 
+    # beyond them a row would count among the last group's
+    limits = {_BALANCED[name]: (groups or 1, "groups")} if name in _BALANCED else {}
     if name == "herding":
-        return Policy(start, _INSERT[name], _exemplars, (Logits, Values))
-    return Policy(start, _INSERT[name], nothing)
+        return Policy(start, _INSERT[name], _exemplars, (Logits, Values), limits)
+    return Policy(start, _INSERT[name], nothing, limits=limits)
 
 
 def finite_rows(info: Info) -> Batch:

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from jcl.records import record
+from jcl.trees import Limits as Limits
 from jcl.trees import Structure as Structure
 
 Params = Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +67,8 @@ class Method(NamedTuple):
         refuses a loss that gives another. An empty one reads no outputs.
       routes: whether `forward` says which `task` rows are of. It then wraps outermost, wherever the
         method stands in a chain, so that all who go by the task go by what it says.
+      limits: for which values of integer columns it has room, such as {"y": (10, "groups")}; `fit`
+        refuses a stream with others (see `trees.Limits`).
     """
 
     name: str
@@ -92,6 +95,7 @@ class Method(NamedTuple):
     learns: trees.Trainable | None = None
     starts: int = 0
     wants: tuple[type, ...] = ()
+    limits: trees.Limits = MappingProxyType({})
     routes: bool = False
 
     def __add__(self, other: Method) -> Method:  # type: ignore[override]

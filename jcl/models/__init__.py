@@ -1,7 +1,7 @@
 """Models as `apply(params, batch, tap) -> outputs` over nested dicts of arrays."""
 
 from jcl.models import decoder, encoder, flax, mlp, multimodal, t5, vision
-from jcl.models.generation import generate, write
+from jcl.models.generation import generate, stop_ids, write
 from jcl.models.layers import dense, init_dense
 from jcl.models.peft import Adapter, load_adapter, save_adapter
 from jcl.models.pretrained import Model, classifier, load, of, save, shapes
@@ -26,6 +26,7 @@ __all__ = [
     "save",
     "save_adapter",
     "shapes",
+    "stop_ids",
     "t5",
     "vision",
     "write",

@@ -35,13 +35,14 @@ def visible(
       key: the segments of the keys, int32 [B, S].
       query_slots: the place of each query among the S keys, int32 [T].
       window: how many of the latest keys a query sees, its own included; None is all.
-      causal: False lets a query see its whole segment.
+      causal: False lets a query see later keys too, as many as earlier ones.
     """
     same = query[:, :, None] == key[:, None]
-    if not causal:
+    if not causal and window is None:
         return same[:, None]
     back = query_slots[:, None] - jnp.arange(key.shape[1])[None]
-    near = back >= 0 if window is None else (back >= 0) & (back < window)
+    near = back >= 0 if causal else jnp.ones_like(back, bool)
+    near = near if window is None else near & (jnp.abs(back) < window)
     return (near[None] & same)[:, None]
 
 
@@ -70,7 +71,7 @@ def attend(
       window: how many of the latest keys a query sees, its own included; None is all.
       mask: bool [B or 1, 1, T, S], True where seen; it replaces causality, segments and window.
       cap: scores s become cap · tanh(s / cap) (Gemma 2).
-      causal: False lets a query see later tokens too.
+      causal: False lets a query see later tokens too, within the window as many as earlier ones.
       bias: float32 [B or 1, H, T, S], added to the scores; not with `cap`.
       backend: the kernel; see `Backend`.
 
@@ -88,7 +89,7 @@ def attend(
             splash = meshes.by_parts(splash, specs, cuts, meshes.AXES)
         return splash(q, k, v, segments)
     if kernel == "cudnn" and mask is None and segments is None and cap is None:
-        reach = None if window is None else (window - 1, 0)
+        reach = None if window is None else (window - 1, 0 if causal else window - 1)
         return jax.nn.dot_product_attention(
             q, k, v, bias, is_causal=causal, local_window_size=reach, scale=scale,
             implementation=kernel,
@@ -181,7 +182,7 @@ def _splash(
     shape = (q.shape[1], q.shape[1])
     seen: Any = masks.CausalMask(shape) if causal else masks.FullMask(shape)
     if window is not None:
-        seen = masks.LocalMask(shape, (window - 1, 0), 0)
+        seen = masks.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([seen] * q.shape[2]),
         head_shards=1,

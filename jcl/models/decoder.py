@@ -38,6 +38,7 @@ from jcl.models.layers import (
     lookup,
     rematerialise,
     rms_norm,
+    token_limits,
     token_scores,
 )
 from jcl.models.moe import mix
@@ -57,11 +58,15 @@ class Config:
       head_width: the width of a head; None is width / heads.
       hidden: the width inside the MLP, or inside each expert.
       norm: the kind of norms, `rms` or `layer`.
+      norm_bias: whether layer norms have biases.
       norm_offset: added to the scales of RMS norms; 1 in Gemma.
       pre_norm: whether a sublayer's input is normed.
       post_norm: whether a sublayer's output is normed before it is added (OLMo 2; Gemma has both).
       eps: the ε of the norms.
       parallel: whether attention and MLP read the same stream and add to it together (NeoX).
+      shared_norm: whether the MLP reads it through attention's norm, without one of its own
+        (Cohere, StableLM); only with `parallel` and `pre_norm`.
+      residual_scale: the factor of what each sublayer adds to the stream (Granite).
       activation: the MLP's activation, one of `layers.ACTIVATIONS`.
       gated: whether the MLP has a gate.
       qkv_bias: whether query, key and value have biases.
@@ -71,13 +76,18 @@ class Config:
         norms none.
       rope: the rotary positions; None means learned positions.
       local_rope: the rotary positions of layers with a window, if they differ (Gemma 3).
+      turned: which layers have rotary positions at all (SmolLM3, Cohere 2); None is every one.
       context: how many positions there are, if they are learned.
-      window: how many of the latest tokens a layer with a window sees, its own included; None is
-        all.
+      causal: whether a token sees no later one; False makes it an encoder (EmbeddingGemma), which
+        has no cache.
+      window: how many of the latest tokens a layer with a window sees, its own included, and
+        without `causal` as many of the next; None is all.
       local: which layers have the window; None is every one.
       query_scale: the factor of attention scores; None is 1 / √head_width.
+      depth_scaled: whether layer n divides them by n, counted from 1 (a kind of GPT-2).
       attention_cap: the tanh cap of attention scores (Gemma 2).
       logit_cap: the tanh cap of the logits (Gemma 2).
+      logit_scale: the factor of the logits (Cohere, Granite).
       embed_scale: the factor of the embeddings, √width in Gemma.
       clip_qkv: queries, keys and values are clipped to ± this (OLMoE).
       tied: whether the head is the embedding.
@@ -97,11 +107,14 @@ class Config:
     head_width: int | None = None
     hidden: int = 352
     norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True
     norm_offset: float = 0.0
     pre_norm: bool = True
     post_norm: bool = False
     eps: float = 1e-5
     parallel: bool = False
+    shared_norm: bool = False
+    residual_scale: float = 1.0
     activation: str = "silu"
     gated: bool = True
     qkv_bias: bool = False
@@ -110,12 +123,16 @@ class Config:
     qk_norm: Literal["head", "full"] | None = None
     rope: Rope | None = field(default_factory=Rope)
     local_rope: Rope | None = None
+    turned: tuple[bool, ...] | None = None
     context: int = 2048
+    causal: bool = True
     window: int | None = None
     local: tuple[bool, ...] | None = None
     query_scale: float | None = None
+    depth_scaled: bool = False
     attention_cap: float | None = None
     logit_cap: float | None = None
+    logit_scale: float = 1.0
     embed_scale: float = 1.0
     clip_qkv: float | None = None
     tied: bool = True
@@ -134,9 +151,11 @@ class Config:
         ok = self.heads % self.kv_heads == 0
         check(ok, "kv_heads", self.kv_heads, f"a divisor of {self.heads}, the heads")
         check(self.activation in ACTIVATIONS, "activation", self.activation, f"{[*ACTIVATIONS]}")
-        if self.local is not None:
-            ok = len(self.local) == self.layers
-            check(ok, "length of local", len(self.local), f"{self.layers}, the layers")
+        for name, marks in (("local", self.local), ("turned", self.turned)):
+            ok = marks is None or len(marks) == self.layers
+            check(ok, f"length of {name}", marks and len(marks), f"{self.layers}, the layers")
+        ok = not self.shared_norm or (self.parallel and self.pre_norm)
+        check(ok, "shared_norm", self.shared_norm, "False without `parallel` and `pre_norm`")
 
 
 class Cache(NamedTuple):
@@ -178,7 +197,8 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
 
     def norm(*shape: int) -> Params:
         params = {"scale": jnp.full(shape, 1 - c.norm_offset, dtype)}
-        return params | ({"bias": jnp.zeros(shape, dtype)} if c.norm == "layer" else {})
+        biased = c.norm == "layer" and c.norm_bias
+        return params | ({"bias": jnp.zeros(shape, dtype)} if biased else {})
 
     q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
     blocks: Params = {
@@ -188,7 +208,7 @@ def init(key: jax.Array, config: Config, dtype: Any = jnp.float32) -> Params:
         "output": linear(q, c.width, c.output_bias, residual),
     }
     for part in ("attention", "mlp"):
-        if c.pre_norm:
+        if c.pre_norm and not (c.shared_norm and part == "mlp"):
             blocks[f"{part}_norm"] = norm(c.layers, c.width)
         if c.post_norm:
             blocks[f"{part}_post_norm"] = norm(c.layers, c.width)
@@ -258,6 +278,15 @@ def _cached_scene(
     return _Scene(new, angles[0], angles[1], full, local, cache.filled), places, kept
 
 
+def _unturned(scene: _Scene, turns: jax.Array) -> _Scene:
+    """The scene of one layer, whose angles are 0 unless it `turns`, bool []."""
+    still = [
+        angles and (jnp.where(turns, angles[0], 1), jnp.where(turns, angles[1], 0))
+        for angles in (scene.angles, scene.local_angles)
+    ]
+    return scene._replace(angles=still[0], local_angles=still[1])
+
+
 def _angles(config: Config, places: jax.Array, length: int) -> tuple[Any, Any]:
     if config.rope is None:
         return None, None
@@ -323,6 +352,8 @@ def apply_fn(
         if scene.angles is not None:
             turned = _select_layer(local, scene.local_angles, scene.angles)
             q, k = rope.rotate(q, *turned), rope.rotate(k, *turned)
+        if c.depth_scaled:
+            q = q / (layer + 1).astype(q.dtype)
         if kept is not None:
             at = (layer, 0, scene.slot, 0, 0)
             kept = tuple(
@@ -333,10 +364,10 @@ def apply_fn(
 
         def look(window: int | None, mask: jax.Array | None) -> jax.Array:
             rows = scene.segments
-            keys, values, mask = attention.with_prefix(p, k, v, rows, mask, window)
+            keys, values, mask = attention.with_prefix(p, k, v, rows, mask, window, c.causal)
             return attention.attend(
                 q, keys, values, scale=scale, segments=rows, window=window, mask=mask,
-                cap=c.attention_cap, backend=backend,
+                cap=c.attention_cap, causal=c.causal, backend=backend,
             )  # fmt: skip
 
         mixed = _cond_layer(
@@ -364,12 +395,15 @@ def apply_fn(
 
         def after(part: str, x: jax.Array) -> jax.Array:
             x = normed(p[f"{part}_post_norm"], x) if c.post_norm else x
-            return tap(f"blocks:{part}", layer, after_sublayer(p, part, x))
+            x = after_sublayer(p, part, x)
+            x = x if c.residual_scale == 1 else x * jnp.asarray(c.residual_scale, x.dtype)
+            return tap(f"blocks:{part}", layer, x)
 
-        attended, kept = attend(p, before("attention", h), layer, local, scene, kept, tap)
+        first = before("attention", h)
+        attended, kept = attend(p, first, layer, local, scene, kept, tap)
         middle = h + after("attention", attended)
-        read = h if c.parallel else middle
-        h = middle + after("mlp", feed(p, before("mlp", read), layer, tap))
+        read = first if c.shared_norm else before("mlp", h if c.parallel else middle)
+        h = middle + after("mlp", feed(p, read, layer, tap))
         return tap("blocks:out", layer, h), kept
 
     def project(head: Params, rows: jax.Array) -> jax.Array:
@@ -377,6 +411,7 @@ def apply_fn(
         logits = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
         if "bias" in head:
             logits = logits + head["bias"]
+        logits = logits if c.logit_scale == 1 else c.logit_scale * logits
         return logits if c.logit_cap is None else c.logit_cap * jnp.tanh(logits / c.logit_cap)
 
     # if all layers are alike, whether they have the window is a Python bool, and so static
@@ -404,21 +439,29 @@ def apply_fn(
         cache: Any = batch.get("prefill", batch.get("cache"))
         length = h.shape[1]
         kept: Any = None
+        if c.rope is None and segments is None and cache is None:
+            check(length <= c.context, "length", length, f"at most {c.context}, the context")
         if cache is None:
             scene, places = _scene(c, segments, h.shape[:2])
         else:
+            check(
+                c.causal, "batch", sorted(batch), "without a cache, for this model reads both ways"
+            )
             scene, places, filled = _cached_scene(c, segments, h.shape[:2], cache)
             kept = (cache.key, cache.value)
         if c.rope is None:
-            h = h + params["positions"]["table"][places].astype(dtype)
+            # a row with a document longer than the context becomes NaN
+            h = h + params["positions"]["table"].at[places].get(mode="fill").astype(dtype)
 
         def scanned(carry: Any, xs: Any) -> tuple[Any, None]:
-            p, layer, mark = xs
+            p, layer, mark, turns = xs
             local = mark if alike is None else alike
-            return block(carry[0], p, layer, local, scene, carry[1], tap), None
+            here = scene if turns is None else _unturned(scene, turns)
+            return block(carry[0], p, layer, local, here, carry[1], tap), None
 
         marks = jnp.asarray(c.local) if alike is None else None
-        stacked = (params["blocks"], jnp.arange(c.layers), marks)
+        turns = None if c.turned is None else jnp.asarray(c.turned)
+        stacked = (params["blocks"], jnp.arange(c.layers), marks, turns)
         (h, kept), _ = lax.scan(rematerialised(scanned), (h, kept), stacked)
         if soft is not None:
             h = h[:, soft.shape[1] :]
@@ -445,7 +488,9 @@ def apply_fn(
         return "classifier" if "classifier" in params else unembedding
 
     stacks = {"blocks": 1} | ({"blocks/experts": 2} if c.experts else {})
-    return with_structure(apply, Structure(head_of, stacks))
+    places = {} if c.rope else {"positions": (c.context, "context")}
+    limits = token_limits(c.vocabulary) | places
+    return with_structure(apply, Structure(head_of, stacks, limits=limits))
 
 
 def _select_layer(local: Any, yes: Any, no: Any) -> Any:

@@ -30,10 +30,12 @@ from jcl.models.layers import (
     ACTIVATIONS,
     Remat,
     after_sublayer,
+    check_ids,
     dense,
     flattened,
     layer_norm,
     rematerialise,
+    token_limits,
     token_scores,
 )
 
@@ -227,6 +229,7 @@ def apply_fn(
         """The residual stream at the first block, and its segments."""
         table = params["embed"]["table"]
         dtype = compute or table.dtype
+        check_ids(batch["tokens"], len(table))
         h = table[batch["tokens"]].astype(dtype)
         types = batch.get("types", jnp.zeros((1, h.shape[1]), jnp.int32))
         segments, soft = batch.get("segments"), batch.get("embeddings")
@@ -293,4 +296,5 @@ def apply_fn(
         unembedding = "embed" if "masked" in params else None
         return "classifier" if "classifier" in params else unembedding
 
-    return with_structure(apply, Structure(head_of, {"blocks": 1}))
+    limits = token_limits(c.vocabulary) | {"positions": (c.context, "context")}
+    return with_structure(apply, Structure(head_of, {"blocks": 1}, limits=limits))

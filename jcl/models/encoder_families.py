@@ -25,9 +25,6 @@ from jcl.models.layout import (
 
 
 def _bert(given: Any, offset: int = 0) -> encoder.Config:
-    for name, wanted in (("position_embedding_type", "absolute"), ("is_decoder", False)):
-        found = getattr(given, name, wanted)
-        check(found == wanted, name, found, repr(wanted))
     return encoder.Config(
         vocabulary=given.vocab_size,
         layers=given.num_hidden_layers,
@@ -141,6 +138,7 @@ def _layout(called: _Names, c: encoder.Config) -> Layout:
 
 def _t5(given: Any) -> t5.Config:
     start = getattr(given, "decoder_start_token_id", None)
+    gated = given.feed_forward_proj.startswith("gated-")
     return t5.Config(
         vocabulary=given.vocab_size,
         layers=given.num_layers,
@@ -150,7 +148,7 @@ def _t5(given: Any) -> t5.Config:
         head_width=given.d_kv,
         hidden=given.d_ff,
         activation=activation_name(given.dense_act_fn),
-        gated=given.is_gated_act,
+        gated=gated,
         buckets=given.relative_attention_num_buckets,
         reach=given.relative_attention_max_distance,
         eps=given.layer_norm_epsilon,
@@ -195,15 +193,24 @@ def _t5_layout(c: t5.Config) -> Layout:
     return found
 
 
+_BERT_COPIES = {
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+_ROBERTA_COPIES = {
+    "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias",
+}
+_T5_COPIES = {f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")}
 ENCODERS = {
     "bert": Family(
         _bert, partial(_layout, _BERT), "bert.", partial(_heads, _BERT),
-        encoder.init, encoder.apply_fn,
+        encoder.init, encoder.apply_fn, _BERT_COPIES, r"cls\.seq_relationship\..*",
     ),
     "roberta": Family(
         _roberta, partial(_layout, _ROBERTA), "roberta.", partial(_heads, _ROBERTA),
-        encoder.init, encoder.apply_fn,
+        encoder.init, encoder.apply_fn, _ROBERTA_COPIES,
     ),
-    "t5": Family(_t5, _t5_layout, "", _t5_head, t5.init, t5.apply_fn),
+    "t5": Family(_t5, _t5_layout, "", _t5_head, t5.init, t5.apply_fn, _T5_COPIES),
 }  # fmt: skip
 """Families of encoders and T5 by `model_type`; MiniLM is a `bert`, Flan-T5 a `t5`."""

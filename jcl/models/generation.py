@@ -167,7 +167,7 @@ def generate(
       temperature: as in `sample`.
       top_k: as in `sample`.
       top_p: as in `sample`.
-      stop: token ids that end a text and aren't returned.
+      stop: token ids that end a text and aren't returned; a loaded model's are `stop_ids(model)`.
       soft: the length of a soft prefix that `call` puts before the prompt.
       dtype: the cache's dtype; None is float32.
 
@@ -208,6 +208,19 @@ def generate(
     return [row[:n].tolist() for row, n in zip(found, lengths, strict=True)]
 
 
+def stop_ids(model: Any) -> tuple[int, ...]:
+    """The token ids that end a text of a loaded model, as its makers say.
+
+    They are `eos_token_id` of its `generation_config.json`, else of its `config.json`, and the
+    tokenizer's end of text.
+    """
+    said = (model.generation or {}).get("eos_token_id")
+    said = model.given.get("eos_token_id") if said is None else said
+    own = [] if said is None else said if isinstance(said, list) else [said]
+    end = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    return tuple(dict.fromkeys([*own, *([] if end is None else [end])]))
+
+
 def write(
     model: Any,
     prompts: Sequence[str],
@@ -222,7 +235,7 @@ def write(
       model: a `models.Model` with a tokenizer.
       prompts: the texts, which the tokenizer reads as they are.
       params: the parameters; None takes the model's own.
-      stop: token ids that end a text, beside the tokenizer's end of text.
+      stop: token ids that end a text, beside `stop_ids(model)`.
       **options: further arguments of `generate`.
 
     Raises:
@@ -230,8 +243,7 @@ def write(
     """
     check(model.tokenizer is not None, "tokenizer", None, "there; give token ids to generate")
     ids = [model.tokenizer(p)["input_ids"] for p in prompts]
-    end = model.tokenizer.eos_token_id
-    stop = (*stop, *(() if end is None else (end,)))
+    stop = (*stop, *stop_ids(model))
     tree = model.params if params is None else params
     found = generate(model.apply, tree, model.config, ids, stop=stop, **options)
     return [model.tokenizer.decode(row) for row in found]

@@ -134,12 +134,13 @@ def rms_norm(params: Params, x: jax.Array, eps: float, offset: float = 0.0) -> j
 def layer_norm(params: Params, x: jax.Array, eps: float) -> jax.Array:
     """(x - mean) / std · scale + bias over the last axis, in float32, back in x's dtype.
 
-    Source: Ba et al., arXiv 1607.06450.
+    The bias may be left out. Source: Ba et al., arXiv 1607.06450.
     """
     wide = x.astype(jnp.float32)
     wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     wide = wide * lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + eps)
-    out = wide * params["scale"].astype(jnp.float32) + params["bias"].astype(jnp.float32)
+    out = wide * params["scale"].astype(jnp.float32)
+    out = out + params["bias"].astype(jnp.float32) if "bias" in params else out
     return out.astype(x.dtype)
 
 
@@ -157,8 +158,32 @@ def after_sublayer(block: Params, part: str, x: jax.Array) -> jax.Array:
     """
     if f"{part}_adapter" not in block:
         return x
-    own = block[f"{part}_adapter"]
-    return x + dense(own["up"], jax.nn.relu(dense(own["down"], x, "")), "")
+    adapter = block[f"{part}_adapter"]
+    return x + dense(adapter["up"], jax.nn.relu(dense(adapter["down"], x, "")), "")
+
+
+def token_limits(vocabulary: int) -> dict[str, tuple[int, str]]:
+    """What a model of so many token ids says in its `Structure.limits` of the columns of ids."""
+    return dict.fromkeys(("tokens", "inputs", "rejected_tokens"), (vocabulary, "vocabulary"))
+
+
+def check_ids(tokens: jax.Array, vocabulary: int) -> None:
+    """Refuses token ids that have no row in a table, which would be read as another's.
+
+    Inside a trace they aren't known, and pass; `fit` and evaluators look at the data before.
+
+    Raises:
+      ValueError: if an id is below 0, or not below `vocabulary`.
+    """
+    if isinstance(tokens, jax.core.Tracer) or not tokens.size:
+        return
+    if not getattr(tokens, "is_fully_addressable", True):  # of other processes too
+        return
+    with jax.ensure_compile_time_eval():  # a constant within a trace of something else
+        low, high = int(tokens.min()), int(tokens.max())
+    inside = low >= 0 and high < vocabulary
+    wanted = f"from 0 to {vocabulary - 1}, as the vocabulary is {vocabulary}"
+    check(inside, "token ids", (low, high), wanted)
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
@@ -168,6 +193,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     d for the tokens of the whole axis and sends every other device its own. So activations travel,
     where the compiler might gather the table.
     """
+    check_ids(tokens, table.shape[0])
     mesh = jax.sharding.get_abstract_mesh()
     where = meshes.row_spec(mesh, tokens.shape)
     along = [i for i, axes in enumerate(where) if "fsdp" in (axes or ())]

@@ -47,6 +47,12 @@ class Family(NamedTuple):
     """`init(key, config)` of the model's module."""
     apply_fn: Callable[..., Apply] = decoder.apply_fn
     """`apply_fn(config)` of the model's module."""
+    copies: Mapping[str, str] = {}
+    """Tensors that some files hold beside the one that they are a copy of."""
+    unread: str = ""
+    """A regular expression of tensors of other parts, which are left out."""
+    also: frozenset[str] = frozenset()
+    """Keys that transformers reads though the family's configuration doesn't declare them."""
 
 
 def _transposed(stored: np.ndarray) -> np.ndarray:
@@ -103,7 +109,9 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",

@@ -168,4 +168,4 @@ def apply_fn(config: Config, **options: Any) -> Apply:
 
     of_language: Structure = language.structure  # type: ignore[attr-defined]
     stacks = {"vision/blocks": 1, **of_language.stacks}
-    return with_structure(apply, Structure(of_language.head, stacks))
+    return with_structure(apply, Structure(of_language.head, stacks, limits=of_language.limits))

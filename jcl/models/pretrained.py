@@ -7,27 +7,30 @@ Code in a model's folder is never run.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jcl import trees
+from jcl.data.registry.archives import SOURCES
+from jcl.data.registry.fetch import fetched
 from jcl.method import Apply, Params, check
-from jcl.models import decoder, encoder, gguf
+from jcl.models import attention, decoder, encoder, gguf
 from jcl.models.decoder_families import DECODERS
+from jcl.models.dequantize import dequantised
 from jcl.models.encoder_families import ENCODERS
-from jcl.models.layout import Family, Layout, Source
-from jcl.models.tensors import Tensors, open_folder, write_folder
+from jcl.models.layout import Family
+from jcl.models.settings import Settings, configuration
+from jcl.models.tensors import open_folder, write_folder
 from jcl.models.vision_families import INSIDE, TOWERS
-from jcl.parallel import mesh as meshes
+from jcl.models.weights import read_params, refuse_unread, stored_tensors, untie, widened
 from jcl.records import record
 
 FAMILIES = DECODERS | ENCODERS | TOWERS
@@ -50,6 +53,8 @@ class Model(NamedTuple):
     """The contents of the folder's `config.json`, which `save` writes again."""
     collections: Any = ()
     """What it keeps beside its parameters, by name, as `jcl.fit(..., collections=...)` takes it."""
+    generation: dict[str, Any] | None = None
+    """Those of its `generation_config.json`, likewise; None if there is none."""
 
     def _facts(self) -> dict[str, Any]:
         leaves = jax.tree.leaves(self.params)
@@ -72,18 +77,24 @@ def load(
 ) -> Model:
     """Loads a model from a folder, a `.gguf` file or a folder with one, or by a Hugging Face id.
 
-    Of CLIP and SigLIP it loads the vision tower alone, which is then also saved alone.
+    Of CLIP and SigLIP it loads the vision tower alone, which is then also saved alone. What would
+    change the function and isn't read, a setting or a tensor, is refused.
 
     Args:
-      source: a folder with `config.json` and safetensors, sharded or not; or an id such as
-        `HuggingFaceTB/SmolLM2-135M`, which needs the internet once.
-      dtype: the parameters' dtype; None keeps each tensor's own, float32 for quantised ones.
+      source: a folder with `config.json` and safetensors, sharded or not; what `jcl fetch` got,
+        such as `glassllm`; or an id such as `HuggingFaceTB/SmolLM2-135M`, which needs the internet
+        once.
+      dtype: the parameters' dtype, in which `apply` computes too. None keeps each tensor's own;
+        but those of 16 bits or quantised are held in float32, so that small steps of training
+        aren't lost, and `apply` computes in the 16 bits. Give bfloat16 for a base that stays
+        frozen. On CPUs float32 is computed in where it would be float16.
       mesh: the mesh over which `mesh.RULES` lay out the parameters; None takes the mesh set by
         `jax.set_mesh`, or else the default device.
 
     Raises:
-      ValueError: if the architecture is unknown, a tensor is missing or has another shape than
-        the configuration says, or a file is damaged.
+      ValueError: if the architecture is unknown, has a setting that we don't support, a tensor is
+        missing, has no place or has another shape than the configuration says, or a file is
+        damaged.
 
     Source: the layouts as written by transformers 5; `config.json` of 4.x is read as well.
     """
@@ -92,13 +103,25 @@ def load(
     if quantised is not None:
         given, tensors = gguf.open_file(quantised)
     else:
-        given, tensors = _tower(_read_config(folder)), open_folder(folder)
+        given = _part(_read_config(folder))
+        said = given.pop("quantization_config", None)
+        tensors = dequantised(open_folder(folder), said, folder)
     family = _family(given, folder)
-    theirs = _configuration(given)
-    config = family.heads(family.config(theirs), theirs, tensors.names)
+    theirs = Settings(configuration(given, str(folder)), family.also)
+    read = family.heads(family.config(theirs), theirs, tensors.names)
+    theirs.refuse_unread(str(folder))
+    config = untie(read, family, tensors)
+    if config != read and family is not FAMILIES["t5"]:  # where the key says another thing
+        given = {**given, "tie_word_embeddings": False}
+    refuse_unread(config, family, tensors)
     over = jax.sharding.get_mesh() if mesh is None else mesh
-    params = _read(config, family, tensors, dtype, over)
-    return Model(config, params, _tokenizer(folder, quantised), family.apply_fn(config), given)
+    params, stored = read_params(config, family, tensors, dtype, over)
+    wanted, held = jnp.dtype(dtype or stored), jnp.dtype(dtype or widened(stored))
+    if wanted == jnp.float16 and attention.platform() == "cpu":  # which XLA can't compute there
+        wanted = jnp.dtype(jnp.float32)
+    apply = family.apply_fn(config, compute=None if wanted == held else wanted)
+    generation = _read_json(folder / "generation_config.json") if quantised is None else None
+    return Model(config, params, _tokenizer(folder, quantised), apply, given, generation=generation)
 
 
 def shapes(source: str | Path) -> tuple[Any, Params]:
@@ -112,9 +135,11 @@ def shapes(source: str | Path) -> tuple[Any, Params]:
     """
     folder = _found(source)
     quantised = gguf.find(folder)
-    given = _tower(_read_config(folder)) if quantised is None else gguf.open_file(quantised)[0]
+    given = _part(_read_config(folder)) if quantised is None else gguf.open_file(quantised)[0]
     family = _family(given, folder)
-    config = family.config(_configuration(given))
+    theirs = Settings(configuration(given, str(folder)), family.also)
+    config = family.config(theirs)
+    theirs.refuse_unread(str(folder))
     return config, jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
 
 
@@ -122,10 +147,17 @@ def _found(source: str | Path) -> Path:
     path = Path(source)
     if path.exists():
         return path
+    if str(source) in SOURCES:
+        folder = fetched(str(source))
+        if folder is None:
+            raise ValueError(
+                f"{str(source)!r} isn't on this machine yet; get it with jcl fetch {source}"
+            )
+        return folder
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise ValueError(
-            f"there is no folder {str(source)!r}; a model is a folder, a .gguf file or a Hugging "
-            "Face id such as 'HuggingFaceTB/SmolLM2-135M'"
+            f"there is no folder {str(source)!r}; a model is a folder, a .gguf file, what jcl "
+            "fetch got or a Hugging Face id such as 'HuggingFaceTB/SmolLM2-135M'"
         )
     from huggingface_hub import snapshot_download
 
@@ -139,39 +171,46 @@ def _found(source: str | Path) -> Path:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.exists():
+    found = _read_json(folder / "config.json")
+    if found is None:
         raise ValueError(f"{folder} has no config.json, which says what the model is")
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is no file."""
+    if not path.exists():
+        return None
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, but must hold an object")
+    return found
 
 
-def _tower(given: dict[str, Any]) -> dict[str, Any]:
-    """The vision tower's configuration, if the model has a text tower beside it."""
+def _part(given: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the part that is read, if the model is of a text and a vision part."""
     kind = given.get("model_type")
-    if kind not in INSIDE:
+    if not isinstance(kind, str) or kind not in INSIDE:
         return given
-    inside = {k: v for k, v in given.get("vision_config", {}).items() if k != "architectures"}
-    return {**inside, "model_type": INSIDE[kind]}
+    key, family = INSIDE[kind]
+    inside = given.get(key, {})
+    check(isinstance(inside, dict), key, inside, "an object of settings")
+    beside = ("dtype", "eos_token_id", "bos_token_id", "pad_token_id", "quantization_config")
+    shared = {k: given[k] for k in beside if k in given}
+    kept = {k: v for k, v in inside.items() if k != "architectures"}
+    return {**shared, **kept, "model_type": family}
 
 
 def _family(given: dict[str, Any], folder: Path) -> Family:
     kind = given.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(
             f"model_type is {kind!r} in {folder}, but must be one of {sorted(FAMILIES)}"
         )
     return FAMILIES[kind]
-
-
-def _configuration(given: dict[str, Any]) -> Any:
-    """A transformers configuration, which brings the 4.x form to that of 5.x."""
-    from transformers import AutoConfig
-
-    values = {k: v for k, v in given.items() if k not in ("model_type", "auto_map")}
-    return AutoConfig.for_model(given["model_type"], **values)
 
 
 def _tokenizer(folder: Path, quantised: Path | None) -> Any:
@@ -183,80 +222,6 @@ def _tokenizer(folder: Path, quantised: Path | None) -> Any:
     if not any((folder / name).exists() for name in names):
         return None
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def _tensor_name(tensors: Tensors, family: Family, name: str) -> str:
-    """A tensor's name in these files, which may lack the body's prefix or have BERT's old names."""
-    short = name.removeprefix(family.prefix)
-    for full in (name, short):
-        old = full.replace("LayerNorm.weight", "LayerNorm.gamma")
-        for candidate in (full, old.replace("LayerNorm.bias", "LayerNorm.beta")):
-            if candidate in tensors.names:
-                return candidate
-    raise ValueError(f"the weights have no tensor {name!r}, which the configuration calls for")
-
-
-def _stack_axes(source: Source) -> int:
-    """How many leading axes of the leaf are indices in the tensor's name: layers, experts."""
-    return ("{layer}" in source.name) + ("{expert}" in source.name)
-
-
-def _name(source: Source, index: tuple[int, ...]) -> str:
-    return source.name.format(**dict(zip(("layer", "expert"), index, strict=False)))
-
-
-def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """An uninitialised array, aligned so that JAX's CPU backend can take it without a copy."""
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
-
-
-def _read(
-    config: Any,
-    family: Family,
-    tensors: Tensors,
-    dtype: Any,
-    mesh: jax.sharding.Mesh,
-) -> Params:
-    wanted = jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
-    layout = family.layout(config)
-
-    def stored(source: Source, index: tuple[int, ...]) -> np.ndarray:
-        name = _tensor_name(tensors, family, _name(source, index))
-        found = tensors.read(name)
-        if found.shape != source.shape:
-            raise ValueError(
-                f"tensor {name!r} in {tensors.file(name)} has shape {found.shape}, but must have "
-                f"{source.shape} by the configuration"
-            )
-        return found
-
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any = None) -> jax.Array:
-        source = layout[trees.path_name(path)]
-        depth = _stack_axes(source)
-        # the first layer's dtype is taken for all
-        kept = np.dtype(dtype or stored(source, (0,) * depth).dtype)
-
-        def part(index: Any) -> np.ndarray:
-            spans = [range(n)[i] for i, n in zip(index, shape.shape, strict=True)]
-            out = _aligned([len(s) for s in spans], kept)
-            for place in np.ndindex(*out.shape[:depth]):
-                at = tuple(spans[axis][i] for axis, i in enumerate(place))
-                view = source.view(stored(source, at)).reshape(shape.shape[depth:])
-                out[place] = view[tuple(index[depth:])]
-            return out
-
-        if sharding is None:  # on the default device, but free to go where a program wants it
-            return jax.device_put(part([slice(None)] * len(shape.shape)))
-        return jax.make_array_from_callback(shape.shape, sharding, part)
-
-    if mesh.empty:
-        return jax.tree_util.tree_map_with_path(leaf, wanted)
-    return jax.tree_util.tree_map_with_path(
-        leaf, wanted, meshes.of_params(wanted, meshes.Layout(mesh))
-    )
 
 
 def save(
@@ -286,35 +251,19 @@ def save(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as made:
         work = Path(made) / "model"
         work.mkdir()
-        tensors = _tensors(layout, leaves, dtype)
-        write_folder(work, tensors, int(shard_gb * 1e9))
+        write_folder(work, stored_tensors(layout, leaves, dtype), int(shard_gb * 1e9))
         stored = np.dtype(dtype or leaves[next(iter(layout))].dtype).name
         given = {k: v for k, v in model.given.items() if k not in ("torch_dtype", "auto_map")}
         (work / "config.json").write_text(json.dumps({**given, "dtype": stored}, indent=2))
+        if model.generation:
+            generation = json.dumps(model.generation, indent=2)
+            (work / "generation_config.json").write_text(generation)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(work)
         if out.exists():
             out.rmdir()
         shutil.move(str(work), out)
     return out
-
-
-def _tensors(
-    layout: Layout, leaves: dict[str, Any], dtype: Any
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors to store; those that hold several leaves are filled through views."""
-    fused: dict[str, list[str]] = {}
-    for path, source in layout.items():
-        fused.setdefault(source.name, []).append(path)
-    for paths in fused.values():
-        first = layout[paths[0]]
-        for index in np.ndindex(leaves[paths[0]].shape[: _stack_axes(first)]):
-            kept = np.dtype(dtype or leaves[paths[0]].dtype)
-            tensor = np.empty(first.shape, kept)
-            for path in paths:
-                view = layout[path].view(tensor)
-                view[...] = np.asarray(leaves[path][index]).astype(kept).reshape(view.shape)
-            yield _name(first, index), tensor
 
 
 def of(config: decoder.Config, params: Params, tokenizer: Any = None) -> Model:
@@ -344,7 +293,7 @@ def of(config: decoder.Config, params: Params, tokenizer: Any = None) -> Model:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    read = DECODERS["llama"].config(_configuration(given))
+    read = DECODERS["llama"].config(Settings(configuration(given, "a decoder's config")))
     # a width of None means the whole head's width
     turned = config.rope if config.rope.width else replace(config.rope, width=config.head_width)
     assert read.rope is not None

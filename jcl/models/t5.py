@@ -30,10 +30,12 @@ from jcl.models import attention
 from jcl.models.layers import (
     ACTIVATIONS,
     Remat,
+    check_ids,
     dense,
     flattened,
     rematerialise,
     rms_norm,
+    token_limits,
     token_scores,
 )
 
@@ -249,6 +251,7 @@ def apply_fn(
 
     def encode(params: Params, batch: Batch, dtype: Any, tap: Tap) -> tuple[jax.Array, jax.Array]:
         """The encoder's output for the inputs, [B, S, d], and their segments."""
+        check_ids(batch["inputs"], len(params["embed"]["table"]))
         h = params["embed"]["table"][batch["inputs"]].astype(dtype)
         segments = batch.get("input_segments", jnp.ones(h.shape[:2], jnp.int32))
         if "embeddings" in batch:
@@ -275,6 +278,7 @@ def apply_fn(
         """The residual stream after the last norm, [B, L, d], and the cache if there is one."""
         tokens, at, p = batch["tokens"], "decoder/blocks", params["decoder"]
         cache: Any = batch.get("prefill", batch.get("cache"))
+        check_ids(tokens, len(params["embed"]["table"]))
         h = params["embed"]["table"][tokens].astype(compute or params["embed"]["table"].dtype)
         segments = batch.get("segments", jnp.ones(tokens.shape, jnp.int32))
         tap(f"{at}:segments", 0, segments)
@@ -347,4 +351,5 @@ def apply_fn(
         return project(head, flattened(h)).reshape(*h.shape[:-1], c.vocabulary)
 
     stacks = {"encoder/blocks": 1, "decoder/blocks": 1}
-    return with_structure(apply, Structure("embed" if c.tied else "head", stacks))
+    limits = token_limits(c.vocabulary)
+    return with_structure(apply, Structure("embed" if c.tied else "head", stacks, limits=limits))

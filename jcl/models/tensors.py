@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -21,16 +22,21 @@ class Tensors(NamedTuple):
 
 
 def open_folder(folder: Path) -> Tensors:
-    """The tensors in all `*.safetensors` of a folder, or in those that its index names.
+    """The tensors of a folder, in the files that transformers reads.
+
+    They are those in `model.safetensors`, else those in the files that its index names, else those
+    in all `*.safetensors`.
 
     Raises:
-      ValueError: if there is no file, or one is missing or damaged.
+      ValueError: if there is no file, one is missing or damaged, or two hold the same tensor.
     """
     from safetensors import SafetensorError, safe_open
 
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted({folder / f for f in json.loads(index.read_text())["weight_map"].values()})
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        files = [whole]
+    elif index.exists():
+        files = _indexed(index)
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -45,10 +51,42 @@ def open_folder(folder: Path) -> Tensors:
             raise ValueError(
                 f"{file} is damaged ({error}), but must be a whole safetensors file"
             ) from error
-        where |= dict.fromkeys(handle.keys(), (handle, file))
-    return Tensors(
-        frozenset(where), lambda name: where[name][0].get_tensor(name), lambda name: where[name][1]
-    )
+        for name in [*handle.keys()]:
+            if name in where:
+                raise ValueError(
+                    f"tensor {name!r} is in {where[name][1]} and in {file}, but must be in one file"
+                )
+            where[name] = (handle, file)
+
+    def read(name: str) -> np.ndarray:
+        handle, file = where[name]
+        kind = handle.get_slice(name).get_dtype()
+        return _read_small(file, name, kind) if kind in _SMALL else handle.get_tensor(name)
+
+    return Tensors(frozenset(where), read, lambda name: where[name][1])
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The files that an index names."""
+    try:
+        named = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of tensors ({error!r})") from error
+    return sorted(index.parent / name for name in named)
+
+
+_SMALL = {"F8_E4M3": np.dtype(jnp.float8_e4m3fn), "F8_E5M2": np.dtype(jnp.float8_e5m2)}
+"""Dtypes that safetensors' reader for numpy doesn't know, by their names in a file."""
+
+
+def _read_small(file: Path, name: str, kind: str) -> np.ndarray:
+    """A tensor of 8-bit floats: the header is its length in 8 bytes, then JSON, then the data."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        found = json.loads(opened.read(size))[name]
+        start, stop = found["data_offsets"]
+        opened.seek(8 + size + start)
+        return np.frombuffer(opened.read(stop - start), _SMALL[kind]).reshape(found["shape"])
 
 
 def write_folder(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int) -> None:

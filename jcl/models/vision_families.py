@@ -24,6 +24,8 @@ from jcl.models.layout import (
 )
 
 _PREFIX = "vision_model."
+_TEXT = r"text_model\..*|(text|visual)_projection\..*|logit_(scale|bias)"
+"""The text tower beside, and what brings both to one space."""
 
 
 def _tower(given: Any, **more: Any) -> vision.Config:
@@ -51,7 +53,7 @@ def _siglip(given: Any) -> vision.Config:
 
 def _probe(config: vision.Config, given: Any, names: frozenset[str]) -> vision.Config:
     there = not names.isdisjoint({f"{_PREFIX}head.probe", "head.probe"})
-    return replace(config, probe=there)
+    return replace(config, probe=there and given.vision_use_head)
 
 
 def _pixels(stored: np.ndarray) -> np.ndarray:
@@ -111,10 +113,16 @@ def _pool(c: vision.Config) -> Layout:
 
 TOWERS = {
     "clip_vision_model": Family(
-        _clip, _layout, _PREFIX, init=vision.init, apply_fn=vision.apply_fn
+        _clip, _layout, _PREFIX, init=vision.init, apply_fn=vision.apply_fn, unread=_TEXT
     ),
-    "siglip_vision_model": Family(_siglip, _layout, _PREFIX, _probe, vision.init, vision.apply_fn),
+    "siglip_vision_model": Family(
+        _siglip, _layout, _PREFIX, _probe, vision.init, vision.apply_fn, unread=_TEXT
+    ),
 }
 """Families of vision towers by `model_type`."""
-INSIDE = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-"""Models of two towers, and the `model_type` of their vision tower, which alone is read."""
+INSIDE = {
+    "clip": ("vision_config", "clip_vision_model"),
+    "siglip": ("vision_config", "siglip_vision_model"),
+    "gemma3": ("text_config", "gemma3_text"),
+}
+"""Models of a vision and a text part: the key and the `model_type` of the one that is read."""

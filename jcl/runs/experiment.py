@@ -256,7 +256,7 @@ def merged_params(experiment: Experiment, setup: Setup, state: State) -> Params:
     batch = fill_batch(stream.fetch(stream.source, rows))
 
     def fold(program: Program, state: State) -> tuple[Params, jax.Array]:
-        params = adapters.merge(program.read_params(state, batch))
+        params = adapters.merge(program.read_params(state, batch), 1.0)  # read with their factor
         wanted, found = program.predict(state, batch), experiment.apply(params, batch)
         return params, jnp.stack(jax.tree.leaves(jax.tree.map(_apart, wanted, found))).max()
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jcl.method import check
 from jcl.runs import expression
 from jcl.runs.expression import Call
 
@@ -95,6 +97,18 @@ def _axis(text: str, methods: Sequence[Sequence[Call]], config: Any) -> _Axis:
     raise ValueError(f"{key!r} is neither method.argument nor a setting{near}")
 
 
+def _changed(config: Any) -> dict[str, Any]:
+    """The settings of a config that aren't its defaults."""
+    fields = dataclasses.fields(config)
+    return {f.name: v for f in fields if (v := getattr(config, f.name)) != f.default}
+
+
+def _check_finite(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        finite = not isinstance(value, float) or math.isfinite(value)
+        check(finite, name, value, "a finite number")
+
+
 def plans(methods: Sequence[str], sweeps: Sequence[str], config: Any) -> list[Plan]:
     """The compiled runs for all methods and sweeps, in order.
 
@@ -134,6 +148,7 @@ def plans(methods: Sequence[str], sweeps: Sequence[str], config: Any) -> list[Pl
                 points,
             )
             for point in points:  # before anything is trained
+                _check_finite({**_changed(plan.config), **point})
                 expression.build(plan.calls, point)
             found.append(plan)
     return found

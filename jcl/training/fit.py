@@ -21,11 +21,11 @@ import numpy as np
 
 from jcl import trees
 from jcl.chain import warn_of_idle
-from jcl.data.stream import Stream, from_leaves
+from jcl.data.stream import Stream
 from jcl.method import Params, check
 from jcl.parallel import processes, signals
 from jcl.program import Evaluate, Program, State
-from jcl.training import checkpoint, origin
+from jcl.training import checkpoint, inputs, origin
 from jcl.training.compiled import compile_loop, start
 from jcl.training.feed import Feed, place
 from jcl.training.folder import hold, prepare
@@ -285,7 +285,8 @@ def fit(
       on_event: called with `{"kind": "progress", ...}` after a chunk, `{"kind": "scores", ...}`
         after an evaluation, and `{"kind": "diverged", ...}` where one of many members diverges.
       carried: the last state of another run with the same methods. The methods' states and the
-        counts of stages and steps go on from it; parameters, optimizer and key start anew.
+        counts of stages and steps go on from it; parameters, optimizer and key start anew, so that
+        `params` should be its own.
       collections: what the model keeps beside its parameters, by name, where training starts; with
         a leading axis [members] as `params` has. () is for a model that keeps nothing.
 
@@ -301,13 +302,9 @@ def fit(
     began = time.perf_counter()
     check(chunk >= 1, "chunk", chunk, "at least 1")
     check(checkpoint_every >= 1, "checkpoint_every", checkpoint_every, "at least 1")
-    if not isinstance(stream, Stream):
-        stream = from_leaves(stream)
-    if program.members != stream.members:
-        raise ValueError(
-            f"the stream has {stream.members} members, but must have the program's "
-            f"{program.members}; see jcl.data.members"
-        )
+    stream = inputs.as_stream(stream, program)
+    inputs.check_rows(program, params, key, stream, collections)
+    inputs.warn_of_other_params(params, carried)
     if processes.has_peers():
         spread = None if program.layout is None else program.layout.mesh.size
         check(spread == jax.device_count(), "the mesh's number of devices", spread,

@@ -152,6 +152,31 @@ def test_reorder_is_as_if_given_so(kind):
         data.reorder(given, (0, 0, 1))
 
 
+@pytest.mark.quick
+def test_a_reordered_stream_keeps_what_its_stages_draw():
+    rows = [{"x": np.full((8, 1), i), "y": np.arange(8)} for i in range(3)]
+    stream = data.from_arrays(rows, rows, batch=3, epochs=2, seed=5)
+    moved = data.reorder(stream, (2, 0, 1))
+    for place, stage in enumerate((2, 0, 1)):
+        for a, b in zip(
+            jax.tree.leaves(moved.chunk(place, 1, 3)),
+            jax.tree.leaves(stream.chunk(stage, 1, 3)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.quick
+def test_reordering_keeps_the_tests_of_members_apart():
+    rows = [{"x": np.full((4, 1), i), "y": np.arange(4)} for i in range(3)]
+    one = data.from_arrays(rows, rows, batch=2, steps=1)
+    two = one._replace(test={**one.test, "x": one.test["x"] + 10})
+    moved = data.reorder(data.members([one, two]), (2, 0, 1))
+    found = moved.test["x"]
+    assert found.shape[:2] == (2, 3)
+    assert found[:, :, 0, 0, 0].tolist() == [[2, 0, 1], [12, 10, 11]]
+
+
 def test_reorder_numbers_recurring_tasks_by_first_appearance():
     s = data.from_scenario(
         data.recurring(data.scenario(tasks(), tasks(), ("a", "b", "c"))), batch=4, epochs=1

@@ -79,11 +79,7 @@ def learned(tokenizer, messages):
     ids=["chatml", "marked", "short-marked", "no-prompt", "instruct", "thinking", "r1", "plain"],
 )
 def test_assistants_turns_are_learned_to_their_end_and_nothing_else(template, expected, trim):
-    got = learned(with_template(template, trim), TALK)
-    if template in (NO_PROMPT, OPEN_THOUGHT):
-        # where the content must be looked for, a blank before it counts as the template's
-        got = got.replace("<|im_end|>return", "<|im_end|> return")
-    assert got == expected
+    assert learned(with_template(template, trim), TALK) == expected
 
 
 def test_marked_templates_agree_with_transformers_own_mask():
@@ -104,6 +100,53 @@ def test_a_turn_of_tool_calls_alone_is_learned():
     template = CHATML.replace("{{ m['content'] }}", "{{ m['content'] or m['tool'] }}")
     talk = [{"role": "user", "content": "2+2"}, {"role": "assistant", "tool": "add(2, 2)"}]
     assert learned(with_template(template), talk) == "add(2, 2)<|im_end|>"
+
+
+PARTS = NO_PROMPT.replace(
+    "{{ m['content'] }}", "{% for part in m.content %}{{ part.text }}{% endfor %}"
+)
+CALLS = NO_PROMPT.replace("{{ m['content'] }}", "{{ m.content or '' }}{{ m.calls or '' }}")
+# as Mistral's: no header, and a blank before what is said but none before a call
+BLANK = """{% for m in messages %}{% if m.role == 'assistant' %}{% if m.calls %}\
+[CALLS]{{ m.calls }}{% else %} {{ m.content }}{% endif %}<|end|>{% else %}\
+[INST] {{ m.content }} [/INST]{% endif %}\
+{% endfor %}"""
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "expected"),
+    [
+        (OPEN_THOUGHT, {"content": "<b>"}, "<b><|im_end|>"),  # begins as the thought does
+        (NO_PROMPT, {"content": "assistant"}, "assistant<|im_end|>"),
+        (NO_PROMPT, {"content": "|im_end|"}, "|im_end|<|im_end|>"),
+        (NO_PROMPT, {"content": ""}, "<|im_end|>"),
+        (PARTS, {"content": [{"type": "text", "text": "def"}]}, "def<|im_end|>"),
+        (CALLS, {"content": None, "calls": "cat()"}, "cat()<|im_end|>"),
+        (CALLS, {"content": "the", "calls": "cat()"}, "thecat()<|im_end|>"),
+        (CALLS, {"calls": "cat()"}, "cat()<|im_end|>"),
+        (BLANK, {"content": "the cat"}, " the cat<|end|>"),  # its first token has the blank too
+        (BLANK, {"calls": "cat()"}, "[CALLS]cat()<|end|>"),
+    ],
+)
+@pytest.mark.parametrize("later", [False, True])
+def test_a_turn_is_told_by_the_difference_of_renderings(template, said, expected, later):
+    user = {"role": "user", "content": "assistant <b>cat()</b> |im_end|"}
+    if template == PARTS:
+        user["content"] = [{"type": "text", "text": user["content"]}]
+    talk = [user, {"role": "assistant", **said}, *([user] if later else [])]
+    assert learned(with_template(template), talk) == expected
+
+
+def test_surrogate_pairs_are_one_character():
+    pair, one = "\ud83d\udc4d", "\U0001f44d"
+    for given in (pair, pair * 3, "a" + pair + "b"):
+        whole = given.replace(pair, one)
+        for ours, theirs in zip(
+            data.pair(None, given, pair), data.pair(None, whole, one), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+    tokens, mask = data.pair(None, "\ud83d", "x")  # a lone one is U+FFFD
+    assert bytes(tokens.tolist()) == "\ufffdx".encode() and mask.tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("trim", [False, True])
@@ -133,9 +176,9 @@ def test_pairs(trim):
             "the chat template refuses the conversation: no system here",
         ),
         (
-            "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+            "{{ messages[-1].content | length }}{% for m in messages %}{{ m.content }}{% endfor %}",
             TALK,
-            r"message 2 can't be found .*\{% generation %\}",
+            r"message 4 can't be found .*\{% generation %\}",
         ),
     ],
 )

@@ -109,6 +109,20 @@ def test_rotated_images_are_the_same_in_training_and_test():
         data.rotated({"x": np.ones((4, 15))}, {"x": np.ones((4, 15))})
 
 
+def test_pixels_that_are_integers_are_rounded_as_they_turn():
+    x = RNG.integers(0, 256, (10, 16)).astype(np.uint8)
+    given = {"x": x, "y": np.arange(10)}
+    whole = data.rotated({**given, "x": x.astype(np.float32)}, given, angles=(33,))
+    ours = data.rotated(given, given, angles=(33,))
+    wanted = batches(whole, 0)
+    wanted = np.rint(np.asarray(wanted["x"])[np.argsort(wanted["y"])])
+    rows = batches(ours, 0)
+    found = np.asarray(rows["x"])[np.argsort(rows["y"])]
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, wanted)  # cut off, half of them would be 1 too low
+    np.testing.assert_array_equal(ours.test[0]["x"], wanted)
+
+
 @pytest.mark.quick
 def test_blurry_keeps_every_row_once_and_deals_out_the_share():
     split = data.split(labelled(20), labelled(), tasks=3)

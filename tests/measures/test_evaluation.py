@@ -119,6 +119,26 @@ def test_a_mask_leaves_tokens_out():
 
 
 @pytest.mark.quick
+def test_each_class_has_a_score_of_its_own_and_all_rows_have_one():
+    y = np.array([0, 0, 0, 0, 1, 2])  # of a model that always says 0
+    tests = [{"x": np.zeros((n, 2), np.float32), "y": y[:n], "task": np.full(n, n)} for n in (6, 4)]
+    test = data.pack(tests, 4)
+    apply = lambda params, batch: jnp.tile(params["b"], (batch["x"].shape[0], 1))  # noqa: E731
+    program = jcl.make(methods.naive(), apply, losses.cross_entropy(), optax.sgd(0.1))
+    example = {"x": jnp.zeros((2, 2)), "y": jnp.zeros(2, jnp.int32)}
+    state = program.init({"b": jnp.array([1.0, 0, 0, 0])}, example, jax.random.key(0))
+    each = evaluation.evaluator(evaluation.by_label(test, 4), evaluation.accuracy())(program, state)
+    np.testing.assert_array_equal(each, [1, 0, 0, np.nan])
+    tasks = np.asarray(evaluation.evaluator(test, evaluation.accuracy())(program, state))
+    np.testing.assert_allclose(tasks, [4 / 6, 1])
+    assert evaluation.test_sizes(test).tolist() == [6, 4]
+    scores = np.stack([tasks, tasks])
+    np.testing.assert_allclose(
+        jcl.metrics.micro_average(scores, evaluation.test_sizes(test)), 8 / 10
+    )
+    np.testing.assert_allclose(jcl.metrics.average(scores), (4 / 6 + 1) / 2)
+
+
 def test_bad_masks_are_refused():
     with pytest.raises(ValueError, match="mask is 'none'"):
         evaluation.accuracy(CLASSES, "none")

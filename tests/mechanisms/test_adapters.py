@@ -93,6 +93,14 @@ def test_what_no_kernel_can_hold_is_not_merged() -> None:
         adapters.merge(params)
 
 
+@pytest.mark.quick
+def test_pairs_are_not_merged_without_their_factor() -> None:
+    with pytest.raises(ValueError, match=r"factor is None, but must be that of the low-rank pairs"):
+        adapters.merge(grown(base()))
+    plain = base()
+    jax.tree.map(np.testing.assert_array_equal, adapters.merge(plain), plain)
+
+
 def test_a_magnitude_equal_to_the_norm_changes_nothing_and_the_norm_has_no_gradient() -> None:
     kernel, x = normal(24, 40), normal(5, 24)
     lora = {"a": normal(24, 3), "b": normal(3, 40)}
@@ -133,7 +141,7 @@ deaf.structure = jcl.Structure(stacks={"blocks": 1})  # type: ignore[attr-define
     ("method", "leaf"),
     [
         (methods.lora(rank=2), "blocks/query/lora/a"),
-        (methods.moelora(experts=2), "blocks/key/lora/a"),
+        (methods.moelora(experts=2), "blocks/query/lora/a"),
         (methods.inclora(stages=2), "blocks/query/lora/a"),
         (methods.ia3(inputs=None), "blocks/key/gain"),
         (methods.bottleneck(width=2), "blocks/attention_adapter/down/bias"),

@@ -43,8 +43,8 @@ def looks(segments: Any, window: int | None, causal: bool, length: int) -> np.nd
     rows = np.ones((2, length)) if segments is None else np.asarray(segments)
     same = rows[:, :, None] == rows[:, None]
     back = np.subtract.outer(np.arange(length), np.arange(length))
-    near = (back >= 0) & (back < (length if window is None else window))
-    return same & near if causal else same
+    near = np.abs(back) < (length if window is None else window)
+    return same & near & (back >= 0) if causal else same & near
 
 
 @pytest.mark.quick
@@ -57,6 +57,7 @@ def looks(segments: Any, window: int | None, causal: bool, length: int) -> np.nd
         {"segments": SEGMENTS},
         {"segments": SEGMENTS, "window": 2, "cap": 1.5},
         {"segments": SEGMENTS, "causal": False},
+        {"segments": SEGMENTS, "causal": False, "window": 2},
         {"bias": jax.random.normal(jax.random.key(9), (1, 6, 9, 9))},
     ],
     ids=lambda options: "+".join(options) or "plain",
@@ -113,7 +114,9 @@ def test_all_see_a_prefix_of_keys_and_values() -> None:
     np.testing.assert_array_equal(made, seen)
     segments = jnp.array([[1, 1, 2, 0], [1, 2, 2, 2]])
     _, _, made = attention.with_prefix({"prefix": prefix}, k, v, segments, window=2, causal=False)
-    np.testing.assert_array_equal(made[:, 0, :, 3:], segments[:, :, None] == segments[:, None])
+    near = np.abs(np.subtract.outer(np.arange(4), np.arange(4))) < 2
+    wanted = (segments[:, :, None] == segments[:, None]) & near
+    np.testing.assert_array_equal(made[:, 0, :, 3:], wanted)
     same = attention.with_prefix({}, k, v, segments)
     assert same[0] is k and same[1] is v and same[2] is None
 

@@ -48,6 +48,32 @@ def test_greedy_is_that_of_transformers(params: Any, tmp_path: Any) -> None:
     assert len({tuple(f) for f in ours}) > 1 and len(set(ours[0])) > 1
 
 
+class Letters:
+    """A tokenizer of one character a token."""
+
+    eos_token_id = 60
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) - 64 for c in text]}
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(i + 64) for i in ids)
+
+
+@pytest.mark.quick
+def test_a_model_stops_where_its_files_say(params: Any) -> None:
+    model = models.of(SMALL, params, Letters())
+    assert models.stop_ids(model) == (60,)
+    (whole,) = models.write(model, ["CAD"], steps=12)
+    ends = [ord(c) - 64 for c in whole[3:5]]
+    said = model._replace(generation={"eos_token_id": ends})
+    assert models.stop_ids(said) == (*ends, 60)
+    first = min(whole.index(c) for c in whole[3:5])
+    assert models.write(said, ["CAD"], steps=12) == [whole[:first]]
+    older = model._replace(given={**model.given, "eos_token_id": 7}, tokenizer=None)
+    assert models.stop_ids(older) == (7,)
+
+
 @pytest.mark.quick
 def test_a_stop_token_ends_its_row_alone(params: Any) -> None:
     whole = generate(APPLY, params, SMALL, PROMPTS, steps=12)

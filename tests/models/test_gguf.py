@@ -91,7 +91,8 @@ def test_tensors_come_back_in_the_order_of_transformers(kind: str, tmp_path: Pat
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (HEADS, KV_HEADS)
     assert (config["vocab_size"], config["intermediate_size"]) == (VOCABULARY, HIDDEN)
     assert (config["num_hidden_layers"], config["max_position_embeddings"]) == (1, 77)
-    assert (config["rope_theta"], config["bos_token_id"], config["head_dim"]) == (5000, 3, HEAD)
+    assert (config["bos_token_id"], config["head_dim"]) == (3, HEAD)
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 5000.0}
     assert config["rms_norm_eps"] == pytest.approx(1e-5) and config["tie_word_embeddings"]
 
 

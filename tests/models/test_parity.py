@@ -74,7 +74,33 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "attention_bias": True}),
+    "granite": (
+        "granite",
+        {
+            "embedding_multiplier": 2.0, "logits_scaling": 3.0, "residual_multiplier": 0.5,
+            "attention_multiplier": 0.4,
+        },
+    ),
+    "stablelm": ("stablelm", {"use_qkv_bias": True}),
+    "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "cohere2": (
+        "cohere2",
+        {
+            "sliding_window": 5, "attention_bias": True,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
     "olmo2": ("olmo2", {}),
+    "olmo3": (
+        "olmo3",
+        {
+            "sliding_window": 5,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {"full_attention": YARN, "sliding_attention": BASE},
+        },
+    ),
     "phi3": ("phi3", {"sliding_window": 7}),
     "phi3-long": ("phi3", {"rope_parameters": LONG, "original_max_position_embeddings": 16}),
     "gpt2": ("gpt2", {}),

@@ -81,7 +81,7 @@ def agem(
     if share:
         method = method._replace(needs=(share,))
     else:
-        method = method._replace(consolidate=consolidate, report=report)
+        method = method._replace(consolidate=consolidate, report=report, limits=keep.limits)
     if at == "grads":
         return method._replace(grads=projected)
     return method._replace(updates=projected)

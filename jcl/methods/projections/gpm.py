@@ -90,14 +90,14 @@ def gpm(
 
     def matrices(ctx: Ctx, params: Params) -> dict[str, tuple[int, ...]]:
         """Shapes of the trainable kernels of dense layers, without the `free` ones, by path."""
-        found = {}
-        leaves = trees.by_path(params)
-        for site, width in taps.dense_sites(ctx.apply, params, ctx.batch).items():
-            name = f"{site}/kernel"
-            if name in leaves and not (free and free(name)):
-                found[site] = taps.matrix_shape(site, leaves[name].shape, width, ctx.structure)
-        check_single("gpm", ctx, found)
-        return found
+        leaves, there = trees.by_path(params), taps.dense_sites(ctx.apply, params, ctx.batch)
+        kept = {s: leaves.get(f"{s}/kernel") for s in there if not (free and free(f"{s}/kernel"))}
+        kernels = {s: kernel for s, kernel in kept.items() if kernel is not None}
+        check_single("gpm", ctx, kernels)
+        return {
+            s: taps.matrix_shape(s, kernel.shape, there[s], ctx.structure)
+            for s, kernel in kernels.items()
+        }
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, GpmState]:
         found = matrices(ctx, params)

@@ -126,6 +126,7 @@ def _method(
         reads=("samples", "logits"),
         starts=start,
         wants=(losses.Logits, losses.TokenScores, losses.Values),
+        limits=keep.limits,
     )
 
 

@@ -118,6 +118,7 @@ def er(
     )
     if share:
         return method._replace(needs=(share,))
+    method = method._replace(limits=keep.limits)
     if policy == "herding":
         return method._replace(consolidate=consolidate, report=report)
     return method._replace(observe=observe, report=report)

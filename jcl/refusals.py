@@ -1,0 +1,124 @@
+"""What losses, scores and programs refuse of a model's outputs, of labels, and of reports.
+
+All of it is static, shapes and dtypes, so that it costs nothing in a compiled step. Which values
+labels and tokens have is looked at before a run (see `jcl.data.bounds`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcl.method import Batch, Limits, check
+from jcl.outputs import TokenScores
+
+
+def described(thing: Any) -> str:
+    """A dtype and a shape, or the name of a type that has none, for a sentence."""
+    if not hasattr(thing, "dtype"):
+        return f"a {type(thing).__name__}"
+    return f"{thing.dtype} {list(thing.shape)}"
+
+
+def check_classes(outputs: Any, batch: Batch, asks: str) -> None:
+    """Refuses outputs that are no logits [B, C], or labels `y` that are no classes [B].
+
+    Args:
+      outputs: the model's.
+      batch: the rows.
+      asks: the name of the loss or score, for the sentence.
+
+    Raises:
+      ValueError: in one sentence.
+    """
+    rows = batch["weight"].shape[0]
+    if getattr(outputs, "shape", ())[:1] != (rows,) or len(outputs.shape) != 2:
+        raise ValueError(
+            f"the model's outputs are {described(outputs)}, but must be logits [{rows}, classes] "
+            f"for {asks}"
+        )
+    y = batch.get("y")
+    if y is None:
+        raise ValueError(f"the batch's columns are {sorted(batch)}, but must include y for {asks}")
+    if not (jnp.issubdtype(y.dtype, jnp.integer) and y.shape == (rows,)):
+        one_hot = y.shape == outputs.shape
+        hint = "; of one-hot labels take the argmax" if one_hot and y.shape[1] > 1 else ""
+        raise ValueError(
+            f"y is {described(y)}, but must be integers [{rows}] for {asks}, a class for each row"
+            + hint
+        )
+
+
+def class_limits(outputs: Any, classes: Any = None) -> Limits:
+    """Below what labels have to stay for logits [B, C], and tasks for a table of classes."""
+    if not hasattr(outputs, "shape"):
+        return {}  # no logits, which the loss refuses itself
+    limits = {"y": (outputs.shape[-1], "number of outputs")}
+    return limits if classes is None else limits | {"task": (len(classes), "number of tasks")}
+
+
+def check_targets(outputs: Any, y: jax.Array, asks: str) -> None:
+    """Refuses targets of a regression that are not as many numbers as the outputs.
+
+    Raises:
+      ValueError: in one sentence.
+    """
+    if getattr(outputs, "size", None) != y.size:
+        raise ValueError(
+            f"y is {described(y)}, but must have as many numbers as the model's outputs, which "
+            f"are {described(outputs)}, for {asks}"
+        )
+
+
+def check_logits(outputs: Any, tokens: jax.Array, asks: str) -> None:
+    """Refuses outputs that are no logits [B, L, V] of tokens [B, L].
+
+    Raises:
+      ValueError: in one sentence.
+    """
+    if getattr(outputs, "shape", ())[:-1] != tokens.shape:
+        raise ValueError(
+            f"the model's outputs are {described(outputs)}, but must be logits "
+            f"{[*tokens.shape, 'vocabulary']} for {asks}"
+        )
+
+
+def check_scores(outputs: Any, asks: str) -> None:
+    """Refuses what a model answers if it doesn't know of `targets`.
+
+    Raises:
+      ValueError: in one sentence.
+    """
+    if not isinstance(outputs, TokenScores):
+        raise ValueError(
+            f"the model's outputs are {described(outputs)}, but must be losses.TokenScores for "
+            f"{asks}, where the batch has targets; losses.next_token takes logits"
+        )
+
+
+def check_scalar(value: Any, objective: Any) -> None:
+    """Refuses a loss that isn't a scalar.
+
+    Raises:
+      ValueError: in one sentence that names it.
+    """
+    if jnp.shape(value) != ():
+        name = getattr(objective, "__name__", type(objective).__name__)
+        raise ValueError(
+            f"loss is {name}, which gives {described(value)}, but must be one that gives a scalar, "
+            "such as the weighted mean over rows: losses.weighted_mean(each, batch['weight'])"
+        )
+
+
+def scalars(reports: Mapping[str, Any]) -> dict[str, Any]:
+    """Reports as they are.
+
+    Raises:
+      ValueError: if one isn't a scalar, which a log has no place for.
+    """
+    for name, value in reports.items():
+        check(jnp.shape(value) == (), f"shape of {name!r}", jnp.shape(value), "(), a scalar")
+    return dict(reports)

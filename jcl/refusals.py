@@ -1,4 +1,4 @@
-"""What losses, scores and programs refuse of a model's outputs, of labels, and of reports; and of what they warn.
+"""What losses, scores and programs refuse of outputs, labels and reports, and of what they warn.
 
 All of it is static, shapes and dtypes, so that it costs nothing in a compiled step. Which values
 labels and tokens have is looked at before a run (see `jcl.data.bounds`).
@@ -126,7 +126,7 @@ def scalars(reports: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warn_of_idle(method: Method, stages: int) -> None:
-    """Warns of each method of a chain that would change nothing in so many stages: it is plain training."""
+    """Warns of each method of a chain that would change nothing in so many stages."""
     for part in method.parts:
         if isinstance(part.starts, int) and part.starts >= stages:  # a sweep's may be traced
             warnings.warn(

@@ -124,7 +124,6 @@ NO_MIRROR = {
     "models/decoder_layouts": "a table, row by row against transformers in test_parity.py",
     "models/encoder_families": "a table, row by row against transformers in test_encoder.py",
     "models/presets": "a table of published sizes",
-    "testing/witness": "a method and a run off which test_every_pair.py reads its laws",
     "refusals": "sentences, each of them a row of test_wrong_input.py",
     "models/vision_families": "a table, row by row against transformers in test_vision.py",
 }

@@ -190,7 +190,9 @@ def _load(folder: Path) -> Tokens | None:
     try:
         found = Tokens(*(np.load(folder / f"{n}.npy", "r", allow_pickle=False) for n in _ARRAYS))
         noted = folder / "largest.npy"  # which older folders lack
-        largest = int(np.load(noted, allow_pickle=False)) if noted.exists() else None
+        largest = None
+        if noted.exists():
+            largest = int(np.load(noted, allow_pickle=False).reshape(()))
         found = found._replace(offsets=np.array(found.offsets), largest=largest)
     except (OSError, ValueError, EOFError):
         return None

@@ -87,7 +87,7 @@ def _narrow(given: Any, key: str, name: str) -> np.ndarray:
                 + (hint if key == "y" else "")
             )
         return x.astype(np.int32) if key == "y" else x
-    kinds = {"f": np.float32, "i": np.int32, "u": np.uint32}
+    kinds: dict[str, Any] = {"f": np.float32, "i": np.int32, "u": np.uint32}
     if x.dtype.itemsize != 8 or x.dtype.kind not in kinds:
         return x
     kind = kinds[x.dtype.kind]

@@ -91,7 +91,8 @@ def tokenise(
     emit = on_event or (lambda event: None)
     if not cache:
         parts = list(_parts(documents, tokenizer, emit))
-        return _noted(Tokens(*(np.concatenate(p) for p in zip(*parts, strict=True))))
+        arrays: Any = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return _noted(Tokens(*arrays))
     if isinstance(documents, Iterator):
         documents = list(documents)
     folder = cache_folder() / _key(documents, tokenizer)

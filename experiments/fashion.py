@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from digits import classification
@@ -18,7 +19,6 @@ from digits import classification
 from jcl import data, models
 from jcl.data.packages import needed
 from jcl.data.stream import Arrays
-from jcl.method import Params
 from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "er(capacity=500, rows=32)")
@@ -72,18 +72,12 @@ def build(config: Config) -> Experiment:
     images = first(train, config.images or count), first(test, tested)
     outputs = CLASSES // config.tasks if config.scenario == "domain" else CLASSES
     module = ResNet(outputs, config.width)
-    example = {"x": np.zeros((1, SIDE, SIDE, 1), np.float32)}
-
-    def made(key: jax.Array) -> models.Model:
-        return models.flax.linen(module, example, key, head="head")
-
-    def init(key: jax.Array) -> Params:
-        return made(key).params
-
-    model = made(jax.random.key(0))
+    example = {"x": jnp.zeros((1, SIDE, SIDE, 1))}
+    draw = jax.jit(lambda key: module.init(key, example["x"], train=False))
+    model = models.flax.linen(module, example, variables=draw(jax.random.key(0)), head="head")
     chosen = replace(config, epochs=config.epochs or epochs)
     return classification("fashion", images, chosen)._replace(
-        init=init,
+        init=lambda key: draw(key)["params"],
         apply=model.apply,
         optimizer=optax.sgd,
         collections=model.collections,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 import zlib
 from typing import Any
 
@@ -177,9 +176,16 @@ def chain(*methods: Method) -> Method:
         added: dict[str, str] = {}  # the leaves that methods added, and by which
         grown: dict[str, str] = {}  # and those that they gave more axes
 
-        def begun(m: Method, params: Params, known: dict[str, Any] = states) -> Any:
+        def begun(m: Method, params: Params, known: dict[str, Any]) -> Any:
             mine = own(ctx.anew(params, dict(known)), m, "init")
             return m.init(mine._replace(added=added.get, grown=grown.get), params)
+
+        def grows(m: Method, known: dict[str, Any]) -> bool:
+            """Whether a method changes the tree, if it begins where these states are known."""
+            try:
+                return trees.shapes(begun(m, params, known)[0]) != trees.shapes(params)
+            except ValueError:
+                return False
 
         def check_follows(m: Method, earlier: tuple[Method, ...]) -> None:
             """Refuses a method that adds leaves after one whose state has the tree's shape."""
@@ -192,14 +198,14 @@ def chain(*methods: Method) -> Method:
 
         for i, m in enumerate(parts):
             try:
-                made = begun(m, params)
+                made = begun(m, params, states)
             except ValueError:
                 if not jax.tree.leaves(params):  # nothing learns yet: does a later one add some?
                     for later in parts[i + 1 :]:
-                        if defines(later, "init") and trees.by_path(begun(later, params)[0]):
+                        if defines(later, "init") and grows(later, states):
                             check_follows(later, (m,))
                 # or does it add some, which an earlier one that wraps the model doesn't know?
-                elif not m.needs and trees.shapes(begun(m, params, {})[0]) != trees.shapes(params):
+                elif not m.needs and grows(m, {}):
                     check_follows(m, parts[:i])
                 raise
             larger, states[m.name] = _two(m, "init", made)
@@ -317,18 +323,6 @@ def chain(*methods: Method) -> Method:
     used["learns"] = (lambda path: any(one(path) for one in opinions)) if opinions else None
     used |= {"reads": reads, "recalls": recalls, "parts": parts, "chained": True}
     return Method(name, init=init)._replace(**used)
-
-
-def warn_of_idle(method: Method, stages: int) -> None:
-    """Warns of each method that would change nothing in so many stages: it is plain training."""
-    for part in chain(method).parts:
-        if isinstance(part.starts, int) and part.starts >= stages:  # a sweep's may be traced
-            warnings.warn(
-                f"{part.name} changes nothing before stage {part.starts}, counted from 0, and "
-                f"there {'is' if stages == 1 else 'are'} only {stages}, so it does nothing here; "
-                "if it has an argument start, start=0 lets it act from the first step",
-                stacklevel=3,
-            )
 
 
 _WHEN = {

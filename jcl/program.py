@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from jcl import trees
-from jcl.chain import chain, warn_of_idle
+from jcl.chain import chain
 from jcl.contexts import (
     BEGINNING,
     BOUNDARY,
@@ -48,7 +48,7 @@ from jcl.outputs import check_kind
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import Shares
 from jcl.records import record
-from jcl.refusals import scalars
+from jcl.refusals import scalars, warn_of_idle
 
 Evaluate = Callable[["Program", "State"], Any]
 """`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""

@@ -1,4 +1,4 @@
-"""What losses, scores and programs refuse of a model's outputs, of labels, and of reports.
+"""What losses, scores and programs refuse of outputs, labels and reports, and of what they warn.
 
 All of it is static, shapes and dtypes, so that it costs nothing in a compiled step. Which values
 labels and tokens have is looked at before a run (see `jcl.data.bounds`).
@@ -6,13 +6,14 @@ labels and tokens have is looked at before a run (see `jcl.data.bounds`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jcl.method import Batch, Limits, check
+from jcl.method import Batch, Limits, Method, check
 from jcl.outputs import TokenScores
 
 
@@ -122,3 +123,15 @@ def scalars(reports: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in reports.items():
         check(jnp.shape(value) == (), f"shape of {name!r}", jnp.shape(value), "(), a scalar")
     return dict(reports)
+
+
+def warn_of_idle(method: Method, stages: int) -> None:
+    """Warns of each method of a chain that would change nothing in so many stages."""
+    for part in method.parts:
+        if isinstance(part.starts, int) and part.starts >= stages:  # a sweep's may be traced
+            warnings.warn(
+                f"{part.name} changes nothing before stage {part.starts}, counted from 0, and "
+                f"there {'is' if stages == 1 else 'are'} only {stages}, so it does nothing here; "
+                "if it has an argument start, start=0 lets it act from the first step",
+                stacklevel=3,
+            )

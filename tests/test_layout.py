@@ -58,6 +58,7 @@ TOUCHES = {
     "parallel/signals": {"disk", "clock", "screen"},
     "models/pretrained": {"disk"},
     "models/gguf": {"disk"},
+    "models/dequantize": {"disk"},
     "models/peft": {"disk"},
     "models/tensors": {"disk"},
     "editing/stream": {"disk", "clock"},
@@ -89,6 +90,7 @@ padding out."""
 
 MAY_NAME_METHODS = {
     "chain": "a chain of no methods is called `naive`",
+    "contexts": "what a refusal advises",
     "data/codes": "languages have such codes",
     "mechanisms/adapters": "`lora` is a leaf of the tree: these are its words",
     "mechanisms/merging": "`lora` is a leaf; what a refusal advises",
@@ -96,7 +98,6 @@ MAY_NAME_METHODS = {
     "models/layers": "`lora` is a leaf",
     "models/peft": "`lora` is a leaf; PEFT's own names in its files",
     "parallel/mesh": "`lora` is a leaf",
-    "program": "what a refusal advises",
     "cli": "examples in the help",
     "runs/expression": "examples in refusals",
     "runs/plan": "examples in refusals",
@@ -123,7 +124,6 @@ NO_MIRROR = {
     "models/decoder_layouts": "a table, row by row against transformers in test_parity.py",
     "models/encoder_families": "a table, row by row against transformers in test_encoder.py",
     "models/presets": "a table of published sizes",
-    "testing/witness": "a method and a run off which test_every_pair.py reads its laws",
     "refusals": "sentences, each of them a row of test_wrong_input.py",
     "models/vision_families": "a table, row by row against transformers in test_vision.py",
 }

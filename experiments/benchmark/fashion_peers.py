@@ -177,10 +177,11 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     torch.manual_seed(given.seed)
     net = ResNet(given.width)
-    if given.peer == "torch":
-        train = Loop(net, given.method, given.batch).train
-    else:
-        train = avalanche(net, given.method, given.batch)
+    train: Callable[[Task], None] = (
+        Loop(net, given.method, given.batch).train
+        if given.peer == "torch"
+        else avalanche(net, given.method, given.batch)
+    )
     tasks = read("train", given.images)
     if given.turns:
         rows = given.turns * given.batch

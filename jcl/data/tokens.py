@@ -91,7 +91,7 @@ def tokenise(
     emit = on_event or (lambda event: None)
     if not cache:
         parts = list(_parts(documents, tokenizer, emit))
-        arrays: Any = (np.concatenate(part) for part in zip(*parts, strict=True))
+        arrays: Any = (np.concatenate(p) for p in zip(*parts, strict=True))
         return _noted(Tokens(*arrays))
     if isinstance(documents, Iterator):
         documents = list(documents)
@@ -190,7 +190,9 @@ def _load(folder: Path) -> Tokens | None:
     try:
         found = Tokens(*(np.load(folder / f"{n}.npy", "r", allow_pickle=False) for n in _ARRAYS))
         noted = folder / "largest.npy"  # which older folders lack
-        largest = int(np.load(noted, allow_pickle=False)) if noted.exists() else None
+        largest = None
+        if noted.exists():
+            largest = int(np.load(noted, allow_pickle=False).reshape(()))
         found = found._replace(offsets=np.array(found.offsets), largest=largest)
     except (OSError, ValueError, EOFError):
         return None

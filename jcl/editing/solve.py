@@ -54,25 +54,28 @@ def least_change(
 
 
 def kernel(params: Params, path: str, layers: tuple[int, ...]) -> jax.Array:
-    """The kernel [all layers, in, out] at `path`.
+    """The kernel [all layers, in, out] at `path`; one that isn't stacked is that of layer 0.
 
     Raises:
-      ValueError: if there is no plain, stacked kernel at `path`, or it has no such layers.
+      ValueError: if there is no plain kernel at `path`, or it has no such layers.
     """
     try:
         found = adapters.subtree(params, path)["kernel"]
     except (KeyError, TypeError):
         raise ValueError(f"path is {path!r}, but must be that of a dense layer") from None
-    whole = not isinstance(found, dict) and found.ndim == 3
-    check(whole, "kernel at path", path, "whole, not quantised, and stacked over layers")
+    whole = not isinstance(found, dict) and found.ndim in (2, 3)
+    wanted = "whole, not quantised, and [in, out] or stacked over layers"
+    check(whole, "kernel at path", path, wanted)
+    found = found if found.ndim == 3 else found[None]
     inside = bool(layers) and all(0 <= i < len(found) for i in layers)
     check(inside, "layers", layers, f"from 0 to {len(found) - 1}")
     return found
 
 
 def put(params: Params, path: str, kernel: jax.Array) -> Params:
-    """The tree with another kernel at `path`."""
-    return adapters.with_subtree(params, path, {"kernel": kernel})
+    """The tree with another kernel [layers, in, out] at `path`, in the shape that it has there."""
+    shape = adapters.subtree(params, path)["kernel"].shape
+    return adapters.with_subtree(params, path, {"kernel": kernel.reshape(shape)})
 
 
 def add(kernel: jax.Array, layer: Any, change: jax.Array) -> jax.Array:

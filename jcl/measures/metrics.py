@@ -75,10 +75,10 @@ def micro_average(R: Any, sizes: Sequence[float]) -> Any:
     0.95
     """
     R, *_ = _matrix(R, _all_at_once(R))
-    weights = np.asarray(sizes, np.float64)
-    fits = weights.shape == (R.shape[-1],) and bool((weights >= 0).all()) and weights.sum() > 0
-    check(fits, "sizes", weights.tolist(), f"{R.shape[-1]} numbers from 0 on, one a task")
-    return (R[..., -1, :] * (weights / weights.sum())).sum(-1)
+    weight = np.asarray(sizes, np.float64)
+    fits = weight.shape == (R.shape[-1],) and bool((weight >= 0).all()) and weight.sum() > 0
+    check(fits, "sizes", weight.tolist(), f"{R.shape[-1]} numbers from 0 on, one a task")
+    return (R[..., -1, :] * (weight / weight.sum())).sum(-1)
 
 
 def backward_transfer(R: Any, tasks: Tasks = None) -> Any:

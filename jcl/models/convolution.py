@@ -32,7 +32,7 @@ def convolve(
     feature_group_count: int = 1,
     precision: Any = None,
 ) -> jax.Array:
-    """`lax.conv_general_dilated`, as `flax.linen.Conv(..., conv_general_dilated=convolve)` takes it.
+    """`lax.conv_general_dilated`, for `flax.linen.Conv(..., conv_general_dilated=convolve)`.
 
     The gradients are those told above if channels come last, x [B, *places, in] and kernel
     [*window, in, out], and nothing is dilated or grouped; then it is differentiable in reverse mode
@@ -74,11 +74,12 @@ def _in_order(
     strides: Sequence[int],
     padding: Padding,
     precision: Any,
-    **dilation: Sequence[int],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
 ) -> jax.Array:
     return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=_order(kernel.ndim - 2),
-        precision=precision, **dilation,
+        x, kernel, strides, padding, lhs_dilation, rhs_dilation, _order(kernel.ndim - 2),
+        precision=precision,
     )  # fmt: skip
 
 

@@ -202,6 +202,8 @@ _ROBERTA_COPIES = {
     "lm_head.decoder.bias": "lm_head.bias",
 }
 _T5_COPIES = {f"{side}.embed_tokens.weight": "shared.weight" for side in ("encoder", "decoder")}
+_T5_UNREAD = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+"""What the first published T5 have and no version of transformers reads."""
 ENCODERS = {
     "bert": Family(
         _bert, partial(_layout, _BERT), "bert.", partial(_heads, _BERT),
@@ -211,6 +213,6 @@ ENCODERS = {
         _roberta, partial(_layout, _ROBERTA), "roberta.", partial(_heads, _ROBERTA),
         encoder.init, encoder.apply_fn, _ROBERTA_COPIES,
     ),
-    "t5": Family(_t5, _t5_layout, "", _t5_head, t5.init, t5.apply_fn, _T5_COPIES),
+    "t5": Family(_t5, _t5_layout, "", _t5_head, t5.init, t5.apply_fn, _T5_COPIES, _T5_UNREAD),
 }  # fmt: skip
 """Families of encoders and T5 by `model_type`; MiniLM is a `bert`, Flan-T5 a `t5`."""

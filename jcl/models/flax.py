@@ -250,7 +250,8 @@ def nnx(
         kept = collections_of(call, names)
         made = module_of({"params": params, **kept}, call)
         visit = partial(_visit, lib, call, batch, params, flax_layers.trace_state())
-        for path, part in list(lib.iter_modules(made)):
+        parts: list[tuple[Any, Any]] = list(lib.iter_modules(made))
+        for path, part in parts:
             if path and watched.get(type(part)):
                 if trees.stack_axes(_joined(path), structure) == 1:
                     stack = jax.tree.leaves(adapters.subtree(params, _joined(path)))
@@ -281,7 +282,7 @@ def _watched(layer: type, lib: Any) -> type | None:
         return None
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.jcl_visit(kind, self, partial(layer.__call__, self), args, kwargs)  # type: ignore[operator]
+        return self.jcl_visit(kind, self, partial(layer.__call__, self), args, kwargs)
 
     return type(layer)(layer.__name__, (layer,), {"__call__": __call__})
 

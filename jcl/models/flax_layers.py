@@ -141,8 +141,8 @@ _VIEWS: dict[str, Callable[[Any, jax.Array], View | None]] = {
     "Einsum": _einsum,
     "Conv": _conv,
 }
-_OUTPUT_ALONE = ("ConvLocal", "ConvTranspose", "Embed", "BatchNorm", "LayerNorm", "RMSNorm")
-_OUTPUT_ALONE += ("GroupNorm", "InstanceNorm")
+_NORMS = ("BatchNorm", "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm")
+_OUTPUT_ALONE = ("ConvLocal", "ConvTranspose", "Embed", *_NORMS)
 
 
 def kind_of(layer: type, library: ModuleType) -> str | None:
@@ -153,7 +153,7 @@ def kind_of(layer: type, library: ModuleType) -> str | None:
     for base in layer.__mro__:
         name = base.__name__
         if getattr(library, name, None) is base and (name in _VIEWS or name in _OUTPUT_ALONE):
-            return name if layer.__call__ is base.__call__ else None  # type: ignore[operator]
+            return name if layer.__call__ is base.__call__ else None
     return None
 
 

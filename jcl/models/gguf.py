@@ -69,7 +69,7 @@ def open_file(path: Path) -> tuple[dict[str, Any], Tensors]:
       ImportError: if gguf isn't installed.
     """
     reader = _reader(path)
-    seen = set()
+    seen: set[str] = set()
 
     def value(key: str, default: Any = None) -> Any:
         seen.add(key)
@@ -88,11 +88,16 @@ def open_file(path: Path) -> tuple[dict[str, Any], Tensors]:
     for key, found in (("attention.head_count", heads), ("embedding_length", width)):
         check(isinstance(found, int) and found >= 1, f"{kind}.{key} in {path}", found, "at least 1")
     head = value(f"{kind}.attention.key_length", width // heads)
+    if "model.embed_tokens.weight" not in stored:
+        raise ValueError(f"{path} has no token_embd.weight, which every model must have")
     vocabulary = int(stored["model.embed_tokens.weight"].shape[1])
     for key, wanted in (
         ("attention.value_length", head),
         ("rope.dimension_count", head),
         ("vocab_size", vocabulary),
+        ("attention.causal", True),
+        ("expert_count", 0),
+        ("expert_used_count", 0),
     ):
         found = value(f"{kind}.{key}", wanted)
         check(found == wanted, f"{kind}.{key} in {path}", found, f"{wanted}, as the others say")

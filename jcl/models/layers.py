@@ -179,7 +179,8 @@ def check_ids(tokens: jax.Array, vocabulary: int) -> None:
         return
     if not getattr(tokens, "is_fully_addressable", True):  # of other processes too
         return
-    low, high = int(tokens.min()), int(tokens.max())
+    with jax.ensure_compile_time_eval():  # a constant within a trace of something else
+        low, high = int(tokens.min()), int(tokens.max())
     inside = low >= 0 and high < vocabulary
     wanted = f"from 0 to {vocabulary - 1}, as the vocabulary is {vocabulary}"
     check(inside, "token ids", (low, high), wanted)

@@ -48,7 +48,8 @@ class Settings:
 
     def __init__(self, given: Any, also: frozenset[str] = frozenset()) -> None:
         self._given = given
-        self._default: dict[str, Any] = UNDECLARED | type(given)().to_dict()
+        others = {k: v for k, v in UNDECLARED.items() if k not in type(given).attribute_map}
+        self._default: dict[str, Any] = others | type(given)().to_dict()
         self._also = also
         self._read: set[str] = set()
 

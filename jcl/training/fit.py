@@ -20,11 +20,11 @@ import jax
 import numpy as np
 
 from jcl import trees
-from jcl.chain import warn_of_idle
 from jcl.data.stream import Stream
 from jcl.method import Params, check
 from jcl.parallel import processes, signals
 from jcl.program import Evaluate, Program, State
+from jcl.refusals import warn_of_idle
 from jcl.training import checkpoint, inputs, origin
 from jcl.training.compiled import compile_loop, start
 from jcl.training.feed import Feed, place

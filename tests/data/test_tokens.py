@@ -21,7 +21,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def same(a, b):
     for x, y in zip(a, b, strict=True):
-        assert x.dtype == y.dtype
+        assert np.asarray(x).dtype == np.asarray(y).dtype
         np.testing.assert_array_equal(x, y)
 
 
@@ -102,8 +102,15 @@ def test_other_documents_or_another_tokenizer_are_kept_apart():
         tokenizer.eos_token = "<|end|>"
 
 
-@pytest.mark.parametrize("name", data.Tokens._fields)
-@pytest.mark.parametrize("harm", ["cut", "empty", "gone", "pickle", "other"])
+HARMS = [
+    (name, harm)
+    for name in data.Tokens._fields
+    for harm in ("cut", "empty", "gone", "pickle", "other")
+    if (name, harm) != ("largest", "gone")  # which is an older folder
+]
+
+
+@pytest.mark.parametrize(("name", "harm"), HARMS)
 def test_a_broken_file_is_made_anew(name, harm):
     good = tokenise(DOCUMENTS, tiny.byte_level(), cache=False)
     tokenise(DOCUMENTS, tiny.byte_level())
@@ -180,7 +187,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 def test_files_are_plain_npy_that_numpy_reads():
     tokenise(DOCUMENTS)
     folder = cache_folder() / folders()[0]
-    assert sorted(os.listdir(folder)) == ["bytes.npy", "learn.npy", "offsets.npy", "tokens.npy"]
+    assert sorted(os.listdir(folder)) == sorted(f"{name}.npy" for name in data.Tokens._fields)
     assert np.load(folder / "offsets.npy").tolist() == [0, 11, 21, 22, 28]
     assert len(folder.name) == 64
 

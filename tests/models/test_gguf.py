@@ -49,8 +49,13 @@ def permuted(weights: np.ndarray, heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(weights.shape)
 
 
-def write(path: Path, kind: str = "llama", quantised: Any = None) -> dict[str, np.ndarray]:
-    """A model of one layer; returns its tensors as transformers names and orders them."""
+def write(
+    path: Path, kind: str = "llama", quantised: Any = None, **more: Any
+) -> dict[str, np.ndarray]:
+    """A model of one layer, with `more` of its metadata.
+
+    Returns its tensors as transformers names and orders them.
+    """
     draw = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, kind)
     writer.add_context_length(77)
@@ -62,6 +67,10 @@ def write(path: Path, kind: str = "llama", quantised: Any = None) -> dict[str, n
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(5000.0)
     writer.add_bos_token_id(3)
+    for key, value in more.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add = writer.add_uint32 if isinstance(value, int) else add
+        add(f"{kind}.{key}", value)
     given = {}
     for name, shape in SHAPES.items():
         x = draw.normal(size=shape).astype(np.float32)
@@ -108,6 +117,40 @@ def test_quantised_tensors_are_off_by_half_a_step(tmp_path: Path) -> None:
             off, size = (np.abs(v).max(-1) for v in blocks)
             assert (off <= size / 127 * (0.5 + 127 * 2**-11)).all(), name
             assert off.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"rope.scaling.attn_factor": 2.0}, r"llama\.rope\.scaling\.attn_factor in .* is 2\.0"),
+        ({"attention.sliding_window": 9}, r"llama\.attention\.sliding_window in .* is 9"),
+        ({"rope.dimension_count": 4}, r"llama\.rope\.dimension_count in .* is 4, but must be 8"),
+        ({"expert_count": 8}, r"llama\.expert_count in .* is 8, but must be 0"),
+        ({"rope.scaling.type": "longrope"}, r"llama\.rope\.scaling\.type is 'longrope'"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_metadata_that_is_not_read_is_refused(more: Any, words: str, tmp_path: Path) -> None:
+    write(tmp_path / "x.gguf", **more)
+    with pytest.raises(ValueError, match=words):
+        files.open_file(tmp_path / "x.gguf")
+
+
+def test_how_positions_are_stretched_is_read(tmp_path: Path) -> None:
+    def rope(**more: Any) -> dict[str, Any]:
+        write(tmp_path / "x.gguf", **more)
+        return files.open_file(tmp_path / "x.gguf")[0]["rope_parameters"]
+
+    base = {"rope_theta": 5000.0}
+    assert rope() == {**base, "rope_type": "default"}
+    linear = {**base, "rope_type": "linear", "factor": 4.0}
+    kind, by = "rope.scaling.type", "rope.scaling.factor"
+    assert rope(**{kind: "linear", by: 4.0}) == linear
+    assert rope(**{"rope.scale_linear": 4.0}) == linear  # as older files say it
+    assert rope(**{kind: "none", "rope.scaling.original_context_length": 16}) == rope()
+    said = {kind: "yarn", by: 4.0, "rope.scaling.original_context_length": 16}
+    wanted = {"original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
+    assert rope(**said) == {**linear, "rope_type": "yarn", **wanted}
 
 
 def test_a_folder_must_have_one(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The residual network, against the one that GEM, Mammoth and Avalanche train, in torch."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ class TorchResNet(nn.Module):
         self.layers = nn.Sequential(
             *[
                 nn.Sequential(TorchBlock(a, b, 1 if a == b else 2), TorchBlock(b, b, 1))
-                for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+                for a, b in pairwise(sizes)
             ]
         )
         self.linear = nn.Linear(8 * width, classes)

@@ -21,9 +21,9 @@ class InferTaskState(NamedTuple):
 def infer_task(tasks: int, prompts: bool = True) -> Method:
     """Task inference: in prediction, a row's `task` is argmax_t cos(f(row), Σ_{rows of t} f).
 
-    f is the mean of the embeddings of a row's tokens, each row's scaled to length 1. Chain it with a
-    method that goes by the task, such as `inclora(predict="task")`, which has to come first for it
-    adds parameters, or `packnet`.
+    f is the mean of the embeddings of a row's tokens, each row's scaled to length 1. Chain it with
+    a method that goes by the task, such as `inclora(predict="task")`, which has to come first for
+    it adds parameters, or `packnet`.
     Tasks without a row so far are never inferred. The scores still group rows by the `task` that
     the data names. A generation with a cache takes the `task` that it is given.
 

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model as tiny
+from flax import linen as nn
 
 from jcl.editing import values
 from jcl.editing.editors.rome import rome
+from jcl.editing.statistics import second_moment
+from jcl.models import flax
 
 LAYER, OPTIONS = 1, {"layer": 1, "steps": 4}
 EDITOR = rome(tiny.APPLY, tiny.MOMENTS[1:2], **OPTIONS)
@@ -72,3 +75,30 @@ def test_a_kernel_of_half_precision_keeps_its_dtype():
     assert kernel.dtype == jnp.bfloat16
     change = kernel.astype(jnp.float32) - start["blocks"]["down"]["kernel"].astype(jnp.float32)
     assert jnp.isfinite(change).all() and jnp.abs(change[LAYER]).max() > 1e-2
+
+
+class Causal(nn.Module):
+    """A language model of Flax's layers, which aren't stacked."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        h = 3 * nn.Embed(512, 16)(tokens)
+        h = h + jnp.cumsum(h, axis=1) / (1 + jnp.arange(tokens.shape[1])[:, None])
+        h = h + nn.Dense(16, name="down")(nn.gelu(nn.Dense(24, name="up")(h)))
+        return nn.Dense(512, name="head")(h)
+
+
+def test_a_kernel_of_flax_that_is_not_stacked_is_written():
+    model = flax.linen(Causal(), {"tokens": tiny.TEXT[0]}, jax.random.key(0))
+    texts = {"tokens": tiny.TEXT}
+    moment = jax.jit(lambda p: second_moment(model.apply, p, texts, (0,), "down"))(model.params)
+    editor = rome(model.apply, moment, layer=0, path="down", steps=4)
+    fact = tiny.some(0)
+    params, _ = jax.jit(editor.write)(model.params, editor.init(model.params, fact), fact)
+    assert params["down"]["kernel"].shape == (24, 16)
+    search = values.Search(4, 0.5, 1e-3, 0.0625, 4.0, 0.05)
+    alone = jax.tree.map(lambda x: x[0], fact)
+    delta, old = values.find(model.apply, model.params, alone, "down:out", 0, search)
+    now = values.at_subjects(model.apply, params, fact, {"down:out": 0}, 1)["down:out"][0, 0]
+    assert jnp.linalg.norm(delta) > 0.1
+    np.testing.assert_allclose(now, old + delta, atol=1e-3 * float(jnp.linalg.norm(delta)))

@@ -299,8 +299,13 @@ def wrongs(kind: str, folder: Path) -> dict[str, str]:
     return made
 
 
+RUN = ("llama", "gpt2", "mistral", "qwen2")
+"""Families that were run through whole and mended; the others wait for a machine with room."""
+OPEN = pytest.mark.skip(reason="issue 15, part 1: not run through yet")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [k for k in FAMILIES if k in FAMILY])
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in RUN else OPEN) for k in FAMILY])
 def test_every_key_is_honoured_or_refused(kind: str, tmp_path: Path) -> None:
     assert wrongs(kind, tmp_path) == {}
 

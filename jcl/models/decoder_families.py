@@ -176,12 +176,15 @@ def _gemma(given: Any, **more: Any) -> Config:
     return _llama(given, norm_offset=1.0, embed_scale=given.hidden_size**0.5, **more)
 
 
-def _gemma2(given: Any, **more: Any) -> Config:
+def _gemma2(given: Any) -> Config:
+    return _gemma_with_caps(given, attention_cap=given.attn_logit_softcapping)
+
+
+def _gemma_with_caps(given: Any, **more: Any) -> Config:
     return _gemma(
         given,
         post_norm=True,
         query_scale=given.query_pre_attn_scalar**-0.5,
-        attention_cap=given.attn_logit_softcapping,
         logit_cap=given.final_logit_softcapping,
         **more,
     )
@@ -189,7 +192,7 @@ def _gemma2(given: Any, **more: Any) -> Config:
 
 def _gemma3(given: Any) -> Config:
     causal = not given.use_bidirectional_attention
-    return _gemma2(given, qk_norm="head", causal=causal, **_ropes(given))
+    return _gemma_with_caps(given, qk_norm="head", causal=causal, **_ropes(given))
 
 
 def _mixture(given: Any, **more: Any) -> Config:

@@ -138,7 +138,8 @@ def _layout(called: _Names, c: encoder.Config) -> Layout:
 
 def _t5(given: Any) -> t5.Config:
     start = getattr(given, "decoder_start_token_id", None)
-    gated = given.feed_forward_proj.startswith("gated-")
+    # which transformers has made the two below of
+    check(bool(given.feed_forward_proj), "feed_forward_proj", "", "the name of an activation")
     return t5.Config(
         vocabulary=given.vocab_size,
         layers=given.num_layers,
@@ -148,7 +149,7 @@ def _t5(given: Any) -> t5.Config:
         head_width=given.d_kv,
         hidden=given.d_ff,
         activation=activation_name(given.dense_act_fn),
-        gated=gated,
+        gated=given.is_gated_act,
         buckets=given.relative_attention_num_buckets,
         reach=given.relative_attention_max_distance,
         eps=given.layer_norm_epsilon,

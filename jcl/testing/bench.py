@@ -26,6 +26,8 @@ class Problem(NamedTuple):
     params: Any
     trainable: Trainable = every_leaf
     loss: Any = losses.cross_entropy()
+    collections: Any = ()
+    """What the model keeps beside its parameters, by name."""
 
 
 def perceptron() -> Problem:
@@ -85,9 +87,10 @@ class Loop:
         params: Any,
         shardings: Any = None,
         rows: Mapping[str, jax.Array] | None = None,
+        collections: Any = (),
     ) -> None:
         """Jits a program's functions; `rows` are the stream's."""
-        self.params = params
+        self.params, self.collections = params, collections
         self.rows = stream() if rows is None else rows
         self.traces = {"step": 0, "consolidate": 0}
         out: dict[str, Any] = {} if shardings is None else {"out_shardings": shardings}
@@ -122,7 +125,7 @@ class Loop:
     def stages(self, key: jax.Array | None = None) -> tuple[list[State], list[Any]]:
         """The first state and that after each stage, and what all steps report."""
         key = jax.random.key(3) if key is None else key
-        states, reports = [self.init(self.params, self.batch(0, 0), key)], []
+        states, reports = [self.init(self.params, self.batch(0, 0), key, self.collections)], []
         for task in range(TASKS):
             state, new = self.steps(states[-1], task)
             states.append(self.boundary(state, task))
@@ -146,7 +149,14 @@ class Bench:
         self.make, self.problem, self.tolerance = make, problem, tolerance
         self.program = program_of(make(), problem)
         # said where they are, as a restored state is, so that both run the same compiled step
-        self.loop = Loop(self.program, jax.device_put(problem.params, jax.devices()[0]))
+        self.loop = self.loop_of(self.program)
+
+    def loop_of(self, program: Program, params: Any = None, shardings: Any = None) -> Loop:
+        """The loop of another program of the same problem, from its parameters or from others."""
+        params = self.problem.params if params is None else params
+        if shardings is None:
+            params = jax.device_put(params, jax.devices()[0])
+        return Loop(program, params, shardings, collections=self.problem.collections)
 
     @cached_property
     def stages(self) -> tuple[list[State], list[Any]]:

@@ -23,7 +23,7 @@ from jcl.methods import naive
 from jcl.parallel import mesh
 from jcl.program import State, run
 from jcl.replicate import replicate
-from jcl.testing.bench import FEATURES, STEPS, TASKS, Bench, Loop, exact, program_of
+from jcl.testing.bench import FEATURES, STEPS, TASKS, Bench, exact, program_of
 from jcl.training import checkpoint
 
 
@@ -141,15 +141,15 @@ def plain_until_it_starts(bench: Bench) -> None:
     """Before the stage in which it says that it starts, training is plain fine-tuning."""
     if not all(part.starts > 0 for part in bench.program.method.parts):
         return
-    loop = Loop(program_of(naive(), bench.problem), bench.problem.params)
-    state, _ = loop.steps(loop.init(loop.params, loop.batch(0, 0), jax.random.key(3)), 0)
+    loop = bench.loop_of(program_of(naive(), bench.problem))
+    start = loop.init(loop.params, loop.batch(0, 0), jax.random.key(3), loop.collections)
+    state, _ = loop.steps(start, 0)
     same("plain until it starts", bench.states[1].params, state.params, 1e-6)
 
 
 def equal_arguments_equal_runs(bench: Bench) -> None:
     """Made, traced and run again, a method gives the same bits: nothing is drawn but from keys."""
-    params = jax.device_put(bench.problem.params, jax.devices()[0])
-    again, _ = Loop(program_of(bench.make(), bench.problem), params).stages()
+    again, _ = bench.loop_of(program_of(bench.make(), bench.problem)).stages()
     same("equal arguments, equal runs", again[-1], bench.states[-1])
 
 
@@ -159,7 +159,10 @@ def members_equal_runs(bench: Bench) -> None:
     many = replicate(lambda _: bench.program, jnp.arange(2), how="vmap")
 
     def whole(program: Any, key: jax.Array) -> Any:
-        return run(program, key=key, params=bench.problem.params, stream=bench.loop.rows)
+        return run(
+            program, key=key, params=bench.problem.params, stream=bench.loop.rows,
+            collections=bench.problem.collections,
+        )  # fmt: skip
 
     states, _ = jax.jit(lambda k: many.over_members(whole, k))(keys)
     for i, key in enumerate(keys):
@@ -170,13 +173,15 @@ def members_equal_runs(bench: Bench) -> None:
 
 def plain_params(problem: Any) -> Any:
     """The last parameters of plain fine-tuning with `exact`."""
-    return Loop(program_of(naive(), problem, exact()), problem.params).stages()[0][-1].params
+    return (
+        Bench(naive, problem).loop_of(program_of(naive(), problem, exact())).stages()[0][-1].params
+    )
 
 
 def neutral_is_plain(bench: Bench, neutral: Mapping[str, Any], plain: Any) -> None:
     """With neutral arguments a method is plain fine-tuning, bit for bit."""
     program = program_of(bench.make(**neutral), bench.problem, exact())
-    states, _ = Loop(program, bench.problem.params).stages()
+    states, _ = bench.loop_of(program).stages()
     shared = {k: adapters.without_adapters(states[-1].params[k]) for k in plain}
     said = ", ".join(f"{k}={v}" for k, v in neutral.items())
     same(f"plain fine-tuning at {said}", shared, plain)
@@ -188,8 +193,9 @@ def sharded(bench: Bench) -> None:
     program = program_of(bench.make(), problem, mesh=mesh.make(data=2, fsdp=2, tensor=2))
     assert program.layout is not None
     example, key = bench.loop.batch(0, 0), jax.random.key(3)
-    state = jax.eval_shape(program.init, problem.params, example, key)
-    states, _ = Loop(program, problem.params, mesh.of_state(state, program.layout)).stages()
+    state = jax.eval_shape(program.init, problem.params, example, key, problem.collections)
+    spread = mesh.of_state(state, program.layout)
+    states, _ = bench.loop_of(program, shardings=spread).stages()
     same(law, states[-1].params, bench.states[-1].params, 10 * bench.tolerance)
     leaves = jax.tree_util.tree_leaves_with_path(problem.params)
     whole = {trees.path_name(p): x for p, x in leaves}
@@ -218,7 +224,7 @@ def replicas(bench: Bench) -> None:
     program = program._replace(
         step=over(step, rows), consolidate=over(consolidate, PartitionSpec(None, "replica"))
     )
-    states, _ = Loop(program, bench.problem.params).stages()
+    states, _ = bench.loop_of(program).stages()
     same(law, states[-1].params, bench.states[-1].params, 10 * bench.tolerance)
     shapes = [jax.tree.map(lambda x: x.shape, raw(s)) for s in (states[-1], bench.states[-1])]
     hold(law, shapes[0] == shapes[1], f"the state's shapes are {shapes[0]}, not {shapes[1]}")
@@ -243,7 +249,7 @@ def restored(bench: Bench) -> None:
 def microbatches(bench: Bench) -> None:
     """Four microbatches mean the same as one batch."""
     program = program_of(bench.make(), bench.problem, microbatches=4)
-    states, _ = Loop(program, bench.problem.params).stages()
+    states, _ = bench.loop_of(program).stages()
     same("four microbatches", states[-1].params, bench.states[-1].params, 10 * bench.tolerance)
 
 
@@ -268,7 +274,7 @@ def padding_counts_nothing(bench: Bench) -> None:
     other["y"] = rows["y"].at[:, :, -2:].set(0)
     for name in ("tokens", "rejected_tokens"):
         other[name] = rows[name].at[:, :, -2:].set(rows[name][:, :, :2][:, :, ::-1])
-    loop = Loop(bench.program, bench.loop.params)
+    loop = bench.loop_of(bench.program)
     ends = []
     for each in (rows, other):
         loop.rows = each
@@ -280,7 +286,7 @@ def bfloat16(bench: Bench) -> None:
     """Parameters in bfloat16 stay so, one trace, and what is reported stays finite."""
     law = "bfloat16"
     half = _halved(bench.problem.params)
-    loop = Loop(bench.program, half)
+    loop = bench.loop_of(bench.program, half)
     states, reports = loop.stages()
     for name, (was, now) in _changes(_shapes(states[0]), _shapes(states[-1])).items():
         raise Broken(f"{law}: {name} was {was} and is {now} at the end")

@@ -53,7 +53,7 @@ def _siglip(given: Any) -> vision.Config:
 
 def _probe(config: vision.Config, given: Any, names: frozenset[str]) -> vision.Config:
     there = not names.isdisjoint({f"{_PREFIX}head.probe", "head.probe"})
-    return replace(config, probe=there and given.vision_use_head)
+    return replace(config, probe=given.vision_use_head and there)
 
 
 def _pixels(stored: np.ndarray) -> np.ndarray:

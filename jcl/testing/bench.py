@@ -149,13 +149,11 @@ class Bench:
         self.make, self.problem, self.tolerance = make, problem, tolerance
         self.program = program_of(make(), problem)
         # said where they are, as a restored state is, so that both run the same compiled step
-        self.loop = self.loop_of(self.program)
+        self.loop = self.loop_of(self.program, jax.device_put(problem.params, jax.devices()[0]))
 
     def loop_of(self, program: Program, params: Any = None, shardings: Any = None) -> Loop:
         """The loop of another program of the same problem, from its parameters or from others."""
         params = self.problem.params if params is None else params
-        if shardings is None:
-            params = jax.device_put(params, jax.devices()[0])
         return Loop(program, params, shardings, collections=self.problem.collections)
 
     @cached_property

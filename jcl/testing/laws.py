@@ -149,7 +149,8 @@ def plain_until_it_starts(bench: Bench) -> None:
 
 def equal_arguments_equal_runs(bench: Bench) -> None:
     """Made, traced and run again, a method gives the same bits: nothing is drawn but from keys."""
-    again, _ = bench.loop_of(program_of(bench.make(), bench.problem)).stages()
+    program = program_of(bench.make(), bench.problem)
+    again, _ = bench.loop_of(program, bench.loop.params).stages()
     same("equal arguments, equal runs", again[-1], bench.states[-1])
 
 
@@ -274,7 +275,7 @@ def padding_counts_nothing(bench: Bench) -> None:
     other["y"] = rows["y"].at[:, :, -2:].set(0)
     for name in ("tokens", "rejected_tokens"):
         other[name] = rows[name].at[:, :, -2:].set(rows[name][:, :, :2][:, :, ::-1])
-    loop = bench.loop_of(bench.program)
+    loop = bench.loop_of(bench.program, bench.loop.params)
     ends = []
     for each in (rows, other):
         loop.rows = each

@@ -78,6 +78,11 @@ def by_path(tree: Tree) -> dict[str, Any]:
     return {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def kinds(tree: Tree) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shapes and dtypes of the leaves by their paths."""
+    return {path: (x.shape, x.dtype) for path, x in by_path(tree).items()}
+
+
 def shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
     """The shapes of the leaves by their paths, in order."""
     return {path: jnp.shape(x) for path, x in by_path(tree).items()}

@@ -98,8 +98,13 @@ def without_diverged(R: np.ndarray) -> np.ndarray:
     >>> without_diverged(np.array([[0.5], [np.nan]])).tolist()
     [[0.5]]
     """
-    well = np.isfinite(R).reshape(len(R), -1).all(axis=1)
+    well = _well(R)
     return R[well] if well.any() else R
+
+
+def _well(R: np.ndarray) -> np.ndarray:
+    """Which seeds of scores [seeds, ...] didn't diverge, bool [seeds]."""
+    return np.isfinite(R).reshape(len(R), -1).all(axis=1)
 
 
 def _first(stage_tasks: Sequence[int], task: int) -> int:
@@ -159,7 +164,7 @@ def write(
         left = without_diverged(R)
         measured = metrics.summary(left, facts["higher_is_better"], facts["stage_tasks"])
         matrix = _numbers(left.mean(axis=0))
-        lost = int((~np.isfinite(R).reshape(len(R), -1).all(axis=1)).sum())
+        lost = int((~_well(R)).sum())
         sweep.append(
             {"values": point, "label": label, "diverged": lost, "matrix": matrix, **measured}
         )

@@ -66,11 +66,7 @@ def _carry(state: State, carried: State) -> State:
       ValueError: if the methods' states have other leaves or shapes.
     """
 
-    def shapes(methods: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-        found = jax.tree_util.tree_leaves_with_path(methods)
-        return {trees.path_name(path): (x.shape, x.dtype) for path, x in found}
-
-    mine, theirs = shapes(state.methods), shapes(carried.methods)
+    mine, theirs = trees.kinds(state.methods), trees.kinds(carried.methods)
     for path in sorted(mine.keys() | theirs.keys()):
         if mine.get(path) != theirs.get(path):
             raise ValueError(

@@ -212,6 +212,24 @@ def save_json(path: Path, content: Any) -> None:
         partial.write_text(re.sub(r"\[(\n[^\[\]{}]*\n *)\]", on_one_line, text) + "\n")
 
 
+def load_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json says of how its run was begun; nothing where there is none.
+
+    Raises:
+      ValueError: if it can't be read, or is no object.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, but must hold an object")
+    return found
+
+
 def group(folder: Path, runs: Sequence[Run]) -> None:
     """Writes the summary.json of a folder whose subfolders are runs."""
     shared = ("experiment", "scenario", "measure", "higher_is_better", "seeds", "stages", "tasks")
@@ -231,10 +249,14 @@ def load(folder: Path) -> list[Run]:
     try:
         summary = json.loads(path.read_text())
         if "runs" in summary:
-            return [_load(folder / name, facts) for name, facts in summary["runs"].items()]
-        return [_load(folder, summary)]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            found = [_load(folder / name, facts) for name, facts in summary["runs"].items()]
+        else:
+            found = [_load(folder, summary)]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} can't be read as a run of jcl: {error!r}") from error
+    if not found:
+        raise ValueError(f"{folder} can't be read as a run of jcl: its summary.json lists no runs")
+    return found
 
 
 def finished(folder: Path) -> Run | None:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from jcl.measures import metrics
 from jcl.parallel import signals
 from jcl.report import figures
-from jcl.report.folder import Run, load
+from jcl.report.folder import Run, load, load_settings
 from jcl.report.format import (
     MEASURES,
     format_mean,
@@ -70,8 +70,7 @@ def draw(folder: Path) -> Path:
       ValueError: if it is no folder of a finished run.
     """
     runs = load(folder)
-    config = folder / "config.json"
-    settings = json.loads(config.read_text()) if config.is_file() else {}
+    settings = load_settings(folder)
     pictures = [_figures(run) for run in runs]
     for run, own in zip(runs, pictures, strict=True):
         _write(run.folder, [run], [_one(run), *own.values(), _points(run)], settings)
@@ -308,8 +307,7 @@ def pipeline(
     out: Path, summary: Mapping[str, Any], table: tuple[list[str], list[list[str]]], figure: Figure
 ) -> Path:
     """Writes a pipeline's `pipeline.png` and `report.html`, and returns the latter's path."""
-    config = out / "config.json"
-    settings = json.loads(config.read_text()) if config.is_file() else {}
+    settings = load_settings(out)
     seeds = f"{summary['seeds']} seeds, ± 95 %" if summary["seeds"] > 1 else "1 seed"
     unit = "per cent where a score is an accuracy, else the score's own unit"
     costs = [

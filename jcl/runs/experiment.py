@@ -8,6 +8,7 @@ has `nodes(config)` instead of the last two is a pipeline (see `jcl.runs.pipelin
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -137,14 +138,31 @@ def load(path: Path) -> ModuleType:
 
     Raises:
       ValueError: if it raises anything, or lacks `Config`, or `METHODS` and `build` without having
-        `nodes`.
+        `nodes`, or one of them isn't what it must be.
     """
     module = files.run(path, f"jcl_experiment_{path.stem}")
     needs = ("Config",) if hasattr(module, "nodes") else ("Config", "METHODS", "build")
     for needed in needs:
         if not hasattr(module, needed):
             raise ValueError(f"{path} has no {needed}, which an experiment must define")
+    config, methods = module.Config, getattr(module, "METHODS", ("",))
+    ok = isinstance(config, type) and dataclasses.is_dataclass(config)
+    check(ok, f"Config of {path}", config, "a dataclass, whose fields are the settings")
+    ok = isinstance(methods, tuple | list) and all(isinstance(m, str) for m in methods)
+    check(ok and len(methods) > 0, f"METHODS of {path}", methods, "a tuple of expressions")
     return module
+
+
+def build(module: ModuleType, config: Any) -> Experiment:
+    """What an experiment's file builds from its config.
+
+    Raises:
+      ValueError: if `build` raises anything, or returns something else than an `Experiment`.
+    """
+    found = files.call(module, "build", config)
+    ok = isinstance(found, Experiment)
+    check(ok, f"what build of {module.__file__} returns", found, "a jcl.runs.experiment.Experiment")
+    return found
 
 
 def example(stream: Stream) -> Batch:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from jcl.measures.budget import Budget, Costs
 from jcl.method import READS, Params, check
 from jcl.parallel import signals
 from jcl.program import Evaluate, State
-from jcl.runs import expression
+from jcl.runs import expression, files
 from jcl.runs.experiment import Experiment, Setup, example, merged_params, setup
 from jcl.training.fit import Event, fit, last_state
 from jcl.training.folder import whole
@@ -85,6 +86,19 @@ _CLOCKS = (
     "wall_seconds", "compile_seconds", "examples_per_second", "step_traces", "peak_memory_bytes",
 )  # fmt: skip
 Watch = Callable[[Node], AbstractContextManager[Callable[[Event], None]]]
+
+
+def nodes_of(module: ModuleType, config: Any) -> list[Node]:
+    """The nodes of a pipeline's file.
+
+    Raises:
+      ValueError: if `nodes` raises anything, or returns something else.
+    """
+    found = files.call(module, "nodes", config)
+    ok = isinstance(found, list | tuple) and all(isinstance(node, Node) for node in found)
+    wanted = "a list of jcl.runs.pipeline.Node"
+    check(ok, f"what nodes of {module.__file__} returns", found, wanted)
+    return list(found)
 
 
 def parent(nodes: Sequence[Node], index: int) -> str:
@@ -275,7 +289,8 @@ def run(
             before = next(n for n in nodes if n.name == above)
             params = merged_params(before.experiment, made, state)
             signals.stop()
-            carried = state if node.carry else None
+            # with its adapters folded in, the model is still the one that the states are of
+            carried = state._replace(params=params) if node.carry else None
         made = setup(node.experiment, calls[node.name], seeds, params=params, mesh=mesh)
         signals.stop()
         with watch(node) as emit:

@@ -53,7 +53,9 @@ def test_the_built_in_ones_are_found_by_name_and_load(tmp_path: Path) -> None:
 def test_a_file_may_import_what_lies_beside_it_and_must_be_whole(tmp_path: Path) -> None:
     (tmp_path / "beside_it.py").write_text("METHODS = ('naive()',)")
     path = tmp_path / "own.py"
-    path.write_text('"""First line.\n\nMore."""\nfrom beside_it import METHODS\nConfig = build = 1')
+    config = "from dataclasses import make_dataclass\nConfig = make_dataclass('Config', [])\n"
+    own = f'"""First line.\n\nMore."""\n{config}from beside_it import METHODS\nbuild = 1'
+    path.write_text(own)
     assert experiment.load(experiment.find(str(path))).METHODS == ("naive()",)
     assert experiment.headline(path) == "First line."
     for text, lacks in (("METHODS = ()", "Config"), ("Config = 1\nMETHODS = ()", "build"),

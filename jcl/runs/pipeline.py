@@ -45,7 +45,8 @@ class Node(NamedTuple):
     listed before, "" is the experiment's own start."""
     carry: bool = False
     """Whether the methods' states, such as anchors and memories, go on from that node's, which must
-    have the same methods. Otherwise they begin anew and know nothing of earlier nodes."""
+    have the same methods; its adapters then learn on as they are, for those states are of them.
+    Otherwise they begin anew and know nothing of earlier nodes."""
     reads: tuple[str, ...] = READS
     """Which of `READS` its methods may draw on, of earlier stages; others are refused."""
     budget: Budget = Budget()
@@ -287,10 +288,11 @@ def run(
         if above:
             made, state = end(above)
             before = next(n for n in nodes if n.name == above)
-            params = merged_params(before.experiment, made, state)
+            if node.carry:  # anchors and memories go on beside the parameters that they are of
+                params, carried = state.params, state
+            else:
+                params = merged_params(before.experiment, made, state)
             signals.stop()
-            # with its adapters folded in, the model is still the one that the states are of
-            carried = state._replace(params=params) if node.carry else None
         made = setup(node.experiment, calls[node.name], seeds, params=params, mesh=mesh)
         signals.stop()
         with watch(node) as emit:

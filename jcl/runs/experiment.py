@@ -23,13 +23,18 @@ from jax.sharding import Mesh
 
 from jcl import data
 from jcl.data import Stream
+from jcl.measures import evaluation
 from jcl.mechanisms import adapters
 from jcl.method import Apply, Batch, Objective, Params, check
+from jcl.parallel import processes
 from jcl.program import Boundary, Evaluate, Program, State, fill_batch, make
 from jcl.records import record
 from jcl.replicate import replicate
 from jcl.runs import expression, files
 from jcl.trees import Trainable
+
+MANY = 100
+"""Of how many classes at most each one's score is measured."""
 
 
 @record
@@ -246,6 +251,35 @@ def setup(
     streams = [experiment.stream(seed) for seed in range(seeds)]
     params = params if given is None else given
     return Setup(replicate(member, values), params, keys, data.members(streams * len(points)))
+
+
+def test_facts(experiment: Experiment, made: Setup, state: State) -> dict[str, Any]:
+    """What a report says of tests whose tasks or classes differ in size; nothing of others.
+
+    Rows of no label, whose share in a score isn't that of a row, are left out, and so are tests
+    that seeds differ in, and runs of several processes.
+
+    Returns:
+      `test_rows` [tasks], the rows of each task's test; `class_rows` [classes] and `class_scores`
+      [members][classes], those of each class over all tasks, in the end.
+    """
+    test = made.stream.test
+    y = test.get("y") if isinstance(test, Mapping) else None
+    one_label = np.ndim(y) == 3 and np.issubdtype(np.asarray(y).dtype, np.integer)
+    if not one_label or processes.has_peers():
+        return {}
+    sizes = evaluation.test_sizes(test)
+    facts: dict[str, Any] = {}
+    if evaluation.differ(sizes):
+        facts["test_rows"] = sizes.astype(int).tolist()
+    each = np.bincount(np.asarray(y)[np.asarray(test["weight"]) > 0])
+    on = experiment.evaluate_on
+    judge = experiment.evaluate if on is None else on(made.stream)
+    if hasattr(judge, "by_label") and len(each) <= MANY and evaluation.differ(each):
+        scores = jax.jit(partial(judge.by_label(len(each)), made.program))(state)
+        facts["class_rows"] = each.tolist()
+        facts["class_scores"] = np.asarray(scores).reshape(-1, len(each)).tolist()
+    return facts
 
 
 def collections_of(experiment: Experiment, program: Program) -> Any:

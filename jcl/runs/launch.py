@@ -368,6 +368,7 @@ def _fit(
             collections=experiment.collections_of(built, setup.program),
         )  # fmt: skip
     assert result.scores is not None
+    class_facts = experiment.test_facts(built, setup, result.state)
     if not processes.is_leader():
         return None
     labels = [_with_diverged(label, p * seeds, seeds, result.diverged)
@@ -390,6 +391,7 @@ def _fit(
         "step_traces": result.step_traces,
         "peak_memory_bytes": result.peak_memory_bytes,
         "pipeline": explain(setup.program.method, state=result.state),
+        **class_facts,
     }
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
     tasks = len(stream.tests)

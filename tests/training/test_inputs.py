@@ -71,5 +71,5 @@ def test_states_are_carried_with_the_parameters_that_they_belong_to():
     with pytest.raises(ValueError, match="params at 'dense_0/bias' are not those of carried"):
         inputs.check_carried(other, done)
     for wrong in ({**params, "more": jnp.zeros(2)}, {}):
-        with pytest.raises(ValueError, match="params at '(more|dense_0/bias)' are not those of"):
+        with pytest.raises(ValueError, match=r"params at '(more|dense_0/bias)' are not those of"):
             inputs.check_carried(wrong, done)

@@ -337,6 +337,13 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: step(trainable=lambda path: path.startswith("layers")),
         r"^trainable is <function .*, but must be true of a leaf among \['dense_0/bias', ",
     ),
+    "pairs that don't learn": (
+        lambda: step(
+            method=methods.lora(rank=2, targets="dense_0"), trainable=lambda path: "bias" in path
+        ),
+        r"^trainable is <function .*, but must be true of a leaf among \['dense_0/lora/a', 'dense_0"
+        r"/lora/b'\], which lora adds to learn and which would do nothing frozen",
+    ),
     # streams
     "a scenario as a stream": (
         lambda: fit(data.scenario([rows()], [rows()])),

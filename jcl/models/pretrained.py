@@ -121,7 +121,7 @@ def load(
     refuse_unread(config, family, tensors)
     tokenizer = _tokenizer(folder, quantised)
     if hasattr(config, "vocabulary") and not resize:  # a tower of images has none
-        vocabulary.check_tokenizer(tokenizer, config.vocabulary, folder)
+        vocabulary.check_tokenizer(tokenizer, config.vocabulary, str(folder))
     over = jax.sharding.get_mesh() if mesh is None else mesh
     params, stored = read_params(config, family, tensors, dtype, over)
     more = vocabulary.beyond(tokenizer, config.vocabulary) if resize else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 OTHER_SENSES = ("image_token", "audio_token", "video_token")
@@ -22,7 +21,7 @@ def beyond(tokenizer: Any, vocabulary: int) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def check_tokenizer(tokenizer: Any, vocabulary: int, folder: Path) -> None:
+def check_tokenizer(tokenizer: Any, vocabulary: int, folder: str) -> None:
     """Refuses a tokenizer that is longer than the vocabulary.
 
     Raises:

@@ -173,43 +173,6 @@ def test_saving_refuses_what_would_be_lost(folder: Path, tmp_path: Path) -> None
         models.of(capped, decoder.init(jax.random.key(0), capped))
 
 
-def words(count: int, **more: Any) -> Any:
-    """A tokenizer of so many words, w0, w1 and so on."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import PreTrainedTokenizerFast
-
-    made = Tokenizer(WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0"))
-    made.pre_tokenizer = Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=made, **more)
-
-
-def test_a_tokenizer_longer_than_the_vocabulary_is_refused_or_has_it_grow(folder: Path) -> None:
-    words(61).save_pretrained(folder)
-    plain = models.load(folder)
-    assert len(plain.tokenizer) == plain.config.vocabulary == 61
-    longer = words(61)
-    longer.add_tokens(["<new>", "<newer>"])
-    longer.save_pretrained(folder)
-    refused(folder, "ids from 0 to 62", "vocabulary is 61", "2 of them, '<new>' first", "resize=")
-    grown = models.load(folder, resize=True)
-    assert grown.config.vocabulary == grown.given["vocab_size"] == 63
-    batch = {"tokens": jnp.array([[3, 60, 7]])}
-    logits = grown.apply(grown.params, batch)
-    np.testing.assert_allclose(logits[..., :61], plain.apply(plain.params, batch), atol=1e-6)
-    again = models.load(models.save(grown, grown.params, folder.parent / "grown"))
-    jax.tree.map(np.testing.assert_array_equal, again.params, grown.params)
-    assert again.tokenizer("w3 <newer>")["input_ids"] == [3, 62]
-    np.testing.assert_array_equal(again.apply(again.params, batch), logits)
-
-
-def test_an_image_s_placeholder_may_lie_beyond_the_vocabulary(folder: Path) -> None:
-    words(62, extra_special_tokens={"image_token": "w61"}).save_pretrained(folder)
-    assert models.load(folder).config.vocabulary == 61
-    assert models.load(folder, resize=True).config.vocabulary == 61
-
-
 @pytest.mark.quick
 def test_a_model_of_ones_own_is_not_saved_as_a_folder(tmp_path: Path) -> None:
     mine = models.Model(None, {"w": jnp.ones(2)}, None, lambda params, batch: params["w"], {})

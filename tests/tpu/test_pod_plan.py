@@ -118,7 +118,7 @@ def test_agem_sends_one_more_gradient_and_a_scalar(step: Callable[[str], Any]) -
     assert agem.calls["all-reduce"] - 2 * plain.calls["all-reduce"] in (1, 2, 3)
 
 
-@slow
+@pytest.mark.whole
 @one_compiler
 def test_ewc_holds_two_trees_more_and_nothing_for_a_while(
     plan: Any, step: Callable[[str], Any]

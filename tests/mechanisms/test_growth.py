@@ -91,7 +91,7 @@ def one_by_one() -> Iterator[Any]:
             yield pytest.param(family, what, marks=by_hand)
 
 
-@pytest.mark.parametrize(("family", "what"), one_by_one())
+@pytest.mark.parametrize(("family", "what"), [*one_by_one()])
 def test_widened_it_computes_the_same(family: str, what: str) -> None:
     config, sizes = FAMILIES[family], dict(WIDER[what])
     if family == "gpt2" and "kv_heads" in sizes:

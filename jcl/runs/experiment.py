@@ -264,7 +264,7 @@ def test_facts(experiment: Experiment, made: Setup, state: State) -> dict[str, A
       [members][classes], those of each class over all tasks, in the end.
     """
     test = made.stream.test
-    y = test.get("y") if isinstance(test, Mapping) else None
+    y: Any = test.get("y") if isinstance(test, Mapping) else None
     one_label = np.ndim(y) == 3 and np.issubdtype(np.asarray(y).dtype, np.integer)
     if not one_label or processes.has_peers():
         return {}

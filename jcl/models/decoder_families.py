@@ -139,7 +139,9 @@ def _granite(given: Any) -> Config:
 
 def _cohere2(given: Any) -> Config:
     """Cohere 2: layers that see all don't turn, and both sublayers read one normed stream."""
-    local = _local(given)
+    local, turns = _local(given), "rope_gptj"
+    said = getattr(given, "position_embedding_type", turns)  # in the files of 4.x
+    check(said == turns, "position_embedding_type", said, repr(turns))
     return _llama(
         given,
         norm="layer",

@@ -415,7 +415,8 @@ LOADED: dict[str, dict[str, Any]] = {
     "Phi-3-mini-128k": {
         **PHI3, "max_position_embeddings": 131072, "sliding_window": 262144,
         "rope_scaling": {
-            "long_factor": PHI35_FACTORS, "short_factor": [1.05, 1.1, 1.5, 2.8], "type": "su",
+            "long_factor": PHI35_FACTORS, "short_factor": [1.05, 1.1, 1.5, 2.8],
+            "type": "longrope",
         },
     },
     "Phi-4-mini": PHI4_MINI,
@@ -496,6 +497,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bart-base": ({"model_type": "bart", "d_model": 768}, "bart"),
     "stablelm-2-12b": (
         {**STABLELM, "qk_layernorm": True, "use_parallel_residual": True}, "qk_layernorm",
+    ),
+    "Phi-3-mini-128k of April 2024": (  # which transformers 5 refuses for the same reason
+        {**PHI3, "rope_scaling": {"type": "su", "long_factor": [1.0], "short_factor": [1.0]}},
+        "original_max_position_embeddings",
     ),
     "bert-relative": (
         {**BERT, "position_embedding_type": "relative_key_query"}, "position_embedding_type",

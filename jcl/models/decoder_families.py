@@ -220,6 +220,9 @@ def _qwen3_moe(given: Any) -> Config:
 
 
 def _olmoe(given: Any) -> Config:
+    """OLMoE; of transformers' kernels only flash attention would look through a window."""
+    window = getattr(given, "sliding_window", None)
+    check(window is None, "sliding_window", window, f"None for {given.model_type}")
     return _mixture(given, qk_norm="full")
 
 

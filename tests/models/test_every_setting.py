@@ -266,16 +266,12 @@ class Shared:
         return file
 
     def apply(self, model: models.Model, weights: Outline, batch: dict[str, Any]) -> np.ndarray:
-        """What a loaded model gives.
-
-        Those of the first shapes are computed operation by operation, for each is compiled once for
-        all of them; other shapes are had once or twice.
-        """
+        """What a loaded model gives."""
         same = (weights, model.config)
         if same not in self.computed:
             given = {k: jnp.asarray(v) for k, v in batch.items()}
-            with jax.disable_jit(weights == next(iter(self.drawn))):
-                self.computed[same] = np.asarray(jax.jit(model.apply)(model.params, given))
+            with jax.disable_jit():  # most configurations differ, and an operation compiles once
+                self.computed[same] = np.asarray(model.apply(model.params, given))
         return self.computed[same]
 
 

@@ -1,7 +1,9 @@
 """Eight host devices for the sharding tests, and what makes compiling, most of the work, cheap."""
 
+import ctypes
 import gc
 import os
+import sys
 from importlib.metadata import version
 
 flags = os.environ.get("XLA_FLAGS", "")
@@ -23,22 +25,32 @@ from pathlib import Path  # noqa: E402
 import jax  # noqa: E402
 
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "jcl-test-cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# what is written down costs as much again, and most modules are met once
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 import pytest  # noqa: E402
 
 MAPS = Path("/proc/self/maps")
-BY_HAND = {"network", "gpu", "pairs"}
+BY_HAND = {"network", "gpu", "pairs", "whole"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forgotten():
     """Compiled code goes before it is too much: each piece takes maps of memory, which a process of
     thousands of tests runs out of (vm.max_map_count, 65,530), and then reading one more is a crash.
+    What is free then goes back to the system, for glibc keeps half of 6 GB, and two workers and
+    the processes that they start share a machine.
     """
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 15_000:
         jax.clear_caches()
+    if sys.platform == "linux" and resident() > 2 * 2**30:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

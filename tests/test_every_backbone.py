@@ -76,12 +76,16 @@ ROWS: dict[str, tuple[Callable[..., jcl.Method], Problem]] = {
     "transformer ema": (partial(methods.ema, decay=0.5), WHOLE),
     "transformer lora": (partial(methods.lora, rank=2, targets=r"Dense_\d"), ADAPTED),
 }
+SHORT = {"resnet er", "resnet wise_ft", "transformer derpp", "transformer lora"}
+"""One row for each way that collections and dropout meet a method; the others are run by hand."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(f"backbone {name}")) for name in ROWS],
-)
+def marks(name: str) -> tuple[Any, ...]:
+    group = pytest.mark.xdist_group(f"backbone {name}")
+    return (group,) if name in SHORT else (group, pytest.mark.whole)
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=marks(name)) for name in ROWS])
 def bench(request: pytest.FixtureRequest) -> Bench:
     build, given = ROWS[request.param]
     return Bench(lambda **changes: build(**changes), given)

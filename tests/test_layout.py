@@ -403,3 +403,13 @@ def test_ci_runs_the_command_that_the_readme_gives() -> None:
     readme = (PACKAGE.parent / "README.md").read_text()
     given = re.search(r"^pip install -e '\.\[test\]' && ([^#\n]+)", readme, re.MULTILINE)
     assert given is not None and given[1].strip() == command
+
+
+@pytest.mark.xdist_group("together")
+def test_tests_that_share_what_is_compiled_run_in_one_process(
+    request: pytest.FixtureRequest,
+) -> None:
+    """Else each of two processes compiles it, and the whole takes half as long again."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("there is only one process")
+    assert request.node.nodeid.endswith("@together")

@@ -72,8 +72,23 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
             computations[current] = {}
             entry = current if begin[1] else entry
         elif current and (found := _instruction(line)):
+            for operand in found.operands:
+                _take_apart(computations[current], operand)
             computations[current][found.name] = found
     return computations, entry
+
+
+def _take_apart(here: Computation, operand: str) -> None:
+    """Writes an element of a tuple as an instruction of its own: `%x#1`, as it stands in modules of
+    libtpu 0.0.50 and later, is `get-tuple-element(%x), index=1` in older ones.
+    """
+    name, _, index = operand.partition("#")
+    if index and name in here and operand not in here:
+        kind = _elements(here[name].type)[int(index)]
+        element = Instruction(
+            operand, kind, "get-tuple-element", (name,), f", index={index}", False
+        )
+        here[operand] = element
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -83,8 +98,9 @@ def _instruction(line: str) -> Instruction | None:
     kind, line = _balanced(line[begin.end() :])
     op, _, line = line.lstrip().partition("(")
     inner, rest = _balanced(f"({line}")
-    operands = () if op in ("parameter", "constant") else tuple(re.findall(r"%([\w.\-]+)", inner))
-    rest = inner + rest if op in ("parameter", "constant") else rest
+    if op in ("parameter", "constant"):
+        return Instruction(begin[2], kind, op, (), inner + rest, bool(begin[1]))
+    operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)?)", inner))
     return Instruction(begin[2], kind, op, operands, rest, bool(begin[1]))
 
 
@@ -307,7 +323,12 @@ def _threaded(it: Instruction) -> bool:
 
 
 def _elements(kind: str) -> Sequence[str]:
-    """The types in a tuple's type, not nested, or the type itself."""
+    """The types in a tuple's type, or the type itself."""
     if not kind.startswith("("):
         return [kind]
-    return re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", kind)
+    found, left = list[str](), re.sub(r"/\*.*?\*/", "", kind[1:-1])
+    while left:
+        first, left = _balanced(left)
+        found.append(first.rstrip(","))
+        left = left.lstrip(", ")
+    return found

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jcl import data
 from jcl.data import Stream
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Objective, Params, check
+from jcl.method import Apply, Batch, Call, Objective, Params, check
 from jcl.program import Boundary, Evaluate, Program, State, fill_batch, make
 from jcl.records import record
 from jcl.replicate import replicate
@@ -257,7 +257,8 @@ def merged_params(experiment: Experiment, setup: Setup, state: State) -> Params:
 
     def fold(program: Program, state: State) -> tuple[Params, jax.Array]:
         params = adapters.merge(program.read_params(state, batch), 1.0)  # read with their factor
-        wanted, found = program.predict(state, batch), experiment.apply(params, batch)
+        call = (Call(collections=state.collections),) if state.collections else ()
+        wanted, found = program.predict(state, batch), experiment.apply(params, batch, *call)
         return params, jnp.stack(jax.tree.leaves(jax.tree.map(_apart, wanted, found))).max()
 
     params, apart = jax.jit(partial(setup.program.over_members, fold))(state)

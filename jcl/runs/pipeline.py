@@ -22,11 +22,18 @@ from jcl import trees
 from jcl.measures import budget as budgets
 from jcl.measures import metrics
 from jcl.measures.budget import Budget, Costs
-from jcl.method import READS, Params, check
+from jcl.method import READS, check
 from jcl.parallel import signals
 from jcl.program import Evaluate, State
 from jcl.runs import expression
-from jcl.runs.experiment import Experiment, Setup, example, merged_params, setup
+from jcl.runs.experiment import (
+    Experiment,
+    Setup,
+    collections_of,
+    example,
+    merged_params,
+    setup,
+)
 from jcl.training.fit import Event, fit, last_state
 from jcl.training.folder import whole
 
@@ -208,7 +215,7 @@ def cost(node: Node, made: Setup | None = None) -> Costs:
     plain = setup(node.experiment, expression.parse("naive()"))
     return budgets.costs(
         made.program, plain.program, made.params, example(stream), boundary,
-        round(sum(stream.steps) / len(stream.steps)),
+        round(sum(stream.steps) / len(stream.steps)), node.experiment.collections,
     )  # fmt: skip
 
 
@@ -255,7 +262,8 @@ def run(
         if name not in ends:
             node = next(n for n in nodes if n.name == name)
             made = setup(node.experiment, calls[name], seeds, mesh=mesh)
-            ends[name] = made, last_state(*made, evaluate, Path(out) / name)
+            kept = collections_of(node.experiment, made.program)
+            ends[name] = made, last_state(*made, evaluate, Path(out) / name, kept)
             signals.stop()
         return ends[name]
 
@@ -268,20 +276,22 @@ def run(
             rows.append(np.asarray(saved["scores"], np.float32))
             clocks.append(saved["clocks"])
             continue
-        params: Params = None
-        carried = None
+        params, kept, carried = None, None, None
         if above:
             made, state = end(above)
             before = next(n for n in nodes if n.name == above)
             params = merged_params(before.experiment, made, state)
             signals.stop()
+            kept = state.collections
             carried = state if node.carry else None
         made = setup(node.experiment, calls[node.name], seeds, params=params, mesh=mesh)
+        kept = collections_of(node.experiment, made.program) if kept is None else kept
         signals.stop()
         with watch(node) as emit:
             done = fit(
                 *made, evaluate=evaluate, out=folder, resume=resume, chunk=node.experiment.chunk,
                 checkpoint_every=checkpoint_every, on_event=emit, carried=carried,
+                collections=kept,
             )  # fmt: skip
         assert done.scores is not None
         scores = done.scores.reshape(seeds, *done.scores.shape[-2:])

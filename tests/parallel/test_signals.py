@@ -25,7 +25,7 @@ import pytest
 from jcl import cli
 from jcl.parallel import signals
 
-MOMENTS = 8
+MOMENTS = 6
 """So many moments of a run's life are hit."""
 CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 START = "import sys; from jcl_command import main; sys.exit(main())"
@@ -209,7 +209,7 @@ def test_a_run_may_be_told_to_stop_at_any_moment(
 
 @pytest.mark.slow
 def test_a_run_may_be_killed_at_any_moment(tmp_path: Path) -> None:
-    found = hit_all(tmp_path, 4, TOY, FILES, kill=True)
+    found = hit_all(tmp_path, 2, TOY, FILES, kill=True)
     assert any(ended.code == -signal.SIGKILL for ended in found)
 
 

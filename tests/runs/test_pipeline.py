@@ -131,6 +131,29 @@ def test_a_killed_pipeline_goes_on(tmp_path: Path) -> None:
     np.testing.assert_array_equal(run(nodes, tmp_path / "cut", resume=True).scores, found.scores)
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_what_a_model_keeps_goes_along(tmp_path: Path, seeds: int) -> None:
+    def centred(params: Any, batch: Any, call: jcl.Call = jcl.Call()) -> Any:
+        mean = call.collections["stats"]["mean"]
+        outputs = models.mlp.apply(params, batch | {"x": batch["x"] - mean})
+        if not call.training:
+            return outputs
+        seen = batch["weight"] @ batch["x"] / batch["weight"].sum()
+        return outputs, {"stats": {"mean": 0.9 * mean + 0.1 * seen}}
+
+    centred.structure = jcl.Structure(collections=("stats",))  # type: ignore[attr-defined]
+    kept = {"stats": {"mean": np.zeros(SIZES[0], np.float32)}}
+    one, two = (made._replace(apply=centred, collections=kept) for made in (A, B))
+    nodes = [Node("a", one, "ewc()"), Node("b", two)]
+    whole = run(nodes, tmp_path / "whole", seeds=seeds)
+    np.testing.assert_allclose(whole.scores[:, 1, 0], whole.scores[:, 0, -1], atol=1e-6)
+    assert (whole.scores[:, 1, -1] != whole.scores[:, 1, 0]).any()
+    with pytest.raises(KeyboardInterrupt):
+        run(nodes, tmp_path / "cut", seeds=seeds, watch=killed_in)
+    found = run(nodes, tmp_path / "cut", seeds=seeds, resume=True)
+    np.testing.assert_array_equal(found.scores, whole.scores)
+
+
 REPLAY = "er(capacity=16, rows=8)"
 
 

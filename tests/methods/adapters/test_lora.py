@@ -112,7 +112,7 @@ MORE: dict[str, Callable[[], jcl.Method]] = {
 
 
 @pytest.mark.parametrize(
-    "name", [*COMPANIONS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+    "name", [*COMPANIONS, *(pytest.param(name, marks=pytest.mark.whole) for name in MORE)]
 )
 def test_other_methods_work_on_the_pairs_alone(name: str) -> None:
     start = tiny.base()

@@ -139,7 +139,9 @@ def _granite(given: Any) -> Config:
 
 def _cohere2(given: Any) -> Config:
     """Cohere 2: layers that see all don't turn, and both sublayers read one normed stream."""
-    local = _local(given)
+    local, turns = _local(given), "rope_gptj"
+    said = getattr(given, "position_embedding_type", turns)  # in the files of 4.x
+    check(said == turns, "position_embedding_type", said, repr(turns))
     return _llama(
         given,
         norm="layer",
@@ -218,6 +220,9 @@ def _qwen3_moe(given: Any) -> Config:
 
 
 def _olmoe(given: Any) -> Config:
+    """OLMoE; of transformers' kernels only flash attention would look through a window."""
+    window = getattr(given, "sliding_window", None)
+    check(window is None, "sliding_window", window, f"None for {given.model_type}")
     return _mixture(given, qk_norm="full")
 
 

@@ -54,6 +54,7 @@ class Config:
       hidden: the width inside the MLP.
       eps: the ε of the norms.
       activation: the MLP's activation, one of `layers.ACTIVATIONS`.
+      masked_activation: that of the masked head, if it is another: RoBERTa's is always `gelu`.
       context: how many positions there are.
       offset: how many rows of the table of positions come before the first position; 2 in RoBERTa.
       types: how many token types there are.
@@ -74,6 +75,7 @@ class Config:
     hidden: int = 512
     eps: float = 1e-12
     activation: str = "gelu"
+    masked_activation: str | None = None
     context: int = 512
     offset: int = 0
     types: int = 2
@@ -87,7 +89,8 @@ class Config:
             check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         ok = self.width % self.heads == 0
         check(ok, "width", self.width, f"a multiple of {self.heads}, the heads")
-        check(self.activation in ACTIVATIONS, "activation", self.activation, f"{[*ACTIVATIONS]}")
+        for activation in (self.activation, self.masked_activation or self.activation):
+            check(activation in ACTIVATIONS, "activation", activation, f"{[*ACTIVATIONS]}")
         check(self.pooling in ("mean", "first"), "pooling", self.pooling, "'mean' or 'first'")
         ok = self.pooler or not self.classes or self.pooling == "mean"
         check(ok, "pooler", self.pooler, "True where a classifier reads the first token")
@@ -284,7 +287,8 @@ def apply_fn(
         if "masked" not in params:
             return h
         masked = params["masked"]
-        h = activation(dense(masked["transform"], h, "masked/transform", tap))
+        transform = ACTIVATIONS[c.masked_activation or c.activation]
+        h = transform(dense(masked["transform"], h, "masked/transform", tap))
         h = normed(masked["norm"], h)
         head = {"kernel": params["embed"]["table"].T, "bias": masked["bias"]}
 

@@ -40,7 +40,8 @@ def _bert(given: Any, offset: int = 0) -> encoder.Config:
 
 
 def _roberta(given: Any) -> encoder.Config:
-    return _bert(given, given.pad_token_id + 1)
+    """RoBERTa, whose masked head has the GELU whatever `hidden_act` says."""
+    return replace(_bert(given, given.pad_token_id + 1), masked_activation="gelu")
 
 
 class _Names(NamedTuple):

@@ -107,33 +107,35 @@ def load(
     quantised = gguf.find(folder)
     if quantised is not None:
         given, tensors = gguf.open_file(quantised)
+        family = _family(given, folder)
     else:
         given = _part(_read_config(folder))
+        family = _family(given, folder)  # before the files, which may be there in another format
         said = given.pop("quantization_config", None)
         tensors = dequantised(open_folder(folder), said, folder)
-    family = _family(given, folder)
     theirs = Settings(configuration(given, str(folder)), family.also)
     read = family.heads(family.config(theirs), theirs, tensors.names)
     theirs.refuse_unread(str(folder))
     config = untie(read, family, tensors)
     if config != read and family is not FAMILIES["t5"]:  # where the key says another thing
         given = {**given, "tie_word_embeddings": False}
-    refuse_unread(config, family, tensors)
+    wanted = _shapes(config, family)
+    refuse_unread(config, family, tensors, wanted)
     tokenizer = _tokenizer(folder, quantised)
     if hasattr(config, "vocabulary") and not resize:  # a tower of images has none
         vocabulary.check_tokenizer(tokenizer, config.vocabulary, str(folder))
     over = jax.sharding.get_mesh() if mesh is None else mesh
-    params, stored = read_params(config, family, tensors, dtype, over)
+    params, stored = read_params(config, family, tensors, wanted, dtype, over)
     more = vocabulary.beyond(tokenizer, config.vocabulary) if resize else {}
     if more:
         params, config = growth.expand_vocabulary(params, config, max(more.values()) + 1)[:2]
         given = {**given, "vocab_size": config.vocabulary}
         if not over.empty:
             params = jax.device_put(params, meshes.of_params(params, meshes.Layout(over)))
-    wanted, held = jnp.dtype(dtype or stored), jnp.dtype(dtype or widened(stored))
-    if wanted == jnp.float16 and attention.platform() == "cpu":  # which XLA can't compute there
-        wanted = jnp.dtype(jnp.float32)
-    apply = family.apply_fn(config, compute=None if wanted == held else wanted)
+    asked, held = jnp.dtype(dtype or stored), jnp.dtype(dtype or widened(stored))
+    if asked == jnp.float16 and attention.platform() == "cpu":  # which XLA can't compute there
+        asked = jnp.dtype(jnp.float32)
+    apply = family.apply_fn(config, compute=None if asked == held else asked)
     generation = _read_json(folder / "generation_config.json") if quantised is None else None
     return Model(config, params, tokenizer, apply, given, generation=generation)
 
@@ -154,7 +156,11 @@ def shapes(source: str | Path) -> tuple[Any, Params]:
     theirs = Settings(configuration(given, str(folder)), family.also)
     config = family.config(theirs)
     theirs.refuse_unread(str(folder))
-    return config, jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
+    return config, _shapes(config, family)
+
+
+def _shapes(config: Any, family: Family) -> Params:
+    return jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
 
 
 def _found(source: str | Path) -> Path:

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -60,8 +59,14 @@ def _is_copy(tensors: Tensors, family: Family, name: str, other: str) -> bool:
     return np.array_equal(tensors.read(name), tensors.read(_tensor_name(tensors, family, other)))
 
 
-def refuse_unread(config: Any, family: Family, tensors: Tensors) -> None:
+def refuse_unread(config: Any, family: Family, tensors: Tensors, wanted: Params) -> None:
     """Refuses stored tensors that are no leaf of the model, no copy of one and nothing known.
+
+    Args:
+      config: our configuration.
+      family: what says where each leaf is stored.
+      tensors: the stored tensors.
+      wanted: the shapes of the leaves.
 
     Raises:
       ValueError: if there are any; the message names them.
@@ -70,7 +75,6 @@ def refuse_unread(config: Any, family: Family, tensors: Tensors) -> None:
     copies = dict(family.copies)
     if getattr(config, "tied", False):  # `untie` has seen that they are the same
         copies[family.layout(replace(config, tied=False))["head/kernel"].name] = ""
-    wanted = jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
     read = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
         source = layout[trees.path_name(path)]
@@ -115,6 +119,7 @@ def read_params(
     config: Any,
     family: Family,
     tensors: Tensors,
+    wanted: Params,
     dtype: Any,
     mesh: jax.sharding.Mesh,
 ) -> tuple[Params, np.dtype]:
@@ -124,6 +129,7 @@ def read_params(
       config: our configuration.
       family: what says where each leaf is stored.
       tensors: the stored tensors.
+      wanted: the shapes of the leaves.
       dtype: the parameters' dtype; None keeps each tensor's own, but float32 for 16 bits.
       mesh: the mesh over which they are laid out; an empty one is the default device.
 
@@ -131,7 +137,6 @@ def read_params(
       ValueError: if a tensor is missing or has another shape than the configuration says.
     """
     own: dict[str, np.dtype] = {}
-    wanted = jax.eval_shape(partial(family.init, config=config), jax.random.key(0))
     layout = family.layout(config)
 
     def stored(source: Source, index: tuple[int, ...]) -> np.ndarray:

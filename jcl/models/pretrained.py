@@ -122,7 +122,9 @@ def load(
     wanted = _shapes(config, family)
     refuse_unread(config, family, tensors, wanted)
     tokenizer = _tokenizer(folder, quantised)
-    if hasattr(config, "vocabulary") and not resize:  # a tower of images has none
+    # a tower of images has none, and a GGUF file as many rows as tokens, to which transformers adds
+    # those that it takes for missing, such as <|endoftext|>
+    if hasattr(config, "vocabulary") and quantised is None and not resize:
         vocabulary.check_tokenizer(tokenizer, config.vocabulary, str(folder))
     over = jax.sharding.get_mesh() if mesh is None else mesh
     params, stored = read_params(config, family, tensors, wanted, dtype, over)

@@ -58,6 +58,7 @@ def same(batch: Batch) -> Batch:
 
 def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Experiment:
     """A split of labelled images, for configs with the fields of `Config`."""
+    check(all(n >= 1 for n in config.hidden), "hidden", config.hidden, "widths of at least 1")
     mask = {"class": "seen", "task": "task", "domain": "all"}[config.scenario]
     if config.joint:
         mask = "task" if mask == "task" else "all"  # its one stage sees every class

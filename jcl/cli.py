@@ -13,6 +13,7 @@ import inspect
 import os
 import sys
 import traceback
+import typing
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,7 +133,9 @@ def _call(function: Any, command: str, args: list[str]) -> int:
     def held(*given: Any, **named: Any) -> Any:  # so that nothing is done before all is read
         return lambda: function(*given, **named)
 
-    names = list(inspect.signature(function).parameters)
+    hints = typing.get_type_hints(function, include_extras=True)
+    names = [name for name in inspect.signature(function).parameters
+             if tyro.conf.Positional not in getattr(hints[name], "__metadata__", ())]  # fmt: skip
     flags.parse(held, args, f"jcl {command}", function.__doc__, names)()
     return 0
 
@@ -255,6 +258,8 @@ def _fetch(
 
     if bool(name) + list + bool(remove) > 1:
         raise ValueError("jcl fetch takes one of NAME, --list and --remove NAME at a time")
+    if to is not None and not name:
+        raise ValueError(f"--to is {str(to)!r}, but nothing is named that is to be unpacked there")
     if list:
         found = fetch.cached()
         wide = max((len(one.package) for one in found), default=0)

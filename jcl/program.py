@@ -48,7 +48,7 @@ from jcl.outputs import check_kind
 from jcl.parallel import mesh as meshes
 from jcl.parallel.rows import Shares
 from jcl.records import record
-from jcl.refusals import scalars, warn_of_idle
+from jcl.refusals import check_added, scalars, warn_of_idle
 
 Evaluate = Callable[["Program", "State"], Any]
 """`evaluate(program, state) -> scores`, pure; see `jcl.evaluator`."""
@@ -199,6 +199,7 @@ def make(
                 check_kind(part, loss, outputs)
         grown, states = method.init(ctx, learning)
         trees.chosen(trees.merge(grown, frozen), learns, "trainable")  # for its error
+        check_added(method, learning, grown, learns)
         grown, frozen = split(trees.merge(grown, frozen))  # what a method added may be frozen
         params = trees.merge(grown, frozen)
         state = state._replace(params=params, optimizer=tx.init(grown), methods=states)

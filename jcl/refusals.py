@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcl.method import Batch, Limits, Method, check
+from jcl import trees
+from jcl.method import Batch, Limits, Method, Params, check
 from jcl.outputs import TokenScores
 
 
@@ -98,6 +99,28 @@ def check_scores(outputs: Any, asks: str) -> None:
             f"the model's outputs are {described(outputs)}, but must be losses.TokenScores for "
             f"{asks}, where the batch has targets; losses.next_token takes logits"
         )
+
+
+def check_added(method: Method, before: Params, after: Params, learns: trees.Trainable) -> None:
+    """Refuses to freeze all that a method adds to learn, for then it would do nothing.
+
+    Args:
+      method: the chain.
+      before: the learning leaves before the methods' `init`.
+      after: those that they return.
+      learns: which leaves learn, as `make` was told or the methods say.
+
+    Raises:
+      ValueError: in one sentence that names the method and its leaves.
+    """
+    added = sorted(trees.by_path(after).keys() - trees.by_path(before).keys())
+    for part in method.parts:
+        mine = [path for path in added if part.learns is not None and part.learns(path)]
+        if mine and not any(learns(path) for path in mine):
+            raise ValueError(
+                f"trainable is {learns}, but must be true of a leaf among {mine}, which "
+                f"{part.name} adds to learn and which would do nothing frozen"
+            )
 
 
 def check_scalar(value: Any, objective: Any) -> None:

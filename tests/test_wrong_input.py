@@ -6,7 +6,8 @@ what only a trace can know is traced by shapes alone.
 
 from __future__ import annotations
 
-import os
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -336,6 +337,13 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: step(trainable=lambda path: path.startswith("layers")),
         r"^trainable is <function .*, but must be true of a leaf among \['dense_0/bias', ",
     ),
+    "pairs that don't learn": (
+        lambda: step(
+            method=methods.lora(rank=2, targets="dense_0"), trainable=lambda path: "bias" in path
+        ),
+        r"^trainable is <function .*, but must be true of a leaf among \['dense_0/lora/a', 'dense_0"
+        r"/lora/b'\], which lora adds to learn and which would do nothing frozen",
+    ),
     # streams
     "a scenario as a stream": (
         lambda: fit(data.scenario([rows()], [rows()])),
@@ -576,7 +584,8 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: losses.fused_next_token(1.0),
         r"^smoothing is 1.0, but must be at least 0 and below 1",
     ),
-    "one width": (lambda: models.mlp.init(KEY, [4]), r"^sizes is \[4\], but must name at least"),
+    "one width": (lambda: models.mlp.init(KEY, [4]), r"^sizes is \[4\], but must be at least"),
+    "a width of 0": (lambda: models.mlp.init(KEY, [4, 0]), r"^sizes is \[4, 0\], but must be wid"),
     "heads that don't divide the width": (
         lambda: decoder.Config(width=10, heads=4),
         r"^width is 10, but must be a multiple of 8, twice the heads",
@@ -674,25 +683,266 @@ def test_a_wrong_file_is_refused_by_one_sentence(name: str, tmp_path: Path) -> N
     assert "\n" not in str(caught.value)
 
 
-COMMANDS = {
-    "a rate that is NaN": (["--lr", "nan"], "lr is nan, but must be a finite number"),
-    "a rate that is infinite": (["--lr", "inf"], "lr is inf, but must be a finite number"),
-    "a sweep of a rate that is no number": (["--sweep", "lr=nan"], "lr must be a number"),
-    "a sweep of words": (["--sweep", "lr=fast"], "lr must be a number"),
-    "a method that there is none of": (["--method", "ewcc()"], "ewcc"),
-    "a strength below 0": (["--method", "ewc(strength=-1)"], "strength is -1"),
+OWN = """
+import dataclasses
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    size: int = 1
+
+METHODS = ("naive()",)
+"""
+MINE = "def pull(rate): return 3\ndef boom(): raise KeyError('x')\nLIMIT = 3\nclass Kind: pass\n"
+BEGUN = {
+    "experiment": "digits", "file": "digits", "config": {"lr": 1e-3}, "methods": ["naive()"],
+    "seeds": 1, "sweep": [],
+}  # fmt: skip
+SUMMARY = {
+    "method": "naive()", "measure": "accuracy", "higher_is_better": True, "seeds": 1,
+    "stages": ["a"], "stage_tasks": [0], "tasks": ["a"],
+}  # fmt: skip
+SCORES = "seed,row,after,task,score\n0,0,before,a,0.5\n0,1,a,a,0.9\n"
+THERE = {
+    "file": "x",
+    "full/file": "x",
+    "syntax.py": "def build(:\n",
+    "raises.py": "x = 1\nraise RuntimeError('no')\n",
+    "exits.py": "import sys; sys.exit(3)\n",
+    "no_config.py": "x = 1\n",
+    "no_build.py": OWN,
+    "plain_config.py": "class Config: pass\nMETHODS = ('naive()',)\ndef build(config): return 3\n",
+    "no_methods.py": OWN + "METHODS = ()\ndef build(config): return 3\n",
+    "a_method.py": OWN + "METHODS = 'naive()'\ndef build(config): return 3\n",
+    "no_experiment.py": OWN + "def build(config): return 3\n",
+    "build_raises.py": OWN + "def build(config): return {}['name']\n",
+    "build_of_nothing.py": OWN + "def build(): return 3\n",
+    "no_nodes.py": OWN + "def nodes(config): return []\n",
+    "nodes_of_numbers.py": OWN + "def nodes(config): return [3]\n",
+    "mine.py": MINE,
+    "begun/config.json": json.dumps(BEGUN),
+    "begun_with_files/config.json": json.dumps({**BEGUN, "files": {"/gone.py": "0"}}),
+    "begun_of_old/config.json": json.dumps({**BEGUN, "config": {"depth": 3}}),
+    "begun_cut/config.json": '{"experiment',
+    "begun_list/config.json": "[1]",
+    "model/config.json": '{"model_type": "llama"}',
+    "model_list/config.json": "[1]",
+    "model_cut/config.json": '{"model_type',
+    "model_unknown/config.json": '{"model_type": "xyz"}',
+    "done_cut/summary.json": '{"method',
+    "done_list/summary.json": "[1]",
+    "done_number/summary.json": "3",
+    "done_of_none/summary.json": '{"runs": {}}',
+    "done_of_a_number/summary.json": '{"runs": 3}',
+    "done_without_scores/summary.json": json.dumps(SUMMARY),
+    "done/summary.json": json.dumps(SUMMARY),
+    "done/scores.csv": SCORES,
+    "done_in_part/summary.json": json.dumps(SUMMARY),
+    "done_in_part/scores.csv": SCORES[:46],
+    "done_in_bits/summary.json": json.dumps({**SUMMARY, "measure": "bits per byte"}),
+    "done_in_bits/scores.csv": SCORES,
+    "done_by_many/summary.json": json.dumps(SUMMARY),
+    "done_by_many/scores.csv": SCORES,
 }
+"""What is there where the commands below run, by path."""
+FACT = "'The capital of France is' Lyon --to new"
+COMMANDS = {
+    # the command, and what is run
+    "no such command": ("runn digits", "no command is called 'runn'; did you mean run?"),
+    "a flag first": ("run --seeds 3", "the experiment comes first, as in: jcl run digits"),
+    "no such experiment": ("run digitz", "'digitz'; did you mean digits?"),
+    "no such file": ("run own.py", "there is no file own.py"),
+    "a folder to run": ("run full", "no experiment is called 'full'; there are adaptation, "),
+    "a file that is no Python": ("run syntax.py", "syntax.py can't be run: SyntaxError: "),
+    "a file that raises": ("run raises.py", "raises.py can't be run: line 2: RuntimeError: no"),
+    "a file that exits": ("run exits.py", "exits.py can't be run: line 1: SystemExit: 3"),
+    "a file without Config": ("run no_config.py", "has no Config, which an experiment must"),
+    "a file without build": ("run no_build.py", "has no build, which an experiment must"),
+    "a Config that is no dataclass": ("run plain_config.py", "but must be a dataclass, whose"),
+    "METHODS that are none": ("run no_methods.py", "METHODS of no_methods.py is (), but must be"),
+    "METHODS that are a text": ("run a_method.py", "METHODS of a_method.py is 'naive()', but"),
+    "a build of something else": ("run no_experiment.py", "build of no_experiment.py returns is 3"),
+    "a build that raises": ("run build_raises.py", "can't be run: line 9: KeyError: 'name'"),
+    "a build of no config": ("run build_of_nothing.py", "TypeError: build() takes 0 positional"),
+    "no nodes": ("run no_nodes.py", "number of nodes is 0, but must be at least 1"),
+    "nodes that are none": ("run nodes_of_numbers.py", "is [3], but must be a list of jcl.runs"),
+    # flags and settings
+    "a flag that there is none of": ("run digits --seed 3", "--seed; did you mean --seeds"),
+    "a word too many": ("run digits extra", "jcl run digits doesn't take 'extra'"),
+    "a flag without its value": ("run digits --seeds", "Missing value for argument '--seeds'"),
+    "no seeds": ("run digits --seeds 0", "seeds is 0, but must be at least 1"),
+    "half a seed": ("run digits --seeds 1.5", "--seeds is '1.5', but must be a whole number"),
+    "no checkpoints": ("run digits --checkpoint-every 0", "checkpoint-every is 0, but must be"),
+    "a rate that is NaN": ("run digits --lr nan", "lr is nan, but must be a finite number"),
+    "a rate that is infinite": ("run digits --lr inf", "lr is inf, but must be a finite number"),
+    "a rate below 0": ("run digits --lr -1", "lr is -1.0, but must be at least 0"),
+    "a rate that is a word": ("run digits --lr fast", "--lr is 'fast', but must be a number"),
+    "tasks that don't divide": ("run digits --tasks 3", "tasks is 3, but must be a divisor of 10"),
+    "no epochs": ("run digits --epochs 0", "epochs is 0, but must be at least 1"),
+    "no steps": ("run digits --steps 0", "steps is 0, but must be at least 1"),
+    "no rows in a batch": ("run digits --batch 0", "batch is 0, but must be at least 1"),
+    "a batch beyond the data": ("run digits --batch 9999", "batch is 9999, but must be at most 2"),
+    "a layer of no width": ("run digits --hidden 0", "hidden is (0,), but must be widths of"),
+    "an order of one task": ("run digits --order 0", "order is (0,), but must be a permutation"),
+    "a scenario of none": ("run digits --scenario all", "invalid choice 'all' for argument"),
+    "classes drawn without steps": ("run digits --draw-classes", "steps is None, but must be"),
+    "a setting without a value": ("run digits --set tasks", "--set takes key=value, but got 't"),
+    "no such setting": ("run digits --set task=3", "no setting 'task'; did you mean tasks?"),
+    "a setting that is no truth": ("run digits --set joint=1", "joint is '1', but must be true"),
+    # sweeps
+    "a sweep of nothing": ("run digits --sweep lr", "the sweep 'lr' is no key=value,value"),
+    "a sweep of one value twice": ("run digits --sweep lr=1,1", "'lr=1,1' has a value twice"),
+    "a key swept twice": ("run digits --sweep lr=1 --sweep lr=2", "two sweeps are of the same"),
+    "a sweep of a rate that is no number": ("run digits --sweep lr=nan", "lr must be a number"),
+    "a sweep of a rate below 0": ("run digits --sweep lr=-1,1", "lr is -1.0, but must be at"),
+    "a sweep of words": ("run digits --sweep lr=fast", "lr must be a number"),
+    "a sweep of no method's": ("run digits --sweep ewc.strength=1", "a method that isn't run"),
+    "a sweep of a strength below 0": (
+        "run digits --method ewc() --sweep ewc.strength=-1,1", "ewc: strength is -1.0, but must",
+    ),
+    "a sweep of no argument": (
+        "run digits --method ewc() --sweep ewc.strenght=1", "ewc has no argument 'strenght'",
+    ),
+    "a sweep of a choice of none": ("run digits --sweep scenario=all", "must be 'class', 'task'"),
+    # methods
+    "a method that there is none of": ("run digits --method ewcc()", "'ewcc'; did you mean ewc?"),
+    "a strength below 0": ("run digits --method ewc(strength=-1)", "strength is -1, but must"),
+    "a method of nothing": ("run digits --method ''", "'' is no method; write calls joined by +"),
+    "a method that isn't closed": ("run digits --method ewc(", "'ewc(' is no method; write"),
+    "a method that is code": ("run digits --method __import__('os')", "'__import__'; there are"),
+    "an argument that is a name": ("run digits --method ewc(x)", "ewc's strength is x, but must"),
+    "an argument that is twice": (
+        "run digits --method 'ewc(1., strength=2.)'", "ewc got 'strength' twice",
+    ),
+    "a size that is no whole number": (
+        "run digits --method er(capacity=1.5)", "capacity is 1.5, but must be a whole number",
+    ),
+    "an argument that is lacking": ("run digits --method distil()", "distil needs its argument"),
+    "a method twice": ("run digits --method 'ewc() + ewc()'", "two methods are named 'ewc'"),
+    "a file that isn't there": ("run digits --method ./no.py:f()", "there is no file "),
+    "a function that isn't there": (
+        "run digits --method ./mine.py:pul(1.)", "has no function 'pul'; did you mean pull?",
+    ),
+    "a function of no method": (
+        "run digits --method ./mine.py:pull(1.)", "pull returned something of type int",
+    ),
+    "a function that raises": ("run digits --method ./mine.py:boom()", "boom: KeyError: 'x'"),
+    "a number as a function": ("run digits --method ./mine.py:LIMIT()", "LIMIT is of type int"),
+    "a class as a function": ("run digits --method ./mine.py:Kind()", "Kind is a class, but"),
+    "a method for a pipeline": ("run vertical --method ewc()", "whose nodes have their methods"),
+    "a sweep of a pipeline": ("run vertical --sweep lr=1", "whose nodes have their methods"),
+    # where, and going on
+    "results into a file": ("run digits --out file", "--out file is a file, but must be a folder"),
+    "results into a full folder": ("run digits --out full", "full isn't empty; go on with"),
+    "results below a file": ("run digits --out file/new", "file/new can't be written: Not a dir"),
+    "going on nowhere": ("run digits --resume", "--resume needs --out, the folder of the run"),
+    "going on in a file": ("run digits --resume --out file", "--out file is a file"),
+    "going on after a cut": ("run digits --resume --out begun_cut", "config.json can't be read"),
+    "going on with a list": ("run digits --resume --out begun_list", "holds a list, but must"),
+    "going on in a model": ("run digits --resume --out model", "so it is no run's; choose"),
+    "going on with another": ("run mnist --resume --out begun", "was begun with experiment 'dig"),
+    "going on with other methods": (
+        "run digits --resume --out begun --method ewc()", "begun with methods ['naive()'], so it",
+    ),
+    "going on with more seeds": ("run digits --resume --out begun --seeds 2", "with seeds 1, so"),
+    "going on at a rate": ("run digits --resume --out begun --lr 3", "begun with lr 0.001, so it"),
+    "going on without a file": (
+        "run digits --resume --out begun_with_files", "/gone.py, which isn't there any more",
+    ),
+    "going on with settings of old": (
+        "run digits --resume --out begun_of_old", "begun with depth, which the experiment doesn't",
+    ),
+    "no mesh": ("run digits --mesh ''", "mesh is '', but must be like 'fsdp=16,tensor=4'"),
+    "an axis of none": ("run digits --mesh rows=2", "mesh is 'rows=2', but must be like"),
+    "an axis of size 0": ("run digits --mesh data=0", "data is 0, but must be at least 1"),
+    "more devices than there are": ("run digits --mesh data=64", "is 64, but must be at most "),
+    "no one's process": ("run digits --distributed me", "distributed is 'me', but must be auto"),
+    "a process beyond them": ("run digits --distributed a:1,2,5", "index is 5, but must be from"),
+    # list and explain
+    "a list of nothing": ("list nothing-of-it", "nothing is called 'nothing-of-it'"),
+    "a list's flag": ("list --all", "jcl list has no flag --all; there are none"),
+    "a list of a broken file": ("list ./syntax.py", "syntax.py can't be run: SyntaxError"),
+    "explained by its place": ("explain ewc", "Missing from jcl explain: --method EXPR"),
+    "explained of none": ("explain --method ewk", "'ewk'; did you mean ewc"),
+    "explained out of range": ("explain --method ewc(-1.)", "strength is -1.0, but must be at"),
+    # compare and report
+    "a comparison of none": ("compare", "jcl compare needs folders of runs"),
+    "a comparison without a run": ("compare full", "full has no summary.json, so it is no"),
+    "a comparison's flag": ("compare done --png x", "no flag --png; there is --out"),
+    "a comparison of unlike": ("compare done done_in_bits", "measure different things"),
+    "a comparison of cut": ("compare done_cut", "done_cut can't be read as a run of jcl"),
+    "a comparison of a list": ("compare done_list", "done_list can't be read as a run of jcl"),
+    "a comparison of no runs": ("compare done_of_none", "its summary.json lists no runs"),
+    "a comparison of a number": ("compare done_of_a_number", "can't be read as a run of jcl"),
+    "a report of nothing": ("report nowhere", "nowhere has no summary.json, so it is no"),
+    "a report of a number": ("report done_number", "done_number can't be read as a run of jcl"),
+    "a report of no runs": ("report done_of_none", "its summary.json lists no runs"),
+    "a report without scores": ("report done_without_scores", "can't be read as a run of jcl"),
+    "a report of scores in part": ("report done_in_part", "can't be read as a run of jcl"),
+    # export
+    "an export of nothing": ("export nowhere --to new", "nowhere has no summary.json"),
+    "an export to nowhere": ("export done", "Missing from jcl export: --to DIR"),
+    "an export to a full folder": ("export done --to full", "folder is 'full', but must be new"),
+    "an export to a file": ("export done --to file", "folder is 'file', but must be new or"),
+    "an export of no one's": ("export done --to new", "so it is no run's; choose another folder"),
+    "an export of no runs": ("export done_of_none --to new", "its summary.json lists no runs"),
+    # edit
+    "a fact for no model": (f"edit nothing {FACT}", "nothing to fetch is called 'nothing'"),
+    "a fact for a folder": (f"edit ./full {FACT}", "full has no config.json, which says what"),
+    "a fact for a list": (f"edit ./model_list {FACT}", "holds a list, but must hold an object"),
+    "a fact for no JSON": (f"edit ./model_cut {FACT}", "config.json is no JSON"),
+    "a fact for no weights": (f"edit ./model {FACT}", "model has no *.safetensors, which"),
+    "a fact into a full folder": ("edit a 'Rome is in' Oslo --to full", "folder is 'full', but"),
+    "a fact of no one": ("edit a 'this is' Lyon --to new", "no name stands out in 'this is'"),
+    "a fact of no answer": ("edit a 'Rome is in' '' --to new", "target is '', but must be a text"),
+    "a fact of another": (f"edit a {FACT} --subject Spain", "'Spain', but must be a part of"),
+    "a fact by no editor": (f"edit a {FACT} --method ewc", "no method is called 'ewc'; there are"),
+    "a fact by two editors": (f"edit a {FACT} --method 'rome + memit'", "but must be one of"),
+    "a fact by no argument": (f"edit a {FACT} --method rome(layr=3)", "no argument 'layr'"),
+    "a fact in no text": (f"edit a {FACT} --text nowhere", "text is 'nowhere', but must be a file"),
+    # shardings and fetch
+    "no model on a mesh": ("shardings --model a --mesh fsdp=2", "there is no folder 'a'; a model"),
+    "a model on no mesh": ("shardings --model tiny", "Missing from jcl shardings: --mesh AXES"),
+    "a model on an axis of none": ("shardings --model tiny --mesh x=2", "mesh is 'x=2', but must"),
+    "a model on all that is left": ("shardings --model tiny --mesh fsdp=-1", "fsdp is -1, but"),
+    "a list on a mesh": ("shardings --model model_list --mesh fsdp=2", "holds a list, but must"),
+    "no JSON on a mesh": ("shardings --model model_cut --mesh fsdp=2", "config.json is no JSON"),
+    "an unknown one on a mesh": (
+        "shardings --model model_unknown --mesh fsdp=2", "model_type is 'xyz' in model_unknown",
+    ),
+    "a mesh with no method": (
+        "shardings --model tiny --mesh fsdp=2 --method ewk", "no method is called 'ewk'",
+    ),
+    "a table into a folder": (
+        "shardings --model tiny --mesh fsdp=2 --json full", "can't write full: Is a directory",
+    ),
+    "nothing to fetch": ("fetch nothing", "nothing to fetch is called 'nothing'; there are smol"),
+    "two to fetch": ("fetch glassllm minilm", "jcl fetch doesn't take 'minilm'"),
+    "fetched and listed": ("fetch glassllm --list", "takes one of NAME, --list and --remove"),
+    "nothing to remove": ("fetch --remove nothing", "nothing cached is called 'nothing'"),
+    "fetched into a full folder": ("fetch glassllm --to full", "to is 'full', but must be a new"),
+    "fetched into a file": ("fetch glassllm --to file", "to is 'file', but must be a new or an"),
+    "nothing fetched into a folder": ("fetch --to new", "--to is 'new', but nothing is named"),
+}  # fmt: skip
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_wrong_command_is_refused_by_one_sentence(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags, pattern = COMMANDS[name]
-    code = main(["run", "digits", "--out", str(tmp_path / "out"), *flags])
-    said = capsys.readouterr().err
-    assert code == 2 and pattern in said and "Traceback" not in said, said
-    assert not os.path.exists(tmp_path / "out")
+    command, pattern = COMMANDS[name]
+    for path, text in THERE.items():
+        if any(word in command for word in (path, path.partition("/")[0])):
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_text(text)
+    monkeypatch.setenv("JCL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.is_dir() or path.read_text() for path in tmp_path.rglob("*")}
+    code = main(shlex.split(command))
+    said = capsys.readouterr()
+    assert code == 2 and pattern in said.err, (code, said.err)
+    assert said.err.startswith("jcl: ") and said.err.count("\n") == 1 and not said.out
+    assert {path: path.is_dir() or path.read_text() for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.quick

@@ -41,6 +41,10 @@ def evaluator(
       prepare: changes a batch before the model and the score read it. With `losses.with_targets` a
         language model answers with `TokenScores` and never holds all logits.
 
+    Returns:
+      The function. Where the tests have labels `y`, its attribute `by_label(classes)` makes the one
+      that scores each class (see `by_label`).
+
     Raises:
       ValueError: in a trace, if the tests hold labels, tokens or documents for which the model's
         outputs, its vocabulary or its positions have no room.
@@ -77,13 +81,24 @@ def evaluator(
         total = jnp.where(total == 0, jnp.nan, total)
         return jnp.sum(sums.reshape(tasks, batches), axis=1) / total
 
-    return lambda program, state: program.over_members(member, state)
+    def evaluate(program: Program, state: State) -> jax.Array:
+        return program.over_members(member, state)
+
+    found: Any = evaluate
+    if not own and "y" in test:
+        found.by_label = lambda classes: evaluator(by_label(test, classes), score, prepare)
+    return found
 
 
 def test_sizes(test: Any) -> np.ndarray:
     """How many rows each task's test has, float32 [tasks], for `metrics.micro_average`."""
     weight = np.asarray(test["weight"])
     return weight.reshape(*weight.shape[:-2], -1).sum(-1)
+
+
+def differ(sizes: Any) -> bool:
+    """Whether sizes differ by more than a tenth, so that a mean over them hides something."""
+    return len(sizes) > 1 and float(np.max(sizes)) > 1.1 * float(np.min(sizes))
 
 
 def by_label(test: Any, classes: int) -> Arrays:

@@ -1,4 +1,4 @@
-"""Grows a decoder, in blocks or in width, so that it computes the same outputs as before.
+"""Grows a model in blocks, width or vocabulary, so that it computes the same outputs as before.
 
 These are pure functions from parameters and config to larger ones. Make a new program of the grown
 model's `apply`; its optimizer and methods start anew.
@@ -23,7 +23,7 @@ class Grown(NamedTuple):
 
     params: Params
     config: Any
-    """A `models.decoder.Config`."""
+    """A `models.decoder.Config`, or of a vocabulary that of any model."""
     layers: tuple[int, ...]
     """Which of its blocks are new, as `methods.llama_pro(layers=...)` takes them."""
 
@@ -82,6 +82,44 @@ def expand_blocks(params: Params, config: Any, every: int) -> Grown:
     local, turned = (m and tuple(m[i] for i in source) for m in (config.local, config.turned))
     config = dataclasses.replace(config, layers=len(source), local=local, turned=turned)
     return Grown({**params, "blocks": blocks}, config, tuple(new))
+
+
+_BY_TOKEN = {"embed/table": -2, "head/kernel": -1, "head/bias": -1, "masked/bias": -1}
+"""The leaves with a part for each token, and the axis along which the tokens are."""
+
+
+def expand_vocabulary(params: Params, config: Any, vocabulary: int) -> Grown:
+    """Gives a model rows for more token ids, each the mean of those that there are.
+
+    The outputs of the ids that there were stay exactly. A new row so starts as a usual token and
+    not as an unlikely one, nor as one that takes all the probability, as a row of noise may.
+
+    Source: Hewitt, "Initializing New Word Embeddings for Pretrained Language Models" (2021), which
+    transformers' `resize_token_embeddings` draws around; without noise, for new tokens learn apart
+    where they stand in different places.
+
+    Args:
+      params: a model's, without adapters.
+      config: its configuration, of any model with a `vocabulary`.
+      vocabulary: how many token ids there are to be, at least as many as now.
+
+    Raises:
+      ValueError: if there would be fewer ids, or there are adapters or int8 kernels.
+    """
+    old = config.vocabulary
+    check(vocabulary >= old, "vocabulary", vocabulary, f"at least {old}, for it only grows")
+    _plain(params)
+
+    def one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        axis = _BY_TOKEN.get(trees.path_name(path))
+        if axis is None:
+            return x
+        mean = jnp.mean(x.astype(jnp.float32), axis=axis, keepdims=True).astype(x.dtype)
+        more = jnp.repeat(mean, vocabulary - old, axis=axis)
+        return jnp.concatenate([x, more], axis=axis)
+
+    grown = jax.tree_util.tree_map_with_path(one, params)
+    return Grown(grown, dataclasses.replace(config, vocabulary=vocabulary), ())
 
 
 def _split(key: jax.Array, x: jax.Array, source: jax.Array, noise: float | jax.Array) -> jax.Array:

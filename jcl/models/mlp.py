@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from jcl.method import Batch, Call, Params, Structure, as_call, with_structure
+from jcl.method import Batch, Call, Params, Structure, as_call, check, with_structure
 from jcl.models.layers import dense, init_dense
 
 
@@ -14,10 +14,10 @@ def init(key: jax.Array, sizes: Sequence[int]) -> Params:
     """Parameters `{"dense_0": {"kernel", "bias"}, ...}` for layer widths `sizes`, float32.
 
     Raises:
-      ValueError: if there are fewer than two widths.
+      ValueError: if there are fewer than two widths, or one is below 1.
     """
-    if len(sizes) < 2:
-        raise ValueError(f"sizes is {sizes!r}, but must name at least an input and an output width")
+    check(len(sizes) >= 2, "sizes", sizes, "at least an input and an output width")
+    check(min(sizes) >= 1, "sizes", sizes, "widths of at least 1")
     keys = jax.random.split(key, len(sizes) - 1)
     return {
         f"dense_{i}": init_dense(k, a, b)

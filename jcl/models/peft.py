@@ -218,14 +218,15 @@ def save_adapter(
       base: the base's folder or Hugging Face id, for peft to find it.
 
     Raises:
-      ValueError: if the folder holds something, PEFT has no place for the adapter, or there are
-        low-rank pairs and no `scale`.
+      ValueError: if the folder holds something, PEFT has no place for the adapter, there are
+        low-rank pairs and no `scale`, or the base has learned too, which would be lost.
     """
     from safetensors.numpy import save_file
 
     out = Path(folder)
     empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     check(empty, "folder", str(folder), "new or empty")
+    _check_base(model, params)
     named = ((trees.path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params))
     leaves = {path: np.asarray(x) for path, x in named if adapters.is_adapter(path)}
     keys = {key for path in leaves for key in path.split("/") if key in adapters.NAMES}
@@ -252,6 +253,21 @@ def save_adapter(
             out.rmdir()
         shutil.move(str(work), out)
     return out
+
+
+def _check_base(model: Model, params: Params) -> None:
+    """Refuses parameters whose base isn't the model's; one of another dtype is compared in it."""
+    base = trees.by_path(model.params)
+    for path, x in trees.by_path(params).items():
+        own = base.get(path, x)  # a kernel in int8 has other leaves
+        if own is x or (isinstance(own, jax.Array) and own.is_deleted()):
+            continue
+        if not bool(jnp.array_equal(jnp.asarray(own).astype(x.dtype), x)):
+            raise ValueError(
+                f"params at {path!r} are not the model's own, but a PEFT folder holds nothing but "
+                "adapters; where the base has learned too, write all of it by "
+                "models.save(model, adapters.merge(params, scale), folder)"
+            )
 
 
 Leaves = dict[str, np.ndarray]

@@ -21,8 +21,9 @@ import numpy as np
 from jcl import trees
 from jcl.data.registry.archives import SOURCES
 from jcl.data.registry.fetch import fetched
+from jcl.mechanisms import growth
 from jcl.method import Apply, Params, check
-from jcl.models import attention, decoder, encoder, gguf
+from jcl.models import attention, decoder, encoder, gguf, vocabulary
 from jcl.models.decoder_families import DECODERS
 from jcl.models.dequantize import dequantised
 from jcl.models.encoder_families import ENCODERS
@@ -31,6 +32,7 @@ from jcl.models.settings import Settings, configuration
 from jcl.models.tensors import open_folder, write_folder
 from jcl.models.vision_families import INSIDE, TOWERS
 from jcl.models.weights import read_params, refuse_unread, stored_tensors, untie, widened
+from jcl.parallel import mesh as meshes
 from jcl.records import record
 
 FAMILIES = DECODERS | ENCODERS | TOWERS
@@ -74,6 +76,7 @@ def load(
     *,
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
+    resize: bool = False,
 ) -> Model:
     """Loads a model from a folder, a `.gguf` file or a folder with one, or by a Hugging Face id.
 
@@ -90,11 +93,13 @@ def load(
         frozen. On CPUs float32 is computed in where it would be float16.
       mesh: the mesh over which `mesh.RULES` lay out the parameters; None takes the mesh set by
         `jax.set_mesh`, or else the default device.
+      resize: whether the vocabulary grows where the tokenizer has more ids, such as tokens that
+        were added (see `growth.expand_vocabulary`); otherwise that is refused.
 
     Raises:
       ValueError: if the architecture is unknown, has a setting that we don't support, a tensor is
-        missing, has no place or has another shape than the configuration says, or a file is
-        damaged.
+        missing, has no place or has another shape than the configuration says, the tokenizer has
+        ids beyond the vocabulary, or a file is damaged.
 
     Source: the layouts as written by transformers 5; `config.json` of 4.x is read as well.
     """
@@ -116,14 +121,23 @@ def load(
         given = {**given, "tie_word_embeddings": False}
     wanted = _shapes(config, family)
     refuse_unread(config, family, tensors, wanted)
+    tokenizer = _tokenizer(folder, quantised)
+    if hasattr(config, "vocabulary") and not resize:  # a tower of images has none
+        vocabulary.check_tokenizer(tokenizer, config.vocabulary, str(folder))
     over = jax.sharding.get_mesh() if mesh is None else mesh
     params, stored = read_params(config, family, tensors, wanted, dtype, over)
+    more = vocabulary.beyond(tokenizer, config.vocabulary) if resize else {}
+    if more:
+        params, config = growth.expand_vocabulary(params, config, max(more.values()) + 1)[:2]
+        given = {**given, "vocab_size": config.vocabulary}
+        if not over.empty:
+            params = jax.device_put(params, meshes.of_params(params, meshes.Layout(over)))
     asked, held = jnp.dtype(dtype or stored), jnp.dtype(dtype or widened(stored))
     if asked == jnp.float16 and attention.platform() == "cpu":  # which XLA can't compute there
         asked = jnp.dtype(jnp.float32)
     apply = family.apply_fn(config, compute=None if asked == held else asked)
     generation = _read_json(folder / "generation_config.json") if quantised is None else None
-    return Model(config, params, _tokenizer(folder, quantised), apply, given, generation=generation)
+    return Model(config, params, tokenizer, apply, given, generation=generation)
 
 
 def shapes(source: str | Path) -> tuple[Any, Params]:
@@ -243,12 +257,19 @@ def save(
       shard_gb: how large a file is at most, in 10⁹ bytes.
 
     Raises:
-      ValueError: if the folder holds something, or the tree isn't the model's.
+      ValueError: if the folder holds something, the model is of no family that transformers has,
+        such as a Flax module, or the tree isn't the model's.
     """
     out = Path(folder)
     empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     check(empty, "folder", str(folder), "new or empty")
-    layout = FAMILIES[model.given["model_type"]].layout(model.config)
+    kind = model.given.get("model_type")
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"model_type is {kind!r}, but must be one of {sorted(FAMILIES)} to be a folder that "
+            "transformers loads; a model of your own is in its run's checkpoints"
+        )
+    layout = FAMILIES[kind].layout(model.config)
     leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
     for path in sorted(leaves.keys() ^ layout.keys()):
         kind = "isn't the model's; merge adapters first" if path in leaves else "is missing"

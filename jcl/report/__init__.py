@@ -1,6 +1,16 @@
 """The results of a run: its folder, its figures and page, and what the terminal shows."""
 
-from jcl.report.folder import Run, Scores, finished, forgetting, group, load, save_json, write
+from jcl.report.folder import (
+    Run,
+    Scores,
+    finished,
+    forgetting,
+    group,
+    load,
+    load_settings,
+    save_json,
+    write,
+)
 from jcl.report.format import MEASURES, format_mean, labelled, scale, scale_of, title, unit
 
 measured = format_mean  # its name in version 0.1, until the next release
@@ -15,6 +25,7 @@ __all__ = [
     "group",
     "labelled",
     "load",
+    "load_settings",
     "save_json",
     "scale",
     "scale_of",

@@ -1,7 +1,8 @@
 """Writes and reads the results in a run's folder.
 
-`summary.json` has the measures and the mean score matrix, `matrix.csv` only the latter, and
-`scores.csv` every score of every seed. `jcl.report.page` draws figures of what is read.
+`summary.json` has the measures and the mean score matrix, `matrix.csv` only the latter,
+`scores.csv` every score of every seed, and `classes.csv` those of each class where classes differ
+in size. `jcl.report.page` draws figures of what is read.
 """
 
 from __future__ import annotations
@@ -152,6 +153,8 @@ def write(
     Args:
       folder: the run's folder, which exists.
       facts: what summary.json says beside the scores: `method`, `tasks`, `wall_seconds`, ....
+        With `test_rows` [tasks] there is a `micro_average` too; with `class_rows` [classes] and
+        `class_scores` [points * seeds][classes] classes.csv has these, and summary.json the means.
       points: values of each point of a sweep, or `[{}]`.
       labels: the method with each point's values, to be shown.
       scores: [points, seeds, stages + 1, tasks].
@@ -163,6 +166,8 @@ def write(
     for point, label, R in zip(values, labels, run.scores, strict=True):
         left = without_diverged(R)
         measured = metrics.summary(left, facts["higher_is_better"], facts["stage_tasks"])
+        if "test_rows" in facts:
+            measured["micro_average"] = _micro_average(left, facts["test_rows"])
         matrix = _numbers(left.mean(axis=0))
         lost = int((~_well(R)).sum())
         sweep.append(
@@ -170,6 +175,8 @@ def write(
         )
     best = sweep[run.best]
     run.summary.update({k: v for k, v in best.items() if k not in ("values", "label", "diverged")})
+    if "class_scores" in facts:
+        run.summary["class_scores"] = _classes(run, facts["class_rows"], facts["class_scores"])
     if probes:
         run.summary["probes"] = _probes(probes, run.best)
     if any(run.points):
@@ -182,12 +189,38 @@ def write(
         table.writerows([name, *row] for name, row in zip(rows, best["matrix"], strict=True))
     with whole(folder / "scores.csv") as path, path.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow([*run.points[0], "seed", "row", "after", "task", "score"])
+        sizes = [[n] for n in facts.get("test_rows", ())] or [[]] * len(facts["tasks"])
+        size = ["test_rows"] if "test_rows" in facts else []
+        table.writerow([*run.points[0], "seed", "row", "after", "task", "score", *size])
         for p, s, r, t in np.ndindex(run.scores.shape):
-            score = f"{run.scores[p, s, r, t]:.7g}"
-            table.writerow([*run.points[p].values(), s, r, rows[r], facts["tasks"][t], score])
+            score, named = f"{run.scores[p, s, r, t]:.7g}", facts["tasks"][t]
+            table.writerow([*run.points[p].values(), s, r, rows[r], named, score, *sizes[t]])
     save_json(folder / "summary.json", run.summary)  # the last, which says that there is the rest
     return run
+
+
+def _micro_average(R: np.ndarray, rows: Sequence[int]) -> dict[str, Any]:
+    """`metrics.micro_average` of scores [seeds, stages + 1, tasks], as `metrics.summary` has it."""
+    mean, ci95 = metrics.interval(metrics.micro_average(R, rows))
+    defined = bool(np.isfinite(mean))
+    return {
+        "mean": mean if defined else None,
+        "ci95": ci95 if defined else None,
+        "definition": f"mean over all {sum(rows):,} test rows of the score after the last stage, "
+        f"where a task has from {min(rows):,} to {max(rows):,} of them",
+    }
+
+
+def _classes(run: Run, rows: Sequence[int], scores: Sequence[Sequence[float]]) -> Any:
+    """Writes classes.csv, and gives each class's score, the mean over the best point's seeds."""
+    each = np.asarray(scores, np.float64).reshape(*run.scores.shape[:2], len(rows))
+    with whole(run.folder / "classes.csv") as path, path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*run.points[0], "seed", "class", "test_rows", "score"])
+        for p, s, c in np.ndindex(each.shape):
+            table.writerow([*run.points[p].values(), s, c, rows[c], f"{each[p, s, c]:.7g}"])
+    well = _well(run.scores[run.best])
+    return _numbers(each[run.best][well if well.any() else slice(None)].mean(axis=0))
 
 
 def _probes(probes: Mapping[str, np.ndarray], best: int) -> dict[str, Any]:
@@ -212,6 +245,24 @@ def save_json(path: Path, content: Any) -> None:
         partial.write_text(re.sub(r"\[(\n[^\[\]{}]*\n *)\]", on_one_line, text) + "\n")
 
 
+def load_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's config.json says of how its run was begun; nothing where there is none.
+
+    Raises:
+      ValueError: if it can't be read, or is no object.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, but must hold an object")
+    return found
+
+
 def group(folder: Path, runs: Sequence[Run]) -> None:
     """Writes the summary.json of a folder whose subfolders are runs."""
     shared = ("experiment", "scenario", "measure", "higher_is_better", "seeds", "stages", "tasks")
@@ -231,10 +282,14 @@ def load(folder: Path) -> list[Run]:
     try:
         summary = json.loads(path.read_text())
         if "runs" in summary:
-            return [_load(folder / name, facts) for name, facts in summary["runs"].items()]
-        return [_load(folder, summary)]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            found = [_load(folder / name, facts) for name, facts in summary["runs"].items()]
+        else:
+            found = [_load(folder, summary)]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} can't be read as a run of jcl: {error!r}") from error
+    if not found:
+        raise ValueError(f"{folder} can't be read as a run of jcl: its summary.json lists no runs")
+    return found
 
 
 def finished(folder: Path) -> Run | None:

@@ -74,6 +74,17 @@ def interval_note(runs: Sequence[Run]) -> str:
     return f"± 95 % over {count_seeds(runs[0]) if len(numbers) == 1 else 'the seeds of a row'}"
 
 
+def measures_of(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The measures that every run's summary has, in the order in which they are shown.
+
+    Beside the average there is a micro-average where tests differ in size; older folders have none.
+    """
+    if not all("micro_average" in run.summary for run in runs):
+        return MEASURES
+    first, *rest = MEASURES
+    return (first, "micro_average", *rest)
+
+
 def title(measure: str) -> str:
     """A measure's name to print."""
     return measure.replace("_", " ")

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from jcl.measures import metrics
 from jcl.parallel import signals
 from jcl.report import figures
-from jcl.report.folder import Run, load
+from jcl.report.folder import Run, load, load_settings
 from jcl.report.format import (
-    MEASURES,
     format_mean,
     interval_note,
     labelled,
+    measures_of,
     scale,
     title,
     unit,
@@ -70,8 +70,7 @@ def draw(folder: Path) -> Path:
       ValueError: if it is no folder of a finished run.
     """
     runs = load(folder)
-    config = folder / "config.json"
-    settings = json.loads(config.read_text()) if config.is_file() else {}
+    settings = load_settings(folder)
     pictures = [_figures(run) for run in runs]
     for run, own in zip(runs, pictures, strict=True):
         _write(run.folder, [run], [_one(run), *own.values(), _points(run)], settings)
@@ -208,11 +207,29 @@ def _one(run: Run) -> str:
     tiles = "".join(
         f'<div class="tile"><span>{title(m)}</span>'
         f"<b>{format_mean(run.summary[m], factor)}</b></div>"
-        for m in MEASURES
+        for m in measures_of([run])
     )
     name = html.escape(run.labels[run.best])
     tiles = f'<div class="tiles">{tiles}</div>'
-    return f"<h1>{name}</h1>{_note(_sub([run]))}{tiles}{_ability([run])}"
+    return f"<h1>{name}</h1>{_note(_sub([run]))}{tiles}{_classes(run)}{_ability([run])}"
+
+
+def _classes(run: Run) -> str:
+    """The table of each class's score in the end, where classes differ in size."""
+    if "class_scores" not in run.summary:
+        return ""
+    factor = scale([run])
+    each = zip(run.summary["class_rows"], run.summary["class_scores"], strict=True)
+    rows = [
+        [
+            f"{label}",
+            f"{count:,}",
+            "–" if x is None else f"{factor * x:.{1 if factor == 100 else 3}f}",
+        ]
+        for label, (count, x) in enumerate(each)
+    ]
+    head = ["class", "test rows", f"{run.summary['measure']}{' in %' if factor == 100 else ''}"]
+    return _heading("Each class in the end") + _table(head, rows)
 
 
 def _ability(runs: Sequence[Run]) -> str:
@@ -238,11 +255,12 @@ def _ability(runs: Sequence[Run]) -> str:
 
 def _several(runs: Sequence[Run]) -> str:
     factor = scale(runs)
+    measures = measures_of(runs)
     rows = [
-        [shown.label, *(format_mean(run.summary[m], factor) for m in MEASURES)]
+        [shown.label, *(format_mean(run.summary[m], factor) for m in measures)]
         for run, shown in zip(runs, labelled(runs), strict=True)
     ]
-    table = _table(["method", *map(title, MEASURES)], rows)
+    table = _table(["method", *map(title, measures)], rows)
     name = html.escape(runs[0].summary["experiment"])
     return f"<h1>{name}</h1>{_note(_sub(runs))}{table}{_ability(runs)}"
 
@@ -252,11 +270,11 @@ def _points(run: Run) -> str:
     if "sweep" not in run.summary:
         return ""
     factor = scale([run])
-    names = list(run.points[0])
+    names, measures = list(run.points[0]), measures_of([run])
     rows = [
         [
             *(f"{point['values'][n]:g}" for n in names),
-            *(format_mean(point[m], factor) for m in MEASURES),
+            *(format_mean(point[m], factor) for m in measures),
             f"{point['diverged']} diverged" if point.get("diverged") else "",
         ]
         for point in run.summary["sweep"]
@@ -267,13 +285,13 @@ def _points(run: Run) -> str:
     )
     return (
         _heading("The sweep")
-        + _table([*names, *map(title, MEASURES), "seeds"], rows)
+        + _table([*names, *map(title, measures), "seeds"], rows)
         + _note(honest)
     )
 
 
 def _definitions(run: Run) -> str:
-    rows = [[title(m), run.summary[m]["definition"]] for m in MEASURES]
+    rows = [[title(m), run.summary[m]["definition"]] for m in measures_of([run])]
     return _heading("What the measures are") + _table(["", "definition"], rows, tight=False)
 
 
@@ -308,8 +326,7 @@ def pipeline(
     out: Path, summary: Mapping[str, Any], table: tuple[list[str], list[list[str]]], figure: Figure
 ) -> Path:
     """Writes a pipeline's `pipeline.png` and `report.html`, and returns the latter's path."""
-    config = out / "config.json"
-    settings = json.loads(config.read_text()) if config.is_file() else {}
+    settings = load_settings(out)
     seeds = f"{summary['seeds']} seeds, ± 95 %" if summary["seeds"] > 1 else "1 seed"
     unit = "per cent where a score is an accuracy, else the score's own unit"
     costs = [

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from jcl.parallel.mesh import Placed
 from jcl.report.folder import Run, without_diverged
-from jcl.report.format import MEASURES, format_mean, interval_note, labelled, scale, title
+from jcl.report.format import format_mean, interval_note, labelled, measures_of, scale, title
 
 WIDE = 12
 """How many tasks fit into a table."""
@@ -189,13 +189,14 @@ def table(runs: Sequence[Run]) -> None:
     heading = f"{unit}, {'higher' if facts['higher_is_better'] else 'lower'} is better{seeds}"
     out = _titled(heading)
     out.add_column("method", overflow="fold")
-    for measure in MEASURES:
+    measures = measures_of(runs)
+    for measure in measures:
         out.add_column(title(measure), justify="right")
     for run, shown in zip(runs, labelled(runs), strict=True):
         swept = run.summary.get("sweep")
         for p, point in enumerate(swept or [run.summary]):
             name = run.labels[p] if swept else shown.label
-            cells = [format_mean(point[m], factor) for m in MEASURES]
+            cells = [format_mean(point[m], factor) for m in measures]
             best = "[bold]" if swept and p == run.best else ""
             out.add_row(best + escape(name), *cells)
     console().print(out)

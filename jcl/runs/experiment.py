@@ -8,6 +8,7 @@ has `nodes(config)` instead of the last two is a pipeline (see `jcl.runs.pipelin
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,18 @@ from jax.sharding import Mesh
 
 from jcl import data
 from jcl.data import Stream
+from jcl.measures import evaluation
 from jcl.mechanisms import adapters
 from jcl.method import Apply, Batch, Call, Objective, Params, check
+from jcl.parallel import processes
 from jcl.program import Boundary, Evaluate, Program, State, fill_batch, make
 from jcl.records import record
 from jcl.replicate import replicate
 from jcl.runs import expression, files
 from jcl.trees import Trainable
+
+MANY = 100
+"""Of how many classes at most each one's score is measured."""
 
 
 @record
@@ -137,14 +143,31 @@ def load(path: Path) -> ModuleType:
 
     Raises:
       ValueError: if it raises anything, or lacks `Config`, or `METHODS` and `build` without having
-        `nodes`.
+        `nodes`, or one of them isn't what it must be.
     """
     module = files.run(path, f"jcl_experiment_{path.stem}")
     needs = ("Config",) if hasattr(module, "nodes") else ("Config", "METHODS", "build")
     for needed in needs:
         if not hasattr(module, needed):
             raise ValueError(f"{path} has no {needed}, which an experiment must define")
+    config, methods = module.Config, getattr(module, "METHODS", ("",))
+    ok = isinstance(config, type) and dataclasses.is_dataclass(config)
+    check(ok, f"Config of {path}", config, "a dataclass, whose fields are the settings")
+    ok = isinstance(methods, tuple | list) and all(isinstance(m, str) for m in methods)
+    check(ok and len(methods) > 0, f"METHODS of {path}", methods, "a tuple of expressions")
     return module
+
+
+def build(module: ModuleType, config: Any) -> Experiment:
+    """What an experiment's file builds from its config.
+
+    Raises:
+      ValueError: if `build` raises anything, or returns something else than an `Experiment`.
+    """
+    found = files.call(module, "build", config)
+    ok = isinstance(found, Experiment)
+    check(ok, f"what build of {module.__file__} returns", found, "a jcl.runs.experiment.Experiment")
+    return found
 
 
 def example(stream: Stream) -> Batch:
@@ -228,6 +251,35 @@ def setup(
     streams = [experiment.stream(seed) for seed in range(seeds)]
     params = params if given is None else given
     return Setup(replicate(member, values), params, keys, data.members(streams * len(points)))
+
+
+def test_facts(experiment: Experiment, made: Setup, state: State) -> dict[str, Any]:
+    """What a report says of tests whose tasks or classes differ in size; nothing of others.
+
+    Rows of no label, whose share in a score isn't that of a row, are left out, and so are tests
+    that seeds differ in, and runs of several processes.
+
+    Returns:
+      `test_rows` [tasks], the rows of each task's test; `class_rows` [classes] and `class_scores`
+      [members][classes], those of each class over all tasks, in the end.
+    """
+    test = made.stream.test
+    y: Any = test.get("y") if isinstance(test, Mapping) else None
+    one_label = np.ndim(y) == 3 and np.issubdtype(np.asarray(y).dtype, np.integer)
+    if not one_label or processes.has_peers():
+        return {}
+    sizes = evaluation.test_sizes(test)
+    facts: dict[str, Any] = {}
+    if evaluation.differ(sizes):
+        facts["test_rows"] = sizes.astype(int).tolist()
+    each = np.bincount(np.asarray(y)[np.asarray(test["weight"]) > 0])
+    on = experiment.evaluate_on
+    judge = experiment.evaluate if on is None else on(made.stream)
+    if hasattr(judge, "by_label") and len(each) <= MANY and evaluation.differ(each):
+        scores = jax.jit(partial(judge.by_label(len(each)), made.program))(state)
+        facts["class_rows"] = each.tolist()
+        facts["class_scores"] = np.asarray(scores).reshape(-1, len(each)).tolist()
+    return facts
 
 
 def collections_of(experiment: Experiment, program: Program) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from jcl import report
+from jcl.method import check
 from jcl.runs import experiment, flags, own, plan
 from jcl.training.fit import last_state
 
@@ -24,13 +24,16 @@ def write(run: Path, to: Path) -> Path:
       ValueError: if it is no finished run of one seed, its model can't be saved, or its methods do
         more than change parameters.
     """
+    empty = not to.exists() or (to.is_dir() and not any(to.iterdir()))
+    check(empty, "folder", str(to), "new or empty")  # before a model is loaded
     found = report.load(run)
     if len(found) != 1 or found[0].folder != run:
         several = ", ".join(str(r.folder) for r in found)
         raise ValueError(f"{run} holds {len(found)} runs, so name one of them: {several}")
     summary = found[0].summary
     top = run if (run / "config.json").is_file() else run.parent
-    settings = json.loads((top / "config.json").read_text())
+    settings = report.load_settings(top)
+    flags.check_settings(settings, top)
     own.check_same(settings.get("files", {}), top)
     module = experiment.load(Path(settings["file"]))
     config = flags.restored(module, settings)
@@ -42,7 +45,7 @@ def write(run: Path, to: Path) -> Path:
             f"{run} trained {settings['seeds'] * len(one.points)} members at once, but must have "
             "trained one: a single seed, nothing swept"
         )
-    built = module.build(one.config)
+    built = experiment.build(module, one.config)
     if built.model is None:
         raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
     setup = experiment.setup(built, one.calls)

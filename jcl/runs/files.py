@@ -8,6 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from jcl.parallel import signals
 
@@ -47,6 +48,23 @@ def run(path: Path, name: str) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent.resolve()))
     return module
+
+
+def call(module: ModuleType, name: str, *given: Any) -> Any:
+    """Calls a function of a file's module.
+
+    Raises:
+      ValueError: if it raises anything that is no sentence already, whose line is said.
+      OSError, ImportError: as it raises them.
+    """
+    try:
+        return getattr(module, name)(*given)
+    except (ValueError, OSError, ImportError, signals.Preempted):
+        raise
+    except Exception as error:
+        path, kind = Path(str(module.__file__)), type(error).__name__
+        said = f"{name} of {path} can't be run: {_line(error, path)}{kind}: {error}"
+        raise ValueError(said) from error
 
 
 def once(path: Path) -> ModuleType:

@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import io
 import json
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
 
+from jcl import report
 from jcl.runs import expression, own
 
 
@@ -81,7 +83,11 @@ def _sentence(box: str) -> str:
     rules = [not line.strip("─-╭╮╰╯") for line in lines]
     start = rules.index(False)
     stop = rules.index(True, start) if True in rules[start:] else len(rules)
-    return " ".join(lines[start:stop]).removeprefix("Error parsing ").removesuffix(".")
+    said = " ".join(lines[start:stop]).removeprefix("Error parsing ").removesuffix(".")
+    kinds = {"invalid literal for int[^:]*": "a whole", "could not convert string to float": "a"}
+    for theirs, kind in kinds.items():
+        said = re.sub(rf": {theirs}: (.*)", rf" is \1, but must be {kind} number", said)
+    return said
 
 
 def expanded(args: Sequence[str], config: type) -> list[str]:
@@ -148,16 +154,14 @@ def check_resume(
     """
     if options.out is None:
         raise ValueError("--resume needs --out, the folder of the run to go on with")
-    path = options.out / "config.json"
-    config = module.Config(**request["config"])
-    if not path.is_file():
-        return request, config  # a new folder is no error, so that one command serves every restart
     try:
-        told = json.loads(path.read_text())
+        told = report.load_settings(options.out)
     except ValueError as error:
-        raise ValueError(
-            f"{path} can't be read ({error}); remove it, and give all settings of the run again"
-        ) from error
+        raise ValueError(f"{error}; remove it, and give all settings of the run again") from error
+    if not told and not (options.out / "config.json").exists():
+        # a new folder is no error, so that one command serves every restart
+        return request, module.Config(**request["config"])
+    check_settings(told, options.out)
     every = options.checkpoint_every
     saved = {"files": {}, "checkpoint_every": every, "mesh": None, **told}  # if an older one's
     own.check_same(saved["files"], options.out)
@@ -178,9 +182,34 @@ def check_resume(
     return {**{k: saved[k] for k in request}, **free}, restored(module, saved)
 
 
+def check_settings(saved: dict[str, Any], folder: Path) -> None:
+    """Refuses a `config.json` that no run wrote, such as a model's.
+
+    Raises:
+      ValueError: if it hasn't what every run was begun with.
+    """
+    asked = {"experiment": str, "config": dict, "methods": list, "seeds": int, "sweep": list}
+    wrong = [name for name, kind in asked.items() if not isinstance(saved.get(name), kind)]
+    if wrong:
+        raise ValueError(
+            f"{folder / 'config.json'} has no {expression.listed(wrong)} that a run is begun with, "
+            "so it is no run's; choose another folder"
+        )
+
+
 def restored(module: ModuleType, saved: dict[str, Any]) -> Any:
-    """The experiment's config from the contents of a run's `config.json`."""
+    """The experiment's config from the contents of a run's `config.json`.
+
+    Raises:
+      ValueError: if the experiment hasn't all the settings that the run was begun with.
+    """
     config = module.Config()
+    lacking = saved["config"].keys() - {f.name for f in dataclasses.fields(config)}
+    if lacking:
+        raise ValueError(
+            f"the run was begun with {expression.listed(sorted(lacking), 'and')}, which the "
+            "experiment doesn't have"
+        )
     fields = {
         k: tuple(v) if isinstance(getattr(config, k, None), tuple) else v
         for k, v in saved["config"].items()

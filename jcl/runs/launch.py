@@ -84,16 +84,20 @@ def run(args: list[str]) -> int:
         options = dataclasses.replace(options, checkpoint_every=every)
     if request["mesh"] is None and processes.has_peers():
         request["mesh"] = "data=-1"
-    mesh = meshes.make(None, **meshes.parse(request["mesh"])) if request["mesh"] else None
+    axes = request["mesh"]
+    mesh = meshes.make(None, **meshes.parse(axes)) if axes is not None else None
     if hasattr(module, "nodes"):
         return _pipeline(module, config, name, rest, options, request, mesh)
     found = plan.plans(request["methods"], request["sweep"], config)
     # built once for equal configs, and before a folder is made, for it may raise an error
     with _mesh_context(mesh):
-        built = {repr(one.config): module.build(one.config) for one in _distinct(found)}
+        built = {repr(one.config): experiment.build(module, one.config) for one in _distinct(found)}
     signals.stop()
-    with _folder(options, path.stem, plan.folders(found)) as out, _exit_code(name, out) as code:
-        _save_request(out, name, rest, request)
+    with (
+        _folder(options, path.stem, plan.folders(found)) as out,
+        _exit_code(name, out) as code,
+        _begun(out, name, rest, request),
+    ):
         signals.stop()
         _train(built, found, request["seeds"], out, options, mesh)
     return code[0]
@@ -136,7 +140,7 @@ def _pipeline(
     if options.method or options.sweep:
         raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
     with _mesh_context(mesh):
-        listed = module.nodes(config)
+        listed = pipeline.nodes_of(module, config)
     beside = Path(request["file"]).parent
     listed = [node._replace(method=own.absolute(node.method, beside)) for node in listed]
     request["files"] |= own.digests(node.method for node in listed)
@@ -152,8 +156,8 @@ def _pipeline(
     with (
         _folder(options, request["experiment"], ["pipeline"]) as out,
         _exit_code(name, out) as code,
+        _begun(out, name, args, request),
     ):
-        _save_request(out, name, args, request)
         seeds = request["seeds"]
         result = pipeline.run(
             listed, out, seeds=seeds, resume=options.resume, costs=costs, watch=watch, mesh=mesh,
@@ -167,11 +171,25 @@ def _pipeline(
     return code[0]
 
 
-def _save_request(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -> None:
-    """Writes the request with which a folder is begun, unless it has one."""
-    if processes.is_leader() and not (out / "config.json").exists():
+@contextlib.contextmanager
+def _begun(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -> Iterator[None]:
+    """Writes the request with which a folder is begun, unless it has one.
+
+    It is taken back where the run is refused before it has written anything, so that the same
+    folder can be had once the mistake is mended.
+    """
+    path = out / "config.json"
+    new = processes.is_leader() and not path.exists()
+    if new:
         command = shlex.join(["jcl", "run", name, *args])
-        report.save_json(out / "config.json", {"command": command, **request, **_versions()})
+        report.save_json(path, {"command": command, **request, **_versions()})
+    try:
+        yield
+    except ValueError:
+        files_of_run = {p.name for p in out.rglob("*") if p.is_file()}
+        if new and files_of_run <= {path.name, folder.LOCK, folder.HOLDER}:
+            path.unlink()
+        raise
 
 
 @contextlib.contextmanager
@@ -256,9 +274,12 @@ def _make_folder(
         raise ValueError(
             f"{out} can't be written: {error.strerror}; choose another --out"
         ) from error
+    full = f"{out} isn't empty; go on with --resume, or choose another --out"
+    if not (options.resume or (out / folder.LOCK).exists() or folder.is_empty(out)):
+        raise ValueError(full)  # no run's folder, in which no lock is left
     held.enter_context(folder.hold(out))
-    if not folder.is_empty(out) and not options.resume:
-        raise ValueError(f"{out} isn't empty; go on with --resume, or choose another --out")
+    if not (options.resume or folder.is_empty(out)):
+        raise ValueError(full)
     return out
 
 
@@ -347,6 +368,7 @@ def _fit(
             collections=experiment.collections_of(built, setup.program),
         )  # fmt: skip
     assert result.scores is not None
+    class_facts = experiment.test_facts(built, setup, result.state)
     if not processes.is_leader():
         return None
     labels = [_with_diverged(label, p * seeds, seeds, result.diverged)
@@ -369,6 +391,7 @@ def _fit(
         "step_traces": result.step_traces,
         "peak_memory_bytes": result.peak_memory_bytes,
         "pipeline": explain(setup.program.method, state=result.state),
+        **class_facts,
     }
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
     tasks = len(stream.tests)

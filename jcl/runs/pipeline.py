@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ from jcl.measures.budget import Budget, Costs
 from jcl.method import READS, check
 from jcl.parallel import signals
 from jcl.program import Evaluate, State
-from jcl.runs import expression
+from jcl.runs import expression, files
 from jcl.runs.experiment import (
     Experiment,
     Setup,
@@ -51,7 +52,8 @@ class Node(NamedTuple):
     listed before, "" is the experiment's own start."""
     carry: bool = False
     """Whether the methods' states, such as anchors and memories, go on from that node's, which must
-    have the same methods. Otherwise they begin anew and know nothing of earlier nodes."""
+    have the same methods; its adapters then learn on as they are, for those states are of them.
+    Otherwise they begin anew and know nothing of earlier nodes."""
     reads: tuple[str, ...] = READS
     """Which of `READS` its methods may draw on, of earlier stages; others are refused."""
     budget: Budget = Budget()
@@ -92,6 +94,19 @@ _CLOCKS = (
     "wall_seconds", "compile_seconds", "examples_per_second", "step_traces", "peak_memory_bytes",
 )  # fmt: skip
 Watch = Callable[[Node], AbstractContextManager[Callable[[Event], None]]]
+
+
+def nodes_of(module: ModuleType, config: Any) -> list[Node]:
+    """The nodes of a pipeline's file.
+
+    Raises:
+      ValueError: if `nodes` raises anything, or returns something else.
+    """
+    found = files.call(module, "nodes", config)
+    ok = isinstance(found, list | tuple) and all(isinstance(node, Node) for node in found)
+    wanted = "a list of jcl.runs.pipeline.Node"
+    check(ok, f"what nodes of {module.__file__} returns", found, wanted)
+    return list(found)
 
 
 def parent(nodes: Sequence[Node], index: int) -> str:
@@ -280,10 +295,12 @@ def run(
         if above:
             made, state = end(above)
             before = next(n for n in nodes if n.name == above)
-            params = merged_params(before.experiment, made, state)
+            if node.carry:  # anchors and memories go on beside the parameters that they are of
+                params, carried = state.params, state
+            else:
+                params = merged_params(before.experiment, made, state)
             signals.stop()
             kept = state.collections
-            carried = state if node.carry else None
         made = setup(node.experiment, calls[node.name], seeds, params=params, mesh=mesh)
         kept = collections_of(node.experiment, made.program) if kept is None else kept
         signals.stop()

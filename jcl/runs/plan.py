@@ -103,10 +103,12 @@ def _changed(config: Any) -> dict[str, Any]:
     return {f.name: v for f in fields if (v := getattr(config, f.name)) != f.default}
 
 
-def _check_finite(values: Mapping[str, Any]) -> None:
+def _check_numbers(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         finite = not isinstance(value, float) or math.isfinite(value)
         check(finite, name, value, "a finite number")
+    rate = values.get(RATE, 0.0)
+    check(not isinstance(rate, int | float) or rate >= 0, RATE, rate, "at least 0")
 
 
 def plans(methods: Sequence[str], sweeps: Sequence[str], config: Any) -> list[Plan]:
@@ -148,7 +150,7 @@ def plans(methods: Sequence[str], sweeps: Sequence[str], config: Any) -> list[Pl
                 points,
             )
             for point in points:  # before anything is trained
-                _check_finite({**_changed(plan.config), **point})
+                _check_numbers({**_changed(plan.config), **point})
                 expression.build(plan.calls, point)
             found.append(plan)
     return found

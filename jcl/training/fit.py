@@ -281,8 +281,9 @@ def fit(
       on_event: called with `{"kind": "progress", ...}` after a chunk, `{"kind": "scores", ...}`
         after an evaluation, and `{"kind": "diverged", ...}` where one of many members diverges.
       carried: the last state of another run with the same methods. The methods' states and the
-        counts of stages and steps go on from it; parameters, optimizer and key start anew, so that
-        `params` should be its own.
+        counts of stages and steps go on from it; optimizer and key start anew. `params` must be its
+        own, to which anchors and memories belong; where they were changed on purpose, it is
+        `state._replace(params=params)`.
       collections: what the model keeps beside its parameters, by name, where training starts; with
         a leading axis [members] as `params` has. () is for a model that keeps nothing.
 
@@ -300,7 +301,7 @@ def fit(
     check(checkpoint_every >= 1, "checkpoint_every", checkpoint_every, "at least 1")
     stream = inputs.as_stream(stream, program)
     inputs.check_rows(program, params, key, stream, collections)
-    inputs.warn_of_other_params(params, carried)
+    inputs.check_carried(params, carried)
     if processes.has_peers():
         spread = None if program.layout is None else program.layout.mesh.size
         check(spread == jax.device_count(), "the mesh's number of devices", spread,

@@ -6,7 +6,6 @@ compared with what the model, the loss and the methods have room for, once.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import jax
@@ -34,19 +33,24 @@ def as_stream(given: Any, program: Program) -> Stream:
     return stream
 
 
-def warn_of_other_params(params: Params, carried: State | None) -> None:
-    """Warns where methods' states are carried beside parameters that they don't belong to."""
-    if carried is None:
+def check_carried(params: Params, carried: State | None) -> None:
+    """Refuses parameters beside methods' states that don't belong to them.
+
+    Raises:
+      ValueError: if they aren't the parameters of `carried`, in one sentence that names a leaf.
+    """
+    if carried is None or params is carried.params:
         return
     mine, theirs = trees.by_path(params), trees.by_path(carried.params)
-    here = [p for p in mine if p in theirs and getattr(theirs[p], "is_fully_addressable", True)]
     # on the host, for the two may lie on different devices
-    other = next((p for p in here if not np.array_equal(mine[p], theirs[p])), None)
-    if other is not None:
-        warnings.warn(
-            f"params at {other!r} are not those of carried, whose anchors and memories belong "
-            "to its own; unless they were changed on purpose, give carried.params",
-            stacklevel=3,
+    here = [p for p in mine if p in theirs and getattr(theirs[p], "is_fully_addressable", True)]
+    other = sorted(mine.keys() ^ theirs.keys())
+    other += [p for p in here if not np.array_equal(mine[p], theirs[p])]
+    if other:
+        raise ValueError(
+            f"params at {other[0]!r} are not those of carried, to whose own its anchors and "
+            "memories belong; give carried.params, or where they were changed on purpose say so "
+            "by carried=carried._replace(params=params)"
         )
 
 

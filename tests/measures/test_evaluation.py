@@ -129,9 +129,12 @@ def test_each_class_has_a_score_of_its_own_and_all_rows_have_one():
     state = program.init({"b": jnp.array([1.0, 0, 0, 0])}, example, jax.random.key(0))
     each = evaluation.evaluator(evaluation.by_label(test, 4), evaluation.accuracy())(program, state)
     np.testing.assert_array_equal(each, [1, 0, 0, np.nan])
+    judge = evaluation.evaluator(test, evaluation.accuracy())
+    np.testing.assert_array_equal(judge.by_label(4)(program, state), each)
     tasks = np.asarray(evaluation.evaluator(test, evaluation.accuracy())(program, state))
     np.testing.assert_allclose(tasks, [4 / 6, 1])
     assert evaluation.test_sizes(test).tolist() == [6, 4]
+    assert evaluation.differ([6, 4]) and not evaluation.differ([100, 109, 100])
     scores = np.stack([tasks, tasks])
     np.testing.assert_allclose(
         jcl.metrics.micro_average(scores, evaluation.test_sizes(test)), 8 / 10

@@ -66,6 +66,23 @@ def test_expanded_it_computes_the_same(family: str) -> None:
     np.testing.assert_array_equal(gate[2], gate[1])
 
 
+@pytest.mark.parametrize("family", ["llama", "untied"])
+def test_of_a_larger_vocabulary_new_tokens_are_the_mean_of_the_old(family: str) -> None:
+    config = FAMILIES[family]
+    params = random_params(config)
+    grown = growth.expand_vocabulary(params, config, 22)
+    assert grown.config == dataclasses.replace(config, vocabulary=22) and grown.layers == ()
+    before, after = outputs(params, config), outputs(grown.params, grown.config)
+    assert after.shape == (2, 9, 22)
+    np.testing.assert_allclose(after[..., :19], before, rtol=1e-6, atol=1e-6)
+    mean = np.broadcast_to(np.mean(before, axis=-1, keepdims=True), (2, 9, 3))
+    np.testing.assert_allclose(after[..., 19:], mean, rtol=1e-4, atol=1e-5)
+    table = grown.params["embed"]["table"]
+    np.testing.assert_allclose(table[19:], np.tile(table[:19].mean(axis=0), (3, 1)), atol=1e-6)
+    with pytest.raises(ValueError, match="vocabulary is 18, but must be at least 19"):
+        growth.expand_vocabulary(params, config, 18)
+
+
 def test_copies_follow_each_group_as_in_the_authors_script() -> None:
     grown = growth.expand_blocks(random_params(SMALL), SMALL, every=1)
     assert (grown.config.layers, grown.layers) == (6, (1, 3, 5))

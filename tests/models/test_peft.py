@@ -265,3 +265,25 @@ def test_what_peft_has_no_place_for_is_refused(
     with pytest.raises(ValueError, match=r"folder is .*full.* must be new or empty"):
         models.save_adapter(model, params, tmp_path / "full", scale=1.0)
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_base_that_has_learned_is_saved_whole_and_never_left_behind(tmp_path: Path) -> None:
+    config = models.decoder.Config(
+        vocabulary=31, layers=1, width=16, heads=2, kv_heads=1, hidden=24
+    )
+    model = models.of(config, models.decoder.init(jax.random.key(0), config))
+    batch = {"tokens": jnp.array([[3, 1, 4, 1, 5, 9, 2, 6]])}
+    program = jcl.make(
+        methods.lora(rank=2), model.apply, losses.next_token, optax.sgd(1.0),
+        trainable=trees.every_leaf,
+    )  # fmt: skip
+    state = program.init(model.params, batch, jax.random.key(1))
+    models.save_adapter(model, state.params, tmp_path / "adapter", scale=8.0)  # not yet
+    state = jax.jit(program.step)(state, batch)[0]
+    with pytest.raises(
+        ValueError, match=r"params at 'blocks/.*' are not the model's own, but a PE"
+    ):
+        models.save_adapter(model, state.params, tmp_path / "again", scale=8.0)
+    merged = adapters.merge(state.params, 8.0)  # both the base and the pairs as they learned
+    saved = models.load(models.save(model, merged, tmp_path / "whole"))
+    close(saved.apply(saved.params, batch), np.asarray(program.predict(state, batch)), 1e-5)

@@ -173,6 +173,14 @@ def test_saving_refuses_what_would_be_lost(folder: Path, tmp_path: Path) -> None
         models.of(capped, decoder.init(jax.random.key(0), capped))
 
 
+@pytest.mark.quick
+def test_a_model_of_ones_own_is_not_saved_as_a_folder(tmp_path: Path) -> None:
+    mine = models.Model(None, {"w": jnp.ones(2)}, None, lambda params, batch: params["w"], {})
+    with pytest.raises(ValueError, match=r"model_type is None, but must be one of \['bert', .*own"):
+        models.save(mine, mine.params, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_are_sharded_as_they_are_read(folder: Path) -> None:
     from jcl import mesh
 

@@ -8,6 +8,8 @@ import pytest
 from tiny_run import R, write
 
 from jcl import metrics, report
+from jcl.report import page
+from jcl.report.format import measures_of
 
 pytestmark = pytest.mark.quick
 
@@ -87,3 +89,45 @@ def test_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "scores.csv").unlink()
     with pytest.raises(ValueError, match="can't be read"):
         report.load(tmp_path)
+
+
+def test_where_tests_differ_in_size_all_rows_have_a_mean_and_each_class_its_score(tmp_path):
+    seeds = np.stack([R[0], R[0] / 2])
+    sizes = {"test_rows": [10, 30, 60], "class_rows": [90, 10]}
+    classes = [[0.7, 0.2], [0.3, 0.4]]
+    write(tmp_path, seeds, seeds=2, **sizes, class_scores=classes)
+    saved = json.loads((tmp_path / "summary.json").read_text())
+    wanted = [(0.4 * 10 + 0.6 * 30 + 0.7 * 60) / 100 * share for share in (1, 0.5)]
+    assert saved["micro_average"]["mean"] == pytest.approx(np.mean(wanted))
+    assert saved["micro_average"]["mean"] != pytest.approx(saved["average"]["mean"])
+    assert "all 100 test rows" in saved["micro_average"]["definition"]
+    assert saved["class_rows"] == [90, 10]
+    assert saved["class_scores"] == pytest.approx([0.5, 0.3])
+    with (tmp_path / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["score"]) for row in rows] == [0.7, 0.2, 0.3, 0.4]
+    assert rows[3] == {"seed": "1", "class": "1", "test_rows": "10", "score": "0.4"}
+    with (tmp_path / "scores.csv").open() as file:
+        assert [row["test_rows"] for row in csv.DictReader(file)][:4] == ["10", "30", "60", "10"]
+    (run,) = report.load(tmp_path)
+    np.testing.assert_allclose(run.scores[0], seeds)
+    assert measures_of([run])[:3] == ("average", "micro_average", "backward_transfer")
+    html = page.draw(tmp_path).read_text()
+    assert (
+        "micro average" in html and "Each class in the end" in html and "<td class=n>30.0" in html
+    )
+    # beside one that was written before, the table has what both have
+    write(tmp_path / "old", seeds, seeds=2)
+    (old,) = report.load(tmp_path / "old")
+    assert "micro_average" not in measures_of([run, old])
+    assert "Each class" not in page.draw(tmp_path / "old").read_text()
+
+
+def test_the_classes_of_a_sweep_are_those_of_its_best_point(tmp_path):
+    points = [{"lr": 0.1}, {"lr": 0.2}]
+    scores = np.stack([R / 2, R])
+    write(
+        tmp_path, scores, points, ("a", "b"), class_rows=[9, 1], class_scores=[[1, 0], [0.5, 0.25]]
+    )
+    saved = json.loads((tmp_path / "summary.json").read_text())
+    assert saved["selected"] == {"lr": 0.2} and saved["class_scores"] == [0.5, 0.25]

@@ -13,6 +13,7 @@ import pytest
 
 import jcl
 from jcl import data, losses, mesh, models
+from jcl.measures.evaluation import accuracy, evaluator
 from jcl.runs import experiment, expression
 
 pytestmark = pytest.mark.quick
@@ -53,7 +54,9 @@ def test_the_built_in_ones_are_found_by_name_and_load(tmp_path: Path) -> None:
 def test_a_file_may_import_what_lies_beside_it_and_must_be_whole(tmp_path: Path) -> None:
     (tmp_path / "beside_it.py").write_text("METHODS = ('naive()',)")
     path = tmp_path / "own.py"
-    path.write_text('"""First line.\n\nMore."""\nfrom beside_it import METHODS\nConfig = build = 1')
+    config = "from dataclasses import make_dataclass\nConfig = make_dataclass('Config', [])\n"
+    own = f'"""First line.\n\nMore."""\n{config}from beside_it import METHODS\nbuild = 1'
+    path.write_text(own)
     assert experiment.load(experiment.find(str(path))).METHODS == ("naive()",)
     assert experiment.headline(path) == "First line."
     for text, lacks in (("METHODS = ()", "Config"), ("Config = 1\nMETHODS = ()", "build"),
@@ -126,3 +129,25 @@ def test_adapters_are_folded_into_the_parameters_and_what_can_not_be_is_refused(
     np.testing.assert_allclose(change / product, np.full_like(change, change[0, 0] / product[0, 0]),
                                rtol=1e-3)  # fmt: skip
     assert set(merged["dense_0"]) == {"kernel", "bias"}
+
+
+def test_a_report_has_the_sizes_of_tests_and_classes_that_differ() -> None:
+    rng = np.random.default_rng(0)
+    sets = []
+    for count, y in ((30, 0), (6, 1)):
+        x = rng.standard_normal((count, 4)).astype(np.float32)
+        sets.append({"x": x, "y": np.full(count, y, np.int32)})
+
+    def stream(seed: int) -> data.Stream:
+        return data.from_arrays(sets, sets, 5, steps=3, seed=seed)
+
+    score = evaluator(stream(0).test, accuracy())
+    made_of = made(stream=stream, evaluate=score)
+    setup = experiment.setup(made_of, expression.parse("naive()"), seeds=2)
+    state = jcl.fit(*setup).state
+    facts = experiment.test_facts(made_of, setup, state)
+    assert facts["test_rows"] == facts["class_rows"] == [30, 6]  # here a class is a task
+    np.testing.assert_allclose(facts["class_scores"], score(setup.program, state))
+    # where all are alike, nothing is said, nor of labels that are no classes
+    alike = experiment.setup(made(), expression.parse("naive()"))
+    assert experiment.test_facts(made(), alike, jcl.fit(*alike).state) == {}

@@ -105,6 +105,16 @@ def test_carried_states_look_back_beyond_the_node(tmp_path: Path) -> None:
     assert moved[1] < moved[0]
 
 
+def test_carried_states_go_on_beside_the_adapters_that_they_are_of(tmp_path: Path) -> None:
+    method = "lora(rank=2, targets='dense_0') + ewc(strength=10.0)"
+    first = jcl.fit(*experiment.setup(A, expression.parse(method)), chunk=4).state
+    setup = experiment.setup(B, expression.parse(method), params=first.params)
+    alone = jcl.fit(*setup, evaluate=B.evaluate, carried=first, chunk=4)
+    found = run([Node("a", A, method), Node("b", B, method, carry=True)], tmp_path)
+    assert alone.scores is not None
+    np.testing.assert_allclose(found.scores[0, 1, :, 2:, 0], alone.scores, atol=1e-6)
+
+
 @contextmanager
 def killed_in(node: Node) -> Iterator[Callable[[dict[str, Any]], None]]:
     def stop(event: dict[str, Any]) -> None:

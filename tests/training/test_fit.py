@@ -434,4 +434,6 @@ def test_states_of_other_methods_are_not_carried() -> None:
     other = jcl.make(methods.ewc(), models.mlp.apply, losses.cross_entropy(), optax.sgd(0.1))
     done = fit(other, stream=parts(stream(), slice(0, 1)))
     with pytest.raises(ValueError, match="carried has None at 'er/buffer"):
-        fit(program(), stream=stream(), carried=done.state)
+        fit(program(), stream=stream(), carried=done.state._replace(params=PARAMS))
+    with pytest.raises(ValueError, match="params at 'dense_0/bias' are not those of carried"):
+        fit(other, stream=stream(), carried=done.state)

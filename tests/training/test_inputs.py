@@ -1,7 +1,5 @@
 """What `fit` looks at before it compiles: `test_wrong_input.py` has the table of sentences."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,12 +63,13 @@ def test_states_are_carried_with_the_parameters_that_they_belong_to():
     params = models.mlp.init(KEY, [4, 3])
     batch = {"x": jnp.zeros((3, 4)), "y": jnp.zeros(3, jnp.int32)}
     done = program().init(params, batch, KEY)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        inputs.warn_of_other_params(params, done)
-        inputs.warn_of_other_params({**params, "more": jnp.zeros(2)}, done)
-        inputs.warn_of_other_params(params, None)
-    with pytest.warns(
-        UserWarning, match="params at 'dense_0/(bias|kernel)' are not those of carried"
-    ):
-        inputs.warn_of_other_params(models.mlp.init(jax.random.key(1), [4, 3]), done)
+    inputs.check_carried(params, done)
+    inputs.check_carried(jax.tree.map(lambda x: x + 0, params), done)
+    inputs.check_carried(params, None)
+    other = models.mlp.init(jax.random.key(1), [4, 3])
+    inputs.check_carried(other, done._replace(params=other))  # changed on purpose
+    with pytest.raises(ValueError, match="params at 'dense_0/bias' are not those of carried"):
+        inputs.check_carried(other, done)
+    for wrong in ({**params, "more": jnp.zeros(2)}, {}):
+        with pytest.raises(ValueError, match=r"params at '(more|dense_0/bias)' are not those of"):
+            inputs.check_carried(wrong, done)

@@ -68,7 +68,8 @@ def fetch(name: str, to: str | Path | None = None, say: Callable[[str], None] = 
     held, wanted = _held(folder), Held(source.sha256, source.keep)
     if held == wanted:
         return folder
-    replaceable = to is None or held is not None or not folder.exists() or not any(folder.iterdir())
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    replaceable = to is None or held is not None or empty
     check(replaceable, "to", str(to), "a new or an empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # unpacked beside its place and then renamed, so that a folder is there whole or not at all

@@ -1,7 +1,9 @@
 """Configurations as published models have them: computed as in transformers, or refused by name.
 
-The fields are those of the models' `config.json`, which version 4 of transformers wrote; only the
-sizes are made tiny. The weights are random.
+The fields are those of the models' `config.json` as version 4 of transformers wrote them: those of
+SmolLM3, Gemma 3, EmbeddingGemma, Granite, Phi-3.5 and Phi-4 mini looked up, the others from memory.
+The sizes are made tiny, and the factors of `longrope`, one for each pair of dimensions, are the
+first of every twelve or, where they are short or Phi-3's, like them. The weights are random.
 """
 
 from __future__ import annotations

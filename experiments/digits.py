@@ -57,8 +57,12 @@ def same(batch: Batch) -> Batch:
 
 
 def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Experiment:
-    """A split of labelled images, for configs with the fields of `Config`."""
-    check(all(n >= 1 for n in config.hidden), "hidden", config.hidden, "widths of at least 1")
+    """A split of labelled images, for configs with the fields of `Config`.
+
+    One without `hidden` gets an experiment whose model is yet to be replaced.
+    """
+    hidden = getattr(config, "hidden", ())
+    check(all(n >= 1 for n in hidden), "hidden", hidden, "widths of at least 1")
     mask = {"class": "seen", "task": "task", "domain": "all"}[config.scenario]
     if config.joint:
         mask = "task" if mask == "task" else "all"  # its one stage sees every class
@@ -87,7 +91,7 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
         return evaluator(stream.test, accuracy(classes, mask), prepare)
 
     def init(key: jax.Array) -> object:
-        return mlp.init(key, (images[0]["x"].shape[1], *config.hidden, classes.shape[1]))
+        return mlp.init(key, (images[0]["x"].shape[1], *hidden, classes.shape[1]))
 
     return Experiment(
         name=name,

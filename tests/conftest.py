@@ -9,6 +9,9 @@ from importlib.metadata import version
 flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     flags += " --xla_force_host_platform_device_count=8"
+    # eight devices meet in a collective, on however few and busy cores; after 40 s, XLA's own
+    # limit, it ends the process
+    flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
     if version("jaxlib").startswith("0.10."):  # later ones don't know the flag, and end at once
         # the older emitter of fused loops is a few times as fast, if not what it writes; and for
         # modules as small as these, cutting each up for several threads is work for nothing

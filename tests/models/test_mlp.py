@@ -43,5 +43,5 @@ def test_every_layer_is_a_site() -> None:
 
 
 def test_one_width_is_no_layer() -> None:
-    with pytest.raises(ValueError, match=r"sizes is \[4\], but must name at least an input and"):
+    with pytest.raises(ValueError, match=r"sizes is \[4\], but must be at least an input and"):
         mlp.init(jax.random.key(0), [4])

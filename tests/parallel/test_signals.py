@@ -27,6 +27,7 @@ from jcl.parallel import signals
 
 MOMENTS = 6
 """So many moments of a run's life are hit."""
+GOLDEN = (5**0.5 - 1) / 2
 CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 START = "import sys; from jcl_command import main; sys.exit(main())"
 """What the installed script `jcl` does."""
@@ -91,6 +92,8 @@ class Ended(NamedTuple):
     """On stderr."""
     before: set[str]
     """Names in its folder when the signal was sent."""
+    life: float
+    """Seconds from when it had set its handlers to its end."""
 
 
 def catches(pid: int, number: int) -> bool:
@@ -126,11 +129,13 @@ def length(*args: Any, cache: Path) -> float:
 def hit(*args: Any, cache: Path, moment: float, number: int, out: Path | None = None) -> Ended:
     """Sends a signal to a command, `moment` seconds after it has set its handlers."""
     process = begin(*args, cache=cache)
+    began = time.monotonic()
     time.sleep(moment)
     before = {path.name for path in out.iterdir()} if out and out.is_dir() else set()
     process.send_signal(number)
     _, said = process.communicate(timeout=120)
-    return Ended(moment, number, process.returncode, said, before)
+    life = time.monotonic() - began
+    return Ended(moment, number, process.returncode, said, before, life)
 
 
 def check_ended(ended: Ended, last: Path | None = None) -> None:
@@ -172,7 +177,9 @@ def hit_all(
 ) -> list[Ended]:
     """Hits `count` moments of a run's life, SIGTERM and SIGINT in turn, and goes on after each.
 
-    With `kill` it is SIGKILL, every other time in the run's last second.
+    They are spread evenly, but early and late ones follow one another, and a run that ends by
+    itself sooner says how long a life is, so that a busy machine's first measure doesn't put many
+    moments beyond it. With `kill` it is SIGKILL, every other time in the run's last second.
     """
     path, whole, cache = folder / "toy.py", folder / "whole", folder / "cache"
     path.write_text(toy)
@@ -180,7 +187,7 @@ def hit_all(
     if not cold:
         taken = length("run", path, "--out", folder / "again", cache=cache)
     found = []
-    for i in range(count):
+    for i in sorted(range(count), key=lambda i: i * GOLDEN % 1):
         out, number = folder / f"out{i}", signal.SIGKILL if kill else list(CODES)[i % 2]
         moment = (i + 0.5) / count * taken
         if kill and i % 2:
@@ -191,6 +198,7 @@ def hit_all(
         )  # fmt: skip
         check_ended(ended, out / "report.html")
         check_resumed(path, whole, out, files)
+        taken = min(taken, ended.life) if ended.code == 0 else taken
         found.append(ended)
         say(ended)
     return found

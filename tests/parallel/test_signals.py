@@ -205,9 +205,7 @@ def hit_all(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("toy", "files", "count"), [(TOY, FILES, MOMENTS), (PIPELINE, NODES, MOMENTS // 2)]
-)
+@pytest.mark.parametrize(("toy", "files", "count"), [(TOY, FILES, MOMENTS), (PIPELINE, NODES, 4)])
 def test_a_run_may_be_told_to_stop_at_any_moment(
     tmp_path: Path, toy: str, files: tuple[str, ...], count: int
 ) -> None:

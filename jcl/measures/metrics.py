@@ -385,16 +385,15 @@ def summary(
         "forgetting": forgetting(signed, tasks),
         "learning_accuracy": learning_accuracy(matrix, tasks),
     }
-    out = {}
-    for name, per_seed in values.items():
-        text = definitions[name]
-        if not higher_is_better and name not in ("average", "learning_accuracy"):
-            text += _NEGATED
-        mean, half = interval(per_seed)
-        defined = math.isfinite(mean)
-        out[name] = {
-            "mean": mean if defined else None,
-            "ci95": half if defined else None,
-            "definition": text,
-        }
-    return out
+    negated = set() if higher_is_better else values.keys() - {"average", "learning_accuracy"}
+    return {
+        name: entry(per_seed, definitions[name] + (_NEGATED if name in negated else ""))
+        for name, per_seed in values.items()
+    }
+
+
+def entry(per_seed: Any, definition: str) -> dict[str, Any]:
+    """A measure of a report, see `summary`, from its values [seeds] and what it is."""
+    mean, half = interval(per_seed)
+    shown = (mean, half) if math.isfinite(mean) else (None, None)
+    return {"mean": shown[0], "ci95": shown[1], "definition": definition}

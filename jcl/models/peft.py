@@ -24,6 +24,7 @@ from jcl.method import Params, check
 from jcl.models.decoder_families import DECODERS
 from jcl.models.peft_modules import Module, modules_of
 from jcl.models.pretrained import FAMILIES, Model
+from jcl.models.tensors import check_free
 from jcl.records import record
 
 _UNREAD = (
@@ -224,8 +225,7 @@ def save_adapter(
     from safetensors.numpy import save_file
 
     out = Path(folder)
-    empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    check(empty, "folder", str(folder), "new or empty")
+    check_free(out)
     _check_base(model, params)
     named = ((trees.path_name(p), x) for p, x in jax.tree_util.tree_leaves_with_path(params))
     leaves = {path: np.asarray(x) for path, x in named if adapters.is_adapter(path)}

@@ -29,7 +29,7 @@ from jcl.models.dequantize import dequantised
 from jcl.models.encoder_families import ENCODERS
 from jcl.models.layout import Family
 from jcl.models.settings import Settings, configuration
-from jcl.models.tensors import open_folder, write_folder
+from jcl.models.tensors import check_free, open_folder, write_folder
 from jcl.models.vision_families import INSIDE, TOWERS
 from jcl.models.weights import read_params, refuse_unread, stored_tensors, untie, widened
 from jcl.parallel import mesh as meshes
@@ -122,13 +122,14 @@ def load(
     wanted = _shapes(config, family)
     refuse_unread(config, family, tensors, wanted)
     tokenizer = _tokenizer(folder, quantised)
-    # a tower of images has none, and a GGUF file as many rows as tokens, to which transformers adds
-    # those that it takes for missing, such as <|endoftext|>
-    if hasattr(config, "vocabulary") and quantised is None and not resize:
-        vocabulary.check_tokenizer(tokenizer, config.vocabulary, str(folder))
+    ids = getattr(config, "vocabulary", None)  # a tower of images has none
+    # a GGUF file has as many rows as tokens, to which transformers adds those that it takes for
+    # missing, such as <|endoftext|>
+    if ids is not None and quantised is None and not resize:
+        vocabulary.check_tokenizer(tokenizer, ids, str(folder))
     over = jax.sharding.get_mesh() if mesh is None else mesh
     params, stored = read_params(config, family, tensors, wanted, dtype, over)
-    more = vocabulary.beyond(tokenizer, config.vocabulary) if resize else {}
+    more = vocabulary.beyond(tokenizer, ids) if resize and ids is not None else {}
     if more:
         params, config = growth.expand_vocabulary(params, config, max(more.values()) + 1)[:2]
         given = {**given, "vocab_size": config.vocabulary}
@@ -263,8 +264,7 @@ def save(
         such as a Flax module, or the tree isn't the model's.
     """
     out = Path(folder)
-    empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
-    check(empty, "folder", str(folder), "new or empty")
+    check_free(out)
     kind = model.given.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(

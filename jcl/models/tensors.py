@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jcl.method import check
+
 
 class Tensors(NamedTuple):
     """Named tensors on disk."""
@@ -87,6 +89,16 @@ def _read_small(file: Path, name: str, kind: str) -> np.ndarray:
         start, stop = found["data_offsets"]
         opened.seek(8 + size + start)
         return np.frombuffer(opened.read(stop - start), _SMALL[kind]).reshape(found["shape"])
+
+
+def check_free(folder: Path) -> None:
+    """Refuses to write a model or an adapter over what is there.
+
+    Raises:
+      ValueError: if it is a file, or a folder that holds something.
+    """
+    free = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    check(free, "folder", str(folder), "new or empty")
 
 
 def write_folder(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int) -> None:

@@ -167,7 +167,12 @@ def write(
         left = without_diverged(R)
         measured = metrics.summary(left, facts["higher_is_better"], facts["stage_tasks"])
         if "test_rows" in facts:
-            measured["micro_average"] = _micro_average(left, facts["test_rows"])
+            n = facts["test_rows"]
+            measured["micro_average"] = metrics.entry(
+                metrics.micro_average(left, n),
+                f"mean over all {sum(n):,} test rows of the score after the last stage, where a "
+                f"task has from {min(n):,} to {max(n):,} of them",
+            )
         matrix = _numbers(left.mean(axis=0))
         lost = int((~_well(R)).sum())
         sweep.append(
@@ -197,18 +202,6 @@ def write(
             table.writerow([*run.points[p].values(), s, r, rows[r], named, score, *sizes[t]])
     save_json(folder / "summary.json", run.summary)  # the last, which says that there is the rest
     return run
-
-
-def _micro_average(R: np.ndarray, rows: Sequence[int]) -> dict[str, Any]:
-    """`metrics.micro_average` of scores [seeds, stages + 1, tasks], as `metrics.summary` has it."""
-    mean, ci95 = metrics.interval(metrics.micro_average(R, rows))
-    defined = bool(np.isfinite(mean))
-    return {
-        "mean": mean if defined else None,
-        "ci95": ci95 if defined else None,
-        "definition": f"mean over all {sum(rows):,} test rows of the score after the last stage, "
-        f"where a task has from {min(rows):,} to {max(rows):,} of them",
-    }
 
 
 def _classes(run: Run, rows: Sequence[int], scores: Sequence[Sequence[float]]) -> Any:

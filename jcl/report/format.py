@@ -90,8 +90,12 @@ def title(measure: str) -> str:
     return measure.replace("_", " ")
 
 
+def measured_in(runs: Sequence[Run]) -> str:
+    """What the scores are, and in which unit."""
+    return f"{runs[0].summary['measure']}{' in %' if scale(runs) == 100 else ''}"
+
+
 def unit(runs: Sequence[Run]) -> str:
     """What the scores are, in which unit, and which direction is better."""
-    facts = runs[0].summary
-    sense = "higher" if facts["higher_is_better"] else "lower"
-    return f"{facts['measure']}{' in %' if scale(runs) == 100 else ''}, {sense} is better"
+    sense = "higher" if runs[0].summary["higher_is_better"] else "lower"
+    return f"{measured_in(runs)}, {sense} is better"

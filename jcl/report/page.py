@@ -24,6 +24,7 @@ from jcl.report.format import (
     format_mean,
     interval_note,
     labelled,
+    measured_in,
     measures_of,
     scale,
     title,
@@ -221,14 +222,10 @@ def _classes(run: Run) -> str:
     factor = scale([run])
     each = zip(run.summary["class_rows"], run.summary["class_scores"], strict=True)
     rows = [
-        [
-            f"{label}",
-            f"{count:,}",
-            "–" if x is None else f"{factor * x:.{1 if factor == 100 else 3}f}",
-        ]
+        [f"{label}", f"{count:,}", format_mean({"mean": x, "ci95": None}, factor)]
         for label, (count, x) in enumerate(each)
     ]
-    head = ["class", "test rows", f"{run.summary['measure']}{' in %' if factor == 100 else ''}"]
+    head = ["class", "test rows", measured_in([run])]
     return _heading("Each class in the end") + _table(head, rows)
 
 

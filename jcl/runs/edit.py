@@ -23,6 +23,7 @@ from jcl.data.registry.fetch import fetch
 from jcl.editing import Editor, solve
 from jcl.method import check
 from jcl.models import decoder
+from jcl.models.tensors import check_free
 from jcl.runs import expression
 
 EDITORS: dict[str, Callable[..., Editor]] = {
@@ -76,8 +77,7 @@ def write(
     Raises:
       ValueError: if an argument is wrong, or the model is no decoder with a tokenizer.
     """
-    empty = not to.exists() or (to.is_dir() and not any(to.iterdir()))
-    check(empty, "folder", str(to), "new or empty")
+    check_free(to)
     call = _call(method)
     if text is not None and not text.is_file():
         raise ValueError(f"text is {str(text)!r}, but must be a file of text")

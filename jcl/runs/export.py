@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jcl import report
-from jcl.method import check
+from jcl.models.tensors import check_free
 from jcl.runs import experiment, flags, own, plan
 from jcl.training.fit import last_state
 
@@ -24,8 +24,7 @@ def write(run: Path, to: Path) -> Path:
       ValueError: if it is no finished run of one seed, its model can't be saved, or its methods do
         more than change parameters.
     """
-    empty = not to.exists() or (to.is_dir() and not any(to.iterdir()))
-    check(empty, "folder", str(to), "new or empty")  # before a model is loaded
+    check_free(to)  # before a model is loaded
     found = report.load(run)
     if len(found) != 1 or found[0].folder != run:
         several = ", ".join(str(r.folder) for r in found)

@@ -10,19 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stored_decoder import SMALL
 
 from jcl import models
 from jcl.models import decoder
 from jcl.models.tensors import open_folder
 
 pytest.importorskip("transformers")
-SMALL = decoder.Config(vocabulary=61, layers=2, width=32, heads=4, kv_heads=2, hidden=48)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    params = decoder.init(jax.random.key(0), SMALL)
-    return models.save(models.of(SMALL, params), params, tmp_path / "model")
 
 
 def edit(folder: Path, **changes: Any) -> None:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from asked_models import answer, batch_of
 from perturbed import perturb
 from safetensors.numpy import save_file
 
@@ -561,26 +562,16 @@ def draw(fields: dict[str, Any], folder: Path) -> tuple[Any, Any]:
 
 def compared(model: Any, kind: str, loaded: models.Model) -> tuple[np.ndarray, np.ndarray]:
     """What both give for the same batch."""
-    random = np.random.default_rng(0)
-    ids = random.integers(4, 60, (2, 21))
-    with torch.no_grad():
-        if kind in ("clip", "siglip"):
-            image = random.normal(size=(1, 8, 8, 3)).astype(np.float32)
-            batch = {"image": image}
-            out = model.vision_model(torch.tensor(image).permute(0, 3, 1, 2)).last_hidden_state
-            theirs = out[:, 1:] if kind == "clip" else out
-        elif kind == "t5":
-            batch = {"inputs": ids, "tokens": ids[:, :9]}
-            theirs = model(torch.tensor(ids), decoder_input_ids=torch.tensor(ids[:, :9])).logits
-        else:
-            batch = {"tokens": ids}
-            out = model(torch.tensor(ids))
-            theirs = out.logits if "logits" in out else out.last_hidden_state
-            if kind == "gemma3_text" and "logits" not in out:  # our decoder has its tied head
-                theirs = theirs @ model.get_input_embeddings().weight.T
+    if kind in ("clip", "siglip"):  # of both towers, that of images
+        model, kind = model.vision_model, f"{kind}_vision_model"
+    batch = batch_of(kind, model.config)
+    theirs = answer(kind, model, batch)
+    if kind == "gemma3_text" and theirs.shape[-1] != model.config.vocab_size:
+        table = model.get_input_embeddings().weight.detach()
+        theirs = theirs @ table.numpy().T  # our decoder has its tied head
     with jax.disable_jit():  # an operation is compiled once for all that have it
         ours = loaded.apply(loaded.params, {k: jnp.asarray(v) for k, v in batch.items()})
-    return np.asarray(ours), theirs.numpy()
+    return np.asarray(ours), theirs
 
 
 @pytest.mark.parametrize("name", LOADED)

@@ -11,16 +11,9 @@ import numpy as np
 import pytest
 
 from jcl import models
-from jcl.models import decoder, vocabulary
+from jcl.models import vocabulary
 
 pytest.importorskip("transformers")
-SMALL = decoder.Config(vocabulary=61, layers=1, width=16, heads=2, kv_heads=1, hidden=24)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    params = decoder.init(jax.random.key(0), SMALL)
-    return models.save(models.of(SMALL, params), params, tmp_path / "model")
 
 
 def words(count: int, **more: Any) -> Any:
@@ -61,6 +54,18 @@ def test_an_image_s_placeholder_may_lie_beyond_the_vocabulary(folder: Path) -> N
     words(62, extra_special_tokens={"image_token": "w61"}).save_pretrained(folder)
     assert models.load(folder).config.vocabulary == 61
     assert models.load(folder, resize=True).config.vocabulary == 61
+
+
+def test_a_tower_of_images_has_no_vocabulary_that_could_grow(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    transformers.CLIPVisionModel(config).save_pretrained(tmp_path)
+    words(3).save_pretrained(tmp_path)  # as beside a whole CLIP
+    plain, grown = models.load(tmp_path), models.load(tmp_path, resize=True)
+    jax.tree.map(np.testing.assert_array_equal, plain.params, grown.params)
 
 
 class Words:

@@ -12,19 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jcl import models
-from jcl.models import decoder, encoder
+from jcl.models import encoder
 from jcl.models.pretrained import FAMILIES
 from jcl.models.weights import widened
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.quick
-SMALL = decoder.Config(vocabulary=61, layers=2, width=32, heads=4, kv_heads=2, hidden=48)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    params = decoder.init(jax.random.key(0), SMALL)
-    return models.save(models.of(SMALL, params), params, tmp_path / "model")
 
 
 def add(folder: Path, **tensors: Any) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import sys
+from functools import cache
 from importlib.metadata import version
 
 flags = os.environ.get("XLA_FLAGS", "")
@@ -32,9 +33,15 @@ jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) /
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 import pytest  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
 
 MAPS = Path("/proc/self/maps")
 BY_HAND = {"network", "gpu", "pairs", "whole"}
+
+if hasattr(mlir, "make_ir_context"):
+    # what MLIR needs to know before it can write a module down takes longer to make than most
+    # modules here take to write, so that those of a file of tests share it
+    mlir.make_ir_context = cache(mlir.make_ir_context)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,6 +52,8 @@ def _forgotten():
     the processes that they start share a machine.
     """
     yield
+    if hasattr(mlir, "make_ir_context"):
+        mlir.make_ir_context.cache_clear()
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 15_000:
         jax.clear_caches()
     if sys.platform == "linux" and resident() > 2 * 2**30:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jcl import losses
@@ -91,7 +92,8 @@ class Loop:
     ) -> None:
         """Jits a program's functions; `rows` are the stream's."""
         self.params, self.collections = params, collections
-        self.rows = stream() if rows is None else rows
+        # on the host, where cutting a batch out of them compiles nothing
+        self.rows: Mapping[str, Any] = jax.tree.map(np.asarray, stream() if rows is None else rows)
         self.traces = {"step": 0, "consolidate": 0}
         out: dict[str, Any] = {} if shardings is None else {"out_shardings": shardings}
         both: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -268,15 +269,14 @@ def reports_are_finite(bench: Bench) -> None:
 
 def padding_counts_nothing(bench: Bench) -> None:
     """What rows of weight 0 hold changes neither the parameters nor the reports."""
-    rows = dict(bench.loop.rows)
-    rows["weight"] = rows["weight"].at[:, :, -2:].set(0)
-    other = dict(rows)
-    other["x"] = rows["x"].at[:, :, -2:].multiply(-3.0)
-    other["y"] = rows["y"].at[:, :, -2:].set(0)
+    rows = {name: np.array(x) for name, x in bench.loop.rows.items()}
+    rows["weight"][:, :, -2:] = 0
+    other = {name: x.copy() for name, x in rows.items()}
+    other["x"][:, :, -2:] *= -3
+    other["y"][:, :, -2:] = 0
     for name in ("tokens", "rejected_tokens"):
-        other[name] = rows[name].at[:, :, -2:].set(rows[name][:, :, :2][:, :, ::-1])
-    loop = bench.loop_of(bench.program, bench.loop.params)
-    ends = []
+        other[name][:, :, -2:] = rows[name][:, :, 1::-1]
+    loop, ends = copy(bench.loop), []  # which shares what is compiled
     for each in (rows, other):
         loop.rows = each
         ends.append(loop.stages()[0][-1].params)

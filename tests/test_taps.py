@@ -24,13 +24,18 @@ def whole(h):
     return h
 
 
+def look(apply, params, batch, wanted):
+    """`taps.read`, compiled as one."""
+    return jax.jit(lambda p, b: taps.read(apply, p, b, wanted))(params, batch)
+
+
 @pytest.mark.parametrize("layers", [[1, 3], [2], [3, 0, 2]])
 def test_read_layers_stand_in_order_and_add_up(model, layers):
     apply, params, batch = model
     sites = ("blocks/down:in", "blocks/down:out", "blocks:out", "blocks:attention", "blocks:mlp")
-    found, outputs = taps.read(apply, params, batch, {s: (layers, whole) for s in sites})
-    before, _ = taps.read(apply, params, batch, {"blocks:out": ([0, 1, 2, 3], whole)})
-    np.testing.assert_array_equal(outputs, apply(params, batch))
+    found, outputs = look(apply, params, batch, {s: (layers, whole) for s in sites})
+    before, _ = look(apply, params, batch, {"blocks:out": ([0, 1, 2, 3], whole)})
+    np.testing.assert_array_equal(outputs, jax.jit(apply)(params, batch))
     for i, layer in enumerate(layers):
         product = found["blocks/down:in"][i] @ params["blocks"]["down"]["kernel"][layer]
         np.testing.assert_allclose(found["blocks/down:out"][i], product, atol=1e-5)
@@ -48,7 +53,7 @@ def test_one_layer_a_pick_and_a_traced_index(model):
         wanted = {"blocks:out": (layer, lambda h: h[:, -1])}
         return taps.read(apply, params, batch, wanted)[0]["blocks:out"]
 
-    every, _ = taps.read(apply, params, batch, {"blocks:out": ([0, 1, 2, 3], whole)})
+    every, _ = look(apply, params, batch, {"blocks:out": ([0, 1, 2, 3], whole)})
     for layer in range(4):
         np.testing.assert_allclose(
             last(jnp.int32(layer)), every["blocks:out"][layer][:, -1], atol=1e-6
@@ -74,10 +79,15 @@ def total(h, weight, layer):
     return jnp.tensordot(weight, h, weight.ndim)
 
 
-def layer_sums(apply, params, batch, site, layers, moment=total):
-    return jax.jit(lambda p, b: taps.moments(apply, p, b, {site: (layers, moment)})[site])(
+def sums(apply, params, batch, sites):
+    """`taps.moments`, compiled as one; rows without a weight count once."""
+    return jax.jit(lambda p, b: taps.moments(apply, p, b, sites))(
         params, {"weight": jnp.ones(len(batch["tokens"])), **batch}
     )
+
+
+def layer_sums(apply, params, batch, site, layers, moment=total):
+    return sums(apply, params, batch, {site: (layers, moment)})[site]
 
 
 @pytest.mark.parametrize("moment", [total, taps.magnitude, taps.second])
@@ -85,7 +95,7 @@ def test_moments_are_sums_over_rows_and_tokens_in_each_layer(model, moment):
     apply, params, batch = model
     weight = jnp.array([2.0, 0.0, 0.5])
     got = layer_sums(apply, params, {**batch, "weight": weight}, "blocks/down:in", 4, moment)
-    seen, _ = taps.read(apply, params, batch, {"blocks/down:in": ([0, 1, 2, 3], whole)})
+    seen, _ = look(apply, params, batch, {"blocks/down:in": ([0, 1, 2, 3], whole)})
     h, w = np.float64(seen["blocks/down:in"]), np.float64(weight)
     wanted = {
         total: np.einsum("b,lbti->li", w, h),
@@ -164,16 +174,17 @@ def test_what_a_t5_reads_and_what_it_writes_each_have_their_own_padding():
     batch = {"inputs": read, "tokens": written, "weight": jnp.ones(2)}
     batch["input_segments"] = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
     batch["segments"] = jnp.array([[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]])
-    for site, real in (
-        ("encoder/blocks/query:in", batch["input_segments"]),
-        ("decoder/blocks/cross_key:in", batch["input_segments"]),
-        ("decoder/blocks/cross_query:in", batch["segments"]),
-        ("decoder/blocks/up:out", batch["segments"]),
-    ):
-        got = layer_sums(apply, params, batch, site, 2)
-        seen, _ = taps.read(apply, params, batch, {site: ([0, 1], whole)})
-        wanted = np.einsum("bt,lbti->li", np.float64(real), np.float64(seen[site]))
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5, err_msg=site)
+    real = {
+        "encoder/blocks/query:in": batch["input_segments"],
+        "decoder/blocks/cross_key:in": batch["input_segments"],
+        "decoder/blocks/cross_query:in": batch["segments"],
+        "decoder/blocks/up:out": batch["segments"],
+    }
+    got = sums(apply, params, batch, dict.fromkeys(real, (2, total)))
+    seen, _ = look(apply, params, batch, dict.fromkeys(real, ([0, 1], whole)))
+    for site, counted in real.items():
+        wanted = np.einsum("bt,lbti->li", np.float64(counted), np.float64(seen[site]))
+        np.testing.assert_allclose(got[site], wanted, rtol=1e-4, atol=1e-5, err_msg=site)
 
 
 def test_an_image_that_only_fills_a_batch_counts_nothing():
@@ -190,16 +201,18 @@ def test_an_image_that_only_fills_a_batch_counts_nothing():
     }
     text = np.concatenate([[[1.0] * 16, [0.0] * 16], batch["segments"]], axis=1)
     patches = np.array([[1.0] * 16, [0.0] * 16])
-    for site, layers, real in (
-        ("vision/blocks/up:in", 1, patches),
-        ("projector/second:in", None, patches),
-        ("blocks/up:in", 2, text),
-    ):
-        got = np.atleast_2d(layer_sums(apply, params, batch, site, layers))
-        at = list(range(layers)) if layers else [0]
-        seen, _ = taps.read(apply, params, batch, {site: (at, whole)})
+    sites = {
+        "vision/blocks/up:in": (1, patches),
+        "projector/second:in": (None, patches),
+        "blocks/up:in": (2, text),
+    }
+    got = sums(apply, params, batch, {s: (layers, total) for s, (layers, _) in sites.items()})
+    at = {s: list(range(layers)) if layers else [0] for s, (layers, _) in sites.items()}
+    seen, _ = look(apply, params, batch, {s: (layers, whole) for s, layers in at.items()})
+    for site, (_, real) in sites.items():
         wanted = np.einsum("bt,lbti->li", real, np.float64(seen[site]))
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4, err_msg=site)
+        found = np.atleast_2d(got[site])
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4, err_msg=site)
 
 
 @pytest.mark.quick

@@ -145,6 +145,22 @@ def rollback(
     _say(f"the current state is that after {stage.name}{kept}")
 
 
+def forget(
+    run: Annotated[Path, Positional, arg(metavar="RUN")],
+    data: Annotated[str, arg(metavar="FILE")],
+) -> None:
+    """Takes rows out of every memory and every file of a run, and says what that can't undo.
+
+    Args:
+      run: the folder of jcl run finetune.
+      data: a file with the rows, such as complaint.jsonl.
+    """
+    life = Life(run)
+    rows = read_rows(named(data)[1], life.settings.task)
+    launch.cache()
+    _say(life.forget(rows).said)
+
+
 def log(run: Annotated[Path, Positional, arg(metavar="RUN")]) -> None:
     """Prints what was learned when, of which data, with which scores, and the bytes of each state.
 

@@ -13,8 +13,9 @@ from jcl.chain import explain
 from jcl.report import page
 from jcl.runs import expression
 from jcl.runs.life.book import Stage, load_rows
-from jcl.runs.life.life import ITEMS, Life
-from jcl.runs.life.rows import Row
+from jcl.runs.life.forget import ITEMS
+from jcl.runs.life.life import Life
+from jcl.runs.life.rows import Row, hash_of
 from jcl.runs.life.tasks import task_of
 
 
@@ -104,9 +105,13 @@ def diff(life: Life, one: str, other: str, examples: int = 3) -> list[str]:
     old, new = (_items(life, stage) for stage in (first, second))
     sign = 1 if task_of(life.settings.task, None, 2, ()).higher_is_better else -1
     lines: list[str] = []
-    for name in [test for test in old if test in new]:
-        rows = load_rows(life.book.place(life.book.find(name).number) / "test.jsonl")
-        pair = np.stack([old[name], new[name]])
+    names = {stage.number: stage.name for stage in life.book.stages}
+    for number in [test for test in old if test in new]:
+        name = names[number]
+        by_hash = {hash_of(row): row for row in load_rows(life.book.place(number) / "test.jsonl")}
+        both = [h for h in old[number] if h in new[number] and h in by_hash]
+        rows = [by_hash[h] for h in both]
+        pair = np.array([[of[number][h] for h in both] for of in (old, new)])
         each = pair[..., 0] / np.where(pair[..., 1] > 0, pair[..., 1], np.nan)
         change = sign * (each[1] - each[0])
         mean = pair[..., 0].sum(1) / pair[..., 1].sum(1)
@@ -127,9 +132,10 @@ def diff(life: Life, one: str, other: str, examples: int = 3) -> list[str]:
     return lines
 
 
-def _items(life: Life, stage: Stage) -> dict[str, np.ndarray]:
+def _items(life: Life, stage: Stage) -> dict[int, dict[str, list[float]]]:
+    """What each row of each test added to the score after a stage, and its weight."""
     found = json.loads((life.book.place(stage.number) / ITEMS).read_text())
-    return {name: np.asarray(x) for name, x in found.items()}
+    return {int(number): of for number, of in found.items()}
 
 
 def _short(row: Row, most: int = 80) -> str:

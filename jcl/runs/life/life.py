@@ -7,11 +7,12 @@ is what the book says (`jcl.runs.life.book`), which is replaced when all else of
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,9 @@ from jcl.report import load_settings
 from jcl.runs.life import accept as conditions
 from jcl.runs.life import forget, matrix
 from jcl.runs.life.book import Book, Stage, load_rows, size_of
+from jcl.runs.life.drifting import Drift, detect
 from jcl.runs.life.forget import Forgotten
-from jcl.runs.life.plan import plan_stage, write_items
+from jcl.runs.life.plan import Given, plan_stage, read_given, read_items, write_items
 from jcl.runs.life.rows import Row, digest_of, hash_of, words_of
 from jcl.runs.life.settings import CHUNK, Settings, restored
 from jcl.runs.life.tasks import Exam, stage_of
@@ -105,13 +107,14 @@ class Life:
     def stage(
         self,
         name: str,
-        rows: Sequence[Row] = (),
-        tests: Sequence[Row] | None = None,
+        rows: Given = (),
+        tests: Given | None = None,
         *,
         accept: str = "",
         method: str | None = None,
         source: Mapping[str, Any] | None = None,
         repeats: bool = False,
+        when: Literal["always", "drift"] = "always",
         on_event: Event | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> Outcome:
@@ -121,12 +124,15 @@ class Life:
 
         Args:
           name: the stage's.
-          rows: as `rows.read_rows` gives them; none for a stage that was cut short.
-          tests: rows to test on; None holds a part of `rows` out, by their hashes.
+          rows: files or a folder, or rows as `rows.read_rows` gives them; none for a stage that was
+            cut short.
+          tests: likewise, to test on; None holds a part of `rows` out, by their hashes.
           accept: conditions for the new state to become the current one.
           method: another expression from here on; None is that of the stage before.
           source: what the book says of the data, such as files and their hashes.
           repeats: whether rows of earlier stages are trained on again.
+          when: `drift` learns only if the model knows the rows less well than its tests, by
+            `drifting.detect`; else the book says why not.
           on_event: see `jcl.fit`.
           say: takes lines for the user.
 
@@ -134,15 +140,22 @@ class Life:
           ValueError: if something can't be as it is given, before anything is trained.
           OSError: if something can't be written; the current state stays.
         """
+        check(when in ("always", "drift"), "when", when, "'always' or 'drift'")
+        wanted = conditions.parse(accept)
+        rows, tests, source = read_given(rows, tests, source, self.settings.task)
         with self._held():
-            wanted = conditions.parse(accept)
             plan = self.book.pending()
             if plan is None:
                 check(bool(rows), "number of rows", 0, "at least 1")
                 plan, parts = plan_stage(
                     self.book, self.settings, name, rows, tests, wanted, method, source, repeats
                 )
-                self._work(plan["method"], plan["labels"])  # it may refuse
+                work = self._work(plan["method"], plan["labels"])  # it may refuse
+                drift = self._drift(work, parts.train) if when == "drift" else None
+                if drift is not None and not drift.fired:
+                    self.book.add("skipped", name=name, why=drift.said, source=plan["source"])
+                    self.book.write()
+                    return Outcome(name, False, drift.said, {}, math.nan)
                 self.book.begin(plan, parts.train, parts.test)
             elif rows and (plan["name"], plan["digest"]) != (name, digest_of(rows, tests)):
                 self._refuse_pending()
@@ -170,6 +183,19 @@ class Life:
             self.book.write()
             self._report()
             return stage
+
+    def _drift(self, work: Work, rows: Sequence[Row]) -> Drift | None:
+        """What the detector says of rows under the current state; None before the first stage."""
+        line = self.book.lineage()
+        if not line:
+            return None
+        items = read_items(self.book.place(line[-1].number))
+        known = np.array([x for of in items.values() for x in of.values()])
+        state = self._state(work, self.book.current)[0]
+        new = work.score(state, work.exam(rows), len(self.book.stages))
+        sign = -1 if work.task.higher_is_better else 1
+        tested, incoming = (x[x[:, 1] > 0] for x in (known, new))
+        return detect(*(sign * x[:, 0] / x[:, 1] for x in (tested, incoming)))
 
     def forget(self, rows: Sequence[Row]) -> Forgotten:
         """Takes rows out of every memory and every file that is kept; see `jcl.runs.life.forget`.

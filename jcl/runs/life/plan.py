@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,22 @@ from jcl.method import check
 from jcl.runs.life import accept, matrix
 from jcl.runs.life.book import Book, load_rows
 from jcl.runs.life.forget import ITEMS
-from jcl.runs.life.rows import Row, Sorted, digest_of, hash_of, sort
+from jcl.runs.life.rows import Kind, Row, Sorted, digest_of, hash_of, read_rows, sort
 from jcl.runs.life.settings import Settings
 from jcl.training.folder import whole
+
+Given = Sequence[Row] | str | Path
+"""Rows, or a file or a folder with them."""
+
+
+def read_given(
+    rows: Given, tests: Given | None, source: Mapping[str, Any] | None, kind: Kind
+) -> tuple[Sequence[Row], Sequence[Row] | None, Mapping[str, Any] | None]:
+    """The rows of what `Life.stage` was given, and where they are from."""
+    if isinstance(rows, str | Path):
+        source = source_of([Path(rows)]) if source is None else source
+        rows = read_rows(rows, kind)
+    return rows, read_rows(tests, kind) if isinstance(tests, str | Path) else tests, source
 
 
 def plan_stage(
@@ -84,3 +98,22 @@ def write_items(
     }
     with whole(place / ITEMS) as partial:
         partial.write_text(json.dumps(found))
+
+
+def read_items(place: Path) -> dict[int, dict[str, list[float]]]:
+    """What `write_items` wrote."""
+    found = json.loads((place / ITEMS).read_text())
+    return {int(number): of for number, of in found.items()}
+
+
+def source_of(files: Sequence[Path]) -> dict[str, Any]:
+    """What the book says of files: path, sha256 and bytes of each."""
+    found = []
+    for path in files:
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        digest = hashlib.sha256()
+        for one in inside:
+            digest.update(one.read_bytes())
+        size = sum(p.stat().st_size for p in inside)
+        found.append({"path": str(path), "sha256": digest.hexdigest(), "bytes": size})
+    return {"files": found}

@@ -13,8 +13,8 @@ from jcl.chain import explain
 from jcl.report import page
 from jcl.runs import expression
 from jcl.runs.life.book import Stage, load_rows
-from jcl.runs.life.forget import ITEMS
 from jcl.runs.life.life import Life
+from jcl.runs.life.plan import read_items
 from jcl.runs.life.rows import Row, hash_of
 from jcl.runs.life.tasks import task_of
 
@@ -70,6 +70,8 @@ def log_lines(life: Life) -> list[str]:
         when = entry["when"].replace("T", " ").removesuffix("Z")
         if entry["kind"] == "rollback":
             lines.append(f"{when}  rolled back to {entry['name']}")
+        elif entry["kind"] == "skipped":
+            lines.append(f"{when}  {entry['name']}: not trained, {entry['why']}")
         elif entry["kind"] == "purge":
             lines.append(f"{when}  {entry['said']}")
         else:
@@ -102,7 +104,7 @@ def diff(life: Life, one: str, other: str, examples: int = 3) -> list[str]:
       ValueError: if there is no such stage.
     """
     first, second = life.book.find(one), life.book.find(other)
-    old, new = (_items(life, stage) for stage in (first, second))
+    old, new = (read_items(life.book.place(stage.number)) for stage in (first, second))
     sign = 1 if task_of(life.settings.task, None, 2, ()).higher_is_better else -1
     lines: list[str] = []
     names = {stage.number: stage.name for stage in life.book.stages}
@@ -130,12 +132,6 @@ def diff(life: Life, one: str, other: str, examples: int = 3) -> list[str]:
     if not lines:
         raise ValueError(f"no test was scored both after {one!r} and after {other!r}")
     return lines
-
-
-def _items(life: Life, stage: Stage) -> dict[int, dict[str, list[float]]]:
-    """What each row of each test added to the score after a stage, and its weight."""
-    found = json.loads((life.book.place(stage.number) / ITEMS).read_text())
-    return {int(number): of for number, of in found.items()}
 
 
 def _short(row: Row, most: int = 80) -> str:

@@ -9,6 +9,7 @@ from jcl.method import Aux, Call, Ctx, Info, Method, Structure
 from jcl.parallel import mesh, storage
 from jcl.program import Program, State, advance, make, run
 from jcl.replicate import replicate
+from jcl.runs import results
 from jcl.training import checkpoint, drift
 from jcl.training.fit import Diverged, Result, fit
 
@@ -51,6 +52,7 @@ __all__ = [
     "preference",
     "probes",
     "replicate",
+    "results",
     "run",
     "scoring",
     "storage",

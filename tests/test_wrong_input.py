@@ -607,6 +607,12 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit(data.members([stream()] * 2)),
         r"^the stream has 2 members, but must have the program's None",
     ),
+    "a pattern that no run matches": (
+        lambda: jcl.results.load("nowhere/*"), r"^where is 'nowhere/\*', but must match a folder of",
+    ),
+    "the results of no folder": (
+        lambda: jcl.results.load("nowhere"), r"^nowhere has no summary.json, so it is no finished",
+    ),
 }  # fmt: skip
 
 

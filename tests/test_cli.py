@@ -569,6 +569,12 @@ def test_compare_and_report_read_what_run_wrote(run, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "naive()" in shown and "ewc()" in shown and "forgetting" in shown
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert cli.main(["compare", "a", "b", "--latex", "--baseline", "naive"]) == 0
+    shown = capsys.readouterr().out  # alone, so that it can be sent into a file
+    assert shown.startswith("\\begin{table}") and shown.endswith("\\end{table}\n")
+    assert cli.main(["compare", "a", "b", "--latex", "t.tex", "--baseline", "naive"]) == 0
+    assert (tmp_path / "t.tex").read_text() == shown
+    assert "nothing is tested" in capsys.readouterr().out
     (tmp_path / "a" / "report.html").unlink()
     assert cli.main(["report", "a"]) == 0
     assert (tmp_path / "a" / "report.html").exists()

@@ -608,7 +608,7 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         r"^the stream has 2 members, but must have the program's None",
     ),
     "a pattern that no run matches": (
-        lambda: jcl.results.load("nowhere/*"), r"^where is 'nowhere/\*', but must match a folder of",
+        lambda: jcl.results.load("nowhere/*"), r"^where is 'nowhere/\*', but must match a folder",
     ),
     "the results of no folder": (
         lambda: jcl.results.load("nowhere"), r"^nowhere has no summary.json, so it is no finished",
@@ -905,6 +905,9 @@ COMMANDS = {
     "a fact by two editors": (f"edit a {FACT} --method 'rome + memit'", "but must be one of"),
     "a fact by no argument": (f"edit a {FACT} --method rome(layr=3)", "no argument 'layr'"),
     "a fact in no text": (f"edit a {FACT} --text nowhere", "text is 'nowhere', but must be a file"),
+    "a table for LaTeX into a folder": (
+        "compare nowhere --latex full", "--latex full is a folder, but must be a file to write",
+    ),
     # shardings and fetch
     "no model on a mesh": ("shardings --model a --mesh fsdp=2", "there is no folder 'a'; a model"),
     "a model on no mesh": ("shardings --model tiny", "Missing from jcl shardings: --mesh AXES"),

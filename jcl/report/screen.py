@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from jcl.parallel.mesh import Placed
+from jcl.report.comparison import Comparison
 from jcl.report.folder import Run, without_diverged
 from jcl.report.format import format_mean, interval_note, labelled, measures_of, scale, title
 
@@ -200,3 +201,17 @@ def table(runs: Sequence[Run]) -> None:
             best = "[bold]" if swept and p == run.best else ""
             out.add_row(best + escape(name), *cells)
     console().print(out)
+
+
+def comparison(found: Comparison) -> None:
+    """Prints a comparison whose differences were tested, and below it by which tests."""
+    out = _titled(escape(found.notes[0]))
+    out.add_column("method", overflow="fold")
+    for measure in found.measures:
+        out.add_column(title(measure), justify="right")
+    for label, cells in zip(found.labels, found.cells, strict=True):
+        shown = [f"{'[bold]' * cell.best}{cell.text}{' †' * cell.apart}" for cell in cells]
+        out.add_row(escape(label), *shown)
+    console().print(out)
+    for note in found.notes[1:]:
+        console().print(f"  {escape(note)}")

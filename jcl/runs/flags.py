@@ -77,6 +77,17 @@ def parse(
     return parsed
 
 
+def with_default(args: Sequence[str], flag: str, value: str) -> list[str]:
+    """The arguments, in which a flag without a value, at the end or before another, gets one.
+
+    >>> with_default(["a", "--latex", "--out", "b"], "--latex", "-")
+    ['a', '--latex=-', '--out', 'b']
+    """
+    after = [*args[1:], "--"]
+    bare = [a == flag and next_.startswith("--") for a, next_ in zip(args, after, strict=True)]
+    return [f"{a}={value}" if alone else a for a, alone in zip(args, bare, strict=True)]
+
+
 def _sentence(box: str) -> str:
     """The message in a box of tyro's, without its frame, its title and the help below it."""
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]

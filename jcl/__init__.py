@@ -10,6 +10,7 @@ from jcl.parallel import mesh, storage
 from jcl.program import Program, State, advance, make, run
 from jcl.replicate import replicate
 from jcl.runs import results
+from jcl.runs.cache import cache
 from jcl.training import checkpoint, drift
 from jcl.training.fit import Diverged, Result, fit
 
@@ -29,6 +30,7 @@ __all__ = [
     "adapters",
     "advance",
     "budget",
+    "cache",
     "chain",
     "checkpoint",
     "data",

@@ -29,6 +29,7 @@ from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
 from jcl.runs import expression, flags, launch
+from jcl.runs.cache import cache
 
 USAGE = """usage: jcl COMMAND ...
 
@@ -233,7 +234,7 @@ def _edit(
     """
     from jcl.runs import edit  # transformers, which other commands shouldn't wait for
 
-    launch.cache()
+    cache()
     done = edit.write(model, prompt, answer, to, subject, method, text)
     print(f"before: {done.before}\nafter:  {done.after}\nmodel:  {done.folder}")
 

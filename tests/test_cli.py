@@ -15,7 +15,8 @@ import pytest
 from own_method import MINE, write_mine
 
 import jcl
-from jcl import cli, models, report
+from jcl import cli, data, models, report
+from jcl.measures.evaluation import accuracy, evaluator
 from jcl.report import screen
 from jcl.runs import experiment, expression, launch
 from jcl.training import folder
@@ -184,6 +185,27 @@ def test_a_traced_sweep_equals_separate_runs(run, toy):
         np.testing.assert_allclose(loaded.scores[p, 1], alone, atol=0.026)
     assert not np.allclose(loaded.scores[0], loaded.scores[1], atol=0.026)
     assert len(_summary(out)["sweep"]) == 4
+
+
+def test_a_point_is_chosen_by_rows_that_no_stage_trains_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    rates = ["--sweep", "lr=0.0,0.01", "--steps", "20", "--tasks", "2", "--select-on", "validation"]
+    assert cli.main(["run", "digits", "--method", "naive()", *rates, "--out", "out"]) == 0
+    saved = _summary(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["config"]["validation"] == 0.1
+    held = [point["validation"]["mean"] for point in saved["sweep"]]
+    assert saved["selected"] == {"lr": 0.01} and held[1] > held[0]
+    assert "chosen by rows held out" in (tmp_path / "out" / "report.html").read_text()
+    train, rest = data.hold_out(data.split(*data.digits(), tasks=2), 0.1)
+    module = experiment.load(experiment.find("digits"))
+    built = module.build(module.Config(steps=20, tasks=2, lr=0.01, validation=0.1))
+    exam = evaluator(data.pack(rest.test), accuracy(train.classes, "seen"))
+    stream = data.from_scenario(train, 32, steps=20)
+    weights, key = jax.random.split(jax.random.key(0))
+    program = jcl.make(jcl.methods.naive(), built.apply, built.loss, built.optimizer(0.01))
+    alone = jcl.fit(program, built.init(weights), key, stream, evaluate=exam)
+    assert held[1] == pytest.approx(alone.scores[-1].mean(), abs=0.02)  # of 72 rows each
 
 
 def test_shapes_loop_outside(run):

@@ -607,6 +607,10 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit(data.members([stream()] * 2)),
         r"^the stream has 2 members, but must have the program's None",
     ),
+    "all rows held out": (
+        lambda: data.hold_out(data.scenario([rows()], [rows()]), 1.0),
+        r"^share is 1.0, but must be above 0 and below 1",
+    ),
     "a pattern that no run matches": (
         lambda: jcl.results.load("nowhere/*"), r"^where is 'nowhere/\*', but must match a folder",
     ),
@@ -907,6 +911,12 @@ COMMANDS = {
     "a fact in no text": (f"edit a {FACT} --text nowhere", "text is 'nowhere', but must be a file"),
     "a table for LaTeX into a folder": (
         "compare nowhere --latex full", "--latex full is a folder, but must be a file to write",
+    ),
+    "validation of nothing swept": (
+        "run digits --select-on validation", "but there is nothing to choose; give --sweep several",
+    ),
+    "validation where no rows are held out": (
+        "run domains --select-on validation --sweep lr=1,2", "but domains has no setting valid",
     ),
     # shardings and fetch
     "no model on a mesh": ("shardings --model a --mesh fsdp=2", "there is no folder 'a'; a model"),

@@ -83,10 +83,15 @@ class Experiment(NamedTuple):
     """The names of the probes for general ability, which no stage trains on."""
     probe: Evaluate | None = None
     """`(program, state) -> shares of right answers [probes]`, asked before and after all stages."""
+    validate: Evaluate | None = None
+    """The like of `evaluate` on rows that no stage trains on and that are no test's, by which the
+    best point of a sweep is then chosen; a setting `validation` of the config holds them out."""
 
 
 def evaluate_all(experiment: Experiment, stream: Stream | None = None) -> Evaluate:
-    """`evaluate(program, state) -> [tasks + probes]`: scores, and probes if there are any.
+    """`evaluate(program, state) -> [tasks + probes + 1]`: scores, then probes and validation.
+
+    The last two are there if the experiment has them; validation is its mean over tasks.
 
     Args:
       experiment: the experiment.
@@ -94,10 +99,14 @@ def evaluate_all(experiment: Experiment, stream: Stream | None = None) -> Evalua
         those of seed 0.
     """
     made = experiment.evaluate_on
-    evaluate = experiment.evaluate if made is None or stream is None else made(stream)
-    if experiment.probe is None:
-        return evaluate
-    parts = (evaluate, experiment.probe)
+    parts = [experiment.evaluate if made is None or stream is None else made(stream)]
+    if experiment.probe is not None:
+        parts.append(experiment.probe)
+    validate = experiment.validate
+    if validate is not None:
+        parts.append(lambda program, state: validate(program, state).mean(-1, keepdims=True))
+    if len(parts) == 1:
+        return parts[0]
     return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
 
 

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
@@ -34,6 +34,9 @@ class Options:
     sweep: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=V,V,...")] = ()
     """Values to try: ewc.strength=0,1,10,100, or lr=1e-3,1e-2, or a setting below; repeat the flag
     for a grid."""
+    select_on: Literal["test", "validation"] = "test"
+    """By which rows a sweep's best point is chosen: the final test's own, which is optimistic, or a
+    tenth of each stage's training rows, held out (or as many as --validation says)."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder for the results; by default a new one under runs/."""
     resume: FlagCreatePairsOff[bool] = False
@@ -152,6 +155,33 @@ def read(name: str, module: ModuleType, args: list[str]) -> tuple[Options, Any]:
     text = inspect.cleandoc(module.__doc__ or "")
     parsed = parse(flags, expanded(args, module.Config), f"jcl run {name}", text, names)
     return parsed.run, parsed.experiment
+
+
+HELD_OUT = 0.1
+"""The share of each task's training rows that `--select-on validation` holds out by itself."""
+
+
+def with_validation(name: str, config: Any) -> Any:
+    """The config with rows held out of training, by which the point of a sweep is chosen.
+
+    Raises:
+      ValueError: if the experiment can't hold rows out.
+    """
+    if not hasattr(config, "validation"):
+        raise ValueError(
+            f"--select-on is 'validation', but {name} has no setting validation, by which rows are "
+            "held out of training; those of labelled images have it: digits, mnist, fashion"
+        )
+    return dataclasses.replace(config, validation=config.validation or HELD_OUT)
+
+
+def check_choice(options: Options, points: int) -> None:
+    """Refuses `--select-on validation` where no run has several points to choose from."""
+    if options.select_on == "validation" and points < 2:
+        raise ValueError(
+            "--select-on is 'validation', but there is nothing to choose; give --sweep several "
+            "values of a method's float or of lr"
+        )
 
 
 def check_resume(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import os
 import platform
@@ -26,6 +25,7 @@ from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
 from jcl.runs import experiment, files, flags, own, plan
+from jcl.runs.cache import cache
 from jcl.training import folder
 from jcl.training.fit import Diverged, fit
 
@@ -60,6 +60,8 @@ def run(args: list[str]) -> int:
         processes.start(options.distributed)
         if not processes.is_leader():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
+    if options.select_on == "validation":
+        config = flags.with_validation(path.stem, config)
     given = options.method or getattr(module, "METHODS", ())
     beside = Path.cwd() if options.method else path.parent.resolve()
     methods = [own.absolute(text, beside) for text in given]
@@ -89,6 +91,7 @@ def run(args: list[str]) -> int:
     if hasattr(module, "nodes"):
         return _pipeline(module, config, name, rest, options, request, mesh)
     found = plan.plans(request["methods"], request["sweep"], config)
+    flags.check_choice(options, max(len(one.points) for one in found))
     # built once for equal configs, and before a folder is made, for it may raise an error
     with _mesh_context(mesh):
         built = {repr(one.config): experiment.build(module, one.config) for one in _distinct(found)}
@@ -101,19 +104,6 @@ def run(args: list[str]) -> int:
         signals.stop()
         _train(built, found, request["seeds"], out, options, mesh)
     return code[0]
-
-
-def cache() -> None:
-    """Sets up JAX's compilation cache, unless the user has; it halves the time of a short run."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # code for one processor must not be run on another that shares the home
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-        kinds = {x for x in lines if not info.exists() or x.startswith(("flags", "Features"))}
-        machine = hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:12]
-        jax.config.update("jax_compilation_cache_dir", str(home / "jcl" / machine))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _mesh_context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -358,7 +348,8 @@ def _fit(
     unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
     members = seeds * len(one.points)
     title = one.name if members == 1 else f"{one.name} × {members}"
-    columns = (*stream.tests, *built.probe_names)
+    held_out = ["validation"] if built.validate is not None else []
+    columns = (*stream.tests, *built.probe_names, *held_out)
     watch = screen.Watch(title, len(stream.names), columns, unit)
     evaluate = experiment.evaluate_all(built, stream)
     with watch.events(place / "tensorboard") if processes.is_leader() else watch:
@@ -396,4 +387,5 @@ def _fit(
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
     tasks = len(stream.tests)
     probes = {name: scores[..., tasks + i] for i, name in enumerate(built.probe_names)}
-    return report.write(place, facts, one.points, labels, scores[..., :tasks], probes)
+    validation = scores[:, :, -1, -1] if held_out and len(one.points) > 1 else None
+    return report.write(place, facts, one.points, labels, scores[..., :tasks], probes, validation)

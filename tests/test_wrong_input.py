@@ -607,6 +607,24 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit(data.members([stream()] * 2)),
         r"^the stream has 2 members, but must have the program's None",
     ),
+    "a best that nothing finds": (
+        lambda: fit(keep="best"), r"^keep is 'best', but must be 'last' without evaluate_every",
+    ),
+    "a keep that is none": (
+        lambda: fit(keep="first"), r"^keep is 'first', but must be 'last' or 'best'",
+    ),
+    "patience without evaluations": (
+        lambda: fit(patience=2), r"^patience is 2, but must be None without evaluate_every",
+    ),
+    "evaluations of nothing": (
+        lambda: fit(evaluate_every=2), r"^evaluate_every is 2, but there is no evaluate to be",
+    ),
+    "evaluations without a step": (
+        lambda: fit(evaluate_every=0), r"^evaluate_every is 0, but must be at least 1, or None",
+    ),
+    "no patience at all": (
+        lambda: fit(evaluate_every=1, patience=0), r"^patience is 0, but must be at least 1, or",
+    ),
     "all rows held out": (
         lambda: data.hold_out(data.scenario([rows()], [rows()]), 1.0),
         r"^share is 1.0, but must be above 0 and below 1",
@@ -911,6 +929,9 @@ COMMANDS = {
     "a fact in no text": (f"edit a {FACT} --text nowhere", "text is 'nowhere', but must be a file"),
     "a table for LaTeX into a folder": (
         "compare nowhere --latex full", "--latex full is a folder, but must be a file to write",
+    ),
+    "W&B offline for no project": (
+        "run digits --wandb-offline", "--wandb-offline needs --wandb PROJECT, whose files",
     ),
     "validation of nothing swept": (
         "run digits --select-on validation", "but there is nothing to choose; give --sweep several",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -33,7 +32,7 @@ def console() -> Console:
 
 
 class Watch:
-    """Shows a run's events, and writes them for TensorBoard if tensorboardX is installed."""
+    """Shows a run's events."""
 
     def __init__(
         self, title: str, stages: int, tasks: Sequence[str], unit: tuple[str, int]
@@ -41,7 +40,6 @@ class Watch:
         """`unit` is what is counted, such as `("tokens", 64)`: 64 tokens a row."""
         self.title, self.stages, self.tasks, self.unit = escape(title), stages, tasks, unit
         self.console = console()
-        self.writer: Any = None
         self.step = 0
         self.said = time.monotonic()
         self.progress = Progress(
@@ -54,15 +52,6 @@ class Watch:
         )
         self.bar = self.progress.add_task("", total=None, facts="compiling")
 
-    def events(self, folder: Path) -> Watch:
-        """Also writes TensorBoard events into a folder, if tensorboardX is installed."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            return self
-        self.writer = SummaryWriter(str(folder))
-        return self
-
     def __enter__(self) -> Watch:
         self.console.print(f"[bold]{self.title}")
         self.progress.start()
@@ -72,8 +61,6 @@ class Watch:
         self, kind: type[BaseException] | None, value: Any, traceback: TracebackType | None
     ) -> None:
         self.progress.stop()
-        if self.writer is not None:
-            self.writer.close()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Takes an event of `jcl.fit`."""
@@ -100,9 +87,6 @@ class Watch:
         if not self.console.is_terminal and time.monotonic() - self.said > EVERY:
             self.said = time.monotonic()
             self.console.print(f"  {where}: {facts}")
-        if self.writer is not None:
-            self.writer.add_scalar("loss", event["loss"], self.step)
-            self.writer.add_scalar(f"{what} per second", rate, self.step)
 
     def _scores(self, event: dict[str, Any]) -> None:
         scores = np.asarray(event["scores"])
@@ -111,9 +95,6 @@ class Watch:
             when = escape(f"after {event['name']}") if event["stage"] else "before"
             shown = "  ".join(f"{s:.3f}" for s in scores[:WIDE]) + ("  …" * (len(scores) > WIDE))
             self.console.print(f"  {when:<16} {shown}")
-        if self.writer is not None:
-            for task, score in zip(self.tasks, scores, strict=True):
-                self.writer.add_scalar(f"score/{task}", score, self.step)
 
 
 def _clock(seconds: float) -> str:

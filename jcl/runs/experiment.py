@@ -202,6 +202,7 @@ def setup(
     points: Sequence[Mapping[str, float]] = ({},),
     params: Params = None,
     mesh: Mesh | None = None,
+    gradient_norm: bool = False,
 ) -> Setup:
     """Sets up one compiled run, with a member for each seed of each point of a sweep.
 
@@ -214,6 +215,7 @@ def setup(
       params: where training starts, with an axis of members if there are several; None is the
         experiment's own start.
       mesh: the mesh over which the run is spread, which must have one member then.
+      gradient_norm: whether each step reports it, see `make`.
 
     Raises:
       ValueError: if a value is out of range, or the methods don't compose.
@@ -234,6 +236,7 @@ def setup(
             microbatches=experiment.microbatches,
             boundary=experiment.boundary,
             mesh=mesh,
+            gradient_norm=gradient_norm,
         )
 
     for point in points:  # checks the values while they aren't traced yet

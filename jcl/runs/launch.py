@@ -19,13 +19,13 @@ import jax
 from jax.sharding import Mesh
 
 from jcl import report
-from jcl.chain import explain
 from jcl.method import check
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
 from jcl.runs import experiment, files, flags, own, plan
 from jcl.runs.cache import cache
+from jcl.runs.fitted import result_facts
 from jcl.training import folder
 from jcl.training.fit import Diverged, fit
 
@@ -54,6 +54,7 @@ def run(args: list[str]) -> int:
     cache()
     module = experiment.load(path)
     options, config = flags.read(path.stem, module, rest)
+    flags.check_listeners(options)
     check(options.seeds >= 1, "seeds", options.seeds, "at least 1")
     check(options.checkpoint_every >= 1, "checkpoint-every", options.checkpoint_every, "at least 1")
     if options.distributed is not None:
@@ -75,6 +76,7 @@ def run(args: list[str]) -> int:
         "sweep": list(options.sweep),
         "mesh": options.mesh,
         "checkpoint_every": options.checkpoint_every,
+        "gradient_norm": options.gradient_norm,
     }
     processes.check_same("command", request)
     if options.resume:
@@ -82,8 +84,8 @@ def run(args: list[str]) -> int:
             lambda: flags.check_resume(options, module, request, rest)[0]
         )
         config = flags.restored(module, request)
-        every = request["checkpoint_every"]
-        options = dataclasses.replace(options, checkpoint_every=every)
+        kept = {name: request[name] for name in ("checkpoint_every", "gradient_norm")}
+        options = dataclasses.replace(options, **kept)
     if request["mesh"] is None and processes.has_peers():
         request["mesh"] = "data=-1"
     axes = request["mesh"]
@@ -342,7 +344,9 @@ def _fit(
     mesh: Mesh | None,
 ) -> report.Run | None:
     """One run, and its report if this is process 0."""
-    setup = experiment.setup(built, one.calls, seeds, one.points, mesh=mesh)
+    setup = experiment.setup(
+        built, one.calls, seeds, one.points, mesh=mesh, gradient_norm=options.gradient_norm
+    )
     signals.stop()
     stream = setup.stream
     unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
@@ -352,10 +356,11 @@ def _fit(
     columns = (*stream.tests, *built.probe_names, *held_out)
     watch = screen.Watch(title, len(stream.names), columns, unit)
     evaluate = experiment.evaluate_all(built, stream)
-    with watch.events(place / "tensorboard") if processes.is_leader() else watch:
+    listeners = [watch, *flags.listeners(options, place, one.name, columns)]
+    with watch:
         result = fit(
             *setup, evaluate=evaluate, out=place, resume=options.resume,
-            chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=watch,
+            chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=listeners,
             collections=experiment.collections_of(built, setup.program),
         )  # fmt: skip
     assert result.scores is not None
@@ -371,17 +376,9 @@ def _fit(
         "measure": built.measure,
         "higher_is_better": built.higher_is_better,
         "seeds": seeds,
-        "stages": list(stream.names),
-        "stage_tasks": list(stream.tasks),
-        "tasks": list(stream.tests),
         "family": one.family,
         "outer": one.outer,
-        "wall_seconds": result.wall_seconds,
-        "compile_seconds": result.compile_seconds,
-        "examples_per_second": result.examples_per_second,
-        "step_traces": result.step_traces,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "pipeline": explain(setup.program.method, state=result.state),
+        **result_facts(setup.program, stream, result),
         **class_facts,
     }
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])

@@ -208,6 +208,19 @@ def test_a_point_is_chosen_by_rows_that_no_stage_trains_on(tmp_path, monkeypatch
     assert held[1] == pytest.approx(alone.scores[-1].mean(), abs=0.02)  # of 72 rows each
 
 
+def test_flags_have_the_norm_logged_and_events_written_for_tensorboard(run):
+    pytest.importorskip("tensorboardX")
+    flags = ("--method", "naive()", "--steps", "2", "--tensorboard", "--gradient-norm")
+    code, said, out = run(*flags)
+    assert code == 0, said.err
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and all(line["gradient_norm"] > 0 for line in lines)
+    (events,) = (out / "tensorboard").iterdir()
+    raw = events.read_bytes()
+    assert b"gradient_norm" in raw and b"score/two" in raw and b"learning" not in raw
+    assert json.loads((out / "config.json").read_text())["gradient_norm"] is True
+
+
 def test_shapes_loop_outside(run):
     code, _, out = run("--method", "er(rows=4)", "--sweep", "er.capacity=5,10", "--steps", "2")
     assert code == 0

@@ -895,7 +895,7 @@ COMMANDS = {
     # compare and report
     "a comparison of none": ("compare", "jcl compare needs folders of runs"),
     "a comparison without a run": ("compare full", "full has no summary.json, so it is no"),
-    "a comparison's flag": ("compare done --png x", "no flag --png; there is --out"),
+    "a comparison's flag": ("compare done --png x", "no flag --png; there are --baseline, --latex"),
     "a comparison of unlike": ("compare done done_in_bits", "measure different things"),
     "a comparison of cut": ("compare done_cut", "done_cut can't be read as a run of jcl"),
     "a comparison of a list": ("compare done_list", "done_list can't be read as a run of jcl"),
@@ -911,7 +911,7 @@ COMMANDS = {
     "an export to nowhere": ("export done", "Missing from jcl export: --to DIR"),
     "an export to a full folder": ("export done --to full", "folder is 'full', but must be new"),
     "an export to a file": ("export done --to file", "folder is 'file', but must be new or"),
-    "an export of no one's": ("export done --to new", "so it is no run's; choose another folder"),
+    "an export of no one's": ("export done --to new", "for it was trained from Python, where its"),
     "an export of no runs": ("export done_of_none --to new", "its summary.json lists no runs"),
     # edit
     "a fact for no model": (f"edit nothing {FACT}", "nothing to fetch is called 'nothing'"),

@@ -98,7 +98,7 @@ def with_default(args: Sequence[str], flag: str, value: str) -> list[str]:
     >>> with_default(["a", "--latex", "--out", "b"], "--latex", "-")
     ['a', '--latex=-', '--out', 'b']
     """
-    after = [*args[1:], "--"]
+    after = [*args, "--"][1:]
     bare = [a == flag and next_.startswith("--") for a, next_ in zip(args, after, strict=True)]
     return [f"{a}={value}" if alone else a for a, alone in zip(args, bare, strict=True)]
 

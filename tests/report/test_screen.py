@@ -27,5 +27,9 @@ def test_plain_lines_say_where_a_run_is(watch, capsys):
     assert "after one" in shown and "0.750  0.500" in shown  # the mean over members
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (75.4, "1:15"), (3599.7, "1:00:00"), (90061, "25:01:01")]
+)
 def test_time_is_told_as_on_a_clock(seconds, text):
     assert screen._clock(seconds) == text

@@ -356,7 +356,7 @@ def _fit(
     columns = (*stream.tests, *built.probe_names, *held_out)
     watch = screen.Watch(title, len(stream.names), columns, unit)
     evaluate = experiment.evaluate_all(built, stream)
-    listeners = [watch, *flags.listeners(options, place, one.name, columns)]
+    listeners: list[Any] = [watch, *flags.listeners(options, place, one.name, columns)]
     with watch:
         result = fit(
             *setup, evaluate=evaluate, out=place, resume=options.resume,

@@ -40,6 +40,46 @@ def take_over(state: State, carried: State, what: Carry = "methods") -> State:
     return state._replace(**jax.tree.map(jax.device_put, trees.copy(theirs), where))
 
 
+def change_methods(fresh: State, carried: State) -> State:
+    """A state that goes on under other methods: those that were there go on, new ones begin now.
+
+    The counts, the key and what a model keeps are the old ones, and so is the optimizer's state
+    where the same leaves learn as before; else it begins anew.
+
+    Args:
+      fresh: what the new program makes of the old one's parameters.
+      carried: the old program's state, between two stages.
+
+    Raises:
+      ValueError: if a method that is in both has another state than before, or one that was left
+        out has leaves among the parameters.
+    """
+    before, now = trees.kinds(carried.params), trees.kinds(fresh.params)
+    for name in sorted(carried.methods.keys() & fresh.methods.keys()):
+        if trees.kinds(carried.methods[name]) != trees.kinds(fresh.methods[name]):
+            raise ValueError(
+                f"{name} keeps other arrays than before, so it can't go on with them; give it the "
+                "arguments that it had"
+            )
+    moved = sorted(path for path in before if now.get(path) != before[path])
+    if moved:
+        raise ValueError(
+            f"params has {moved[0]!r} of a method that is left out, but the model can't do without "
+            "it; keep the method in the chain"
+        )
+    same = trees.kinds(carried.optimizer) == trees.kinds(fresh.optimizer)
+    kept = {}
+    for name, made in fresh.references.items():
+        old = carried.references.get(name, made)
+        kept[name] = old if trees.kinds(old) == trees.kinds(made) else made
+    return fresh._replace(
+        optimizer=carried.optimizer if same else fresh.optimizer,
+        methods={name: carried.methods.get(name, made) for name, made in fresh.methods.items()},
+        references=kept,
+        **{f: getattr(carried, f) for f in ("stage", "stage_step", "step", "key", "collections")},
+    )
+
+
 def _check_same(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Refuses fields of a state with other leaves than the program's."""
     for field in mine:

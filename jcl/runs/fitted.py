@@ -62,7 +62,7 @@ def leave(program: Program, stream: Stream, result: Result, evaluate: Any) -> No
     name = program.method.name
     facts = {
         "method": name,
-        "experiment": result.out.name,
+        "experiment": "jcl.fit",
         "scenario": "from Python",
         "measure": getattr(evaluate, "measure", "score"),
         "higher_is_better": getattr(evaluate, "higher_is_better", True),

@@ -50,7 +50,7 @@ def test_a_run_s_folder_is_read_by_the_commands(
     (read,) = report.load(Path("alone"))
     np.testing.assert_allclose(read.scores[0, 0], alone.scores, rtol=1e-6)
     assert report.finished(Path("alone")) is not None
-    facts = {"method": "ewc", "experiment": "alone", "measure": "accuracy", "seeds": 1}
+    facts = {"method": "ewc", "experiment": "jcl.fit", "measure": "accuracy", "seeds": 1}
     assert facts.items() <= read.summary.items() and read.summary["higher_is_better"] is True
     assert read.summary["tasks"] == ["one", "two"]
     with Path("alone/matrix.csv").open(newline="") as file:
@@ -59,6 +59,7 @@ def test_a_run_s_folder_is_read_by_the_commands(
     np.testing.assert_allclose(three.scores[0], seeds.scores, rtol=1e-6)
     assert three.summary["average"]["ci95"] is not None
     assert cli.main(["report", "alone"]) == 0 and Path("alone/report.html").is_file()
+    assert cli.main(["compare", "alone", "seeds", "--latex"]) == 0  # whose tasks are the same
     assert cli.main(["export", "alone", "--to", "model"]) == 2
     said = capsys.readouterr().err
     assert "it was trained from Python" in said and said.count("\n") == 1

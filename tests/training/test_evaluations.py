@@ -17,7 +17,6 @@ from jcl import data, losses, methods, models
 from jcl.measures.evaluation import accuracy, evaluator
 from jcl.training.evaluations import Evaluations, asked
 
-pytestmark = pytest.mark.quick
 RNG = np.random.default_rng(0)
 TASKS = [{"x": x, "y": (x[:, i] > 0).astype(np.int32)}
          for i, x in enumerate(RNG.normal(size=(2, 40, 4)).astype(np.float32))]  # fmt: skip
@@ -64,7 +63,7 @@ def test_to_look_changes_nothing_of_the_training() -> None:
     assert not blind.evaluations and len(looked.evaluations) == 14
 
 
-@pytest.mark.parametrize("until", [6, 20, 29])
+@pytest.mark.parametrize("until", [20, 29])
 def test_a_resumed_run_keeps_the_same_best(whole: jcl.Result, tmp_path: Path, until: int) -> None:
     def stop(event: dict[str, Any]) -> str:
         return "stop" if event.get("step", 0) >= until else ""
@@ -115,6 +114,7 @@ def test_each_member_keeps_its_own_best() -> None:
     assert len(set(first.argmax(axis=0).tolist())) == 2
 
 
+@pytest.mark.quick
 def test_lower_scores_may_be_the_better_ones() -> None:
     within = Evaluations(asked(SCORE, 1, "last", 2, False), STREAM, ())
     state: Any = None

@@ -15,7 +15,6 @@ from jcl import data, losses, methods, models
 from jcl.measures.evaluation import accuracy, evaluator
 from jcl.training.events import Listener, learning_rate
 
-pytestmark = pytest.mark.quick
 RNG = np.random.default_rng(0)
 TASKS = [{"x": x, "y": (x[:, i] > 0).astype(np.int32)}
          for i, x in enumerate(RNG.normal(size=(2, 40, 4)).astype(np.float32))]  # fmt: skip
@@ -70,17 +69,22 @@ def test_events_have_the_scalars_the_rate_and_the_norm_of_the_gradient() -> None
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.quick
 def test_an_optimizer_without_its_rate_in_the_state_has_none() -> None:
     assert learning_rate(optax.adam(0.1).init(PARAMS)) is None
     assert learning_rate(RATES.init(PARAMS)) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("until", [4, 8, 12])
+@pytest.fixture(scope="module")
+def whole() -> jcl.Result:
+    return jcl.fit(program(), PARAMS, KEY, STREAM, evaluate=SCORE, chunk=4)
+
+
+@pytest.mark.parametrize("until", [8, 12])
 def test_a_listener_stops_a_run_which_then_goes_on_as_if_it_hadnt(
-    tmp_path: Path, until: int
+    whole: jcl.Result, tmp_path: Path, until: int
 ) -> None:
     options: Any = {"evaluate": SCORE, "chunk": 4}
-    whole = jcl.fit(program(), PARAMS, KEY, STREAM, **options)
     cut = jcl.fit(program(), PARAMS, KEY, STREAM, out=tmp_path, on_event=Heard(until), **options)
     assert cut.history[-1]["step"] == until and int(cut.state.step) == until
     assert cut.scores is not None and np.isnan(cut.scores[-1]).all()
@@ -91,6 +95,7 @@ def test_a_listener_stops_a_run_which_then_goes_on_as_if_it_hadnt(
         assert (a == b).all()
 
 
+@pytest.mark.quick
 def test_what_a_listener_gives_back_besides_is_nothing() -> None:
     listener = Listener(lambda event: np.ones(3))
     listener({"kind": "progress"})

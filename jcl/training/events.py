@@ -36,6 +36,7 @@ class Listener:
         given = [on_event] if callable(on_event) else list(on_event or [])
         self._told = given if processes.is_leader() else []
         self._asked = False
+        self._somebody = bool(processes.largest_of_all(int(bool(self._told))))
 
     def __call__(self, event: Event) -> None:
         """Tells an event."""
@@ -50,7 +51,7 @@ class Listener:
 
     def asks_to_stop(self) -> bool:
         """Whether the listener has asked for it, on all processes alike."""
-        return bool(processes.largest_of_all(int(self._asked)))
+        return self._somebody and bool(processes.largest_of_all(int(self._asked)))
 
     def close(self) -> None:
         """Says that the run is over, however it ended, to listeners that have a `close`."""

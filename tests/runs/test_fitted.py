@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,12 @@ def test_what_is_not_finished_or_has_other_tests_leaves_no_summary(tmp_path: Pat
 
     with pytest.warns(UserWarning, match=r"evaluate gives 1 scores, but the stream has 2 tests"):
         jcl.fit(program(), PARAMS, KEY, STREAM, out=tmp_path / "one", evaluate=mean)
+
+
+@pytest.mark.whole
+def test_a_researcher_s_day_ends_with_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    day = runpy.run_path(str(Path(jcl.__file__).parents[1] / "experiments" / "day.py"))
+    said = capsys.readouterr().out
+    table = (day["FOLDER"] / "table.tex").read_text()
+    assert "paired t test over seeds" in table and "naive" in table and "naive" in said
+    assert (day["FOLDER"] / "comparison.png").is_file()

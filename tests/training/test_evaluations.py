@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,20 @@ def test_to_look_changes_nothing_of_the_training() -> None:
     assert not blind.evaluations and len(looked.evaluations) == 14
 
 
-@pytest.mark.parametrize("until", [20, 29])
-def test_a_resumed_run_keeps_the_same_best(whole: jcl.Result, tmp_path: Path, until: int) -> None:
-    def stop(event: dict[str, Any]) -> str:
-        return "stop" if event.get("step", 0) >= until else ""
+@pytest.mark.parametrize(("until", "how"), [(20, "stops"), (29, "dies")])
+def test_a_resumed_run_keeps_the_same_best(
+    whole: jcl.Result, tmp_path: Path, until: int, how: str
+) -> None:
+    def end(event: dict[str, Any]) -> str:
+        ends = event.get("step", 0) >= until
+        if ends and how == "dies":  # after its last checkpoint, from which it is done again
+            raise ZeroDivisionError
+        return "stop" if ends else ""
 
-    jcl.fit(program(), PARAMS, KEY, STREAM, out=tmp_path, on_event=stop, **BEST)
-    on = jcl.fit(program(), PARAMS, KEY, STREAM, out=tmp_path, resume=True, **BEST)
+    options: Any = {"out": tmp_path, "checkpoint_every": 4, **BEST}
+    with contextlib.suppress(ZeroDivisionError):
+        jcl.fit(program(), PARAMS, KEY, STREAM, on_event=end, **options)
+    on = jcl.fit(program(), PARAMS, KEY, STREAM, resume=True, **options)
     np.testing.assert_array_equal(on.scores, whole.scores)
     assert on.evaluations == whole.evaluations and on.history == whole.history
     for a, b in zip(jax.tree.leaves(on.state), jax.tree.leaves(whole.state), strict=True):

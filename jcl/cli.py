@@ -37,7 +37,7 @@ USAGE = """usage: jcl COMMAND ...
   jcl run EXPERIMENT|FILE.py   train through a stream of tasks; writes a folder with the results
   jcl run finetune --model MODEL --data jan=FILE   tunes a model on files, stage by stage
   jcl continue RUN --data NAME=FILE                learns another stage on the state of the last
-  jcl log|diff|rollback RUN ...                    what was learned, what changed, and back again
+  jcl log|diff|rollback|forget RUN ...             what was learned, what changed; back again
   jcl list [NAME]              experiments, methods, streams and models; or one of them whole
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs; --baseline naive --latex tests them
@@ -51,7 +51,13 @@ USAGE = """usage: jcl COMMAND ...
   jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
   jcl COMMAND --help           what a command takes
 """
-LIFE = {"continue": "go_on", "rollback": "rollback", "log": "log", "diff": "diff"}
+LIFE = {
+    "continue": "go_on",
+    "rollback": "rollback",
+    "log": "log",
+    "diff": "diff",
+    "forget": "forget",
+}
 """Commands of a life, and the functions of `jcl.runs.life.commands` that do them."""
 COMMANDS = (
     "run",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,16 +114,3 @@ def named(text: str) -> tuple[str, list[Path]]:
     for path in files:
         check(path.exists(), "data", str(path), "a file or a folder that is there")
     return name, files
-
-
-def source_of(files: Sequence[Path]) -> dict[str, Any]:
-    """What the book says of files: path, sha256 and bytes of each."""
-    found = []
-    for path in files:
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        digest = hashlib.sha256()
-        for one in inside:
-            digest.update(one.read_bytes())
-        size = sum(p.stat().st_size for p in inside)
-        found.append({"path": str(path), "sha256": digest.hexdigest(), "bytes": size})
-    return {"files": found}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
@@ -13,9 +14,11 @@ from jcl.parallel import signals
 from jcl.report import screen
 from jcl.runs import launch
 from jcl.runs.life import shown
-from jcl.runs.life.begin import begin, named, source_of
+from jcl.runs.life.begin import begin, named
 from jcl.runs.life.life import Life, Outcome
+from jcl.runs.life.plan import source_of
 from jcl.runs.life.rows import Row, read_rows
+from jcl.runs.life.watch import watch as watch_inbox
 
 REJECTED = 4
 """The exit code where a stage was trained and its state wasn't accepted."""
@@ -102,6 +105,9 @@ def go_on(
     accept: Annotated[str, arg(metavar="CONDITIONS")] = "",
     repeats: FlagCreatePairsOff[bool] = False,
     drop: FlagCreatePairsOff[bool] = False,
+    when: Literal["always", "drift"] = "always",
+    watch: Annotated[Path | None, arg(metavar="DIR")] = None,
+    every: float = 5.0,
 ) -> int:
     """Learns another stage on the state of the last, and scores every test again.
 
@@ -115,18 +121,33 @@ def go_on(
       accept: what must hold for the new state to count, such as "forgetting<2, average>80".
       repeats: train again on rows of earlier stages that come again.
       drop: drop a stage that was cut short, before anything else.
+      when: drift trains only if the model knows the rows less well than its tests.
+      watch: take each new file of this folder as a stage, until it has a file called stop.
+      every: seconds between two looks into it.
     """
     life = Life(run)
     launch.cache()
     if drop:
         name = life.drop()
         _say(f"dropped {name}, which was cut short" if name else "no stage was cut short")
+    if watch is not None:
+        check(not (data or test), "data", data or test, "left out where a folder is watched")
+        options: dict[str, Any] = {
+            "accept": accept,
+            "method": method or None,
+            "repeats": repeats,
+            "when": when,
+        }
+        signals.hold(f"go on with: jcl continue {shlex.quote(str(run))} --watch {watch}")
+        watch_inbox(life, watch, every=every, say=_say, **options)
+        return 0
     if not data:
         return 0 if drop else _ahead(life)
     name, files = named(data)
     tests = read_rows(named(test)[1], life.settings.task) if test else None
     rows = read_rows(files, life.settings.task)
-    return _learn(life, name, rows, tests, accept, method or None, source_of(files), repeats)
+    source = source_of(files)
+    return _learn(life, name, rows, tests, accept, method or None, source, repeats, when)
 
 
 def rollback(
@@ -143,6 +164,22 @@ def rollback(
     stage = life.rollback(to)
     kept = "" if life.has_optimizer(stage) else "; its optimizer begins anew"
     _say(f"the current state is that after {stage.name}{kept}")
+
+
+def forget(
+    run: Annotated[Path, Positional, arg(metavar="RUN")],
+    data: Annotated[str, arg(metavar="FILE")],
+) -> None:
+    """Takes rows out of every memory and every file of a run, and says what that can't undo.
+
+    Args:
+      run: the folder of jcl run finetune.
+      data: a file with the rows, such as complaint.jsonl.
+    """
+    life = Life(run)
+    rows = read_rows(named(data)[1], life.settings.task)
+    launch.cache()
+    _say(life.forget(rows).said)
 
 
 def log(run: Annotated[Path, Positional, arg(metavar="RUN")]) -> None:
@@ -207,6 +244,7 @@ def _learn(
     method: str | None,
     source: dict[str, object],
     repeats: bool,
+    when: Literal["always", "drift"] = "always",
 ) -> int:
     """Learns one stage before the user's eyes, and gives the exit code."""
     again = f"go on with: jcl continue {shlex.quote(str(life.folder))}"
@@ -217,7 +255,7 @@ def _learn(
         with watch:
             done = life.stage(
                 name, rows, tests, accept=accept, method=method, source=source,
-                repeats=repeats, on_event=watch, say=_say,
+                repeats=repeats, when=when, on_event=watch, say=_say,
             )  # fmt: skip
     except KeyboardInterrupt:
         _say(f"stopped, what was trained is saved; {again}")
@@ -228,11 +266,13 @@ def _learn(
     _say(_words(done))
     if done.accepted:
         _say(f"report: {life.folder / 'report.html'}")
-    return 0 if done.accepted else REJECTED
+    return 0 if done.accepted or math.isnan(done.before) else REJECTED
 
 
 def _words(done: Outcome) -> str:
     """What became of a stage, in a line."""
+    if math.isnan(done.before):
+        return f"{done.name} is not trained: {done.why}"
     if not done.accepted:
         return f"{done.name} is rejected, and the state before it stays: {done.why}"
     each = "  ".join(f"{name} {score:.3f}" for name, score in done.scores.items())

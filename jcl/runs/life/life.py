@@ -7,12 +7,12 @@ is what the book says (`jcl.runs.life.book`), which is replaced when all else of
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,9 +22,12 @@ from jcl.parallel import signals
 from jcl.program import State
 from jcl.report import load_settings
 from jcl.runs.life import accept as conditions
-from jcl.runs.life import matrix
+from jcl.runs.life import forget, matrix
 from jcl.runs.life.book import Book, Stage, load_rows, size_of
-from jcl.runs.life.rows import Row, Sorted, digest_of, hash_of, sort, words_of
+from jcl.runs.life.drifting import Drift, detect
+from jcl.runs.life.forget import Forgotten
+from jcl.runs.life.plan import Given, plan_stage, read_given, read_items, write_items
+from jcl.runs.life.rows import Row, digest_of, hash_of, words_of
 from jcl.runs.life.settings import CHUNK, Settings, restored
 from jcl.runs.life.tasks import Exam, stage_of
 from jcl.runs.life.work import SLIM, WHOLE, Work, load_model, mean_of, shapes_of, zeros_of
@@ -32,8 +35,6 @@ from jcl.training import carry as carrying
 from jcl.training import folder as folders
 from jcl.training.fit import Diverged, fit
 
-ITEMS = "items.json"
-"""In a stage's folder: for each test, what each item added to the score, and its weight."""
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -106,13 +107,14 @@ class Life:
     def stage(
         self,
         name: str,
-        rows: Sequence[Row] = (),
-        tests: Sequence[Row] | None = None,
+        rows: Given = (),
+        tests: Given | None = None,
         *,
         accept: str = "",
         method: str | None = None,
         source: Mapping[str, Any] | None = None,
         repeats: bool = False,
+        when: Literal["always", "drift"] = "always",
         on_event: Event | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> Outcome:
@@ -122,12 +124,15 @@ class Life:
 
         Args:
           name: the stage's.
-          rows: as `rows.read_rows` gives them; none for a stage that was cut short.
-          tests: rows to test on; None holds a part of `rows` out, by their hashes.
+          rows: files or a folder, or rows as `rows.read_rows` gives them; none for a stage that was
+            cut short.
+          tests: likewise, to test on; None holds a part of `rows` out, by their hashes.
           accept: conditions for the new state to become the current one.
           method: another expression from here on; None is that of the stage before.
           source: what the book says of the data, such as files and their hashes.
           repeats: whether rows of earlier stages are trained on again.
+          when: `drift` learns only if the model knows the rows less well than its tests, by
+            `drifting.detect`; else the book says why not.
           on_event: see `jcl.fit`.
           say: takes lines for the user.
 
@@ -135,14 +140,24 @@ class Life:
           ValueError: if something can't be as it is given, before anything is trained.
           OSError: if something can't be written; the current state stays.
         """
+        check(when in ("always", "drift"), "when", when, "'always' or 'drift'")
+        wanted = conditions.parse(accept)
+        rows, tests, source = read_given(rows, tests, source, self.settings.task)
         with self._held():
-            wanted = conditions.parse(accept)
             plan = self.book.pending()
-            digest = digest_of(rows, tests)
             if plan is None:
                 check(bool(rows), "number of rows", 0, "at least 1")
-                plan = self._begin(name, rows, tests, wanted, method, source, repeats, digest)
-            elif rows and (plan["name"], plan["digest"]) != (name, digest):
+                plan, parts = plan_stage(
+                    self.book, self.settings, name, rows, tests, wanted, method, source, repeats
+                )
+                work = self._work(plan["method"], plan["labels"])  # it may refuse
+                drift = self._drift(work, parts.train) if when == "drift" else None
+                if drift is not None and not drift.fired:
+                    self.book.add("skipped", name=name, why=drift.said, source=plan["source"])
+                    self.book.write()
+                    return Outcome(name, False, drift.said, {}, math.nan)
+                self.book.begin(plan, parts.train, parts.test)
+            elif rows and (plan["name"], plan["digest"]) != (name, digest_of(rows, tests)):
                 self._refuse_pending()
             say(words_of(plan["name"], plan["counts"]))
             return self._learn(plan, on_event)
@@ -169,12 +184,63 @@ class Life:
             self._report()
             return stage
 
+    def _drift(self, work: Work, rows: Sequence[Row]) -> Drift | None:
+        """What the detector says of rows under the current state; None before the first stage."""
+        line = self.book.lineage()
+        if not line:
+            return None
+        items = read_items(self.book.place(line[-1].number))
+        known = np.array([x for of in items.values() for x in of.values()])
+        state = self._state(work, self.book.current)[0]
+        new = work.score(state, work.exam(rows), len(self.book.stages))
+        sign = -1 if work.task.higher_is_better else 1
+        tested, incoming = (x[x[:, 1] > 0] for x in (known, new))
+        return detect(*(sign * x[:, 0] / x[:, 1] for x in (tested, incoming)))
+
+    def forget(self, rows: Sequence[Row]) -> Forgotten:
+        """Takes rows out of every memory and every file that is kept; see `jcl.runs.life.forget`.
+
+        They never come back: a later stage leaves them out, by their hashes.
+
+        Raises:
+          ValueError: if a stage was cut short, or there are no rows.
+          OSError: if something can't be written; the next command goes on with it.
+        """
+        check(bool(rows), "number of rows", 0, "at least 1")
+        with self._held():
+            self._refuse_pending()
+            forget.begin(self.book, rows)
+            return self._forget(rows)
+
+    def _forget(self, rows: Sequence[Row]) -> Forgotten:
+        hashes = frozenset(map(hash_of, rows))
+        found, slots, stages = 0, 0, []
+        for stage in (s for s in self.book.stages if s.accepted):
+            own = forget.purge_files(self.book, stage, hashes)
+            stages += [stage] if own else []
+            found += own
+            work = self._work(stage.facts["method"])
+            gone = forget.documents_of(work.task, rows)
+            place = self.book.place(stage.number)
+            state, whole = work.load(place, zeros_of(stage.facts["example"]))
+            left, count = forget.purge_state(state, gone)
+            if count:
+                work.save(place, left, whole, replace=True)
+            slots += count
+        said = forget.said(self.book, len(rows), stages, slots)
+        done = Forgotten(found, [stage.name for stage in stages], slots, said)
+        forget.finish(self.book, done, sorted(hashes))
+        return done
+
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         """Holds the folder, with the book as it is by then."""
         with signals.note(), folders.hold(self.folder), warnings.catch_warnings():
             self.book = Book(self.folder)
             self.book.tidy()
+            unfinished = forget.pending(self.book)
+            if unfinished is not None:
+                self._forget(unfinished)
             yield
 
     def _refuse_pending(self) -> None:
@@ -184,54 +250,6 @@ class Life:
                 f"{self.folder} has the stage {plan['name']!r}, which was cut short; go on with it "
                 f"by jcl continue {self.folder}, or drop it with --drop"
             )
-
-    def _begin(
-        self,
-        name: str,
-        rows: Sequence[Row],
-        tests: Sequence[Row] | None,
-        wanted: Sequence[conditions.Condition],
-        method: str | None,
-        source: Mapping[str, Any] | None,
-        repeats: bool,
-        digest: str,
-    ) -> dict[str, Any]:
-        """Sorts a stage's rows and writes its plan.
-
-        Raises:
-          ValueError: if something can't be as it is given.
-        """
-        book, settings = self.book, self.settings
-        line = book.lineage()
-        taken = [stage.name for stage in line]
-        check(name not in taken, "name of the stage", name, f"none of {', '.join(taken)}")
-        conditions.check_names(wanted, [*matrix.MEASURES, *taken, name])
-        known: set[str] = set()
-        tested: set[str] = set()
-        for stage in line:
-            place = book.place(stage.number)
-            known |= {hash_of(row) for row in load_rows(place / "train.jsonl")}
-            tested |= {hash_of(row) for row in load_rows(place / "test.jsonl")}
-        parts: Sorted = sort(
-            rows, tests, settings.held_out, frozenset(known), frozenset(tested),
-            frozenset(book.forgotten), repeats,
-        )  # fmt: skip
-        labels = list(book.labels)
-        if settings.task == "classify":
-            seen = {row["label"] for row in [*parts.train, *parts.test]}
-            labels += sorted(seen - set(labels))
-            room = settings.room
-            check(len(labels) <= room, "number of labels", len(labels),
-                  f"at most {room}, for which the head has room (see --room)")  # fmt: skip
-        plan: dict[str, Any] = {
-            "name": name, "digest": digest, "parent": book.current, "labels": labels,
-            "method": method or (line[-1].facts["method"] if line else settings.method),
-            "accept": ", ".join(map(str, wanted)), "counts": parts.counts,
-            "source": dict(source or {}),
-        }  # fmt: skip
-        Work(settings, self.base, plan["method"], labels, settings.room)  # it may refuse
-        book.begin(plan, parts.train, parts.test)
-        return plan
 
     def _learn(self, plan: dict[str, Any], on_event: Event | None) -> Outcome:
         """Trains, scores and judges the stage that was begun, and writes it into the book."""
@@ -247,14 +265,13 @@ class Life:
         )
         start = stream.chunk(0, 0, 1)
         example = {k: x[0] for k, x in start.items()}
-        exams = {s.name: (work.exam(load_rows(book.place(s.number) / "test.jsonl")), s.number)
-                 for s in line}  # fmt: skip
-        exams[plan["name"]] = (work.exam(load_rows(place / "test.jsonl")), number)
-        own: tuple[Exam, int] = exams[plan["name"]]
+        tests = {**{s.number: s.name for s in line}, number: plan["name"]}
+        rows_of = {n: load_rows(book.place(n) / "test.jsonl") for n in tests}
+        exams: dict[int, Exam] = {n: work.exam(rows) for n, rows in rows_of.items()}
         base = work.first(example)
         given = self._begun(work, base, example)
-        before = work.score(given, *own)
-        first = work.score(base, *own) if line else before
+        before = work.score(given, exams[number], number)
+        first = work.score(base, exams[number], number) if line else before
         signals.stop()
         facts = {
             **{k: plan[k] for k in ("name", "parent", "method", "accept", "counts", "source")},
@@ -272,14 +289,14 @@ class Life:
         except Diverged as error:
             return self._close(plan, facts, {}, [str(error)])
         signals.stop()
-        items = {name: work.score(result.state, *exam) for name, exam in exams.items()}
+        items = {n: work.score(result.state, exam, n) for n, exam in exams.items()}
         signals.stop()
         facts |= {
             "wall_seconds": result.wall_seconds, "compile_seconds": result.compile_seconds,
             "examples_per_second": result.examples_per_second,
             "step_traces": result.step_traces, "peak_memory_bytes": result.peak_memory_bytes,
         }  # fmt: skip
-        scores = {name: mean_of(found) for name, found in items.items()}
+        scores = {tests[n]: mean_of(found) for n, found in items.items()}
         measured = matrix.measured(
             [*line, Stage(number, plan["name"], plan["parent"], True, {**facts, "scores": scores})],
             work.task.higher_is_better,
@@ -289,8 +306,7 @@ class Life:
             work.save(place, result.state)
             log = place / "training" / "metrics.jsonl"
             shutil.copyfile(log, place / "metrics.jsonl")
-            with folders.whole(place / ITEMS) as partial:
-                partial.write_text(json.dumps({n: x.tolist() for n, x in items.items()}))
+            write_items(place, rows_of, items)
         return self._close(plan, facts, scores, why)
 
     def _close(

@@ -13,8 +13,9 @@ from jcl.chain import explain
 from jcl.report import page
 from jcl.runs import expression
 from jcl.runs.life.book import Stage, load_rows
-from jcl.runs.life.life import ITEMS, Life
-from jcl.runs.life.rows import Row
+from jcl.runs.life.life import Life
+from jcl.runs.life.plan import read_items
+from jcl.runs.life.rows import Row, hash_of
 from jcl.runs.life.tasks import task_of
 
 
@@ -69,6 +70,8 @@ def log_lines(life: Life) -> list[str]:
         when = entry["when"].replace("T", " ").removesuffix("Z")
         if entry["kind"] == "rollback":
             lines.append(f"{when}  rolled back to {entry['name']}")
+        elif entry["kind"] == "skipped":
+            lines.append(f"{when}  {entry['name']}: not trained, {entry['why']}")
         elif entry["kind"] == "purge":
             lines.append(f"{when}  {entry['said']}")
         else:
@@ -101,12 +104,16 @@ def diff(life: Life, one: str, other: str, examples: int = 3) -> list[str]:
       ValueError: if there is no such stage.
     """
     first, second = life.book.find(one), life.book.find(other)
-    old, new = (_items(life, stage) for stage in (first, second))
+    old, new = (read_items(life.book.place(stage.number)) for stage in (first, second))
     sign = 1 if task_of(life.settings.task, None, 2, ()).higher_is_better else -1
     lines: list[str] = []
-    for name in [test for test in old if test in new]:
-        rows = load_rows(life.book.place(life.book.find(name).number) / "test.jsonl")
-        pair = np.stack([old[name], new[name]])
+    names = {stage.number: stage.name for stage in life.book.stages}
+    for number in [test for test in old if test in new]:
+        name = names[number]
+        by_hash = {hash_of(row): row for row in load_rows(life.book.place(number) / "test.jsonl")}
+        both = [h for h in old[number] if h in new[number] and h in by_hash]
+        rows = [by_hash[h] for h in both]
+        pair = np.array([[of[number][h] for h in both] for of in (old, new)])
         each = pair[..., 0] / np.where(pair[..., 1] > 0, pair[..., 1], np.nan)
         change = sign * (each[1] - each[0])
         mean = pair[..., 0].sum(1) / pair[..., 1].sum(1)
@@ -125,11 +132,6 @@ def diff(life: Life, one: str, other: str, examples: int = 3) -> list[str]:
     if not lines:
         raise ValueError(f"no test was scored both after {one!r} and after {other!r}")
     return lines
-
-
-def _items(life: Life, stage: Stage) -> dict[str, np.ndarray]:
-    found = json.loads((life.book.place(stage.number) / ITEMS).read_text())
-    return {name: np.asarray(x) for name, x in found.items()}
 
 
 def _short(row: Row, most: int = 80) -> str:

@@ -112,15 +112,24 @@ class Work:
         params = self.params if params is None else params
         return start(self.program, params, self.key, feed, None, self.model.collections)
 
-    def save(self, folder: Path, state: State, whole: bool = True) -> None:
+    def save(self, folder: Path, state: State, whole: bool = True, replace: bool = False) -> None:
         """Writes a state, without the leaves that don't learn, which are the model's own.
+
+        Args:
+          folder: the stage's.
+          state: the state after it.
+          whole: whether the optimizer's is written too.
+          replace: whether it takes the place of one that is there, of which nothing is left.
 
         Raises:
           OSError: if it can't be written; what was there before is untouched.
         """
         kept = state._replace(params=trees.partition(state.params, self.learns)[0])
         kept = kept if whole else kept._replace(optimizer=())
-        checkpoint.save(folder / (WHOLE if whole else SLIM), 0, {"state": kept})
+        place = folder / (WHOLE if whole else SLIM)
+        checkpoint.save(place, checkpoint.newest(place) + 1 if replace else 0, {"state": kept})
+        if replace:
+            checkpoint.drop_older(place)
 
     def load(self, folder: Path, example: Arrays) -> tuple[State, bool]:
         """A stage's state, and whether it is whole; else its optimizer begins anew.

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_life import month
 
-from jcl.runs.life.begin import named, source_of
+from jcl.runs.life.begin import named
 from jcl.runs.life.life import Life
+from jcl.runs.life.plan import source_of
 
 
 def test_what_nobody_says_is_chosen_said_and_kept(born: Callable[..., Life]) -> None:

@@ -10,6 +10,7 @@ from tiny_life import month
 from jcl import report
 from jcl.runs.life import shown
 from jcl.runs.life.life import Life
+from jcl.runs.life.plan import read_items
 
 
 def test_the_log_says_what_came_and_what_became_of_it(life: Life) -> None:
@@ -28,8 +29,9 @@ def test_the_log_says_what_came_and_what_became_of_it(life: Life) -> None:
 def test_a_difference_is_told_item_by_item(life: Life) -> None:
     lines = shown.diff(life, "jan", "feb")
     assert lines[0].startswith("jan: ") and "items" in lines[0]
-    old, new = (shown._items(life, stage)["jan"] for stage in life.book.lineage())
-    better = int(((new[:, 0] / new[:, 1]) < (old[:, 0] / old[:, 1]) - 1e-6).sum())
+    old, new = (read_items(life.book.place(stage.number))[0] for stage in life.book.lineage())
+    mean = [{h: total / weight for h, (total, weight) in of.items()} for of in (old, new)]
+    better = sum(mean[1][h] < mean[0][h] - 1e-6 for h in old)
     assert f"{better} got better" in lines[0]
     assert all("the cat sat" in line for line in lines[1:])
     with pytest.raises(

@@ -69,10 +69,16 @@ candidates = {
     "ewc": methods.ewc(strength=strength),
     "er": methods.er(capacity=200, rows=32),
 }
+
+
+def over_seeds(method: jcl.Method) -> jcl.Program:
+    """One program whose members differ in their seeds alone."""
+    return jcl.replicate(lambda seed: make(method), jnp.arange(SEEDS))
+
+
 for name, method in candidates.items():
-    members = jcl.replicate(lambda seed, method=method: make(method), jnp.arange(SEEDS))
     jcl.fit(
-        members, *start(SEEDS), data.members(streams), evaluate=exam, out=FOLDER / name,
+        over_seeds(method), *start(SEEDS), data.members(streams), evaluate=exam, out=FOLDER / name,
         on_event=jcl.progress(name),
     )  # fmt: skip
 

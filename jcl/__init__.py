@@ -9,8 +9,13 @@ from jcl.method import Aux, Call, Ctx, Info, Method, Structure
 from jcl.parallel import mesh, storage
 from jcl.program import Program, State, advance, make, run
 from jcl.replicate import replicate
+from jcl.report import trackers
+from jcl.report.progress import progress
+from jcl.runs import results
+from jcl.runs.cache import cache
+from jcl.runs.fitted import fit
 from jcl.training import checkpoint, drift
-from jcl.training.fit import Diverged, Result, fit
+from jcl.training.fit import Diverged, Result
 
 __version__ = "0.2.0"
 
@@ -28,6 +33,7 @@ __all__ = [
     "adapters",
     "advance",
     "budget",
+    "cache",
     "chain",
     "checkpoint",
     "data",
@@ -50,11 +56,14 @@ __all__ = [
     "models",
     "preference",
     "probes",
+    "progress",
     "replicate",
+    "results",
     "run",
     "scoring",
     "storage",
     "taps",
+    "trackers",
     "trees",
 ]
 

@@ -280,6 +280,8 @@ def _points(run: Run) -> str:
         "What is shown of the best point was chosen by the very scores that are shown, so it is "
         "optimistic."
     )
+    if run.chosen_by is not None:
+        honest = "The best point was chosen by rows held out of training, not by the test."
     return (
         _heading("The sweep")
         + _table([*names, *map(title, measures), "seeds"], rows)

@@ -14,8 +14,10 @@ from jcl.report.progress import progress
 from jcl.runs import results
 from jcl.runs.cache import cache
 from jcl.runs.fitted import fit
+from jcl.runs.life import open, watch
 from jcl.training import checkpoint, drift
 from jcl.training.fit import Diverged, Result
+from jcl.training.load import load_state
 
 __version__ = "0.2.0"
 
@@ -46,6 +48,7 @@ __all__ = [
     "growth",
     "importance",
     "landscape",
+    "load_state",
     "losses",
     "make",
     "memory",
@@ -54,6 +57,7 @@ __all__ = [
     "methods",
     "metrics",
     "models",
+    "open",
     "preference",
     "probes",
     "progress",
@@ -65,6 +69,7 @@ __all__ = [
     "taps",
     "trackers",
     "trees",
+    "watch",
 ]
 
 moved.install()

@@ -59,7 +59,7 @@ def _count(x: jax.Array) -> int:
     return int(np.asarray(x).reshape(-1)[0])
 
 
-def _tree(state: State, scores: np.ndarray) -> dict[str, Any]:
+def tree_of(state: State, scores: np.ndarray) -> dict[str, Any]:
     """The tree that is checkpointed."""
     where = state.step.sharding  # on a mesh, whole on every device
     return {"state": state, "scores": place(scores, where)}
@@ -80,7 +80,7 @@ def last_state(
       ValueError: if there is no checkpoint, or it is of another program.
     """
     begun = start(program, params, key, Feed(stream, program.layout, 1), evaluate, collections)
-    found = checkpoint.restore(Path(out) / "checkpoints", _tree(begun.like, begun.scores))
+    found = checkpoint.restore(Path(out) / "checkpoints", tree_of(begun.like, begun.scores))
     if found is None:
         raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
     return found[0]["state"]
@@ -114,7 +114,7 @@ class _Run:
         self.saved: int | None = None
         found = None
         if resume and self.saver is not None:
-            like = _tree(begun.like, self.scores) | self.within.tree(begun.like)
+            like = tree_of(begun.like, self.scores) | self.within.tree(begun.like)
             found = checkpoint.restore(self.saver.folder, like)
             signals.stop()
         if found is not None:
@@ -130,7 +130,8 @@ class _Run:
         self.compiled = compile_loop(program, self.state, self.feed, evaluate)
         if out is not None:
             where = None if program.layout is None else str(dict(program.layout.mesh.shape))
-            begun_with = origin.of(stream, key, self.compiled.programs, where)
+            shape = self.scores.shape
+            begun_with = origin.of(stream, key, self.compiled.programs, where, shape)
             origin.check(out, begun_with, found is not None)
         where_to = out if processes.is_leader() else None
         self.log = Log(where_to, self.done)
@@ -144,7 +145,7 @@ class _Run:
     def save(self, replace: bool = False) -> None:
         """Saves; at a boundary with `replace`, for the step's number is that before it too."""
         if self.saver is not None:
-            tree = _tree(self.state, self.scores) | self.within.tree(self.state)
+            tree = tree_of(self.state, self.scores) | self.within.tree(self.state)
             self.saver.save(self.done, tree, replace)
             self.saved = self.done
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from jcl import models, trees
 from jcl.method import check
-from jcl.parallel import signals
+from jcl.parallel import processes, signals
 from jcl.program import State
 from jcl.report import load_settings
 from jcl.runs.life import accept as conditions
@@ -234,7 +234,13 @@ class Life:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """Holds the folder, with the book as it is by then."""
+        """Holds the folder, with the book as it is by then.
+
+        Raises:
+          ValueError: if another process holds it, or there are several.
+        """
+        alone = not processes.has_peers()
+        check(alone, "number of processes", "several", "one, for a life is written by one")
         with signals.note(), folders.hold(self.folder), warnings.catch_warnings():
             self.book = Book(self.folder)
             self.book.tidy()

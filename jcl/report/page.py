@@ -212,7 +212,8 @@ def _one(run: Run) -> str:
     )
     name = html.escape(run.labels[run.best])
     tiles = f'<div class="tiles">{tiles}</div>'
-    return f"<h1>{name}</h1>{_note(_sub([run]))}{tiles}{_classes(run)}{_ability([run])}"
+    notes = "".join(map(_note, run.summary.get("notes", ())))
+    return f"<h1>{name}</h1>{_note(_sub([run]))}{tiles}{notes}{_classes(run)}{_ability([run])}"
 
 
 def _classes(run: Run) -> str:

@@ -74,6 +74,9 @@ def test_a_rejected_stage_leaves_bits_unchanged(life: Life) -> None:
     assert not done.accepted and "and not <0.001" in done.why and "forgetting" not in done.why
     assert bits(life.folder) == before and same(Life(life.folder).state, state)
     assert life.stages == ["jan", "feb"]
+    assert (
+        "march was learned and rejected, for march is" in (life.folder / "report.html").read_text()
+    )
     assert life.book.stages[-1].facts["scores"].keys() == {"jan", "feb", "march"}
     assert life.stage("march", month("march"), accept="march<100").accepted
 

@@ -1,7 +1,8 @@
 """The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, and so on.
 
-Exit codes: 0 done, 2 wrong arguments, 3 the run diverged, 75 stopped by SIGTERM, 76 another process
-was lost (start again with `--resume` after either), 130 stopped by Ctrl-C.
+Exit codes: 0 done, 2 wrong arguments, 3 the run diverged, 4 a stage's state wasn't accepted, 75
+stopped by SIGTERM, 76 another process was lost (start again with `--resume` after either), 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
 from jcl.runs import expression, flags, launch
+from jcl.runs.cache import cache
 
 USAGE = """usage: jcl COMMAND ...
 
   jcl run EXPERIMENT|FILE.py   train through a stream of tasks; writes a folder with the results
+  jcl run finetune --model MODEL --data jan=FILE   tunes a model on files, stage by stage
+  jcl continue RUN --data NAME=FILE                learns another stage on the state of the last
+  jcl log|diff|rollback|forget RUN ...             what was learned, what changed; back again
   jcl list [NAME]              experiments, methods, streams and models; or one of them whole
   jcl explain --method EXPR    what a method does in each phase of a step
-  jcl compare DIR...           a table and a figure over runs
+  jcl compare DIR...           a table and a figure over runs; --baseline naive --latex tests them
   jcl report DIR               draws a run's figures and report.html again
   jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card
   jcl edit MODEL PROMPT ANSWER --to DIR      writes a fact into a model
@@ -46,7 +51,26 @@ USAGE = """usage: jcl COMMAND ...
   jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
   jcl COMMAND --help           what a command takes
 """
-COMMANDS = ("run", "list", "explain", "compare", "report", "export", "edit", "shardings", "fetch")
+LIFE = {
+    "continue": "go_on",
+    "rollback": "rollback",
+    "log": "log",
+    "diff": "diff",
+    "forget": "forget",
+}
+"""Commands of a life, and the functions of `jcl.runs.life.commands` that do them."""
+COMMANDS = (
+    "run",
+    *LIFE,
+    "list",
+    "explain",
+    "compare",
+    "report",
+    "export",
+    "edit",
+    "shardings",
+    "fetch",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,11 +139,17 @@ def _dispatch(args: list[str]) -> int:
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
         raise ValueError(f"no command is called {command!r}{expression.near(command, COMMANDS)}")
+    if command in LIFE or args[:2] == ["run", "finetune"]:
+        from jcl.runs.life import commands  # transformers, which others shouldn't wait for
+
+        if command in LIFE:
+            return _call(getattr(commands, LIFE[command]), command, rest)
+        return _call(commands.finetune, "run finetune", rest[1:])
     return {
         "run": launch.run,
         "list": lambda a: _call(_list, "list", a),
         "explain": lambda a: _call(_explain, "explain", a),
-        "compare": lambda a: _call(_compare, "compare", a),
+        "compare": lambda a: _call(_compare, "compare", flags.with_default(a, "--latex", "-")),
         "report": lambda a: _call(_report, "report", a),
         "export": lambda a: _call(_export, "export", a),
         "edit": lambda a: _call(_edit, "edit", a),
@@ -136,8 +166,7 @@ def _call(function: Any, command: str, args: list[str]) -> int:
     hints = typing.get_type_hints(function, include_extras=True)
     names = [name for name in inspect.signature(function).parameters
              if tyro.conf.Positional not in getattr(hints[name], "__metadata__", ())]  # fmt: skip
-    flags.parse(held, args, f"jcl {command}", function.__doc__, names)()
-    return 0
+    return flags.parse(held, args, f"jcl {command}", function.__doc__, names)() or 0
 
 
 def _list(name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = "") -> None:
@@ -160,15 +189,37 @@ def _explain(method: Annotated[str, arg(metavar="EXPR")]) -> None:
 def _compare(
     dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="DIR...")],
     out: Annotated[Path, arg(metavar="PNG")] = Path("comparison.png"),
+    baseline: Annotated[str, arg(metavar="METHOD")] = "",
+    latex: Annotated[Path | None, arg(metavar="FILE")] = None,
 ) -> None:
-    """Prints a table of several runs' measures, and draws them side by side."""
-    from jcl.report import page
+    """Prints a table of several runs' measures, and draws them side by side.
+
+    Args:
+      dirs: folders of runs.
+      out: the figure.
+      baseline: a row, such as naive, from which the others are told by paired t tests over seeds.
+      latex: where to write the table with its tests for LaTeX; without a file, to the terminal.
+    """
+    from jcl.report import comparison, page
+    from jcl.report import latex as tables
 
     if not dirs:
         raise ValueError("jcl compare needs folders of runs")
+    if latex is not None and latex.is_dir():
+        raise ValueError(f"--latex {latex} is a folder, but must be a file to write")
     runs = [run for folder in dirs for run in report.load(folder)]
+    tested = comparison.compare(runs, baseline) if baseline or latex is not None else None
     page.compare(runs, out)
-    screen.table(runs)
+    if tested is not None and latex == Path("-"):
+        print(tables.table(tested), end="")  # alone, so that it can be sent into a file
+        return
+    if tested is None:
+        screen.table(runs)
+    else:
+        screen.comparison(tested)
+    if tested is not None and latex is not None:
+        tables.write(tested, latex)
+        screen.console().print(f"table:  {latex}", soft_wrap=True)
     screen.console().print(f"figure: {out}", soft_wrap=True)
 
 
@@ -211,7 +262,7 @@ def _edit(
     """
     from jcl.runs import edit  # transformers, which other commands shouldn't wait for
 
-    launch.cache()
+    cache()
     done = edit.write(model, prompt, answer, to, subject, method, text)
     print(f"before: {done.before}\nafter:  {done.after}\nmodel:  {done.folder}")
 

@@ -83,10 +83,15 @@ class Experiment(NamedTuple):
     """The names of the probes for general ability, which no stage trains on."""
     probe: Evaluate | None = None
     """`(program, state) -> shares of right answers [probes]`, asked before and after all stages."""
+    validate: Evaluate | None = None
+    """The like of `evaluate` on rows that no stage trains on and that are no test's, by which the
+    best point of a sweep is then chosen; a setting `validation` of the config holds them out."""
 
 
 def evaluate_all(experiment: Experiment, stream: Stream | None = None) -> Evaluate:
-    """`evaluate(program, state) -> [tasks + probes]`: scores, and probes if there are any.
+    """`evaluate(program, state) -> [tasks + probes + 1]`: scores, then probes and validation.
+
+    The last two are there if the experiment has them; validation is its mean over tasks.
 
     Args:
       experiment: the experiment.
@@ -94,10 +99,14 @@ def evaluate_all(experiment: Experiment, stream: Stream | None = None) -> Evalua
         those of seed 0.
     """
     made = experiment.evaluate_on
-    evaluate = experiment.evaluate if made is None or stream is None else made(stream)
-    if experiment.probe is None:
-        return evaluate
-    parts = (evaluate, experiment.probe)
+    parts = [experiment.evaluate if made is None or stream is None else made(stream)]
+    if experiment.probe is not None:
+        parts.append(experiment.probe)
+    validate = experiment.validate
+    if validate is not None:
+        parts.append(lambda program, state: validate(program, state).mean(-1, keepdims=True))
+    if len(parts) == 1:
+        return parts[0]
     return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
 
 
@@ -193,6 +202,7 @@ def setup(
     points: Sequence[Mapping[str, float]] = ({},),
     params: Params = None,
     mesh: Mesh | None = None,
+    gradient_norm: bool = False,
 ) -> Setup:
     """Sets up one compiled run, with a member for each seed of each point of a sweep.
 
@@ -205,6 +215,7 @@ def setup(
       params: where training starts, with an axis of members if there are several; None is the
         experiment's own start.
       mesh: the mesh over which the run is spread, which must have one member then.
+      gradient_norm: whether each step reports it, see `make`.
 
     Raises:
       ValueError: if a value is out of range, or the methods don't compose.
@@ -225,6 +236,7 @@ def setup(
             microbatches=experiment.microbatches,
             boundary=experiment.boundary,
             mesh=mesh,
+            gradient_norm=gradient_norm,
         )
 
     for point in points:  # checks the values while they aren't traced yet

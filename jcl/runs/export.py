@@ -31,6 +31,11 @@ def write(run: Path, to: Path) -> Path:
         raise ValueError(f"{run} holds {len(found)} runs, so name one of them: {several}")
     summary = found[0].summary
     top = run if (run / "config.json").is_file() else run.parent
+    if not (top / "config.json").is_file():
+        raise ValueError(
+            f"{run} has no config.json, for it was trained from Python, where its model is; save "
+            "it there by jcl.models.save"
+        )
     settings = report.load_settings(top)
     flags.check_settings(settings, top)
     own.check_same(settings.get("files", {}), top)

@@ -6,6 +6,7 @@ What it computes is held against peft in tests/models/test_peft.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import jax
@@ -111,16 +112,22 @@ MORE: dict[str, Callable[[], jcl.Method]] = {
 }
 
 
+@cache
+def by_itself() -> jcl.State:
+    """The end of a run of the adapters alone."""
+    return tiny.run(methods.lora(rank=2), tiny.base())[0]
+
+
 @pytest.mark.parametrize(
     "name", [*COMPANIONS, *(pytest.param(name, marks=pytest.mark.whole) for name in MORE)]
 )
 def test_other_methods_work_on_the_pairs_alone(name: str) -> None:
     start = tiny.base()
     state, reports = tiny.run(jcl.chain(methods.lora(rank=2), (COMPANIONS | MORE)[name]()), start)
-    alone, _ = tiny.run(methods.lora(rank=2), start)
     tiny.same_base(state.params, start)
     jax.tree.map(lambda x: np.testing.assert_equal(np.isfinite(x), True), reports["steps"])
-    learnt, plain = (trees.partition(s.params, adapters.is_adapter)[0] for s in (state, alone))
+    states = (state, by_itself())
+    learnt, plain = (trees.partition(s.params, adapters.is_adapter)[0] for s in states)
     assert float(trees.norm(trees.subtract(learnt, plain))) > 1e-4
     # what is held of parameters is held of the pairs
     paths = [

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from jcl import models, trees
@@ -100,9 +101,11 @@ class Life:
 
     @property
     def model(self) -> models.Model:
-        """The model with the parameters of the current state, adapters and all beside kernels."""
+        """The model as the current state has it predict, adapters beside kernels and scaled."""
         work = self._work()
-        return self.base._replace(params=self._state(work, self.book.current)[0].params)
+        state = self._state(work, self.book.current)[0]
+        example = zeros_of(self.book.lineage()[-1].facts["example"])
+        return self.base._replace(params=jax.jit(work.program.read_params)(state, example))
 
     def stage(
         self,
@@ -275,7 +278,11 @@ class Life:
         rows_of = {n: load_rows(book.place(n) / "test.jsonl") for n in tests}
         exams: dict[int, Exam] = {n: work.exam(rows) for n, rows in rows_of.items()}
         base = work.first(example)
-        given = self._begun(work, base, example)
+        try:
+            given = self._begun(work, base, example)
+        except ValueError:
+            book.drop_pending()  # nothing was trained
+            raise
         before = work.score(given, exams[number], number)
         first = work.score(base, exams[number], number) if line else before
         signals.stop()

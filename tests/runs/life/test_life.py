@@ -130,9 +130,11 @@ def test_a_method_comes_and_goes(life: Life) -> None:
     assert set(life.state.methods) == {"er", "l2sp"}
     with pytest.raises(ValueError, match="er keeps other arrays than before"):
         life.stage("x", [{"text": "another one"}, {"text": "two"}], method="er(capacity=9, rows=2)")
-    life.drop()
     life.stage("april", [{"text": "another one"}, {"text": "two"}], method="lora(rank=2)")
     assert set(life.state.methods) == {"lora"}
+    batch = {"tokens": np.arange(32, dtype=np.int32).reshape(2, 16)}
+    predicted = life._work().program.predict(life.state, batch)
+    np.testing.assert_allclose(life.model.apply(life.model.params, batch), predicted, atol=1e-5)
     life.stage("may", [{"text": "a third"}, {"text": "three"}])  # the method of the stage before
     with pytest.raises(ValueError, match=r"method is 'naive.*', but must keep what made .*lora"):
         life.stage("june", [{"text": "fourth"}, {"text": "four"}], method="naive()")

@@ -182,11 +182,18 @@ def _report(dir: Annotated[Path, tyro.conf.Positional, arg(metavar="DIR")]) -> N
 def _export(
     run: Annotated[Path, tyro.conf.Positional, arg(metavar="RUN")],
     to: Annotated[Path, arg(metavar="DIR")],
+    task: Annotated[str, arg(metavar="NAME")] = "",
 ) -> None:
-    """Writes a run's model, adapters merged, as a Hugging Face folder with a model card."""
+    """Writes a run's model, adapters merged, as a Hugging Face folder with a model card.
+
+    Args:
+      run: the run's folder.
+      to: the folder to write, new or empty.
+      task: the task for which the model is folded, where a method reads each task by other weights.
+    """
     from jcl.runs import export
 
-    print(export.write(run, to))
+    print(export.write(run, to, task))
 
 
 def _edit(

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jcl import report
+from jcl.method import check
 from jcl.models.tensors import check_free
+from jcl.program import State
 from jcl.runs import experiment, flags, own, plan
 from jcl.training.fit import last_state
 
 
-def write(run: Path, to: Path) -> Path:
+class Ended(NamedTuple):
+    """A finished run of one member."""
+
+    built: experiment.Experiment
+    setup: experiment.Setup
+    state: State
+    """The last."""
+    summary: dict[str, Any]
+    """What its `summary.json` says."""
+    settings: dict[str, Any]
+    """What its `config.json` says."""
+
+
+def write(run: Path, to: Path, task: str = "") -> Path:
     """Exports the last checkpoint of a run, with methods' changes and adapters folded in.
 
     One device holds the whole model here, whatever mesh it was trained on.
@@ -19,17 +34,32 @@ def write(run: Path, to: Path) -> Path:
     Args:
       run: a run's folder, which may be one of several side by side.
       to: the folder to write, new or empty.
+      task: the test task for whose rows the model is exported; "" is for methods that read the same
+        parameters for all tasks.
 
     Raises:
       ValueError: if it is no finished run of one seed, its model can't be saved, or its methods do
-        more than change parameters.
+        more than change parameters, or change them for each task and none is named.
     """
     check_free(to)  # before a model is loaded
+    ended = _load(run, task)
+    tasks = ended.summary["tasks"]
+    one = tasks.index(task) if task else None
+    params = experiment.merged_params(*ended[:3], one)
+    from jcl import models  # transformers, which other commands shouldn't wait for
+
+    out = models.save(ended.built.model, params, to)
+    (out / "README.md").write_text(card(ended.summary, ended.settings))
+    return out
+
+
+def _load(run: Path, task: str) -> Ended:
     found = report.load(run)
     if len(found) != 1 or found[0].folder != run:
         several = ", ".join(str(r.folder) for r in found)
         raise ValueError(f"{run} holds {len(found)} runs, so name one of them: {several}")
     summary = found[0].summary
+    check(task in ("", *summary["tasks"]), "task", task, f"one of {summary['tasks']}")
     top = run if (run / "config.json").is_file() else run.parent
     settings = report.load_settings(top)
     flags.check_settings(settings, top)
@@ -48,13 +78,9 @@ def write(run: Path, to: Path) -> Path:
     if built.model is None:
         raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
     setup = experiment.setup(built, one.calls)
-    state = last_state(*setup, experiment.evaluate_all(built, setup.stream), run)
-    params = experiment.merged_params(built, setup, state)
-    from jcl import models  # transformers, which other commands shouldn't wait for
-
-    out = models.save(built.model, params, to)
-    (out / "README.md").write_text(card(summary, settings))
-    return out
+    kept = experiment.collections_of(built, setup.program)
+    state = last_state(*setup, experiment.evaluate_all(built, setup.stream), run, kept)
+    return Ended(built, setup, state, summary, settings)
 
 
 def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:

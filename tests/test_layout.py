@@ -97,6 +97,7 @@ MAY_NAME_METHODS = {
     "mechanisms/lasting": "what a refusal advises",
     "models/layers": "`lora` is a leaf",
     "models/peft": "`lora` is a leaf; PEFT's own names in its files",
+    "models/peft_prompts": "which method trains what PEFT's files hold",
     "parallel/mesh": "`lora` is a leaf",
     "cli": "examples in the help",
     "runs/expression": "examples in refusals",

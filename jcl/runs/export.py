@@ -1,4 +1,4 @@
-"""Exports a run's model as a folder that transformers loads, with a model card."""
+"""Exports a run's model: a folder that transformers loads, a GGUF file, or its adapters alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jcl import report
 from jcl.method import check
+from jcl.models.gguf_write import QUANTISATIONS
 from jcl.models.tensors import check_free
 from jcl.program import State
 from jcl.runs import experiment, flags, own, plan
@@ -26,31 +27,52 @@ class Ended(NamedTuple):
     """What its `config.json` says."""
 
 
-def write(run: Path, to: Path, task: str = "") -> Path:
-    """Exports the last checkpoint of a run, with methods' changes and adapters folded in.
+def write(run: Path, to: Path, adapters: bool = False, gguf: str = "", task: str = "") -> Path:
+    """Exports the last checkpoint of a run.
 
     One device holds the whole model here, whatever mesh it was trained on.
 
     Args:
       run: a run's folder, which may be one of several side by side.
-      to: the folder to write, new or empty.
+      to: the folder to write, new or empty; or a new file whose name ends with .gguf.
+      adapters: whether the adapters are written alone, as PEFT folders (see
+        `jcl.runs.export_adapters`). If not, methods' changes and adapters are folded in.
+      gguf: in which numbers a .gguf file holds the model, one of `QUANTISATIONS`; "" is f16.
       task: the test task for whose rows the model is exported; "" is for methods that read the same
         parameters for all tasks.
 
     Raises:
-      ValueError: if it is no finished run of one seed, its model can't be saved, or its methods do
-        more than change parameters, or change them for each task and none is named.
+      ValueError: if these don't go together, it is no finished run of one seed, its model can't be
+        saved, or its methods do more than what is to be written holds.
     """
-    check_free(to)  # before a model is loaded
+    _check_asked(to, adapters, gguf, task)  # before a model is loaded
     ended = _load(run, task)
+    if adapters:
+        from jcl.runs import export_adapters
+
+        return export_adapters.write(ended, to)
     tasks = ended.summary["tasks"]
     one = tasks.index(task) if task else None
     params = experiment.merged_params(*ended[:3], one)
     from jcl import models  # transformers, which other commands shouldn't wait for
 
+    if to.suffix == ".gguf":
+        return models.save_gguf(ended.built.model, params, to, gguf or "f16")
     out = models.save(ended.built.model, params, to)
     (out / "README.md").write_text(card(ended.summary, ended.settings))
     return out
+
+
+def _check_asked(to: Path, adapters: bool, gguf: str, task: str) -> None:
+    file = to.suffix == ".gguf"
+    check(gguf in ("", *QUANTISATIONS), "gguf", gguf, f"one of {QUANTISATIONS}")
+    check(file or not gguf, "to", str(to), "a file that ends with .gguf, where --gguf is given")
+    check(not (file and adapters), "to", str(to), "a folder, where --adapters is given")
+    check(not (task and adapters), "task", task, "left out with --adapters, which writes all tasks")
+    if file:
+        check(not to.exists(), "to", str(to), "a file that isn't there yet")
+    else:
+        check_free(to)
 
 
 def _load(run: Path, task: str) -> Ended:

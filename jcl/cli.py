@@ -37,7 +37,8 @@ USAGE = """usage: jcl COMMAND ...
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs
   jcl report DIR               draws a run's figures and report.html again
-  jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card
+  jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card;
+                               --adapters alone for PEFT, --to model.gguf for llama.cpp
   jcl edit MODEL PROMPT ANSWER --to DIR      writes a fact into a model
   jcl shardings --model NAME --mesh fsdp=8   where a model's parameters lie on a mesh
   jcl fetch NAME               gets a model or a data set; without a name, lists them;

@@ -1,7 +1,8 @@
 """The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, and so on.
 
-Exit codes: 0 done, 2 wrong arguments, 3 the run diverged, 75 stopped by SIGTERM, 76 another process
-was lost (start again with `--resume` after either), 130 stopped by Ctrl-C.
+Exit codes: 0 done, 2 wrong arguments, 3 the run diverged, 4 a stage's state wasn't accepted, 75
+stopped by SIGTERM, 76 another process was lost (start again with `--resume` after either), 130
+stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from jcl.runs import expression, flags, launch
 USAGE = """usage: jcl COMMAND ...
 
   jcl run EXPERIMENT|FILE.py   train through a stream of tasks; writes a folder with the results
+  jcl run finetune --model MODEL --data jan=FILE   tunes a model on files, stage by stage
+  jcl continue RUN --data NAME=FILE                learns another stage on the state of the last
+  jcl log|diff|rollback|forget RUN ...             what was learned, what changed; back again
   jcl list [NAME]              experiments, methods, streams and models; or one of them whole
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs
@@ -47,7 +51,26 @@ USAGE = """usage: jcl COMMAND ...
   jcl run digits               seconds; then try --method "er(capacity=500) + ewc(strength=10.)"
   jcl COMMAND --help           what a command takes
 """
-COMMANDS = ("run", "list", "explain", "compare", "report", "export", "edit", "shardings", "fetch")
+LIFE = {
+    "continue": "go_on",
+    "rollback": "rollback",
+    "log": "log",
+    "diff": "diff",
+    "forget": "forget",
+}
+"""Commands of a life, and the functions of `jcl.runs.life.commands` that do them."""
+COMMANDS = (
+    "run",
+    *LIFE,
+    "list",
+    "explain",
+    "compare",
+    "report",
+    "export",
+    "edit",
+    "shardings",
+    "fetch",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,6 +139,12 @@ def _dispatch(args: list[str]) -> int:
     command, rest = args[0], args[1:]
     if command not in COMMANDS:
         raise ValueError(f"no command is called {command!r}{expression.near(command, COMMANDS)}")
+    if command in LIFE or args[:2] == ["run", "finetune"]:
+        from jcl.runs.life import commands  # transformers, which others shouldn't wait for
+
+        if command in LIFE:
+            return _call(getattr(commands, LIFE[command]), command, rest)
+        return _call(commands.finetune, "run finetune", rest[1:])
     return {
         "run": launch.run,
         "list": lambda a: _call(_list, "list", a),
@@ -137,8 +166,7 @@ def _call(function: Any, command: str, args: list[str]) -> int:
     hints = typing.get_type_hints(function, include_extras=True)
     names = [name for name in inspect.signature(function).parameters
              if tyro.conf.Positional not in getattr(hints[name], "__metadata__", ())]  # fmt: skip
-    flags.parse(held, args, f"jcl {command}", function.__doc__, names)()
-    return 0
+    return flags.parse(held, args, f"jcl {command}", function.__doc__, names)() or 0
 
 
 def _list(name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = "") -> None:

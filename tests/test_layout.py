@@ -102,6 +102,8 @@ MAY_NAME_METHODS = {
     "cli": "examples in the help",
     "runs/expression": "examples in refusals",
     "runs/plan": "examples in refusals",
+    "runs/life/settings": "the method of a life whose user names none",
+    "runs/life/begin": "what a model is loaded with before its method is chosen: none",
     "runs/pipeline": "a node's default, and what costs are counted beside: plain fine-tuning",
     "runs/recycle": "the command distils",
     "testing/composition": "one method of each kind, to chain a user's own with",

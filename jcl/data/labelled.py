@@ -61,22 +61,38 @@ def read_csv(
 
 def _rows(path: Path, columns: Sequence[str], separator: str) -> Iterator[list[str]]:
     """The named columns of each line."""
+    lines = table_lines(path, separator)
+    _, head = next(lines, (0, []))
+    for name in columns:
+        check(name in head, f"column of {path}", name, f"one of {head}")
+    at = [head.index(name) for name in columns]
+    yield from ([line[i] for i in at] for _, line in lines)
+
+
+def table_lines(path: Path, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file with their numbers, that of the columns' names first; no blank ones.
+
+    Args:
+      path: the file; `.gz` is unpacked.
+      separator: what is between the columns; a `.tsv` has tabs.
+
+    Raises:
+      ValueError: if the file can't be read, isn't UTF-8, or a line has more or fewer columns than
+        the first, naming file and line.
+    """
     tabs = path.name.removesuffix(".gz").endswith(".tsv")
     opened: Any = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, delimiter="\t" if tabs else separator, strict=True)
-            head = next(lines, [])
-            for name in columns:
-                check(name in head, f"column of {path}", name, f"one of {head}")
-            at = [head.index(name) for name in columns]
+            wide: int | None = None
             for line in lines:
                 if not line:
                     continue
-                same = len(line) == len(head)
+                wide = len(line) if wide is None else wide
                 where = f"number of columns of line {lines.line_num} of {path}"
-                check(same, where, len(line), f"{len(head)}, as its first line has")
-                yield [line[i] for i in at]
+                check(len(line) == wide, where, len(line), f"{wide}, as its first line has")
+                yield lines.line_num, line
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} has bytes that are not UTF-8 ({error.reason})") from error
     except (OSError, EOFError, csv.Error) as error:

@@ -46,7 +46,7 @@ def read_hh(paths: Paths, *, bad: Literal["raise", "skip"] = "raise") -> list[Pa
     Source: Bai et al., arXiv 2204.05862; the prompt's end as in the code of DPO's authors,
     `preference_datasets.py`.
     """
-    return list(_read(paths, ("jsonl",), _from_transcripts, bad))
+    return list(_read(paths, ("jsonl",), from_transcripts, bad))
 
 
 def read_shp(
@@ -221,7 +221,12 @@ def _text(record: Any, name: str) -> str:
     return text
 
 
-def _from_transcripts(record: Any) -> Pair:
+def from_transcripts(record: Any) -> Pair:
+    """A pair from an object with the transcripts `chosen` and `rejected`; see `read_hh`.
+
+    Raises:
+      ValueError: if it is no such object.
+    """
     chosen, rejected = _text(record, "chosen"), _text(record, "rejected")
     place = chosen.rfind(_ASSISTANT)
     if place < 0:

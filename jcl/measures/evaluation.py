@@ -39,7 +39,9 @@ def evaluator(
         [members, tasks, n, B, ...] where each member has tests of its own.
       score: what to measure, such as `accuracy()`.
       prepare: changes a batch before the model and the score read it. With `losses.with_targets` a
-        language model answers with `TokenScores` and never holds all logits.
+        language model answers with `TokenScores` and never holds all logits. Where it makes other
+        rows of it, as `preference.pair_rows` does, they are the model's, and the score reads the
+        batch itself.
 
     Returns:
       The function. Where the tests have labels `y`, its attribute `by_label(classes)` makes the one
@@ -73,7 +75,10 @@ def evaluator(
             outputs = program.predict(state, batch)
             untouched = {k: v for k, v in test.items() if batch.get(k) is given[k]}
             _check_test(untouched, program, score, outputs)
-            added, weight = score(outputs, {**batch, "stage": jnp.full_like(batch["task"], stage)})
+            # what the model reads may be other rows, such as both answers of each pair
+            judged = batch if batch["weight"].shape == given["weight"].shape else given
+            told = {**judged, "stage": jnp.full_like(judged["task"], stage)}
+            added, weight = score(outputs, told)
             return None, (added.astype(jnp.float32), weight.astype(jnp.float32))
 
         sums, weights = lax.scan(one, None, flat)[1]

@@ -161,7 +161,8 @@ def forgetting(R: Any, tasks: Tasks = None) -> Any:
     """Mean over i < T of max over l in 1 .. T - 1 of R[l, i], less R[T, i].
 
     The maximum is over every stage but the last, those before the task was learned included, and
-    not over row 0; so it is negative if the last stage improved a task on all before.
+    not over row 0; so it is negative if the last stage improved a task on all before. What is NaN
+    there wasn't measured, such as before a task was known, and is left out.
 
     Source: Chaudhry et al., arXiv 1801.10112; `compute_fgt` in facebookresearch/agem.
 
@@ -170,10 +171,10 @@ def forgetting(R: Any, tasks: Tasks = None) -> Any:
     0.35
     """
     R, stages, _, left = _matrix(R, tasks)
-    end = len(stages)
+    end, known = len(stages), R.__array_namespace__().where(R == R, R, -math.inf)
     return _mean(
         [
-            R[..., 1:end, j].max(-1) - R[..., end, j]
+            known[..., 1:end, j].max(-1) - R[..., end, j]
             for j, s in enumerate(left)
             if s is not None and s + 1 < end
         ],

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jcl.method import Batch, Ctx, check
 
@@ -170,3 +171,45 @@ def write(buffer: Buffer, slots: jax.Array, rows: Batch) -> Buffer:
         {k: rows[k] for k in buffer.rows},
     )
     return buffer._replace(rows=stored)
+
+
+def drop(buffer: Buffer, gone: np.ndarray) -> Buffer:
+    """The buffer without some of its rows, of which no byte is left; not for use in a trace.
+
+    In a region that was full, rows that stay take the places of those that go, in turn: it stays
+    full, and what it has seen still says how new rows compete for a place. In one that wasn't, and
+    where rows are ranked, those that stay move together, and new rows find room.
+
+    Args:
+      buffer: any.
+      gone: bool [capacity], which slots' rows go.
+    """
+    size, seen = capacity(buffer), np.array(buffer.seen)
+    width = size // len(seen)
+    source, there = np.arange(size), np.zeros(size, bool)
+    for region in range(len(seen)):
+        held = region * width + np.arange(min(int(seen[region]), width))
+        stay = held[~gone[held]]
+        there[held] = True
+        if len(stay) == len(held):
+            continue
+        if len(held) == width and len(stay) and not buffer.ranks:
+            source[held[gone[held]]] = np.resize(stay, len(held) - len(stay))
+            continue
+        source[held[: len(stay)]] = stay
+        there[held[len(stay) :]] = False
+        seen[region] = len(stay)
+
+    def column(x: jax.Array) -> jax.Array:
+        filled = there.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(filled, x[source], jnp.zeros_like(x))
+
+    left = buffer._replace(rows=jax.tree.map(column, buffer.rows), seen=jnp.asarray(seen))
+    if not buffer.ranks or not gone.any():
+        return left
+    group = jnp.where(there, buffer.ranks.group[source], -1)
+    score = column(buffer.ranks.score)
+    own = group[:, None] == jnp.arange(buffer.ranks.held.shape[0])
+    held_by = jnp.sum(own, axis=0, dtype=jnp.int32)
+    floor = jnp.min(jnp.where(own, score[:, None], jnp.inf), axis=0)
+    return left._replace(ranks=Ranks(group, score, held_by, buffer.ranks.full, floor))

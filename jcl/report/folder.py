@@ -104,8 +104,12 @@ def without_diverged(R: np.ndarray) -> np.ndarray:
 
 
 def _well(R: np.ndarray) -> np.ndarray:
-    """Which seeds of scores [seeds, ...] didn't diverge, bool [seeds]."""
-    return np.isfinite(R).reshape(len(R), -1).all(axis=1)
+    """Which seeds of scores [seeds, rows, tasks] didn't diverge, bool [seeds].
+
+    The scores of one that did are NaN from there on, so in the last row; what is NaN before it
+    wasn't measured, for its task wasn't known by then.
+    """
+    return np.isfinite(R.reshape(len(R), -1, R.shape[-1])[:, -1]).all(axis=1)
 
 
 def _first(stage_tasks: Sequence[int], task: int) -> int:
@@ -127,7 +131,8 @@ def forgetting(R: np.ndarray, stage_tasks: Sequence[int], higher_is_better: bool
         own = [s for s, t in enumerate(stage_tasks) if t in (task, -1)]
         if own and own[-1] + 1 < end:
             signed = R[:, :, task] if higher_is_better else -R[:, :, task]
-            out[:, task] = signed[:, 1:end].max(axis=1) - signed[:, end]
+            known = np.where(np.isnan(signed[:, 1:end]), -np.inf, signed[:, 1:end])
+            out[:, task] = known.max(axis=1) - signed[:, end]
     return out
 
 

@@ -182,7 +182,7 @@ def _begun(out: Path, name: str, args: Sequence[str], request: dict[str, Any]) -
     new = processes.is_leader() and not path.exists()
     if new:
         command = shlex.join(["jcl", "run", name, *args])
-        report.save_json(path, {"command": command, **request, **_versions()})
+        report.save_json(path, {"command": command, **request, **versions()})
     try:
         yield
     except ValueError:
@@ -236,7 +236,8 @@ def _split_cpu() -> None:
         os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={cores}".strip()
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
+    """What a run was computed with, for config.json."""
     names = ("jcl-kit", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions()}
     versions = {name: found[name] for name in names if name in found}
@@ -268,7 +269,7 @@ def _make_folder(
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file, but must be a folder")
     try:
-        out = _next_folder(name, names) if out is None else out
+        out = next_folder(name, names) if out is None else out
         folder.make(out)
     except OSError as error:
         raise ValueError(
@@ -283,7 +284,7 @@ def _make_folder(
     return out
 
 
-def _next_folder(name: str, names: Sequence[str]) -> Path:
+def next_folder(name: str, names: Sequence[str]) -> Path:
     """Makes the first folder under runs/ whose number is free, whoever else is looking for one.
 
     Raises:

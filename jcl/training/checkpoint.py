@@ -187,6 +187,19 @@ def tidy(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def newest(folder: Path) -> int:
+    """The step of the newest finished checkpoint of a folder; -1 if there is none."""
+    return max(_steps(folder), default=-1)
+
+
+def drop_older(folder: Path) -> None:
+    """Removes all checkpoints of a folder but the newest, so that no byte of theirs is left."""
+    for step in _steps(folder)[:-1]:
+        stale = folder / f"step_{step:09d}"
+        stale.with_suffix(".json").unlink()
+        shutil.rmtree(stale)
+
+
 def save(folder: Path, step: int, state: Any) -> None:
     """Saves a pytree of arrays as checkpoint `step` and deletes all but the last two.
 

@@ -19,13 +19,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jcl import trees
 from jcl.data.stream import Stream
 from jcl.method import Params, check
 from jcl.parallel import processes, signals
 from jcl.program import Evaluate, Program, State
 from jcl.refusals import warn_of_idle
 from jcl.training import checkpoint, inputs, origin
+from jcl.training.carry import Carry, take_over
 from jcl.training.compiled import compile_loop, start
 from jcl.training.feed import Feed, place
 from jcl.training.folder import hold, prepare
@@ -57,27 +57,6 @@ def chunk_size(steps: tuple[int, ...], limit: int) -> int:
 def _count(x: jax.Array) -> int:
     """A counter of the state, equal in all members, as an int."""
     return int(np.asarray(x).reshape(-1)[0])
-
-
-def _carry(state: State, carried: State) -> State:
-    """`state` with the methods' states, the stage and the step of another run.
-
-    Raises:
-      ValueError: if the methods' states have other leaves or shapes.
-    """
-
-    mine, theirs = trees.kinds(state.methods), trees.kinds(carried.methods)
-    for path in sorted(mine.keys() | theirs.keys()):
-        if mine.get(path) != theirs.get(path):
-            raise ValueError(
-                f"carried has {theirs.get(path)} at {path!r} of the methods' states, where this "
-                f"run has {mine.get(path)}; both must have the same methods, parameters and batches"
-            )
-    # copied, for a step is given its state's buffers to write into
-    theirs = trees.copy((carried.methods, carried.stage, carried.step))
-    where = jax.tree.map(lambda x: x.sharding, (state.methods, state.stage, state.step))
-    states, stage, step = jax.tree.map(jax.device_put, theirs, where)
-    return state._replace(methods=states, stage=stage, step=step)
 
 
 def _tree(state: State, scores: np.ndarray) -> dict[str, Any]:
@@ -117,6 +96,7 @@ class _Run:
         collections: Any,
         key: jax.Array,
         carried: State | None,
+        what: Carry,
         stream: Stream,
         evaluate: Evaluate | None,
         out: Path | None,
@@ -138,7 +118,7 @@ class _Run:
             tree, self.saved = found
             self.state, self.scores = tree["state"], np.array(tree["scores"])
         else:
-            self.state = begun.make() if carried is None else _carry(begun.make(), carried)
+            self.state = begun.make() if carried is None else take_over(begun.make(), carried, what)
         self.first_stage = 0 if carried is None else _count(carried.stage)
         self.first_step = 0 if carried is None else _count(carried.step)
         self.done = self.resumed_at = _count(self.state.step) - self.first_step
@@ -262,6 +242,7 @@ def fit(
     checkpoint_every: int = 1000,
     on_event: Callable[[Event], None] | None = None,
     carried: State | None = None,
+    carry: Carry = "methods",
     collections: Any = (),
 ) -> Result:
     """Trains a program on a stream, stage by stage.
@@ -280,10 +261,12 @@ def fit(
       checkpoint_every: steps between checkpoints; the end of every stage makes one too.
       on_event: called with `{"kind": "progress", ...}` after a chunk, `{"kind": "scores", ...}`
         after an evaluation, and `{"kind": "diverged", ...}` where one of many members diverges.
-      carried: the last state of another run with the same methods. The methods' states and the
-        counts of stages and steps go on from it; optimizer and key start anew. `params` must be its
-        own, to which anchors and memories belong; where they were changed on purpose, it is
-        `state._replace(params=params)`.
+      carried: the last state of another run with the same methods, from which this one goes on.
+        `params` must be its own, to which anchors and memories belong; where they were changed on
+        purpose, it is `state._replace(params=params)`.
+      carry: what of it goes on: the `methods`' states and the counts of stages and steps, while
+        optimizer, key and references start anew; or the `whole`, as if the run had known these
+        stages from its beginning (`collections` and `key` are then its own, whatever is given).
       collections: what the model keeps beside its parameters, by name, where training starts; with
         a leading axis [members] as `params` has. () is for a model that keeps nothing.
 
@@ -314,7 +297,7 @@ def fit(
             processes.from_leader(lambda: held.enter_context(hold(folder)))
             processes.from_leader(lambda: checkpoint.tidy(folder / "checkpoints"))
         run = _Run(
-            program, params, collections, key, carried,
+            program, params, collections, key, carried, carry,
             stream, evaluate, folder, resume, chunk, emit,
         )  # fmt: skip
         warn_of_idle(program.method, run.first_stage + len(stream.steps))

@@ -46,7 +46,7 @@ def of(stream: Stream, key: jax.Array, programs: list[Any], where: str | None) -
     return {
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "stages": [list(stream.names), list(stream.steps)],
-        "data": _sum_of_tree((stream.source, slices)),
+        "data": sum_of((stream.source, slices)),
         "numbers": [f"{x:.7g}" for x in sorted(numbers)],
         "constants": sorted(constants),
         "compared under": {
@@ -138,7 +138,8 @@ def _sum(x: Any) -> str:
     return digest.hexdigest()
 
 
-def _sum_of_tree(tree: Any) -> str:
+def sum_of(tree: Any) -> str:
+    """The sha256 over the leaves' paths, shapes, dtypes and elements spread evenly, hexadecimal."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     text = json.dumps([[jax.tree_util.keystr(path), _sum(x)] for path, x in leaves])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -167,6 +167,12 @@ def test_without_a_method_answers_are_ranked_by_their_log_probabilities(llama: A
     right, total = preference.accuracy(asked, {**batch, "weight": weight})
     np.testing.assert_allclose(right, ((given[0] > given[1]) * [1, 2, 0]).sum())
     assert total == 3
+    rows = {**batch, "weight": weight}
+    test = jax.tree.map(lambda x: jnp.asarray(x)[None, None], rows)
+    program = jcl.make(methods.naive(), ours.apply, preference.ranking(), optax.sgd(0.1))
+    state = program.init(ours.params, batch, jax.random.key(0))
+    share = jcl.evaluator(test, preference.accuracy, preference.pair_rows)(program, state)
+    np.testing.assert_allclose(share, right / 3, rtol=1e-6)
     margins = {**batch, "weight": weight, "reference": jnp.asarray(old[0] - old[1])}
     gained, _ = preference.margin(asked, margins)
     expected = (given[0] - given[1] - old[0] + old[1]) @ [1, 2, 0]

@@ -80,3 +80,40 @@ def test_append_fills_missing_columns_and_drops_others() -> None:
     both = memory.append(batch, rows)
     assert set(both) == set(batch)
     assert both["id"].tolist() == [1, 2, 3] and both["mark"].tolist() == [1, 1, 0]
+
+
+@pytest.mark.quick
+def test_a_dropped_row_leaves_no_byte_and_new_ones_find_its_place() -> None:
+    def ids(buffer: memory.Buffer) -> list[int]:
+        return [int(x) for x in buffer.rows["id"]]
+
+    empty = memory.empty(rows_of(jnp.zeros(1)), 4)
+    gone = np.array([False, True, False, False])
+    part = memory.drop(reservoir(empty, KEY, rows_of([5, 6, 7])), gone)
+    assert ids(part) == [5, 7, 0, 0] and int(part.seen[0]) == 2
+    assert ids(reservoir(part, KEY, rows_of([8]))) == [5, 7, 8, 0]
+    full = ring(empty, rows_of([4, 5, 6, 7, 8, 9]))  # 8 9 6 7
+    left = memory.drop(full, gone)
+    assert ids(left) == [8, 8, 6, 7] and int(left.seen[0]) == 6
+    assert ids(ring(left, rows_of([1]))) == [8, 8, 1, 7]  # the oldest goes, as it would have
+    none = memory.drop(full, np.zeros(4, bool))
+    assert all(
+        np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (none, full)), strict=True)
+    )
+    two = memory.empty(rows_of(jnp.zeros(1)), 4, regions=2)
+    two = ring(ring(two, rows_of([1, 2]), 0), rows_of([3]), 1)
+    assert ids(memory.drop(two, np.array([True, True, False, True]))) == [0, 0, 3, 0]
+
+
+def test_ranked_rows_are_dropped_with_their_ranks() -> None:
+    rows = rows_of([5, 6, 7, 8])
+    group, score = jnp.array([0, 1, 0, 1]), jnp.array([0.4, 0.3, 0.2, 0.1])
+    buffer = ranked(memory.empty(rows, 4, groups=2), rows, group, score)
+    left = memory.drop(buffer, np.array([False, False, True, False]))
+    assert left.ranks.group.tolist() == [0, 1, 1, -1] and left.ranks.held.tolist() == [1, 2]
+    np.testing.assert_allclose(left.ranks.floor, [0.4, 0.1])
+    alone = memory.empty(rows, 4, groups=2)
+    three = jax.tree.map(lambda x: x[jnp.array([0, 1, 3])], rows)
+    wanted = ranked(alone, three, group[jnp.array([0, 1, 3])], score[jnp.array([0, 1, 3])])
+    assert int(left.seen[0]) == int(wanted.seen[0]) == 3
+    assert left.ranks.group.tolist() == wanted.ranks.group.tolist()

@@ -1,0 +1,152 @@
+"""Forgets rows: in the memory of every state that is kept and in every file of the folder.
+
+What is to be forgotten is written down first and is done again after a kill, so that it is never
+done by half; then the book says that it was done, and the note goes. Of the weights, and of what
+methods keep of gradients or outputs, nothing is claimed: the book says what was trained with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jcl import memory
+from jcl.chain import chain
+from jcl.program import State
+from jcl.runs import expression
+from jcl.runs.life.book import Book, Stage, load_rows, write_rows
+from jcl.runs.life.rows import Row, hash_of
+from jcl.runs.life.tasks import Task
+from jcl.training.folder import whole
+
+NOTE = "forget.jsonl"
+"""The rows that are being forgotten; there only until it is done."""
+ITEMS = "items.json"
+"""In a stage's folder: for each test, by its stage's number, what each row added to the score, and
+its weight, by the row's hash."""
+
+
+class Forgotten(NamedTuple):
+    """What was found of rows, and is gone."""
+
+    rows: int
+    """How many of them some stage was trained on or tested on."""
+    stages: list[str]
+    """The stages that were."""
+    slots: int
+    """How many slots of memory held one, in all states that are kept."""
+    said: str
+    """All of it in a sentence, and what stays."""
+
+
+def begin(book: Book, rows: Sequence[Row]) -> None:
+    """Notes what is to be forgotten.
+
+    Raises:
+      OSError: if that can't be written.
+    """
+    write_rows(book.folder / NOTE, rows)
+
+
+def pending(book: Book) -> list[Row] | None:
+    """What was to be forgotten when the process ended; None if nothing was."""
+    path = book.folder / NOTE
+    return load_rows(path) if path.is_file() else None
+
+
+def purge_files(book: Book, stage: Stage, hashes: frozenset[str]) -> int:
+    """Takes rows out of a stage's files, and says how many of its own there were."""
+    place, found = book.place(stage.number), 0
+    for name in ("train.jsonl", "test.jsonl"):
+        rows = load_rows(place / name)
+        left = [row for row in rows if hash_of(row) not in hashes]
+        found += len(rows) - len(left)
+        if len(left) < len(rows):
+            write_rows(place / name, left)
+    items = json.loads((place / ITEMS).read_text())
+    kept = {t: {h: x for h, x in of.items() if h not in hashes} for t, of in items.items()}
+    if kept != items:
+        with whole(place / ITEMS) as partial:
+            partial.write_text(json.dumps(kept))
+    return found
+
+
+def keys_of(arrays: Mapping[str, Any]) -> list[set[bytes]]:
+    """For each row of arrays what it is known by: the tokens of each document or pair in it."""
+    tokens, segments = np.asarray(arrays["tokens"]), np.asarray(arrays["segments"])
+    if "rejected_tokens" in arrays:
+        both = zip(tokens, np.asarray(arrays["rejected_tokens"]), strict=True)
+        return [{one.tobytes() + other.tobytes()} for one, other in both]
+    return [
+        {row[part == number].tobytes() for number in range(1, int(part.max(initial=0)) + 1)}
+        for row, part in zip(tokens, segments, strict=True)
+    ]
+
+
+def purge_state(state: State, gone: set[bytes]) -> tuple[State, int]:
+    """A state whose memories hold none of some documents, and how many slots held one.
+
+    A slot of several documents goes whole.
+
+    Args:
+      state: any.
+      gone: what they are known by, from `keys_of`.
+    """
+    slots = 0
+
+    def drop(node: Any) -> Any:
+        nonlocal slots
+        if not isinstance(node, memory.Buffer):
+            return node
+        held = np.asarray(node.rows["weight"]) > 0
+        hit = np.array([bool(keys & gone) for keys in keys_of(node.rows)]) & held
+        slots += int(hit.sum())
+        return memory.drop(node, hit) if hit.any() else node
+
+    methods = jax.tree.map(drop, state.methods, is_leaf=lambda x: isinstance(x, memory.Buffer))
+    return state._replace(methods=methods), slots
+
+
+def documents_of(task: Task, rows: Sequence[Row]) -> set[bytes]:
+    """What rows are known by in a memory."""
+    return set().union(*keys_of(task.train(rows)))
+
+
+def said(book: Book, rows: int, stages: Sequence[Stage], slots: int) -> str:
+    """What was forgotten, and what training it out of the weights would take."""
+    if not stages:
+        return f"{rows} rows forgotten, of which no stage was trained or tested on any"
+    line = book.lineage()
+    numbers = [stage.number for stage in stages]
+    after = line[min((i for i, s in enumerate(line) if s.number in numbers), default=len(line)) :]
+    keeps = {
+        part.name
+        for stage in line
+        for part in chain(expression.build(expression.parse(stage.facts["method"]))).parts
+        if set(part.reads) - {"samples"}
+    }
+    beside = f" and what {', '.join(sorted(keeps))} keeps" if keeps else ""
+    steps = sum(stage.facts["steps"] for stage in after)
+    seconds = sum(stage.facts["wall_seconds"] for stage in after)
+    again = (
+        f"; the weights{beside} were trained with it, and training "
+        f"{', '.join(s.name for s in after)} again without it takes {steps} steps ({seconds:.0f} s "
+        "then)" if after else ""
+    )  # fmt: skip
+    names = ", ".join(stage.name for stage in stages)
+    return f"{rows} rows forgotten of {names}, in {slots} slots of memory{again}"
+
+
+def finish(book: Book, found: Forgotten, hashes: Sequence[str]) -> None:
+    """Writes into the book what is done, and removes the note of it."""
+    known = set(book.forgotten)
+    if not set(hashes) <= known:  # else the process ended between the two
+        book.forgotten += sorted(set(hashes) - known)
+        book.add("purge", rows=found.rows, stages=found.stages, slots=found.slots, said=found.said)
+        book.write()
+    Path(book.folder / NOTE).unlink(missing_ok=True)

@@ -1,0 +1,41 @@
+"""The score matrix of a life, and its measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jcl.measures import metrics
+from jcl.runs.life.book import Stage
+
+MEASURES = tuple(metrics.definitions)
+"""The measures that a condition may ask for, beside tests by their names."""
+
+
+def scores(line: Sequence[Stage]) -> np.ndarray:
+    """The matrix [stages + 1, tests] of the stages that led to a state, NaN where none was scored.
+
+    Row 0 is the model as it was given; above the diagonal only the entry right above it is there,
+    a test's score before its own stage, for earlier a test wasn't known.
+    """
+    names = [stage.name for stage in line]
+    found = np.full((len(line) + 1, len(line)), np.nan)
+    for i, stage in enumerate(line):
+        found[0, i] = stage.facts["base"]
+        found[i, i] = stage.facts["before"]
+        found[i + 1, : i + 1] = [stage.facts["scores"][name] for name in names[: i + 1]]
+    return found
+
+
+def measured(line: Sequence[Stage], higher_is_better: bool) -> dict[str, float | None]:
+    """Measures and last scores by name, in per cent where scores are shares; None if undefined."""
+    R = scores(line)
+    # a share's measure is asked for in points, a log perplexity as it is
+    scale = 100 if higher_is_better else 1
+    found = {
+        name: None if entry["mean"] is None else scale * entry["mean"]
+        for name, entry in metrics.summary(R, higher_is_better).items()
+    }
+    last = zip((stage.name for stage in line), R[-1], strict=True)
+    return {**found, **{name: scale * float(score) for name, score in last}}

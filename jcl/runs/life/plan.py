@@ -1,0 +1,119 @@
+"""Plans a stage: sorts its rows, and refuses what can't be, before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jcl.method import check
+from jcl.runs.life import accept, matrix
+from jcl.runs.life.book import Book, load_rows
+from jcl.runs.life.forget import ITEMS
+from jcl.runs.life.rows import Kind, Row, Sorted, digest_of, hash_of, read_rows, sort
+from jcl.runs.life.settings import Settings
+from jcl.training.folder import whole
+
+Given = Sequence[Row] | str | Path
+"""Rows, or a file or a folder with them."""
+
+
+def read_given(
+    rows: Given, tests: Given | None, source: Mapping[str, Any] | None, kind: Kind
+) -> tuple[Sequence[Row], Sequence[Row] | None, Mapping[str, Any] | None]:
+    """The rows of what `Life.stage` was given, and where they are from."""
+    if isinstance(rows, str | Path):
+        source = source_of([Path(rows)]) if source is None else source
+        rows = read_rows(rows, kind)
+    return rows, read_rows(tests, kind) if isinstance(tests, str | Path) else tests, source
+
+
+def plan_stage(
+    book: Book,
+    settings: Settings,
+    name: str,
+    rows: Sequence[Row],
+    tests: Sequence[Row] | None,
+    wanted: Sequence[accept.Condition],
+    method: str | None,
+    source: Mapping[str, Any] | None,
+    repeats: bool,
+) -> tuple[dict[str, Any], Sorted]:
+    """What a stage is to be, as JSON, and its rows sorted; arguments as for `Life.stage`.
+
+    Raises:
+      ValueError: if something can't be as it is given.
+    """
+    line = book.lineage()
+    taken = [stage.name for stage in line]
+    check(name not in taken, "name of the stage", name, f"none of {', '.join(taken)}")
+    check(bool(rows), "number of rows", 0, "at least 1")
+    accept.check_names(wanted, [*matrix.MEASURES, *taken, name])
+    known: set[str] = set()
+    tested: set[str] = set()
+    for stage in line:
+        place = book.place(stage.number)
+        known |= {hash_of(row) for row in load_rows(place / "train.jsonl")}
+        tested |= {hash_of(row) for row in load_rows(place / "test.jsonl")}
+    parts = sort(
+        rows, tests, settings.held_out, frozenset(known), frozenset(tested),
+        frozenset(book.forgotten), repeats,
+    )  # fmt: skip
+    labels = list(book.labels)
+    if settings.task == "classify":
+        seen = {row["label"] for row in [*parts.train, *parts.test]}
+        labels += sorted(seen - set(labels))
+        room = settings.room
+        wide = f"at most {room}, for which the head has room (see --room)"
+        check(len(labels) <= room, "number of labels", len(labels), wide)
+    last = line[-1].facts["method"] if line else settings.method
+    plan = {
+        "name": name, "digest": digest_of(rows, tests), "parent": book.current, "labels": labels,
+        "method": method or last, "accept": ", ".join(map(str, wanted)), "counts": parts.counts,
+        "source": dict(source or {}),
+    }  # fmt: skip
+    return plan, parts
+
+
+def write_items(
+    place: Path, tests: Mapping[int, Sequence[Row]], items: Mapping[int, np.ndarray]
+) -> None:
+    """Writes what each row of each test scored after a stage, by the row's hash.
+
+    Args:
+      place: the stage's folder.
+      tests: the rows of each test, by its stage's number.
+      items: of the first of them, [items, 2], what each added to the score, and its weight.
+
+    Raises:
+      OSError: if it can't be written.
+    """
+    found = {
+        number: dict(zip(map(hash_of, tests[number]), each.tolist(), strict=False))
+        for number, each in items.items()
+    }
+    with whole(place / ITEMS) as partial:
+        partial.write_text(json.dumps(found))
+
+
+def read_items(place: Path) -> dict[int, dict[str, list[float]]]:
+    """What `write_items` wrote."""
+    found = json.loads((place / ITEMS).read_text())
+    return {int(number): of for number, of in found.items()}
+
+
+def source_of(files: Sequence[Path]) -> dict[str, Any]:
+    """What the book says of files: path, sha256 and bytes of each."""
+    found = []
+    for path in files:
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        digest = hashlib.sha256()
+        for one in inside:
+            digest.update(one.read_bytes())
+        size = sum(p.stat().st_size for p in inside)
+        found.append({"path": str(path), "sha256": digest.hexdigest(), "bytes": size})
+    return {"files": found}

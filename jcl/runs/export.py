@@ -25,10 +25,12 @@ class Ended(NamedTuple):
     """What its `summary.json` says."""
     settings: dict[str, Any]
     """What its `config.json` says."""
+    numbers: list[int]
+    """Which task the rows of each test are of."""
 
 
 def write(run: Path, to: Path, adapters: bool = False, gguf: str = "", task: str = "") -> Path:
-    """Exports the last checkpoint of a run.
+    """Exports the last checkpoint of a run, or the current state of a life.
 
     One device holds the whole model here, whatever mesh it was trained on.
 
@@ -52,7 +54,7 @@ def write(run: Path, to: Path, adapters: bool = False, gguf: str = "", task: str
 
         return export_adapters.write(ended, to)
     tasks = ended.summary["tasks"]
-    one = tasks.index(task) if task else None
+    one = ended.numbers[tasks.index(task)] if task else None
     params = experiment.merged_params(*ended[:3], one)
     from jcl import models  # transformers, which other commands shouldn't wait for
 
@@ -84,6 +86,12 @@ def _load(run: Path, task: str) -> Ended:
     check(task in ("", *summary["tasks"]), "task", task, f"one of {summary['tasks']}")
     top = run if (run / "config.json").is_file() else run.parent
     settings = report.load_settings(top)
+    if "life" in settings:
+        from jcl.runs.life import served
+
+        built, setup, state, numbers = served.parts(run)
+        said = {**settings, "config": {"model": settings["life"]["model"]}}
+        return Ended(built, setup, state, summary, said, numbers)
     flags.check_settings(settings, top)
     own.check_same(settings.get("files", {}), top)
     module = experiment.load(Path(settings["file"]))
@@ -102,7 +110,8 @@ def _load(run: Path, task: str) -> Ended:
     setup = experiment.setup(built, one.calls)
     kept = experiment.collections_of(built, setup.program)
     state = last_state(*setup, experiment.evaluate_all(built, setup.stream), run, kept)
-    return Ended(built, setup, state, summary, settings)
+    numbers = list(range(len(summary["tasks"])))
+    return Ended(built, setup, state, summary, settings, numbers)
 
 
 def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -112,17 +121,20 @@ def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:
     rule = "|---" * (len(summary["tasks"]) + 1) + "|"
     when = ["before", *summary["stages"]]
     rows = [
-        f"| {name} | {' | '.join(f'{x:.3f}' for x in row)} |"
+        f"| {name} | {' | '.join('' if x is None else f'{x:.3f}' for x in row)} |"
         for name, row in zip(when, summary["matrix"], strict=True)
     ]
     measures = [
         f"- {report.title(m)}: {report.format_mean(summary[m])} ({summary[m]['definition']})"
         for m in report.MEASURES
     ]
+    kind = (
+        "data that came bit by bit" if "life" in settings else f"{summary['scenario']}-incremental"
+    )
     lines = [
         f"# {base} after {summary['experiment']}", "",
         f"Trained with [jcl](https://pypi.org/project/jcl-kit) from `{base}` through the stages "
-        f"{', '.join(summary['stages'])} ({summary['scenario']}-incremental) under "
+        f"{', '.join(summary['stages'])} ({kind}) under "
         f"`{summary['method']}`.", "",
         f"## Scores ({summary['measure']})", "", head, rule, *rows, "", *measures, "",
     ]  # fmt: skip
@@ -136,8 +148,9 @@ def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:
                 for name, row in zip(when, probes["matrix"], strict=True)
             ), "",
         ]  # fmt: skip
-    versions = ", ".join(f"{k} {v}" for k, v in settings["versions"].items())
-    lines += ["## How to make it again", "", f"`{settings['command']}`, with {versions}.", ""]
+    versions = ", ".join(f"{k} {v}" for k, v in settings.get("versions", {}).items())
+    made = f"`{settings['command']}`" + (f", with {versions}" if versions else "")
+    lines += ["## How to make it again", "", f"{made}.", ""]
     lines += [
         f"Its methods in `{Path(path).name}` are those of the file whose sha256 is `{digest}`.\n"
         for path, digest in settings.get("files", {}).items()

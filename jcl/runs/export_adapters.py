@@ -48,10 +48,14 @@ def write(ended: Ended, to: Path) -> Path:
     """
     from jcl import models  # transformers, which other commands shouldn't wait for
 
-    built, made, state, summary, settings = ended
-    read = _readings(built, made, state, len(summary["tasks"]))
+    built, made, state, summary, settings, numbers = ended
+    read = _readings(built, made, state, numbers)
     none = f"one with adapters, which {summary['method']} leaves none of; leave --adapters out"
     check(bool(read[0]), "run", str(summary["experiment"]), none)
+    plain = trees.by_path(adapters.without_adapters(state.params))
+    own = trees.by_path(built.model.params)  # a kernel in int8 has other leaves
+    more = [path for path in plain if path not in own and path.rpartition("/")[0] not in own]
+    check(not more, "parameters", more, "left out, for a PEFT folder holds none but adapters")
     named, use = _named(read, state, summary)
     source = _base(settings["config"].get("model"), built.model)
     base = str(to.absolute() / "base") if source is None else source
@@ -76,7 +80,7 @@ def write(ended: Ended, to: Path) -> Path:
 
 
 def _readings(
-    built: experiment.Experiment, made: experiment.Setup, state: State, tasks: int
+    built: experiment.Experiment, made: experiment.Setup, state: State, numbers: list[int]
 ) -> list[Leaves]:
     """The adapters with which the model is called for rows of each task, pairs with their factor.
 
@@ -103,7 +107,7 @@ def _readings(
         return leaves, {k: x[0] for k, x in soft.items()}, apart
 
     found = []
-    for task in range(tasks):
+    for task in numbers:
         leaves, soft, apart = jax.tree.map(np.asarray, reading(kept, jnp.int32(task)))
         wanted = "one that changes nothing but adapters, for them to be used without it"
         check(bool(apart < 1e-2), "method", plain.program.method.name, wanted)

@@ -58,6 +58,8 @@ TOUCHES = {
     "parallel/signals": {"disk", "clock", "screen"},
     "models/pretrained": {"disk"},
     "models/gguf": {"disk"},
+    "models/gguf_vocabulary": {"disk"},  # a folder that a tokenizer saves itself into
+    "models/gguf_write": {"disk"},
     "models/dequantize": {"disk"},
     "models/peft": {"disk"},
     "models/tensors": {"disk"},

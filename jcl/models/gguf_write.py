@@ -82,7 +82,7 @@ def save_gguf(model: Model, params: Params, path: str | Path, quantisation: str 
             size = gguf.quant_shape_to_byte_shape(shape, kept) if kept.name == "Q8_0" else shape
             nbytes = math.prod(size) * held.itemsize
             stored = named.get_name(name, (".weight", ".bias"))
-            check(stored is not None, "tensor", name, f"one of llama.cpp's {arch}")
+            assert stored is not None, name  # of families whose tensors llama.cpp names
             writer.add_tensor_info(stored, size, held, nbytes, kept)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

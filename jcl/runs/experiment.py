@@ -295,7 +295,7 @@ def first_batches(stream: Stream) -> list[Batch]:
     return found
 
 
-def of_task(batch: Batch, task: int) -> Batch:
+def of_task(batch: Batch, task: int | jax.Array) -> Batch:
     """The batch as if all its rows were of a task."""
     return {**batch, "task": jnp.full_like(batch["task"], task)}
 

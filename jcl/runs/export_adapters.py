@@ -152,7 +152,8 @@ def _named(
 
 def _pairs(leaves: Leaves, own: dict[str, Any]) -> list[Leaves]:
     """The low-rank pairs that are joined along r in each one that is read, in the stages' order."""
-    ranks = {path: own[path].shape[-1] for path in leaves if path.endswith("/lora/a")}
+    first = [path for path in leaves if adapters.is_pair(path) and path.endswith("/a")]
+    ranks = {path: own[path].shape[-1] for path in first}
     counts = {leaves[path].shape[-1] // rank for path, rank in ranks.items()}
     if counts != {max(counts, default=1)} or counts == {1}:
         return [leaves]

@@ -138,6 +138,7 @@ def test_a_tokenizer_of_pieces_comes_back(model: models.Model, tmp_path: Path) -
         assert found.decode(ids, skip_special_tokens=True).strip() == text.strip()
 
 
+@pytest.mark.quick
 def test_one_that_llama_cpp_would_split_otherwise_is_refused(
     model: models.Model, tmp_path: Path
 ) -> None:

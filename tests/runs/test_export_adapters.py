@@ -148,7 +148,7 @@ def test_adapters_prompts_and_prefixes_are_served_as_they_predict(
     [
         ("naive()", r"one with adapters, which naive\(\) leaves none of"),
         ("moelora(experts=2, rank=4)", r"adapters is \['blocks/query/lora/router'"),
-        ("lora(rank=2) + hat(tasks=2, steps=2)", "method is .*, but must be one that changes"),
+        ("bottleneck(width=2)", r"adapter is \['attention_adapter', 'mlp_adapter'\], but must be"),
     ],
 )
 def test_what_has_no_place_in_peft_is_refused(

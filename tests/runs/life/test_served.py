@@ -21,6 +21,7 @@ from jcl.runs.life.life import Life
 pytest.importorskip("transformers")
 
 
+@pytest.mark.quick
 def test_a_life_is_exported_as_it_predicts(life: Life, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["export", str(life.folder), "--to", str(out)]) == 0

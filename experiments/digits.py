@@ -49,6 +49,8 @@ class Config:
 
     joint: bool = False
     """Train on all tasks at once, which is what the others are measured against."""
+    validation: float = 0.0
+    """Share of each task's training images to hold out, see --select-on."""
 
 
 def same(batch: Batch) -> Batch:
@@ -67,7 +69,9 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
     if config.joint:
         mask = "task" if mask == "task" else "all"  # its one stage sees every class
     view = {"tasks": config.tasks, "view": config.scenario}
+    held_out = None
     if config.draw_classes:
+        check(config.validation == 0, "validation", config.validation, "0 where draw_classes is on")
         check(not config.order, "order", config.order, "left out where draw_classes draws it")
         check(config.steps is not None, "steps", config.steps, "given where draw_classes is on")
         first, last = ({"y": part["y"]} for part in images)  # the classes need no more than labels
@@ -79,6 +83,8 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
         scenario = split(*images, **view)
         scenario = data.reorder(scenario, config.order) if config.order else scenario
         classes, prepare = scenario.classes, same
+        if config.validation:
+            scenario, held_out = data.hold_out(scenario, config.validation)
         scenario = data.joint(scenario) if config.joint else scenario
 
         def stream(seed: int) -> data.Stream:
@@ -89,6 +95,10 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
 
     def score(stream: data.Stream) -> Evaluate:
         return evaluator(stream.test, accuracy(classes, mask), prepare)
+
+    validate = None
+    if held_out is not None:
+        validate = evaluator(data.pack(held_out.test), accuracy(classes, mask))
 
     def init(key: jax.Array) -> object:
         return mlp.init(key, (images[0]["x"].shape[1], *hidden, classes.shape[1]))
@@ -104,6 +114,7 @@ def classification(name: str, images: tuple[Arrays, Arrays], config: Any) -> Exp
         evaluate=score(stream(0)),
         evaluate_on=score if config.draw_classes else None,
         learning_rate=config.lr,
+        validate=validate,
     )
 
 

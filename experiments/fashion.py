@@ -55,6 +55,8 @@ class Config:
     """Channels of the network's first group; the others have 2, 4 and 8 times as many."""
     joint: bool = False
     """Train on all tasks at once, which is what the others are measured against."""
+    validation: float = 0.0
+    """Share of each task's training images to hold out, see --select-on."""
 
 
 def first(arrays: Arrays, count: int) -> Arrays:

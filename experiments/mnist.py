@@ -44,6 +44,8 @@ class Config:
     """Widths of the hidden layers."""
     joint: bool = False
     """Train on all tasks at once, which is what the others are measured against."""
+    validation: float = 0.0
+    """Share of each task's training images to hold out, see --select-on."""
 
 
 def build(config: Config) -> Experiment:

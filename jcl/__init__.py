@@ -9,8 +9,15 @@ from jcl.method import Aux, Call, Ctx, Info, Method, Structure
 from jcl.parallel import mesh, storage
 from jcl.program import Program, State, advance, make, run
 from jcl.replicate import replicate
+from jcl.report import trackers
+from jcl.report.progress import progress
+from jcl.runs import results
+from jcl.runs.cache import cache
+from jcl.runs.fitted import fit
+from jcl.runs.life import open, watch
 from jcl.training import checkpoint, drift
-from jcl.training.fit import Diverged, Result, fit
+from jcl.training.fit import Diverged, Result
+from jcl.training.load import load_state
 
 __version__ = "0.2.0"
 
@@ -28,6 +35,7 @@ __all__ = [
     "adapters",
     "advance",
     "budget",
+    "cache",
     "chain",
     "checkpoint",
     "data",
@@ -40,6 +48,7 @@ __all__ = [
     "growth",
     "importance",
     "landscape",
+    "load_state",
     "losses",
     "make",
     "memory",
@@ -48,14 +57,19 @@ __all__ = [
     "methods",
     "metrics",
     "models",
+    "open",
     "preference",
     "probes",
+    "progress",
     "replicate",
+    "results",
     "run",
     "scoring",
     "storage",
     "taps",
+    "trackers",
     "trees",
+    "watch",
 ]
 
 moved.install()

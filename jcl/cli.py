@@ -30,6 +30,7 @@ from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
 from jcl.runs import expression, flags, launch
+from jcl.runs.cache import cache
 
 USAGE = """usage: jcl COMMAND ...
 
@@ -39,7 +40,7 @@ USAGE = """usage: jcl COMMAND ...
   jcl log|diff|rollback|forget RUN ...             what was learned, what changed; back again
   jcl list [NAME]              experiments, methods, streams and models; or one of them whole
   jcl explain --method EXPR    what a method does in each phase of a step
-  jcl compare DIR...           a table and a figure over runs
+  jcl compare DIR...           a table and a figure over runs; --baseline naive --latex tests them
   jcl report DIR               draws a run's figures and report.html again
   jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card;
                                --adapters alone for PEFT, --to model.gguf for llama.cpp
@@ -149,7 +150,7 @@ def _dispatch(args: list[str]) -> int:
         "run": launch.run,
         "list": lambda a: _call(_list, "list", a),
         "explain": lambda a: _call(_explain, "explain", a),
-        "compare": lambda a: _call(_compare, "compare", a),
+        "compare": lambda a: _call(_compare, "compare", flags.with_default(a, "--latex", "-")),
         "report": lambda a: _call(_report, "report", a),
         "export": lambda a: _call(_export, "export", a),
         "edit": lambda a: _call(_edit, "edit", a),
@@ -189,15 +190,37 @@ def _explain(method: Annotated[str, arg(metavar="EXPR")]) -> None:
 def _compare(
     dirs: Annotated[tuple[Path, ...], tyro.conf.Positional, arg(metavar="DIR...")],
     out: Annotated[Path, arg(metavar="PNG")] = Path("comparison.png"),
+    baseline: Annotated[str, arg(metavar="METHOD")] = "",
+    latex: Annotated[Path | None, arg(metavar="FILE")] = None,
 ) -> None:
-    """Prints a table of several runs' measures, and draws them side by side."""
-    from jcl.report import page
+    """Prints a table of several runs' measures, and draws them side by side.
+
+    Args:
+      dirs: folders of runs.
+      out: the figure.
+      baseline: a row, such as naive, from which the others are told by paired t tests over seeds.
+      latex: where to write the table with its tests for LaTeX; without a file, to the terminal.
+    """
+    from jcl.report import comparison, page
+    from jcl.report import latex as tables
 
     if not dirs:
         raise ValueError("jcl compare needs folders of runs")
+    if latex is not None and latex.is_dir():
+        raise ValueError(f"--latex {latex} is a folder, but must be a file to write")
     runs = [run for folder in dirs for run in report.load(folder)]
+    tested = comparison.compare(runs, baseline) if baseline or latex is not None else None
     page.compare(runs, out)
-    screen.table(runs)
+    if tested is not None and latex == Path("-"):
+        print(tables.table(tested), end="")  # alone, so that it can be sent into a file
+        return
+    if tested is None:
+        screen.table(runs)
+    else:
+        screen.comparison(tested)
+    if tested is not None and latex is not None:
+        tables.write(tested, latex)
+        screen.console().print(f"table:  {latex}", soft_wrap=True)
     screen.console().print(f"figure: {out}", soft_wrap=True)
 
 
@@ -252,7 +275,7 @@ def _edit(
     """
     from jcl.runs import edit  # transformers, which other commands shouldn't wait for
 
-    launch.cache()
+    cache()
     done = edit.write(model, prompt, answer, to, subject, method, text)
     print(f"before: {done.before}\nafter:  {done.after}\nmodel:  {done.folder}")
 

@@ -114,6 +114,7 @@ def make(
     rules: meshes.Rules = meshes.RULES,
     axis_name: str | None = None,
     structure: Structure | None = None,
+    gradient_norm: bool = False,
 ) -> Program:
     """The pure program that trains `apply` on `loss` with optimizer `tx` under `method`.
 
@@ -145,6 +146,7 @@ def make(
         example, such as a Fisher, is divided among the replicas.
       structure: the model's word about itself, which layer is its head and which of its leaves are
         stacked layers; None is `apply.structure`, or the default if it has none.
+      gradient_norm: whether each step reports the norm of the gradient that the optimizer gets.
 
     Raises:
       ValueError: if an argument isn't what it must be, `boundary` or `collections` is none of its
@@ -225,8 +227,7 @@ def make(
         params = trees.merge(learning, split(state.params)[1])
         return state._replace(params=params, methods={**state.methods, **states})
 
-    penalised = defines(method, "loss")
-    may_skip = defines(method, "skips")
+    penalised, may_skip = defines(method, "loss"), defines(method, "skips")
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         fresh = shares.gather(fill_batch(batch))
@@ -266,7 +267,8 @@ def make(
         applied = jax.tree.map(trees.applied, learning, learned)
         info = Info(value, aux.outputs, task_grads, grads, applied, learned, fresh, aux.collections)
         states = method.observe(state.methods, ctx, info)
-        reports = scalars({"loss": value, **method.report(states, info)})
+        norm = {"gradient_norm": trees.norm(grads)} if gradient_norm else {}
+        reports = scalars({"loss": value, **norm, **method.report(states, info)})
         after = state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
             stage_step=state.stage_step + 1, step=state.step + 1, collections=aux.collections,
@@ -279,8 +281,7 @@ def make(
         first = jax.tree.map(lambda x: x[0], batches)
         learning, frozen = split(state.params)
         ctx = context(state, first, BOUNDARY)
-        ended = method.consolidate(state.methods, ctx, learning, batches)
-        learned, states = ended[:2]
+        learned, states, *kept = method.consolidate(state.methods, ctx, learning, batches)
         opt = state.optimizer
         if boundary == "reset":
             opt = tx.init(learned)
@@ -289,7 +290,7 @@ def make(
         state = state._replace(
             params=trees.merge(learned, frozen), optimizer=opt, methods=states,
             stage=state.stage + 1, stage_step=jnp.zeros_like(state.stage_step),
-            collections=ended[2] if ended[2:] else state.collections,
+            collections=kept[0] if kept else state.collections,
         )  # fmt: skip
         return state._replace(references=renew(state.references, state, first))
 

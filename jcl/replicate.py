@@ -70,6 +70,9 @@ def replicate(build: Callable[[Any], Program], values: Any, how: How = "auto") -
         index = np.minimum(np.arange(-(-members // used) * used), members - 1)
         return jax.tree.map(lambda x: x[:members], spread(jax.tree.map(lambda x: x[index], packed)))
 
+    said: Any = each
+    said.values = values  # by which a report tells seeds from points of a sweep
+
     def on_each_state(fn: Callable[..., Any], state: State, batch: Batch) -> Any:
         return each(lambda program, s: fn(program, s, batch), state)
 

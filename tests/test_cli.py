@@ -15,7 +15,8 @@ import pytest
 from own_method import MINE, write_mine
 
 import jcl
-from jcl import cli, models, report
+from jcl import cli, data, models, report
+from jcl.measures.evaluation import accuracy, evaluator
 from jcl.report import screen
 from jcl.runs import experiment, expression, launch
 from jcl.training import folder
@@ -184,6 +185,40 @@ def test_a_traced_sweep_equals_separate_runs(run, toy):
         np.testing.assert_allclose(loaded.scores[p, 1], alone, atol=0.026)
     assert not np.allclose(loaded.scores[0], loaded.scores[1], atol=0.026)
     assert len(_summary(out)["sweep"]) == 4
+
+
+def test_a_point_is_chosen_by_rows_that_no_stage_trains_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    rates = ["--sweep", "lr=0.0,0.01", "--steps", "20", "--tasks", "2", "--select-on", "validation"]
+    assert cli.main(["run", "digits", "--method", "naive()", *rates, "--out", "out"]) == 0
+    saved = _summary(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["config"]["validation"] == 0.1
+    held = [point["validation"]["mean"] for point in saved["sweep"]]
+    assert saved["selected"] == {"lr": 0.01} and held[1] > held[0]
+    assert "chosen by rows held out" in (tmp_path / "out" / "report.html").read_text()
+    train, rest = data.hold_out(data.split(*data.digits(), tasks=2), 0.1)
+    module = experiment.load(experiment.find("digits"))
+    built = module.build(module.Config(steps=20, tasks=2, lr=0.01, validation=0.1))
+    exam = evaluator(data.pack(rest.test), accuracy(train.classes, "seen"))
+    stream = data.from_scenario(train, 32, steps=20)
+    weights, key = jax.random.split(jax.random.key(0))
+    program = jcl.make(jcl.methods.naive(), built.apply, built.loss, built.optimizer(0.01))
+    alone = jcl.fit(program, built.init(weights), key, stream, evaluate=exam)
+    assert held[1] == pytest.approx(alone.scores[-1].mean(), abs=0.02)  # of 72 rows each
+
+
+def test_flags_have_the_norm_logged_and_events_written_for_tensorboard(run):
+    pytest.importorskip("tensorboardX")
+    flags = ("--method", "naive()", "--steps", "2", "--tensorboard", "--gradient-norm")
+    code, said, out = run(*flags)
+    assert code == 0, said.err
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 3 and all(line["gradient_norm"] > 0 for line in lines)
+    (events,) = (out / "tensorboard").iterdir()
+    raw = events.read_bytes()
+    assert b"gradient_norm" in raw and b"score/two" in raw and b"learning" not in raw
+    assert json.loads((out / "config.json").read_text())["gradient_norm"] is True
 
 
 def test_shapes_loop_outside(run):
@@ -569,6 +604,12 @@ def test_compare_and_report_read_what_run_wrote(run, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "naive()" in shown and "ewc()" in shown and "forgetting" in shown
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert cli.main(["compare", "a", "b", "--latex", "--baseline", "naive"]) == 0
+    shown = capsys.readouterr().out  # alone, so that it can be sent into a file
+    assert shown.startswith("\\begin{table}") and shown.endswith("\\end{table}\n")
+    assert cli.main(["compare", "a", "b", "--latex", "t.tex", "--baseline", "naive"]) == 0
+    assert (tmp_path / "t.tex").read_text() == shown
+    assert "nothing is tested" in capsys.readouterr().out
     (tmp_path / "a" / "report.html").unlink()
     assert cli.main(["report", "a"]) == 0
     assert (tmp_path / "a" / "report.html").exists()

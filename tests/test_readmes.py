@@ -23,7 +23,7 @@ READMES = sorted(
         ROOT / "README.md",
         ROOT / "experiments" / "README.md",
         ROOT / "tpu" / "README.md",
-        *(ROOT / "jcl").glob("*/README.md"),
+        *(ROOT / "jcl").rglob("README.md"),
     ]
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -108,7 +108,7 @@ def test_commands_that_are_named_exist(path: Path) -> None:
     for command, *rest in jcl_calls(path):
         assert command in COMMANDS, f"jcl {command} is no command"
         name = rest[0] if command == "run" and rest else ""
-        if re.fullmatch("[a-z]+", name):
+        if re.fullmatch("[a-z]+", name) and name != "finetune":  # a life, and no file
             assert name in known, f"jcl run {name} is no experiment"
 
 

@@ -607,6 +607,34 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: fit(data.members([stream()] * 2)),
         r"^the stream has 2 members, but must have the program's None",
     ),
+    "a best that nothing finds": (
+        lambda: fit(keep="best"), r"^keep is 'best', but must be 'last' without evaluate_every",
+    ),
+    "a keep that is none": (
+        lambda: fit(keep="first"), r"^keep is 'first', but must be 'last' or 'best'",
+    ),
+    "patience without evaluations": (
+        lambda: fit(patience=2), r"^patience is 2, but must be None without evaluate_every",
+    ),
+    "evaluations of nothing": (
+        lambda: fit(evaluate_every=2), r"^evaluate_every is 2, but there is no evaluate to be",
+    ),
+    "evaluations without a step": (
+        lambda: fit(evaluate_every=0), r"^evaluate_every is 0, but must be at least 1, or None",
+    ),
+    "no patience at all": (
+        lambda: fit(evaluate_every=1, patience=0), r"^patience is 0, but must be at least 1, or",
+    ),
+    "all rows held out": (
+        lambda: data.hold_out(data.scenario([rows()], [rows()]), 1.0),
+        r"^share is 1.0, but must be above 0 and below 1",
+    ),
+    "a pattern that no run matches": (
+        lambda: jcl.results.load("nowhere/*"), r"^where is 'nowhere/\*', but must match a folder",
+    ),
+    "the results of no folder": (
+        lambda: jcl.results.load("nowhere"), r"^nowhere has no summary.json, so it is no finished",
+    ),
 }  # fmt: skip
 
 
@@ -867,7 +895,7 @@ COMMANDS = {
     # compare and report
     "a comparison of none": ("compare", "jcl compare needs folders of runs"),
     "a comparison without a run": ("compare full", "full has no summary.json, so it is no"),
-    "a comparison's flag": ("compare done --png x", "no flag --png; there is --out"),
+    "a comparison's flag": ("compare done --png x", "no flag --png; there are --baseline, --latex"),
     "a comparison of unlike": ("compare done done_in_bits", "measure different things"),
     "a comparison of cut": ("compare done_cut", "done_cut can't be read as a run of jcl"),
     "a comparison of a list": ("compare done_list", "done_list can't be read as a run of jcl"),
@@ -883,7 +911,7 @@ COMMANDS = {
     "an export to nowhere": ("export done", "Missing from jcl export: --to DIR"),
     "an export to a full folder": ("export done --to full", "folder is 'full', but must be new"),
     "an export to a file": ("export done --to file", "folder is 'file', but must be new or"),
-    "an export of no one's": ("export done --to new", "so it is no run's; choose another folder"),
+    "an export of no one's": ("export done --to new", "for it was trained from Python, where its"),
     "an export of no runs": ("export done_of_none --to new", "its summary.json lists no runs"),
     "an export in other numbers": ("export done --to x.gguf --gguf q4", "gguf is 'q4', but must"),
     "an export of numbers in a folder": (
@@ -908,6 +936,18 @@ COMMANDS = {
     "a fact by two editors": (f"edit a {FACT} --method 'rome + memit'", "but must be one of"),
     "a fact by no argument": (f"edit a {FACT} --method rome(layr=3)", "no argument 'layr'"),
     "a fact in no text": (f"edit a {FACT} --text nowhere", "text is 'nowhere', but must be a file"),
+    "a table for LaTeX into a folder": (
+        "compare nowhere --latex full", "--latex full is a folder, but must be a file to write",
+    ),
+    "W&B offline for no project": (
+        "run digits --wandb-offline", "--wandb-offline needs --wandb PROJECT, whose files",
+    ),
+    "validation of nothing swept": (
+        "run digits --select-on validation", "but there is nothing to choose; give --sweep several",
+    ),
+    "validation where no rows are held out": (
+        "run domains --select-on validation --sweep lr=1,2", "but domains has no setting valid",
+    ),
     # shardings and fetch
     "no model on a mesh": ("shardings --model a --mesh fsdp=2", "there is no folder 'a'; a model"),
     "a model on no mesh": ("shardings --model tiny", "Missing from jcl shardings: --mesh AXES"),

@@ -335,3 +335,45 @@ def joint(given: Scenario, cumulative: bool = False) -> Scenario:
         return given._replace(names=("joint",), tasks=(-1,), stages=(rows,))
     stages = tuple(np.concatenate(given.stages[: i + 1]) for i in range(len(given.stages)))
     return given._replace(stages=stages)
+
+
+def hold_out(given: Scenario, share: float = 0.1, seed: int = 0) -> tuple[Scenario, Scenario]:
+    """Takes a share of each task's training rows away, to choose hyper-parameters by them.
+
+    Args:
+      given: a scenario.
+      share: of each task's rows, rounded, at least one.
+      seed: seeds the choice of rows.
+
+    Returns:
+      The scenario without these rows, and the same with them as tests in place of its own.
+
+    Raises:
+      ValueError: if `share` isn't above 0 and below 1, or a stage has no row left.
+
+    >>> data = {"x": np.zeros((40, 2)), "y": np.arange(40) % 4}
+    >>> train, validate = hold_out(split(data, data, tasks=2), 0.2)
+    >>> [len(rows) for rows in train.stages], [len(rows["y"]) for rows in validate.test]
+    ([16, 16], [4, 4])
+    """
+    check(0 < share < 1, "share", share, "above 0 and below 1")
+    rng = np.random.default_rng((7, seed))
+    used = np.unique(np.concatenate(given.stages))
+    held = []
+    for task in range(len(given.tests)):
+        rows = rng.permutation(used[given.rows["task"][used] == task])
+        held.append(np.sort(rows[: max(1, round(share * len(rows)))]))
+    stays = [~np.isin(rows, np.concatenate(held)) for rows in given.stages]
+    for name, keep in zip(given.names, stays, strict=True):
+        check(bool(keep.any()), f"rows that are left of stage {name!r}", 0, "at least 1")
+    stages = tuple(rows[keep] for rows, keep in zip(given.stages, stays, strict=True))
+    times = given.times and tuple(t[keep] for t, keep in zip(given.times, stays, strict=True))
+    train = given._replace(stages=stages, times=times)
+    return train, train._replace(test=tuple(_fetched(given, rows) for rows in held))
+
+
+def _fetched(given: Scenario, rows: np.ndarray) -> Arrays:
+    """The rows of these numbers as a batch would have them."""
+    got = {key: x[rows % len(x)] for key, x in given.rows.items()}
+    made = got if given.transform is None else given.transform(given.tables, got)
+    return {key: np.asarray(x) for key, x in made.items()}

@@ -44,8 +44,9 @@ def evaluator(
         batch itself.
 
     Returns:
-      The function. Where the tests have labels `y`, its attribute `by_label(classes)` makes the one
-      that scores each class (see `by_label`).
+      The function. Its attributes `measure` and `higher_is_better` are what the score says of
+      itself, else "score" and True. Where the tests have labels `y`, its attribute
+      `by_label(classes)` makes the one that scores each class (see `by_label`).
 
     Raises:
       ValueError: in a trace, if the tests hold labels, tokens or documents for which the model's
@@ -90,6 +91,8 @@ def evaluator(
         return program.over_members(member, state)
 
     found: Any = evaluate
+    found.measure = getattr(score, "measure", "score")
+    found.higher_is_better = getattr(score, "higher_is_better", True)
     if not own and "y" in test:
         found.by_label = lambda classes: evaluator(by_label(test, classes), score, prepare)
     return found
@@ -137,7 +140,13 @@ def _check_test(test: Any, program: Program, score: Any, outputs: Any) -> None:
         check_limits(bounds, score.limits(outputs), "the model", "the test")
 
 
-def _classes_of(score: Any, classes: Any, mask: str) -> Score:
+def _called(score: Any, measure: str, higher_is_better: bool) -> Score:
+    """A score that says what it is called, and which way it is good."""
+    score.measure, score.higher_is_better = measure, higher_is_better
+    return score
+
+
+def _classes_of(score: Any, classes: Any, mask: str) -> Any:
     """A score of logits, which says below what labels have to stay."""
     score.limits = partial(refusals.class_limits, classes=None if mask == "all" else classes)
     return score
@@ -174,7 +183,7 @@ def accuracy(classes: Any = None, mask: str = "all") -> Score:
         hit = (jnp.argmax(outputs, axis=-1) == batch["y"]).astype(jnp.float32)
         return jnp.sum(hit * batch["weight"]), jnp.sum(batch["weight"])
 
-    return _classes_of(score, classes, mask)
+    return _called(_classes_of(score, classes, mask), "accuracy", True)
 
 
 def nll(classes: Any = None, mask: str = "all") -> Score:
@@ -197,7 +206,7 @@ def nll(classes: Any = None, mask: str = "all") -> Score:
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["y"][:, None], axis=-1)
         return jnp.sum(-chosen[:, 0] * batch["weight"]), jnp.sum(batch["weight"])
 
-    return _classes_of(score, classes, mask)
+    return _called(_classes_of(score, classes, mask), "negative log-likelihood", False)
 
 
 def token_nll() -> Score:
@@ -215,7 +224,7 @@ def token_nll() -> Score:
         weight = losses.token_weight(batch)
         return jnp.sum(lost * weight), jnp.sum(weight)
 
-    return score
+    return _called(score, "log perplexity", False)
 
 
 def bits_per_byte() -> Score:
@@ -232,4 +241,4 @@ def bits_per_byte() -> Score:
             weight = jnp.sum(batch["bytes"] * batch["weight"])
         return added / jnp.log(2.0), weight
 
-    return score
+    return _called(score, "bits per byte", False)

@@ -12,7 +12,8 @@ Streams in which stage s doesn't simply train on task s pass `tasks`, the task o
 being all of them at once. A task is *learned* in the first stage that trains on it, and *left*
 after the last. What is undefined, because no task qualifies, is NaN.
 
-Measures of scores from within stages are in `curves`, and are offered here too.
+Measures of scores from within stages are in `curves`, intervals over seeds in `significance`; they
+are offered here too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from jcl.measures.curves import anticipatory_recovery as anticipatory_recovery
 from jcl.measures.curves import minimum_accuracy as minimum_accuracy
 from jcl.measures.curves import stability_gap as stability_gap
 from jcl.measures.curves import worst_case_accuracy as worst_case_accuracy
+from jcl.measures.significance import interval as interval
 from jcl.method import check
 
 Tasks = Sequence[int] | None
@@ -273,33 +275,6 @@ def fuar(lost: Any, updated: Any, acquired: Any) -> float:
     return loss / gain if gain > 0 else math.inf
 
 
-def interval(values: Any, level: float = 0.95) -> tuple[float, float | None]:
-    """Mean and half-width of Student's t interval for it, over runs.
-
-    Args:
-      values: [n], a number for each seed.
-      level: the level of confidence.
-
-    Returns:
-      `(mean, half)`; half is None for a single value, which says nothing about its spread.
-
-    >>> mean, half = interval([1.0, 2.0, 3.0])
-    >>> round(mean, 3), round(half, 3)
-    (2.0, 2.484)
-    """
-    # the quantile of `scipy.stats.t`, without what `scipy.stats` takes to import
-    from scipy.special import stdtrit
-
-    values = np.asarray(values, np.float64).reshape(-1)
-    check(values.size >= 1, "number of values", values.size, "at least 1")
-    check(0 < level < 1, "level", level, "between 0 and 1")
-    mean = float(values.mean())
-    if values.size == 1:
-        return mean, None
-    error = float(values.std(ddof=1)) / math.sqrt(values.size)
-    return mean, float(stdtrit(values.size - 1, (1 + level) / 2)) * error
-
-
 def vertical_forgetting(P: Any) -> Any:
     """Mean over probes of P[0, j] - P[T, j]: general ability that the stages cost.
 
@@ -375,21 +350,27 @@ def summary(
       half-width, None for one seed; `mean` is None too if the measure is undefined, such as a
       transfer over one stage.
     """
+    negated = set() if higher_is_better else definitions.keys() - {"average", "learning_accuracy"}
+    return {
+        name: entry(values, definitions[name] + (_NEGATED if name in negated else ""))
+        for name, values in per_seed(matrix, higher_is_better, tasks).items()
+    }
+
+
+def per_seed(
+    matrix: Any, higher_is_better: bool = True, tasks: Tasks = None
+) -> dict[str, np.ndarray]:
+    """The measures of `summary`, of which it gives means, for each seed: arrays [seeds]."""
     matrix = np.asarray(matrix, np.float64)
     matrix = matrix[None] if matrix.ndim == 2 else matrix
     check(matrix.ndim == 3, "matrix's shape", matrix.shape, "[seeds, stages + 1, tasks]")
     signed = matrix if higher_is_better else -matrix
-    values = {
+    return {
         "average": average(matrix),
         "backward_transfer": backward_transfer(signed, tasks),
         "forward_transfer": forward_transfer(signed, tasks),
         "forgetting": forgetting(signed, tasks),
         "learning_accuracy": learning_accuracy(matrix, tasks),
-    }
-    negated = set() if higher_is_better else values.keys() - {"average", "learning_accuracy"}
-    return {
-        name: entry(per_seed, definitions[name] + (_NEGATED if name in negated else ""))
-        for name, per_seed in values.items()
     }
 
 

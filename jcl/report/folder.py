@@ -61,6 +61,9 @@ class Run(NamedTuple):
     """The method with the values of each point."""
     scores: np.ndarray
     """[points, seeds, stages + 1, tasks]."""
+    chosen_by: np.ndarray | None = None
+    """The scores [points] on rows held out of training by which the best point is chosen; None is
+    by the final test scores."""
 
     @property
     def probed(self) -> dict[str, Any] | None:
@@ -73,8 +76,12 @@ class Run(NamedTuple):
         """The point with the best average, of those none of whose seeds diverged, if there are."""
         sign = 1 if self.summary["higher_is_better"] else -1
         average = sign * self.scores[:, :, -1].mean(axis=(1, 2))
+        if self.chosen_by is not None:
+            held_out = sign * self.chosen_by  # NaN where all seeds of a point diverged
+            average = np.where(np.isfinite(average), held_out, np.nan)
         if not np.isfinite(average).any():  # then the best that some seeds make
-            average = np.array([sign * without_diverged(R)[:, -1].mean() for R in self.scores])
+            left = [sign * without_diverged(R)[:, -1].mean() for R in self.scores]
+            average = np.array(left) if self.chosen_by is None else sign * self.chosen_by
         return int(np.argmax(np.where(np.isfinite(average), average, -np.inf)))
 
     def shown(self, point: int | None = None, label: str | None = None) -> Scores:
@@ -152,6 +159,7 @@ def write(
     labels: Sequence[str],
     scores: np.ndarray,
     probes: Mapping[str, np.ndarray] | None = None,
+    validation: np.ndarray | None = None,
 ) -> Run:
     """Writes matrix.csv, scores.csv and summary.json.
 
@@ -164,9 +172,15 @@ def write(
       labels: the method with each point's values, to be shown.
       scores: [points, seeds, stages + 1, tasks].
       probes: by name, shares of right answers [points, seeds, stages + 1].
+      validation: [points, seeds], the mean score after the last stage over rows that were held out
+        of training, by which the best point is then chosen.
     """
     values = [dict(point) for point in points]
     run = Run(folder, dict(facts), values, list(labels), np.asarray(scores, np.float64))
+    held_out = []
+    if validation is not None:
+        held_out = [metrics.entry(without_diverged(v), HELD_OUT) for v in validation]
+        run = run._replace(chosen_by=_chosen_by(held_out))
     sweep = []
     for point, label, R in zip(values, labels, run.scores, strict=True):
         left = without_diverged(R)
@@ -183,6 +197,8 @@ def write(
         sweep.append(
             {"values": point, "label": label, "diverged": lost, "matrix": matrix, **measured}
         )
+    for one, entry in zip(sweep, held_out, strict=bool(held_out)):
+        one["validation"] = entry
     best = sweep[run.best]
     run.summary.update({k: v for k, v in best.items() if k not in ("values", "label", "diverged")})
     if "class_scores" in facts:
@@ -207,6 +223,15 @@ def write(
             table.writerow([*run.points[p].values(), s, r, rows[r], named, score, *sizes[t]])
     save_json(folder / "summary.json", run.summary)  # the last, which says that there is the rest
     return run
+
+
+HELD_OUT = "mean over tasks of the score after the last stage, on rows held out of training"
+"""What `validation` is, for a report."""
+
+
+def _chosen_by(entries: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The means of measures, [points]; NaN where one is undefined."""
+    return np.array([np.nan if e["mean"] is None else e["mean"] for e in entries], np.float64)
 
 
 def _classes(run: Run, rows: Sequence[int], scores: Sequence[Sequence[float]]) -> Any:
@@ -307,4 +332,5 @@ def _load(folder: Path, summary: dict[str, Any]) -> Run:
     shape = (len(points), summary["seeds"], len(summary["stages"]) + 1, len(summary["tasks"]))
     with (folder / "scores.csv").open(newline="") as file:
         scores = [float(row["score"]) for row in csv.DictReader(file)]
-    return Run(folder, summary, points, labels, np.asarray(scores).reshape(shape))
+    chosen_by = _chosen_by([p["validation"] for p in sweep]) if "validation" in sweep[0] else None
+    return Run(folder, summary, points, labels, np.asarray(scores).reshape(shape), chosen_by)

@@ -212,7 +212,8 @@ def _one(run: Run) -> str:
     )
     name = html.escape(run.labels[run.best])
     tiles = f'<div class="tiles">{tiles}</div>'
-    return f"<h1>{name}</h1>{_note(_sub([run]))}{tiles}{_classes(run)}{_ability([run])}"
+    notes = "".join(map(_note, run.summary.get("notes", ())))
+    return f"<h1>{name}</h1>{_note(_sub([run]))}{tiles}{notes}{_classes(run)}{_ability([run])}"
 
 
 def _classes(run: Run) -> str:
@@ -280,6 +281,8 @@ def _points(run: Run) -> str:
         "What is shown of the best point was chosen by the very scores that are shown, so it is "
         "optimistic."
     )
+    if run.chosen_by is not None:
+        honest = "The best point was chosen by rows held out of training, not by the test."
     return (
         _heading("The sweep")
         + _table([*names, *map(title, measures), "seeds"], rows)

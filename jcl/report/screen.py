@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from jcl.parallel.mesh import Placed
+from jcl.report.comparison import Comparison
 from jcl.report.folder import Run, without_diverged
 from jcl.report.format import format_mean, interval_note, labelled, measures_of, scale, title
 
@@ -32,7 +32,7 @@ def console() -> Console:
 
 
 class Watch:
-    """Shows a run's events, and writes them for TensorBoard if tensorboardX is installed."""
+    """Shows a run's events."""
 
     def __init__(
         self, title: str, stages: int, tasks: Sequence[str], unit: tuple[str, int]
@@ -40,7 +40,6 @@ class Watch:
         """`unit` is what is counted, such as `("tokens", 64)`: 64 tokens a row."""
         self.title, self.stages, self.tasks, self.unit = escape(title), stages, tasks, unit
         self.console = console()
-        self.writer: Any = None
         self.step = 0
         self.said = time.monotonic()
         self.progress = Progress(
@@ -53,15 +52,6 @@ class Watch:
         )
         self.bar = self.progress.add_task("", total=None, facts="compiling")
 
-    def events(self, folder: Path) -> Watch:
-        """Also writes TensorBoard events into a folder, if tensorboardX is installed."""
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            return self
-        self.writer = SummaryWriter(str(folder))
-        return self
-
     def __enter__(self) -> Watch:
         self.console.print(f"[bold]{self.title}")
         self.progress.start()
@@ -71,8 +61,6 @@ class Watch:
         self, kind: type[BaseException] | None, value: Any, traceback: TracebackType | None
     ) -> None:
         self.progress.stop()
-        if self.writer is not None:
-            self.writer.close()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Takes an event of `jcl.fit`."""
@@ -99,9 +87,6 @@ class Watch:
         if not self.console.is_terminal and time.monotonic() - self.said > EVERY:
             self.said = time.monotonic()
             self.console.print(f"  {where}: {facts}")
-        if self.writer is not None:
-            self.writer.add_scalar("loss", event["loss"], self.step)
-            self.writer.add_scalar(f"{what} per second", rate, self.step)
 
     def _scores(self, event: dict[str, Any]) -> None:
         scores = np.asarray(event["scores"])
@@ -110,9 +95,6 @@ class Watch:
             when = escape(f"after {event['name']}") if event["stage"] else "before"
             shown = "  ".join(f"{s:.3f}" for s in scores[:WIDE]) + ("  …" * (len(scores) > WIDE))
             self.console.print(f"  {when:<16} {shown}")
-        if self.writer is not None:
-            for task, score in zip(self.tasks, scores, strict=True):
-                self.writer.add_scalar(f"score/{task}", score, self.step)
 
 
 def _clock(seconds: float) -> str:
@@ -200,3 +182,17 @@ def table(runs: Sequence[Run]) -> None:
             best = "[bold]" if swept and p == run.best else ""
             out.add_row(best + escape(name), *cells)
     console().print(out)
+
+
+def comparison(found: Comparison) -> None:
+    """Prints a comparison whose differences were tested, and below it by which tests."""
+    out = _titled(escape(found.notes[0]))
+    out.add_column("method", overflow="fold")
+    for measure in found.measures:
+        out.add_column(title(measure), justify="right")
+    for label, cells in zip(found.labels, found.cells, strict=True):
+        shown = [f"{'[bold]' * cell.best}{cell.text}{' †' * cell.apart}" for cell in cells]
+        out.add_row(escape(label), *shown)
+    console().print(out)
+    for note in found.notes[1:]:
+        console().print(f"  {escape(note)}")

@@ -26,12 +26,13 @@ from jcl.chain import chain
 from jcl.data import Stream
 from jcl.measures import evaluation
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Call, Objective, Params, check
+from jcl.method import Apply, Batch, Call, Method, Objective, Params, check
 from jcl.parallel import processes
-from jcl.program import Boundary, Evaluate, Program, State, fill_batch, make
+from jcl.program import Boundary, Evaluate, Program, State, make
 from jcl.records import record
 from jcl.replicate import replicate
 from jcl.runs import expression, files
+from jcl.runs.reading import first_batches, largest_difference, of_task
 from jcl.trees import Trainable
 
 MANY = 100
@@ -84,10 +85,15 @@ class Experiment(NamedTuple):
     """The names of the probes for general ability, which no stage trains on."""
     probe: Evaluate | None = None
     """`(program, state) -> shares of right answers [probes]`, asked before and after all stages."""
+    validate: Evaluate | None = None
+    """The like of `evaluate` on rows that no stage trains on and that are no test's, by which the
+    best point of a sweep is then chosen; a setting `validation` of the config holds them out."""
 
 
 def evaluate_all(experiment: Experiment, stream: Stream | None = None) -> Evaluate:
-    """`evaluate(program, state) -> [tasks + probes]`: scores, and probes if there are any.
+    """`evaluate(program, state) -> [tasks + probes + 1]`: scores, then probes and validation.
+
+    The last two are there if the experiment has them; validation is its mean over tasks.
 
     Args:
       experiment: the experiment.
@@ -95,10 +101,14 @@ def evaluate_all(experiment: Experiment, stream: Stream | None = None) -> Evalua
         those of seed 0.
     """
     made = experiment.evaluate_on
-    evaluate = experiment.evaluate if made is None or stream is None else made(stream)
-    if experiment.probe is None:
-        return evaluate
-    parts = (evaluate, experiment.probe)
+    parts = [experiment.evaluate if made is None or stream is None else made(stream)]
+    if experiment.probe is not None:
+        parts.append(experiment.probe)
+    validate = experiment.validate
+    if validate is not None:
+        parts.append(lambda program, state: validate(program, state).mean(-1, keepdims=True))
+    if len(parts) == 1:
+        return parts[0]
     return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
 
 
@@ -194,6 +204,7 @@ def setup(
     points: Sequence[Mapping[str, float]] = ({},),
     params: Params = None,
     mesh: Mesh | None = None,
+    gradient_norm: bool = False,
 ) -> Setup:
     """Sets up one compiled run, with a member for each seed of each point of a sweep.
 
@@ -206,6 +217,7 @@ def setup(
       params: where training starts, with an axis of members if there are several; None is the
         experiment's own start.
       mesh: the mesh over which the run is spread, which must have one member then.
+      gradient_norm: whether each step reports it, see `make`.
 
     Raises:
       ValueError: if a value is out of range, or the methods don't compose.
@@ -219,7 +231,7 @@ def setup(
     def member(value: Mapping[str, Any]) -> Program:
         method = expression.build(calls, {k: v for k, v in value.items() if "." in k})
         rate = value.get("lr", experiment.learning_rate)
-        return _program(experiment, method, rate, learns, mesh)
+        return _program(experiment, method, rate, learns, mesh, gradient_norm)
 
     for point in points:  # checks the values while they aren't traced yet
         member(point)
@@ -253,18 +265,18 @@ def _learns(experiment: Experiment, params: Params) -> Trainable | None:
 
 
 def _program(
-    experiment: Experiment, method: Any, rate: Any, learns: Trainable | None, mesh: Mesh | None
+    experiment: Experiment,
+    method: Method,
+    rate: Any,
+    learns: Trainable | None,
+    mesh: Mesh | None = None,
+    gradient_norm: bool = False,
 ) -> Program:
     return make(
-        method,
-        experiment.apply,
-        experiment.loss,
-        experiment.optimizer(rate),
-        trainable=learns,
-        microbatches=experiment.microbatches,
-        boundary=experiment.boundary,
-        mesh=mesh,
-    )
+        method, experiment.apply, experiment.loss, experiment.optimizer(rate), trainable=learns,
+        microbatches=experiment.microbatches, boundary=experiment.boundary, mesh=mesh,
+        gradient_norm=gradient_norm,
+    )  # fmt: skip
 
 
 def unrouted(experiment: Experiment, made: Setup, state: State) -> tuple[Setup, State]:
@@ -278,26 +290,10 @@ def unrouted(experiment: Experiment, made: Setup, state: State) -> tuple[Setup, 
       state: a state of the run.
     """
     parts = [part for part in made.program.method.parts if not part.routes]
-    program = _program(
-        experiment, chain(*parts), experiment.learning_rate, _learns(experiment, made.params), None
-    )
+    learns = _learns(experiment, made.params)
+    program = _program(experiment, chain(*parts), experiment.learning_rate, learns)
     kept = {part.name: state.methods[part.name] for part in parts if part.name in state.methods}
     return made._replace(program=program), state._replace(methods=kept)
-
-
-def first_batches(stream: Stream) -> list[Batch]:
-    """The first batch of each stage, of one member if there are several."""
-    found = []
-    for stage in range(len(stream.names)):
-        axes = 1 if stream.members is None else 2
-        rows = jax.tree.map(lambda x, a=axes: x[(0,) * a], stream.chunk(stage, 0, 1))
-        found.append(fill_batch(stream.fetch(stream.source, rows)))
-    return found
-
-
-def of_task(batch: Batch, task: int | jax.Array) -> Batch:
-    """The batch as if all its rows were of a task."""
-    return {**batch, "task": jnp.full_like(batch["task"], task)}
 
 
 def test_facts(experiment: Experiment, made: Setup, state: State) -> dict[str, Any]:
@@ -383,14 +379,3 @@ def merged_params(
     wanted = "one that changes nothing but parameters, for the model to be used without it"
     check(bool((apart[..., 0] < 1e-2).all()), "method", name, wanted)
     return params
-
-
-def largest_difference(wanted: Any, found: Any) -> jax.Array:
-    """The largest difference between leaves over the largest value of each, float32 []."""
-    return jnp.stack(jax.tree.leaves(jax.tree.map(_apart, wanted, found))).max()
-
-
-def _apart(wanted: jax.Array, found: jax.Array) -> jax.Array:
-    """The largest difference over the largest value, float32 []."""
-    wanted, found = wanted.astype(jnp.float32), found.astype(jnp.float32)
-    return jnp.max(jnp.abs(wanted - found)) / (jnp.max(jnp.abs(wanted)) + 1e-6)

@@ -85,6 +85,11 @@ def _load(run: Path, task: str) -> Ended:
     summary = found[0].summary
     check(task in ("", *summary["tasks"]), "task", task, f"one of {summary['tasks']}")
     top = run if (run / "config.json").is_file() else run.parent
+    if not (top / "config.json").is_file():
+        raise ValueError(
+            f"{run} has no config.json, for it was trained from Python, where its model is; save "
+            "it there by jcl.models.save"
+        )
     settings = report.load_settings(top)
     if "life" in settings:
         from jcl.runs.life import served

@@ -26,7 +26,7 @@ from jcl.data.registry.fetch import fetched
 from jcl.mechanisms import adapters
 from jcl.method import Batch, Call, Params, check
 from jcl.program import State
-from jcl.runs import experiment, expression
+from jcl.runs import experiment, expression, reading
 from jcl.runs.export import Ended, card
 
 Leaves = dict[str, np.ndarray]
@@ -94,21 +94,21 @@ def _readings(
 
     reader, kept = experiment.unrouted(built._replace(apply=called), made, state)
     plain, _ = experiment.unrouted(built, made, state)
-    batch = experiment.first_batches(made.stream)[0]
+    batch = reading.first_batches(made.stream)[0]
 
     @jax.jit
-    def reading(state: State, task: jax.Array) -> Any:
-        rows = experiment.of_task(batch, task)
+    def read(state: State, task: jax.Array) -> Any:
+        rows = reading.of_task(batch, task)
         params, soft = reader.program.predict(state, rows)
         call = (Call(collections=state.collections),) if state.collections else ()
         found = built.apply(params, {**rows, **soft}, *call)
-        apart = experiment.largest_difference(plain.program.predict(state, rows), found)
+        apart = reading.largest_difference(plain.program.predict(state, rows), found)
         leaves = {p: x for p, x in trees.by_path(params).items() if adapters.is_adapter(p)}
         return leaves, {k: x[0] for k, x in soft.items()}, apart
 
     found = []
     for task in numbers:
-        leaves, soft, apart = jax.tree.map(np.asarray, reading(kept, jnp.int32(task)))
+        leaves, soft, apart = jax.tree.map(np.asarray, read(kept, jnp.int32(task)))
         wanted = "one that changes nothing but adapters, for them to be used without it"
         check(bool(apart < 1e-2), "method", plain.program.method.name, wanted)
         if soft:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import inspect
 import io
 import json
@@ -12,12 +13,15 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
 
 from jcl import report
+from jcl.data.packages import needed
+from jcl.parallel import processes
+from jcl.report import trackers
 from jcl.runs import expression, own
 
 
@@ -34,6 +38,9 @@ class Options:
     sweep: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=V,V,...")] = ()
     """Values to try: ewc.strength=0,1,10,100, or lr=1e-3,1e-2, or a setting below; repeat the flag
     for a grid."""
+    select_on: Literal["test", "validation"] = "test"
+    """By which rows a sweep's best point is chosen: the final test's own, which is optimistic, or a
+    tenth of each stage's training rows, held out (or as many as --validation says)."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder for the results; by default a new one under runs/."""
     resume: FlagCreatePairsOff[bool] = False
@@ -46,6 +53,14 @@ class Options:
     distributed: Annotated[str | None, arg(metavar="WHO")] = None
     """Be one of several processes: auto on a TPU pod, Slurm, Kubernetes or Open MPI, else
     HOST:PORT,PROCESSES,INDEX, where HOST is process 0's. Without --mesh it is data=-1."""
+    gradient_norm: FlagCreatePairsOff[bool] = False
+    """Log the norm of the gradient that the optimizer gets in each step."""
+    tensorboard: FlagCreatePairsOff[bool] = False
+    """Write event files for TensorBoard beside the results; pip install 'jcl-kit[tensorboard]'."""
+    wandb: Annotated[str | None, arg(metavar="PROJECT")] = None
+    """Write a run of Weights & Biases into this project of theirs; pip install 'jcl-kit[wandb]'."""
+    wandb_offline: FlagCreatePairsOff[bool] = False
+    """Keep W&B's files beside the results, for wandb sync to send."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Another way to give a setting of the experiment."""
 
@@ -75,6 +90,17 @@ def parse(
         near = expression.near(flag.lstrip("-"), [n.replace("_", "-") for n in names], "--")
         raise ValueError(f"{prog} has no flag {flag}{near}")
     return parsed
+
+
+def with_default(args: Sequence[str], flag: str, value: str) -> list[str]:
+    """The arguments, in which a flag without a value, at the end or before another, gets one.
+
+    >>> with_default(["a", "--latex", "--out", "b"], "--latex", "-")
+    ['a', '--latex=-', '--out', 'b']
+    """
+    after = [*args, "--"][1:]
+    bare = [a == flag and next_.startswith("--") for a, next_ in zip(args, after, strict=True)]
+    return [f"{a}={value}" if alone else a for a, alone in zip(args, bare, strict=True)]
 
 
 def _sentence(box: str) -> str:
@@ -143,6 +169,66 @@ def read(name: str, module: ModuleType, args: list[str]) -> tuple[Options, Any]:
     return parsed.run, parsed.experiment
 
 
+def check_listeners(options: Options) -> None:
+    """Refuses flags that can't be followed, before a run has a folder.
+
+    Raises:
+      ImportError: if a library isn't installed.
+      ValueError: if a flag lacks another.
+    """
+    if options.wandb_offline and options.wandb is None:
+        raise ValueError("--wandb-offline needs --wandb PROJECT, whose files it keeps here")
+    asked = {"tensorboard": ("tensorboardX", options.tensorboard),
+             "wandb": ("wandb", options.wandb is not None)}  # fmt: skip
+    for flag, (package, given) in asked.items():
+        with needed(f"--{flag}", package, flag):
+            if given and importlib.util.find_spec(package) is None:
+                raise ImportError(package)
+
+
+def listeners(
+    options: Options, place: Path, name: str, columns: Sequence[str]
+) -> list[trackers.Tracker]:
+    """What the flags ask to be told of a run beside the screen, on process 0."""
+    found = []
+    if options.tensorboard and processes.is_leader():
+        found.append(trackers.tensorboard(place / "tensorboard", columns))
+    if options.wandb is not None and processes.is_leader():
+        config = {"method": name, **report.load_settings(place)}
+        found.append(trackers.wandb(
+            options.wandb, place, name=name, offline=options.wandb_offline, config=config,
+            columns=columns,
+        ))  # fmt: skip
+    return found
+
+
+HELD_OUT = 0.1
+"""The share of each task's training rows that `--select-on validation` holds out by itself."""
+
+
+def with_validation(name: str, config: Any) -> Any:
+    """The config with rows held out of training, by which the point of a sweep is chosen.
+
+    Raises:
+      ValueError: if the experiment can't hold rows out.
+    """
+    if not hasattr(config, "validation"):
+        raise ValueError(
+            f"--select-on is 'validation', but {name} has no setting validation, by which rows are "
+            "held out of training; those of labelled images have it: digits, mnist, fashion"
+        )
+    return dataclasses.replace(config, validation=config.validation or HELD_OUT)
+
+
+def check_choice(options: Options, points: int) -> None:
+    """Refuses `--select-on validation` where no run has several points to choose from."""
+    if options.select_on == "validation" and points < 2:
+        raise ValueError(
+            "--select-on is 'validation', but there is nothing to choose; give --sweep several "
+            "values of a method's float or of lr"
+        )
+
+
 def check_resume(
     options: Options, module: ModuleType, request: dict[str, Any], args: Sequence[str]
 ) -> tuple[dict[str, Any], Any]:
@@ -163,7 +249,8 @@ def check_resume(
         return request, module.Config(**request["config"])
     check_settings(told, options.out)
     every = options.checkpoint_every
-    saved = {"files": {}, "checkpoint_every": every, "mesh": None, **told}  # if an older one's
+    older = {"files": {}, "checkpoint_every": every, "mesh": None, "gradient_norm": False}
+    saved = {**older, **told}
     own.check_same(saved["files"], options.out)
     now = json.loads(json.dumps(request))
     flagged = [a.partition("=")[0] for a in expanded(args, module.Config) if a.startswith("--")]

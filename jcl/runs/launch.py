@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import os
 import platform
@@ -20,12 +19,13 @@ import jax
 from jax.sharding import Mesh
 
 from jcl import report
-from jcl.chain import explain
 from jcl.method import check
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
 from jcl.runs import experiment, files, flags, own, plan
+from jcl.runs.cache import cache
+from jcl.runs.fitted import result_facts
 from jcl.training import folder
 from jcl.training.fit import Diverged, fit
 
@@ -54,12 +54,15 @@ def run(args: list[str]) -> int:
     cache()
     module = experiment.load(path)
     options, config = flags.read(path.stem, module, rest)
+    flags.check_listeners(options)
     check(options.seeds >= 1, "seeds", options.seeds, "at least 1")
     check(options.checkpoint_every >= 1, "checkpoint-every", options.checkpoint_every, "at least 1")
     if options.distributed is not None:
         processes.start(options.distributed)
         if not processes.is_leader():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
+    if options.select_on == "validation":
+        config = flags.with_validation(path.stem, config)
     given = options.method or getattr(module, "METHODS", ())
     beside = Path.cwd() if options.method else path.parent.resolve()
     methods = [own.absolute(text, beside) for text in given]
@@ -73,6 +76,7 @@ def run(args: list[str]) -> int:
         "sweep": list(options.sweep),
         "mesh": options.mesh,
         "checkpoint_every": options.checkpoint_every,
+        "gradient_norm": options.gradient_norm,
     }
     processes.check_same("command", request)
     if options.resume:
@@ -80,8 +84,8 @@ def run(args: list[str]) -> int:
             lambda: flags.check_resume(options, module, request, rest)[0]
         )
         config = flags.restored(module, request)
-        every = request["checkpoint_every"]
-        options = dataclasses.replace(options, checkpoint_every=every)
+        kept = {name: request[name] for name in ("checkpoint_every", "gradient_norm")}
+        options = dataclasses.replace(options, **kept)
     if request["mesh"] is None and processes.has_peers():
         request["mesh"] = "data=-1"
     axes = request["mesh"]
@@ -89,6 +93,7 @@ def run(args: list[str]) -> int:
     if hasattr(module, "nodes"):
         return _pipeline(module, config, name, rest, options, request, mesh)
     found = plan.plans(request["methods"], request["sweep"], config)
+    flags.check_choice(options, max(len(one.points) for one in found))
     # built once for equal configs, and before a folder is made, for it may raise an error
     with _mesh_context(mesh):
         built = {repr(one.config): experiment.build(module, one.config) for one in _distinct(found)}
@@ -101,19 +106,6 @@ def run(args: list[str]) -> int:
         signals.stop()
         _train(built, found, request["seeds"], out, options, mesh)
     return code[0]
-
-
-def cache() -> None:
-    """Sets up JAX's compilation cache, unless the user has; it halves the time of a short run."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # code for one processor must not be run on another that shares the home
-        info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
-        kinds = {x for x in lines if not info.exists() or x.startswith(("flags", "Features"))}
-        machine = hashlib.sha256(repr(sorted(kinds)).encode()).hexdigest()[:12]
-        jax.config.update("jax_compilation_cache_dir", str(home / "jcl" / machine))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _mesh_context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -353,19 +345,23 @@ def _fit(
     mesh: Mesh | None,
 ) -> report.Run | None:
     """One run, and its report if this is process 0."""
-    setup = experiment.setup(built, one.calls, seeds, one.points, mesh=mesh)
+    setup = experiment.setup(
+        built, one.calls, seeds, one.points, mesh=mesh, gradient_norm=options.gradient_norm
+    )
     signals.stop()
     stream = setup.stream
     unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
     members = seeds * len(one.points)
     title = one.name if members == 1 else f"{one.name} × {members}"
-    columns = (*stream.tests, *built.probe_names)
+    held_out = ["validation"] if built.validate is not None else []
+    columns = (*stream.tests, *built.probe_names, *held_out)
     watch = screen.Watch(title, len(stream.names), columns, unit)
     evaluate = experiment.evaluate_all(built, stream)
-    with watch.events(place / "tensorboard") if processes.is_leader() else watch:
+    listeners: list[Any] = [watch, *flags.listeners(options, place, one.name, columns)]
+    with watch:
         result = fit(
             *setup, evaluate=evaluate, out=place, resume=options.resume,
-            chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=watch,
+            chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=listeners,
             collections=experiment.collections_of(built, setup.program),
         )  # fmt: skip
     assert result.scores is not None
@@ -381,20 +377,13 @@ def _fit(
         "measure": built.measure,
         "higher_is_better": built.higher_is_better,
         "seeds": seeds,
-        "stages": list(stream.names),
-        "stage_tasks": list(stream.tasks),
-        "tasks": list(stream.tests),
         "family": one.family,
         "outer": one.outer,
-        "wall_seconds": result.wall_seconds,
-        "compile_seconds": result.compile_seconds,
-        "examples_per_second": result.examples_per_second,
-        "step_traces": result.step_traces,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "pipeline": explain(setup.program.method, state=result.state),
+        **result_facts(setup.program, stream, result),
         **class_facts,
     }
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
     tasks = len(stream.tests)
     probes = {name: scores[..., tasks + i] for i, name in enumerate(built.probe_names)}
-    return report.write(place, facts, one.points, labels, scores[..., :tasks], probes)
+    validation = scores[:, :, -1, -1] if held_out and len(one.points) > 1 else None
+    return report.write(place, facts, one.points, labels, scores[..., :tasks], probes, validation)

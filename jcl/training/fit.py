@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,12 @@ from jcl.refusals import warn_of_idle
 from jcl.training import checkpoint, inputs, origin
 from jcl.training.carry import Carry, take_over
 from jcl.training.compiled import compile_loop, start
+from jcl.training.evaluations import Asked, Evaluations, Keep, as_json, asked
+from jcl.training.events import Event, Listener, learning_rate
 from jcl.training.feed import Feed, place
 from jcl.training.folder import hold, prepare
 from jcl.training.log import Log
 from jcl.training.result import Result, peak_memory
-
-Event = dict[str, Any]
 
 
 class Diverged(RuntimeError):
@@ -59,7 +59,7 @@ def _count(x: jax.Array) -> int:
     return int(np.asarray(x).reshape(-1)[0])
 
 
-def _tree(state: State, scores: np.ndarray) -> dict[str, Any]:
+def tree_of(state: State, scores: np.ndarray) -> dict[str, Any]:
     """The tree that is checkpointed."""
     where = state.step.sharding  # on a mesh, whole on every device
     return {"state": state, "scores": place(scores, where)}
@@ -80,7 +80,7 @@ def last_state(
       ValueError: if there is no checkpoint, or it is of another program.
     """
     begun = start(program, params, key, Feed(stream, program.layout, 1), evaluate, collections)
-    found = checkpoint.restore(Path(out) / "checkpoints", _tree(begun.like, begun.scores))
+    found = checkpoint.restore(Path(out) / "checkpoints", tree_of(begun.like, begun.scores))
     if found is None:
         raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
     return found[0]["state"]
@@ -102,21 +102,25 @@ class _Run:
         out: Path | None,
         resume: bool,
         chunk: int,
-        emit: Callable[[Event], None],
+        wanted: Asked,
+        emit: Listener,
     ) -> None:
         self.stream, self.emit = stream, emit
         self.feed = Feed(stream, program.layout, chunk_size(stream.steps, chunk))
         begun = start(program, params, key, self.feed, evaluate, collections)
         self.scores, self.width = begun.scores, begun.width
+        self.within = Evaluations(wanted, stream, begun.scores.shape[:-2])
         self.saver = None if out is None else checkpoint.Saver(out / "checkpoints")
         self.saved: int | None = None
         found = None
         if resume and self.saver is not None:
-            found = checkpoint.restore(self.saver.folder, _tree(begun.like, self.scores))
+            like = tree_of(begun.like, self.scores) | self.within.tree(begun.like)
+            found = checkpoint.restore(self.saver.folder, like)
             signals.stop()
         if found is not None:
             tree, self.saved = found
             self.state, self.scores = tree["state"], np.array(tree["scores"])
+            self.within.restore(tree)
         else:
             self.state = begun.make() if carried is None else take_over(begun.make(), carried, what)
         self.first_stage = 0 if carried is None else _count(carried.stage)
@@ -126,37 +130,63 @@ class _Run:
         self.compiled = compile_loop(program, self.state, self.feed, evaluate)
         if out is not None:
             where = None if program.layout is None else str(dict(program.layout.mesh.shape))
-            begun_with = origin.of(stream, key, self.compiled.programs, where)
+            shape = self.scores.shape
+            begun_with = origin.of(stream, key, self.compiled.programs, where, shape)
             origin.check(out, begun_with, found is not None)
-        self.log = Log(out if processes.is_leader() else None, self.done)
+        where_to = out if processes.is_leader() else None
+        self.log = Log(where_to, self.done)
+        kept = where_to if wanted.every is not None else None
+        self.evaluations = Log(kept, self.done, "evaluations.jsonl")
         told = [line["diverged"] for line in self.log.lines if "diverged" in line]
         self.diverged = {int(m): step for m, step in told[-1].items()} if told else {}
-        self.training = 0.0
+        self.training, self.stopped = 0.0, False
         self.began = time.perf_counter()
 
     def save(self, replace: bool = False) -> None:
         """Saves; at a boundary with `replace`, for the step's number is that before it too."""
         if self.saver is not None:
-            self.saver.save(self.done, _tree(self.state, self.scores), replace)
+            tree = tree_of(self.state, self.scores) | self.within.tree(self.state)
+            self.saver.save(self.done, tree, replace)
             self.saved = self.done
 
     def save_at_once(self, replace: bool = False) -> None:
         self.save(replace)
         self.close()
 
+    def stop(self) -> None:
+        """Ends the run here for its listener, saved; a resumed one goes on."""
+        self.stopped = True
+        self.save_at_once()
+
     def close(self) -> None:
         if self.saver is not None:
             self.saver.finish()
+
+    def evaluate(self) -> np.ndarray:
+        """The scores [..., tasks] of the state as it is, NaN of members that have diverged."""
+        assert self.compiled.evaluate is not None
+        row = np.array(self.compiled.evaluate(self.state))
+        row[list(self.diverged)] = np.nan
+        return row
+
+    def evaluate_within(self, stage: int) -> None:
+        """Evaluates within a stage, and keeps the best."""
+        row, name = self.evaluate(), self.stream.names[stage]
+        best = self.within.take(self.state, row, stage)
+        line = {"stage": stage, "name": name, "step": self.done, "scores": as_json(row)}
+        self.evaluations.write(line)
+        more = {"scores": row, "best": best, "tasks": self.stream.tests}
+        self.emit({**line, "kind": "evaluation", **more})
 
     def score(self, stage: int) -> None:
         """Evaluates, and fills row `stage` of the scores, after so many stages."""
         if self.compiled.evaluate is None:
             return
-        row = np.array(self.compiled.evaluate(self.state))
-        row[list(self.diverged)] = np.nan
+        row = self.evaluate()
         self.scores[..., stage, :] = row
         name = self.stream.names[stage - 1] if stage else "before training"
-        self.emit({"kind": "scores", "stage": stage, "name": name, "scores": row})
+        self.emit({"kind": "scores", "stage": stage, "name": name, "step": self.done,
+                   "scores": row, "tasks": self.stream.tests})  # fmt: skip
 
     def unscored(self, stage: int) -> bool:
         """Whether a stage is to begin whose row of the scores, before it, is empty as yet."""
@@ -190,11 +220,15 @@ class _Run:
         if self.diverged:
             entry["diverged"] = self.diverged
         self.log.write({"stage": stage, "name": name, "step": self.done, **entry})
+        if not self.emit.listens:
+            return
         elapsed = time.perf_counter() - self.began
         self.emit({
             "kind": "progress", "stage": stage, "name": name, "step": self.done,
             "steps": self.total, "loss": entry["loss"], "examples_per_second": self.speed,
             "seconds_left": elapsed / (self.done - self.resumed_at) * (self.total - self.done),
+            "scalars": {k: entry[k] for k in kept if k != "loss"},
+            "learning_rate": learning_rate(self.state.optimizer),
         })  # fmt: skip
 
     def note_diverged(self, losses: np.ndarray, stage: int) -> None:
@@ -218,6 +252,8 @@ class _Run:
             )
 
     def consolidate(self, stage: int) -> None:
+        self.state = self.within.best(self.state)
+        self.within.forget()
         tick = time.perf_counter()
         slices = self.feed.boundary(stage)
         self.state = self.compiled.consolidate(self.state, self.feed.source, slices)
@@ -240,7 +276,11 @@ def fit(
     resume: bool = False,
     chunk: int = 100,
     checkpoint_every: int = 1000,
-    on_event: Callable[[Event], None] | None = None,
+    on_event: Callable[[Event], Any] | Sequence[Callable[[Event], Any]] | None = None,
+    evaluate_every: int | None = None,
+    keep: Keep = "last",
+    patience: int | None = None,
+    higher_is_better: bool | None = None,
     carried: State | None = None,
     carry: Carry = "methods",
     collections: Any = (),
@@ -254,13 +294,21 @@ def fit(
       key: a typed PRNG key.
       stream: a `jcl.data.Stream`, or leaves [stages, steps, B, ...] as `run` takes them.
       evaluate: `(program, state) -> scores [tasks]`, called before training and after each stage.
-      out: the run's folder, to which `metrics.jsonl` and `checkpoints/` are written.
+      out: the run's folder, to which `metrics.jsonl` and `checkpoints/` are written, and by
+        `jcl.fit` in the end also `summary.json`, `scores.csv` and `matrix.csv`, if it is evaluated.
       resume: whether to go on from the newest whole checkpoint in `out`, if there is one; the
         result is then bit for bit that of an uninterrupted run.
       chunk: how many steps a compiled call takes at most; 1 is for debugging.
       checkpoint_every: steps between checkpoints; the end of every stage makes one too.
-      on_event: called with `{"kind": "progress", ...}` after a chunk, `{"kind": "scores", ...}`
-        after an evaluation, and `{"kind": "diverged", ...}` where one of many members diverges.
+      on_event: called with events such as `{"kind": "progress", ...}` (see `training.events`), as
+        `jcl.progress()` is, or several such; where one returns "stop" the run saves, and gives back
+        what it has. Its `close`, if it has one, is called when the run is over.
+      evaluate_every: steps of a stage after which it is also evaluated, beside its last step.
+      keep: `best` has each stage end in the state of its best evaluation, by the mean score over
+        the tasks seen so far; it takes the room of a second state.
+      patience: after how many evaluations in a row without a better one a stage ends early; with
+        many members, once none has got better for so long.
+      higher_is_better: which scores are good; None is what `evaluate` says of itself, else True.
       carried: the last state of another run with the same methods, from which this one goes on.
         `params` must be its own, to which anchors and memories belong; where they were changed on
         purpose, it is `state._replace(params=params)`.
@@ -285,39 +333,41 @@ def fit(
     stream = inputs.as_stream(stream, program)
     inputs.check_rows(program, params, key, stream, collections)
     inputs.check_carried(params, carried)
+    wanted = asked(evaluate, evaluate_every, keep, patience, higher_is_better)
     if processes.has_peers():
         spread = None if program.layout is None else program.layout.mesh.size
         check(spread == jax.device_count(), "the mesh's number of devices", spread,
               f"{jax.device_count()}, those of all {jax.process_count()} processes")  # fmt: skip
     folder = None if out is None else Path(out)
     processes.from_leader(lambda: prepare(folder, resume))
-    emit = on_event if on_event is not None and processes.is_leader() else lambda event: None
-    with signals.note(), contextlib.ExitStack() as held:
+    emit = Listener(on_event)
+    with signals.note(), contextlib.closing(emit), contextlib.ExitStack() as held:
         if folder is not None:
             processes.from_leader(lambda: held.enter_context(hold(folder)))
             processes.from_leader(lambda: checkpoint.tidy(folder / "checkpoints"))
         run = _Run(
             program, params, collections, key, carried, carry,
-            stream, evaluate, folder, resume, chunk, emit,
+            stream, evaluate, folder, resume, chunk, wanted, emit,
         )  # fmt: skip
         warn_of_idle(program.method, run.first_stage + len(stream.steps))
         with contextlib.closing(run):
             _drive(run, checkpoint_every)
     return Result(
-        run.state, None if evaluate is None else run.scores, run.log.lines,
+        run.within.best(run.state), None if evaluate is None else run.scores, run.log.lines,
         time.perf_counter() - began, run.compiled.seconds, run.speed,
-        len(run.compiled.traces), peak_memory(), folder, run.diverged,
+        len(run.compiled.traces), peak_memory(), folder, run.diverged, run.evaluations.lines,
+        run.stopped,
     )  # fmt: skip
 
 
 def _drive(run: _Run, checkpoint_every: int) -> None:
-    """Takes a run from where it stands through its last stage.
+    """Takes a run from where it stands through its last stage, or until its listener stops it.
 
     Raises:
       KeyboardInterrupt: after a Ctrl-C, and Preempted after SIGTERM: at the next point at which a
         checkpoint is all that it takes to go on, once there is one.
     """
-    steps = run.stream.steps
+    steps, within = run.stream.steps, run.within
     first = _count(run.state.stage) - run.first_stage
     if run.unscored(first):  # it begins, or was stopped between a boundary and the scores after it
         run.score(first)
@@ -326,14 +376,20 @@ def _drive(run: _Run, checkpoint_every: int) -> None:
         signals.stop(run.close)
     for stage in range(first, len(steps)):
         at = _count(run.state.stage_step)
-        while at < steps[stage]:
-            count = min(run.feed.size, steps[stage] - at)
+        while at < steps[stage] and not within.enough:
+            if run.emit.asks_to_stop():
+                return run.stop()
+            count = min(run.feed.size, steps[stage] - at, within.limit(at))
             run.advance(stage, at, count)
             at += count
+            if within.due(at, steps[stage]):
+                run.evaluate_within(stage)
             due = run.done // checkpoint_every > (run.done - count) // checkpoint_every
             if due and at < steps[stage]:
                 run.save()
             signals.stop(run.save_at_once)
+        if run.emit.asks_to_stop():
+            return run.stop()
         run.consolidate(stage)
         signals.stop(partial(run.save_at_once, replace=True))
         run.score(stage + 1)

@@ -12,9 +12,10 @@ from jcl.training.folder import whole
 class Log:
     """metrics.jsonl, a line a logged step, and the same lines in memory."""
 
-    def __init__(self, out: Path | None, done: int) -> None:
+    def __init__(self, out: Path | None, done: int, name: str = "metrics.jsonl") -> None:
+        """Begins with the lines up to step `done` of the file `name`, if `out` has it."""
         self.lines: list[dict[str, Any]] = []
-        self.path = None if out is None else out / "metrics.jsonl"
+        self.path = None if out is None else out / name
         if self.path is None:
             return
         if self.path.exists():  # a killed run's lines after its last checkpoint are logged again

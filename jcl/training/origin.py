@@ -23,7 +23,13 @@ _MOST = 1 << 16
 """How many elements of an array are read at most: large ones are told apart by so many of them."""
 
 
-def of(stream: Stream, key: jax.Array, programs: list[Any], where: str | None) -> dict[str, Any]:
+def of(
+    stream: Stream,
+    key: jax.Array,
+    programs: list[Any],
+    where: str | None,
+    scores: tuple[int, ...],
+) -> dict[str, Any]:
     """What a run is of, as JSON.
 
     Args:
@@ -32,6 +38,8 @@ def of(stream: Stream, key: jax.Array, programs: list[Any], where: str | None) -
       programs: jaxprs of the step and the boundary. Of these it has the floating numbers that are
         written into them, as strengths and learning rates are, and the sums of floating arrays.
       where: the mesh, under which a program's own numbers may differ.
+      scores: the shape of the scores that are kept beside the state. With the shapes of a batch it
+        is what `load_state` needs to read a checkpoint without the stream.
     """
     numbers: set[float] = set()
     constants: set[str] = set()
@@ -49,10 +57,19 @@ def of(stream: Stream, key: jax.Array, programs: list[Any], where: str | None) -
         "data": sum_of((stream.source, slices)),
         "numbers": [f"{x:.7g}" for x in sorted(numbers)],
         "constants": sorted(constants),
+        "batch": {k: [list(x.shape), str(x.dtype)] for k, x in _batch(stream).items()},
+        "scores": list(scores),
         "compared under": {
             "jax": jax.__version__, "jcl": metadata.version("jcl-kit"), "mesh": where,
         },
     }  # fmt: skip
+
+
+def _batch(stream: Stream) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and dtypes of a batch, of one member."""
+    axes = 1 if stream.members is None else 2
+    rows = jax.tree.map(lambda x: x[(0,) * axes], stream.chunk(0, 0, 1))
+    return jax.eval_shape(stream.fetch, stream.source, rows)
 
 
 def check(folder: Path, now: dict[str, Any], goes_on: bool) -> None:

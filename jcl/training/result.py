@@ -41,6 +41,10 @@ class Result(NamedTuple):
     diverged: dict[int, int]
     """At which step, counted from 1, the loss of which member was no longer finite. Its scores are
     NaN from there on, and the other members' are what they would have been."""
+    evaluations: list[dict[str, Any]] | tuple[()] = ()
+    """The evaluations within stages: `stage`, `name`, `step` and `scores`, as lists."""
+    stopped: bool = False
+    """Whether `on_event` stopped it before the end of its last stage."""
 
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {}

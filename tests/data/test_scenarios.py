@@ -266,3 +266,28 @@ def test_reordered_tasks_keep_their_own_permutations():
         np.testing.assert_array_equal(got["x"][0][np.argsort(got["y"][0])], expected)
         assert (got["task"] == stage).all() and (rows["task"] == stage).all()
         np.testing.assert_array_equal(moved.test[stage]["x"], expected)
+
+
+@pytest.mark.parametrize("kind", ["split", "permuted", "gradual"])
+def test_held_out_rows_are_in_no_stage_and_are_what_a_batch_would_have(kind):
+    given = {"x": RNG.normal(size=(40, 6)).astype(np.float32), "y": np.arange(40) % 4}
+    made = {
+        "split": lambda: data.split(given, given, tasks=2),
+        "permuted": lambda: data.permuted(given, given, tasks=3),
+        "gradual": lambda: data.gradual(data.split(given, given, tasks=2)),
+    }[kind]()
+    train, validate = data.hold_out(made, 0.25, seed=1)
+    assert validate.stages is train.stages and train.test == made.test
+    assert all(len(a) < len(b) for a, b in zip(train.stages, made.stages, strict=True))
+    whole = data.from_scenario(made, 8, epochs=1)
+    seen = np.concatenate(train.stages)
+    for task, held in enumerate(validate.test):
+        mine = np.flatnonzero(made.rows["task"] == task)
+        left = np.setdiff1d(mine, seen)  # the rows of the task that are in no stage any more
+        assert len(left) == round(0.25 * len(mine)) == len(held["x"])
+        rows = {"row": left, "weight": np.ones(len(left), np.float32)}
+        batch = whole.fetch(whole.source, rows)
+        for key in ("x", "y", "task"):
+            np.testing.assert_array_equal(held[key], batch[key])
+    stream = data.from_scenario(train, 4, epochs=1)  # times, if there are any, fit the rows
+    assert stream.chunk(0, 0, 2)["row"].shape == (2, 4)

@@ -97,39 +97,6 @@ def test_fuar_is_as_published(invariant, updated, new, published):
     assert round(found, 2) == published
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 11, 40])
-def test_interval_is_student_s(count):
-    values = np.random.default_rng(count).normal(size=count)
-    mean, half = metrics.interval(values)
-    assert half is not None
-    low, high = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
-    np.testing.assert_allclose([mean - half, mean + half], [low, high], rtol=1e-9)
-
-
-# column t.975 of NIST/SEMATECH's e-Handbook of Statistical Methods, 1.3.6.7.2
-@pytest.mark.parametrize(
-    "freedom, quantile",
-    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042), (100, 1.984)],
-)
-def test_interval_has_the_quantiles_of_a_table(freedom, quantile):
-    values = np.arange(freedom + 1.0)
-    error = np.std(values, ddof=1) / np.sqrt(freedom + 1)
-    half = metrics.interval(values)[1]
-    assert half is not None and round(half / error, 3) == quantile
-
-
-@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99, 0.999])
-def test_interval_of_two_and_three_is_the_closed_form(level):
-    two, three = (metrics.interval(np.arange(n), level)[1] for n in (2.0, 3.0))
-    assert two == pytest.approx(np.tan(np.pi * level / 2) * np.sqrt(1 / 2 / 2), rel=1e-9)
-    exact = level * np.sqrt(2 / (1 - level**2))
-    assert three == pytest.approx(exact * np.sqrt(1 / 3), rel=1e-9)
-
-
-def test_interval_of_one_has_no_width():
-    assert metrics.interval([3.0]) == (3.0, None)
-
-
 def test_summary_negates_what_is_lower_better():
     losses = np.stack([1 - R, 1.1 - R])  # a loss whose negative has R's differences
     found = metrics.summary(losses, higher_is_better=False)

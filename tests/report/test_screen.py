@@ -1,6 +1,3 @@
-import sys
-import types
-
 import numpy as np
 import pytest
 
@@ -28,37 +25,6 @@ def test_plain_lines_say_where_a_run_is(watch, capsys):
     assert "er(groups=[1])" in shown  # brackets are no markup
     assert "2/3 two [2]: step 30/60 · loss 0.500 · 640 tokens/s · 1:15 left" in shown
     assert "after one" in shown and "0.750  0.500" in shown  # the mean over members
-
-
-def test_an_event_goes_to_tensorboard_where_it_is_installed(watch, monkeypatch, tmp_path):
-    written = []
-
-    class Writer:
-        def __init__(self, folder):
-            assert folder == str(tmp_path)
-
-        def add_scalar(self, name, value, step):
-            written.append((name, value, step))
-
-        def close(self):
-            written.append("closed")
-
-    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Writer))
-    with watch.events(tmp_path):
-        watch(PROGRESS)
-        watch(SCORES)
-    assert written == [
-        ("loss", 0.5, 30), ("tokens per second", 640.0, 30),
-        ("score/one", 0.75, 30), ("score/two [2]", 0.5, 30), "closed",
-    ]  # fmt: skip
-
-
-@pytest.mark.quick
-def test_without_tensorboard_nothing_is_written(watch, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with watch.events(tmp_path):
-        watch(PROGRESS)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.quick

@@ -15,7 +15,7 @@ import jcl
 from jcl import data, losses, mesh, models
 from jcl.measures.evaluation import accuracy, evaluator
 from jcl.method import defines
-from jcl.runs import experiment, expression
+from jcl.runs import experiment, expression, reading
 
 pytestmark = pytest.mark.quick
 
@@ -187,7 +187,7 @@ def merged(method: str, task: int | None = None) -> tuple[Any, Any, Any]:
     if method.startswith("eproj"):
         built = seeing()
     given = experiment.setup(built, expression.parse(method))
-    example = experiment.first_batches(given.stream)[0]
+    example = reading.first_batches(given.stream)[0]
     state = given.program.init(given.params, example, given.key)
     draw = np.random.default_rng(0)
 
@@ -204,7 +204,7 @@ def merged(method: str, task: int | None = None) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize("method", FOLDS)
 def test_what_can_be_folded_is(method: str) -> None:
     built, given, (state, params) = merged(method)
-    batch = experiment.first_batches(given.stream)[1]
+    batch = reading.first_batches(given.stream)[1]
     wanted = given.program.predict(state, batch)
     np.testing.assert_allclose(built.apply(params, batch), wanted, atol=1e-5)
     assert np.abs(wanted - built.apply(given.params, batch)).max() > 1e-2
@@ -218,7 +218,7 @@ def test_what_reads_each_task_by_other_weights_is_folded_for_one(method: str) ->
     folded = []
     for task in (0, 1):
         built, given, (state, params) = merged(method, task)
-        batch = experiment.of_task(experiment.first_batches(given.stream)[0], task)
+        batch = reading.of_task(reading.first_batches(given.stream)[0], task)
         wanted = given.program.predict(state, batch)
         np.testing.assert_allclose(built.apply(params, batch), wanted, atol=1e-5)
         folded.append(wanted)

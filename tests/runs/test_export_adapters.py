@@ -15,7 +15,7 @@ from test_export import script, trained
 
 from jcl import cli, trees
 from jcl.mechanisms import adapters
-from jcl.runs import experiment, export, export_adapters, expression
+from jcl.runs import experiment, export, export_adapters, expression, reading
 
 __all__ = ["script"]
 pytest.importorskip("transformers")
@@ -26,7 +26,7 @@ def ended(script: Path, folder: Path, method: str) -> export.Ended:
     module = experiment.load(script)
     built = module.build(module.Config())
     setup = experiment.setup(built, expression.parse(method))
-    example = experiment.first_batches(setup.stream)[0]
+    example = reading.first_batches(setup.stream)[0]
     state = setup.program.init(setup.params, example, setup.key)
     draw = np.random.default_rng(0)
 
@@ -78,7 +78,7 @@ def close(found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def tokens_of(end: Any) -> np.ndarray:
-    return np.asarray(experiment.first_batches(end.setup.stream)[0]["tokens"])
+    return np.asarray(reading.first_batches(end.setup.stream)[0]["tokens"])
 
 
 def test_a_pair_for_each_task_with_the_keys_that_infer_it(script: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_pair_for_each_task_with_the_keys_that_infer_it(script: Path, tmp_path
     assert said["tasks"] == ["low", "high"] and said["tensors"] == {"total": [2, 16]}
     assert "argmax_t cos(f(row)" in said["use"] and "mean of the embeddings" in said["use"]
     table = np.asarray(end.state.params["embed"]["table"])
-    for task, batch in enumerate(experiment.first_batches(end.setup.stream)):
+    for task, batch in enumerate(reading.first_batches(end.setup.stream)):
         mean = table[np.asarray(batch["tokens"])].mean(1)
         cosines = mean @ keys.T / np.linalg.norm(keys, axis=-1)
         assert (cosines.argmax(-1) == task).all()

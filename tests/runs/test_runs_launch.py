@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import jax
 import pytest
 
 from jcl.runs import experiment, flags, launch
@@ -65,19 +64,3 @@ def test_a_folder_in_use_is_refused_unless_it_is_gone_on_with(tmp_path):
     assert made(flags.Options(out=tmp_path, resume=True), []) == tmp_path
     with pytest.raises(ValueError, match=r"config\.json is a file, but must be a folder"):
         made(flags.Options(out=tmp_path / "config.json"), ["er"])
-
-
-def test_compiled_code_is_kept_by_processor_unless_jax_has_a_place(monkeypatch, tmp_path):
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    try:
-        launch.cache()
-        assert jax.config.jax_compilation_cache_dir == before[names[0]]
-        jax.config.update(names[0], None)
-        launch.cache()
-        chosen = Path(jax.config.jax_compilation_cache_dir)
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-    assert chosen.parent == tmp_path / "jcl" and len(chosen.name) == 12

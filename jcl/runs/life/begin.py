@@ -101,9 +101,6 @@ def named(text: str) -> tuple[str, list[Path]]:
 
     Raises:
       ValueError: if there is no file, or the name can't be one.
-
-    >>> named("jan=a.jsonl,b.csv")[0], named("data/march.jsonl")[0]
-    ('jan', 'march')
     """
     name, equals, rest = text.partition("=")
     files = [Path(part).expanduser() for part in (rest if equals else text).split(",") if part]

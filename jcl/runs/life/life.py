@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
-from jcl import models, trees
+from jcl import models
 from jcl.method import check
-from jcl.parallel import signals
+from jcl.parallel import processes, signals
 from jcl.program import State
 from jcl.report import load_settings
 from jcl.runs.life import accept as conditions
-from jcl.runs.life import forget, matrix
+from jcl.runs.life import forget, matrix, states
 from jcl.runs.life.book import Book, Stage, load_rows, size_of
 from jcl.runs.life.drifting import Drift, detect
 from jcl.runs.life.forget import Forgotten
@@ -30,8 +31,7 @@ from jcl.runs.life.plan import Given, plan_stage, read_given, read_items, write_
 from jcl.runs.life.rows import Row, digest_of, hash_of, words_of
 from jcl.runs.life.settings import CHUNK, Settings, restored
 from jcl.runs.life.tasks import Exam, stage_of
-from jcl.runs.life.work import SLIM, WHOLE, Work, load_model, mean_of, shapes_of, zeros_of
-from jcl.training import carry as carrying
+from jcl.runs.life.work import SLIM, Work, load_model, mean_of, shapes_of, zeros_of
 from jcl.training import folder as folders
 from jcl.training.fit import Diverged, fit
 
@@ -100,9 +100,11 @@ class Life:
 
     @property
     def model(self) -> models.Model:
-        """The model with the parameters of the current state, adapters and all beside kernels."""
+        """The model as the current state has it predict, adapters beside kernels and scaled."""
         work = self._work()
-        return self.base._replace(params=self._state(work, self.book.current)[0].params)
+        state = self._state(work, self.book.current)[0]
+        example = zeros_of(self.book.lineage()[-1].facts["example"])
+        return self.base._replace(params=jax.jit(work.program.read_params)(state, example))
 
     def stage(
         self,
@@ -234,7 +236,13 @@ class Life:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
-        """Holds the folder, with the book as it is by then."""
+        """Holds the folder, with the book as it is by then.
+
+        Raises:
+          ValueError: if another process holds it, or there are several.
+        """
+        alone = not processes.has_peers()
+        check(alone, "number of processes", "several", "one, for a life is written by one")
         with signals.note(), folders.hold(self.folder), warnings.catch_warnings():
             self.book = Book(self.folder)
             self.book.tidy()
@@ -269,7 +277,11 @@ class Life:
         rows_of = {n: load_rows(book.place(n) / "test.jsonl") for n in tests}
         exams: dict[int, Exam] = {n: work.exam(rows) for n, rows in rows_of.items()}
         base = work.first(example)
-        given = self._begun(work, base, example)
+        try:
+            given = states.start_of_stage(book, self._work, work, base, example)
+        except ValueError:
+            book.drop_pending()  # nothing was trained
+            raise
         before = work.score(given, exams[number], number)
         first = work.score(base, exams[number], number) if line else before
         signals.stop()
@@ -325,40 +337,9 @@ class Life:
         book.write()
         book.tidy()
         if accepted:
-            self._slim()
+            states.slim(book, self.settings.keep, self._work)
         self._report()
         return Outcome(plan["name"], accepted, "; ".join(why), scores, facts["before"])
-
-    def _begun(self, work: Work, base: State, example: dict[str, np.ndarray]) -> State:
-        """The state that a stage begins from: the current one, under the stage's method."""
-        current = self.book.current
-        if current < 0:
-            return base
-        stage = self.book.lineage()[-1]
-        if stage.facts["method"] == work.method:
-            return work.load(self.book.place(current), example)[0]
-        before = self._work(stage.facts["method"])
-        state = before.load(self.book.place(current), example)[0]
-        begun = work.first(example, state.params)
-        lost = sorted(trees.kinds(state.params).keys() - trees.kinds(base.params).keys())
-        if lost:
-            raise ValueError(
-                f"method is {work.method!r}, but must keep what made {lost[0]!r}, a leaf of the "
-                f"model by now; the stages before had {stage.facts['method']!r}"
-            )
-        return carrying.change_methods(begun, state)
-
-    def _slim(self) -> None:
-        """Of stages older than `keep` drops what the optimizer had."""
-        line = self.book.lineage()
-        for stage in line[: -self.settings.keep]:
-            place = self.book.place(stage.number)
-            if not (place / WHOLE).is_dir():
-                continue
-            work = self._work(stage.facts["method"])
-            state, _ = work.load(place, zeros_of(stage.facts["example"]))
-            work.save(place, state, whole=False)
-            shutil.rmtree(place / WHOLE)
 
     def _state(self, work: Work, number: int) -> tuple[State, bool]:
         """The state after a stage, and whether its optimizer's is that of then."""

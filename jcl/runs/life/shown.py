@@ -37,7 +37,10 @@ def write(life: Life) -> Path | None:
         "step_traces": max(s.facts["step_traces"] for s in line),
         "peak_memory_bytes": max(s.facts["peak_memory_bytes"] for s in line),
         "pipeline": explain(expression.build(expression.parse(method))),
-        "rejected": [[s.name, s.facts["why"]] for s in life.book.stages if not s.accepted],
+        "notes": [
+            f"{s.name} was learned and rejected, for {s.facts['why']}"
+            for s in life.book.stages if not s.accepted
+        ],
     }  # fmt: skip
     _join_logs(life, line)
     report.write(life.folder, facts, [{}], [method], life.scores[None, None])

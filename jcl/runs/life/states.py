@@ -1,0 +1,61 @@
+"""From which state a stage begins, and what of old states is kept."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+from jcl import trees
+from jcl.data.stream import Arrays
+from jcl.program import State
+from jcl.runs.life.book import Book
+from jcl.runs.life.work import WHOLE, Work, zeros_of
+from jcl.training.carry import change_methods
+
+WorkOf = Callable[[str], Work]
+"""The work under a method's expression."""
+
+
+def start_of_stage(book: Book, work_of: WorkOf, work: Work, base: State, example: Arrays) -> State:
+    """The state that a stage begins from: the current one, under the stage's method.
+
+    Args:
+      book: the life's.
+      work_of: of the stages before.
+      work: of the stage.
+      base: its state before any training, which is where the first stage begins.
+      example: a batch, read for shapes and dtypes only.
+
+    Raises:
+      ValueError: if the stage's method can't go on from where the one before has ended.
+    """
+    line = book.lineage()
+    if not line:
+        return base
+    stage = line[-1]
+    if stage.facts["method"] == work.method:
+        return work.load(book.place(stage.number), example)[0]
+    state = work_of(stage.facts["method"]).load(book.place(stage.number), example)[0]
+    lost = sorted(trees.kinds(state.params).keys() - trees.kinds(base.params).keys())
+    if lost:
+        raise ValueError(
+            f"method is {work.method!r}, but must keep what made {lost[0]!r}, a leaf of the model "
+            f"by now; the stages before had {stage.facts['method']!r}"
+        )
+    return change_methods(work.first(example, state.params), state)
+
+
+def slim(book: Book, keep: int, work_of: WorkOf) -> None:
+    """Of all but the last `keep` stages drops what the optimizer had.
+
+    Raises:
+      OSError: if what is left can't be written; what was there stays.
+    """
+    for stage in book.lineage()[:-keep]:
+        place = book.place(stage.number)
+        if not (place / WHOLE).is_dir():
+            continue
+        work = work_of(stage.facts["method"])
+        state, _ = work.load(place, zeros_of(stage.facts["example"]))
+        work.save(place, state, whole=False)
+        shutil.rmtree(place / WHOLE)

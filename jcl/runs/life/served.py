@@ -44,8 +44,9 @@ def parts(folder: Path) -> tuple[Experiment, Setup, State, list[int]]:
         return {name: jnp.asarray(x) for name, x in rows.items()}
 
     names = tuple(one.names[0] for one in streams)
+    numbered, steps = tuple(range(len(names))), (1,) * len(names)
     stream = Stream(
-        names, tuple(range(len(names))), (1,) * len(names), chunk, chunk, (), fetch, names, ()
+        names, numbered, steps, chunk, lambda stage: chunk(stage, 0, 1), (), fetch, names, ()
     )
     built = Experiment(
         name=folder.name,

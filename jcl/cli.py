@@ -42,7 +42,8 @@ USAGE = """usage: jcl COMMAND ...
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs; --baseline naive --latex tests them
   jcl report DIR               draws a run's figures and report.html again
-  jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card
+  jcl export RUN --to DIR      a run's model as a folder that transformers loads, with a card;
+                               --adapters alone for PEFT, --to model.gguf for llama.cpp
   jcl edit MODEL PROMPT ANSWER --to DIR      writes a fact into a model
   jcl shardings --model NAME --mesh fsdp=8   where a model's parameters lie on a mesh
   jcl fetch NAME               gets a model or a data set; without a name, lists them;
@@ -233,11 +234,23 @@ def _report(dir: Annotated[Path, tyro.conf.Positional, arg(metavar="DIR")]) -> N
 def _export(
     run: Annotated[Path, tyro.conf.Positional, arg(metavar="RUN")],
     to: Annotated[Path, arg(metavar="DIR")],
+    adapters: tyro.conf.FlagCreatePairsOff[bool] = False,
+    gguf: Annotated[str, arg(metavar="KIND")] = "",
+    task: Annotated[str, arg(metavar="NAME")] = "",
 ) -> None:
-    """Writes a run's model, adapters merged, as a Hugging Face folder with a model card."""
+    """Writes a run's model, adapters merged, as a Hugging Face folder with a model card.
+
+    Args:
+      run: the run's folder.
+      to: the folder to write, new or empty; or a file that ends with .gguf, for llama.cpp.
+      adapters: writes adapters or prompts alone, as PEFT folders, one a stage where each has its
+        own, with the keys by which a method infers the task.
+      gguf: f16, q8_0 or f32, the numbers in a .gguf file; by default f16.
+      task: the task for which the model is folded, where a method reads each task by other weights.
+    """
     from jcl.runs import export
 
-    print(export.write(run, to))
+    print(export.write(run, to, adapters, gguf, task))
 
 
 def _edit(

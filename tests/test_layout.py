@@ -58,6 +58,8 @@ TOUCHES = {
     "parallel/signals": {"disk", "clock", "screen"},
     "models/pretrained": {"disk"},
     "models/gguf": {"disk"},
+    "models/gguf_vocabulary": {"disk"},  # a folder that a tokenizer saves itself into
+    "models/gguf_write": {"disk"},
     "models/dequantize": {"disk"},
     "models/peft": {"disk"},
     "models/tensors": {"disk"},
@@ -97,6 +99,7 @@ MAY_NAME_METHODS = {
     "mechanisms/lasting": "what a refusal advises",
     "models/layers": "`lora` is a leaf",
     "models/peft": "`lora` is a leaf; PEFT's own names in its files",
+    "models/peft_prompts": "which method trains what PEFT's files hold",
     "parallel/mesh": "`lora` is a leaf",
     "cli": "examples in the help",
     "runs/expression": "examples in refusals",

@@ -913,6 +913,15 @@ COMMANDS = {
     "an export to a file": ("export done --to file", "folder is 'file', but must be new or"),
     "an export of no one's": ("export done --to new", "for it was trained from Python, where its"),
     "an export of no runs": ("export done_of_none --to new", "its summary.json lists no runs"),
+    "an export in other numbers": ("export done --to x.gguf --gguf q4", "gguf is 'q4', but must"),
+    "an export of numbers in a folder": (
+        "export done --to new --gguf q8_0", "to is 'new', but must be a file that ends with .gguf",
+    ),
+    "adapters in a file": ("export done --to x.gguf --adapters", "must be a folder, where --ad"),
+    "adapters for a task": (
+        "export done --to new --adapters --task a", "task is 'a', but must be left out with",
+    ),
+    "an export for no task": ("export done --to new --task z", "task is 'z', but must be one of"),
     # edit
     "a fact for no model": (f"edit nothing {FACT}", "nothing to fetch is called 'nothing'"),
     "a fact for a folder": (f"edit ./full {FACT}", "full has no config.json, which says what"),

@@ -1,4 +1,4 @@
-"""Reads GGUF files, in which llama.cpp stores quantised models.
+"""Reads GGUF files, in which llama.cpp stores quantised models; `gguf_write` writes them.
 
 Tensors are dequantised to float32 and get their Hugging Face names, so that a family's layout reads
 them like safetensors. The file stores queries and keys for interleaved rotary positions; they are
@@ -15,6 +15,7 @@ import numpy as np
 
 from jcl.data.packages import needed
 from jcl.method import check
+from jcl.models.gguf_vocabulary import PRE
 from jcl.models.tensors import Tensors
 
 _NAMES = {
@@ -180,10 +181,17 @@ def _rope(kind: str, value: Callable[..., Any], stored: dict[str, Any]) -> dict[
 
 
 def tokenizer(path: Path) -> Any:
-    """The file's own tokenizer, as one of transformers."""
+    """The file's own tokenizer, as one of transformers; None if it has none."""
+    reader = _reader(path)
+    if reader.get_field("tokenizer.ggml.tokens") is None:
+        return None
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    found = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    splits = reader.get_field("tokenizer.ggml.pre")
+    if splits is not None:  # which transformers forgets
+        found.init_kwargs[PRE] = splits.contents()
+    return found
 
 
 def _reader(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Loads and saves adapters as PEFT folders: LoRA (rsLoRA and DoRA), (IA)³ and prompt tuning.
+"""Loads and saves adapters as PEFT folders: LoRA (rsLoRA and DoRA), (IA)³, prompts and prefixes.
 
 PEFT names an adapter's tensors after their module. Where a family stores query, key and value as
 one module, each of our layers gets a copy of the module's A and its own part of B. Written back,
@@ -23,6 +23,15 @@ from jcl.mechanisms import adapters
 from jcl.method import Params, check
 from jcl.models.decoder_families import DECODERS
 from jcl.models.peft_modules import Module, modules_of
+from jcl.models.peft_prompts import (
+    Leaves,
+    Read,
+    Written,
+    load_prefix,
+    load_prompt,
+    write_prefix,
+    write_prompt,
+)
 from jcl.models.pretrained import FAMILIES, Model
 from jcl.models.tensors import check_free
 from jcl.records import record
@@ -44,7 +53,8 @@ class Adapter(NamedTuple):
     params: Params
     """The model's parameters with the adapter's leaves."""
     method: str
-    """The name of the method that trains it further: `lora`, `ia3` or `prompt_tuning`."""
+    """The name of the method that trains it further: `lora`, `ia3`, `prompt_tuning` or
+    `prefix_tuning`."""
     settings: dict[str, Any]
     """The method's arguments."""
 
@@ -83,7 +93,10 @@ def load_adapter(folder: str | Path, model: Model) -> Adapter:
     """
     given, tensors = _read(Path(folder))
     kind = str(given.get("peft_type"))
-    readers = {"LORA": _load_lora, "IA3": _load_ia3, "PROMPT_TUNING": _load_prompt}
+    readers = {
+        "LORA": _load_lora, "IA3": _load_ia3, "PROMPT_TUNING": load_prompt,
+        "PREFIX_TUNING": load_prefix,
+    }  # fmt: skip
     check(kind in readers, f"peft_type in {folder}", kind, f"one of {list(readers)}")
     for option in _UNREAD:
         check(not given.get(option), f"{option} in {folder}", given.get(option), "unset")
@@ -91,7 +104,7 @@ def load_adapter(folder: str | Path, model: Model) -> Adapter:
     check(bias == "none", f"bias in {folder}", bias, "'none'")
     check(drawn in _PLAIN, f"init_lora_weights in {folder}", drawn, f"one of {_PLAIN}")
     short = {k.removeprefix("base_model.model."): v for k, v in tensors.items()}
-    adapter = readers[kind](given, short, model)
+    adapter = Adapter(*readers[kind](given, short, model))
     # the readers have taken out what they read
     check(not short, f"tensors of {folder}", sorted(short), "on dense layers of the model")
     return adapter
@@ -126,7 +139,7 @@ def _pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
     return default
 
 
-def _load_lora(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Model) -> Adapter:
+def _load_lora(given: dict[str, Any], tensors: Leaves, model: Model) -> Read:
     rank, alpha = given["r"], given["lora_alpha"]
     rslora, dora = bool(given.get("use_rslora")), bool(given.get("use_dora"))
     factor = adapters.scale(rank, alpha, rslora)
@@ -166,10 +179,10 @@ def _load_lora(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mod
             params = adapters.with_subtree(params, path, {"lora": lora})
             targets.append(path)
     settings = {"rank": rank, "alpha": alpha, "targets": "|".join(targets)}
-    return Adapter(params, "lora", settings | {"rslora": rslora, "dora": dora})
+    return params, "lora", settings | {"rslora": rslora, "dora": dora}
 
 
-def _load_ia3(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Model) -> Adapter:
+def _load_ia3(given: dict[str, Any], tensors: Leaves, model: Model) -> Read:
     params = model.params
     outputs: list[str] = []
     inputs: list[str] = []
@@ -189,16 +202,7 @@ def _load_ia3(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Mode
             params = adapters.with_subtree(params, path, {key: jnp.asarray(gain)})
             (inputs if before else outputs).append(path)
     settings = {"outputs": "|".join(outputs) or None, "inputs": "|".join(inputs) or None}
-    return Adapter(params, "ia3", settings)
-
-
-def _load_prompt(given: dict[str, Any], tensors: dict[str, np.ndarray], model: Model) -> Adapter:
-    stored = tensors.pop("prompt_embeddings", None)
-    wanted = (given["num_virtual_tokens"], model.config.width)
-    table = jnp.asarray(_fits("prompt_embeddings", stored, wanted).astype(np.float32))
-    table = table / _prompt_scale(model)
-    params = adapters.with_subtree(model.params, "prompt", {"table": table})
-    return Adapter(params, "prompt_tuning", {"length": len(table)})
+    return params, "ia3", settings
 
 
 def save_adapter(
@@ -213,7 +217,8 @@ def save_adapter(
 
     Args:
       model: the base, as loaded.
-      params: the whole tree, with one kind of adapter: that of `lora`, `ia3` or `prompt_tuning`.
+      params: the whole tree, with one kind of adapter: that of `lora`, `ia3`, `prompt_tuning` or
+        `prefix_tuning`.
       folder: a new or empty folder.
       scale: the factor of low-rank pairs, see `adapters.scale`; it becomes the α of plain LoRA.
       base: the base's folder or Hugging Face id, for peft to find it.
@@ -231,14 +236,15 @@ def save_adapter(
     leaves = {path: np.asarray(x) for path, x in named if adapters.is_adapter(path)}
     keys = {key for path in leaves for key in path.split("/") if key in adapters.NAMES}
     names = {key.removeprefix("input_") for key in keys}
-    ok = len(names) == 1 and names <= {"lora", "gain", "prompt"}
-    check(ok, "adapter", sorted(names), "one of lora, gain (with or without input_gain) and prompt")
+    ok = len(names) == 1 and names <= {"lora", "gain", "prompt", "prefix"}
+    known = "one of lora, gain (with or without input_gain), prompt and prefix"
+    check(ok, "adapter", sorted(names), known)
     if names == {"lora"}:
         given, tensors = _lora(model, params, leaves, scale)
     elif names == {"gain"}:
         given, tensors = _ia3(model, leaves)
     else:
-        given, tensors = _prompt(model, leaves)
+        given, tensors = (write_prompt if names == {"prompt"} else write_prefix)(model, leaves)
     check(not leaves, "adapters", sorted(leaves), "on layers for which PEFT has a place")
     task = "CAUSAL_LM" if model.given["model_type"] in DECODERS else None
     given |= {"base_model_name_or_path": base, "task_type": task, "inference_mode": True}
@@ -268,12 +274,6 @@ def _check_base(model: Model, params: Params) -> None:
                 "adapters; where the base has learned too, write all of it by "
                 "models.save(model, adapters.merge(params, scale), folder)"
             )
-
-
-Leaves = dict[str, np.ndarray]
-"""Leaves by path; a writer takes out those that it writes."""
-Written = tuple[dict[str, Any], dict[str, np.ndarray]]
-"""The contents of `adapter_config.json`, and the tensors."""
 
 
 def _lora(model: Model, params: Params, leaves: Leaves, scale: float | None) -> Written:
@@ -357,22 +357,3 @@ def _ia3(model: Model, leaves: Leaves) -> Written:
         "fan_in_fan_out": model.given["model_type"] == "gpt2",
     }
     return given, tensors
-
-
-def _prompt_scale(model: Model) -> float:
-    """What a prompt of ours is multiplied by in the model; one of peft's is so already."""
-    return float(getattr(model.config, "embed_scale", 1.0))
-
-
-def _prompt(model: Model, leaves: Leaves) -> Written:
-    table = leaves.pop("prompt/table") * _prompt_scale(model)
-    given = {
-        "peft_type": "PROMPT_TUNING",
-        "num_virtual_tokens": len(table),
-        "token_dim": model.config.width,
-        "num_transformer_submodules": 1,
-        "num_attention_heads": model.config.heads,
-        "num_layers": model.config.layers,
-        "prompt_tuning_init": "RANDOM",
-    }
-    return given, {"prompt_embeddings": table}

@@ -21,16 +21,18 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jcl import data
+from jcl import data, trees
+from jcl.chain import chain
 from jcl.data import Stream
 from jcl.measures import evaluation
 from jcl.mechanisms import adapters
-from jcl.method import Apply, Batch, Call, Objective, Params, check
+from jcl.method import Apply, Batch, Call, Method, Objective, Params, check
 from jcl.parallel import processes
-from jcl.program import Boundary, Evaluate, Program, State, fill_batch, make
+from jcl.program import Boundary, Evaluate, Program, State, make
 from jcl.records import record
 from jcl.replicate import replicate
 from jcl.runs import expression, files
+from jcl.runs.reading import first_batches, largest_difference, of_task
 from jcl.trees import Trainable
 
 MANY = 100
@@ -227,17 +229,9 @@ def setup(
     learns = experiment.trainable
 
     def member(value: Mapping[str, Any]) -> Program:
-        return make(
-            expression.build(calls, {k: v for k, v in value.items() if "." in k}),
-            experiment.apply,
-            experiment.loss,
-            experiment.optimizer(value.get("lr", experiment.learning_rate)),
-            trainable=learns,
-            microbatches=experiment.microbatches,
-            boundary=experiment.boundary,
-            mesh=mesh,
-            gradient_norm=gradient_norm,
-        )
+        method = expression.build(calls, {k: v for k, v in value.items() if "." in k})
+        rate = value.get("lr", experiment.learning_rate)
+        return _program(experiment, method, rate, learns, mesh, gradient_norm)
 
     for point in points:  # checks the values while they aren't traced yet
         member(point)
@@ -248,8 +242,7 @@ def setup(
 
     params, key = start(0)
     stream = experiment.stream(0)
-    if learns is None and adapters.paths_with(params, adapters.NAMES):
-        learns = adapters.is_adapter  # which the model brought along
+    learns = _learns(experiment, params)
     if seeds * len(points) == 1:
         return Setup(member(points[0]), params if given is None else given, key, stream)
     # not vectorised, so that a seed draws the same as in a run by itself
@@ -263,6 +256,44 @@ def setup(
     streams = [experiment.stream(seed) for seed in range(seeds)]
     params = params if given is None else given
     return Setup(replicate(member, values), params, keys, data.members(streams * len(points)))
+
+
+def _learns(experiment: Experiment, params: Params) -> Trainable | None:
+    """Which leaves learn: what the experiment says, or adapters that its model brought along."""
+    brought = bool(adapters.paths_with(params, adapters.NAMES))
+    return adapters.is_adapter if experiment.trainable is None and brought else experiment.trainable
+
+
+def _program(
+    experiment: Experiment,
+    method: Method,
+    rate: Any,
+    learns: Trainable | None,
+    mesh: Mesh | None = None,
+    gradient_norm: bool = False,
+) -> Program:
+    return make(
+        method, experiment.apply, experiment.loss, experiment.optimizer(rate), trainable=learns,
+        microbatches=experiment.microbatches, boundary=experiment.boundary, mesh=mesh,
+        gradient_norm=gradient_norm,
+    )  # fmt: skip
+
+
+def unrouted(experiment: Experiment, made: Setup, state: State) -> tuple[Setup, State]:
+    """A run of one member without the methods that say which task a row is of.
+
+    There a row is of the task that it names, so that predictions are those for a known task.
+
+    Args:
+      experiment: the run's experiment, maybe with another `apply` of the same structure.
+      made: the run's setup.
+      state: a state of the run.
+    """
+    parts = [part for part in made.program.method.parts if not part.routes]
+    learns = _learns(experiment, made.params)
+    program = _program(experiment, chain(*parts), experiment.learning_rate, learns)
+    kept = {part.name: state.methods[part.name] for part in parts if part.name in state.methods}
+    return made._replace(program=program), state._replace(methods=kept)
 
 
 def test_facts(experiment: Experiment, made: Setup, state: State) -> dict[str, Any]:
@@ -302,36 +333,49 @@ def collections_of(experiment: Experiment, program: Program) -> Any:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, each + x.shape), experiment.collections)
 
 
-def merged_params(experiment: Experiment, setup: Setup, state: State) -> Params:
+def merged_params(
+    experiment: Experiment, setup: Setup, state: State, task: int | None = None
+) -> Params:
     """The parameters of a run's final model, with methods' changes and adapters folded in.
 
     Args:
       experiment: the run's experiment.
       setup: the run's setup.
       state: the last state. It has an axis of members if there are several, and so does the result.
+      task: the test task for whose rows the model is read, in a run of one member; None is for
+        methods that read all rows by the same parameters.
 
     Raises:
       ValueError: if the methods do more to the model than kernels can hold: bottlenecks, prompts,
-        gates.
+        gates; or if they read other parameters for another task, and none is named.
     """
-    stream = setup.stream
-    axes = 1 if stream.members is None else 2
-    rows = jax.tree.map(lambda x: x[(0,) * axes], stream.chunk(0, 0, 1))
-    batch = fill_batch(stream.fetch(stream.source, rows))
+    batches = first_batches(setup.stream)
+    if task is not None:
+        setup, state = unrouted(experiment, setup, state)
+        batches = [of_task(batches[0], task)]
 
-    def fold(program: Program, state: State) -> tuple[Params, jax.Array]:
-        params = adapters.merge(program.read_params(state, batch), 1.0)  # read with their factor
-        call = (Call(collections=state.collections),) if state.collections else ()
-        wanted, found = program.predict(state, batch), experiment.apply(params, batch, *call)
-        return params, jnp.stack(jax.tree.leaves(jax.tree.map(_apart, wanted, found))).max()
+    def fold(program: Program, state: State) -> Params:
+        return adapters.merge(program.read_params(state, batches[0]), 1.0)  # read with their factor
 
-    params, apart = jax.jit(partial(setup.program.over_members, fold))(state)
+    def compare(state: State, params: Params, batch: Batch) -> jax.Array:
+        def one(program: Program, state: State, params: Params) -> jax.Array:
+            call = (Call(collections=state.collections),) if state.collections else ()
+            wanted, found = program.predict(state, batch), experiment.apply(params, batch, *call)
+            read = [program.read_params(state, rows) for rows in (batches[0], batch)]
+            return jnp.stack([largest_difference(wanted, found), largest_difference(*read)])
+
+        return setup.program.over_members(one, state, params)
+
+    params = jax.jit(partial(setup.program.over_members, fold))(state)
+    name = setup.program.method.name
+    start = {path: x.shape for path, x in trees.by_path(setup.params).items()}
+    shapes = {path: x.shape for path, x in trees.by_path(params).items()}
+    other = [path for path in shapes if start.get(path, shapes[path]) != shapes[path]]
+    check(not other, "method", name, f"one that leaves the shapes of {other} as they are")
+    compared = jax.jit(compare)
+    apart = np.stack([np.asarray(compared(state, params, batch)) for batch in batches])
+    alike = "one that reads the same parameters for every task, where no task is named"
+    check(bool((apart[..., 1] < 1e-6).all()), "method", name, alike)
     wanted = "one that changes nothing but parameters, for the model to be used without it"
-    check(bool((apart < 1e-2).all()), "method", setup.program.method.name, wanted)
+    check(bool((apart[..., 0] < 1e-2).all()), "method", name, wanted)
     return params
-
-
-def _apart(wanted: jax.Array, found: jax.Array) -> jax.Array:
-    """The largest difference over the largest value, float32 []."""
-    wanted, found = wanted.astype(jnp.float32), found.astype(jnp.float32)
-    return jnp.max(jnp.abs(wanted - found)) / (jnp.max(jnp.abs(wanted)) + 1e-6)

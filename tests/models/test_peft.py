@@ -42,6 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "prompt": ("llama", {"kind": "PromptTuning", "num_virtual_tokens": 5}),
     "gemma-prompt": ("gemma2", {"kind": "PromptTuning", "num_virtual_tokens": 5}),
+    "prefix": ("llama", {"kind": "PrefixTuning", "num_virtual_tokens": 5}),
     "gpt2": ("gpt2", {"kind": "Lora", "target_modules": ["c_attn", "mlp.c_proj"]}),
     "gpt2-dora": ("gpt2", {"kind": "Lora", "target_modules": ["c_attn"], "use_dora": True}),
     "gpt2-ia3": (
@@ -129,7 +130,7 @@ def test_peft_to_us_and_back(name: str, tmp_path: Path) -> None:
     )
     again = peft.PeftModel.from_pretrained(base, out).eval()
     close(theirs(again, ids()), wanted, 1e-5)
-    if adapter.method != "prompt_tuning":
+    if adapter.method not in ("prompt_tuning", "prefix_tuning"):
         merged = adapters.merge(state.params, factor)
         assert jax.tree.structure(merged) == jax.tree.structure(model.params)
         close(model.apply(merged, batch), wanted, 1e-5)

@@ -14,7 +14,8 @@ import pytest
 import jcl
 from jcl import data, losses, mesh, models
 from jcl.measures.evaluation import accuracy, evaluator
-from jcl.runs import experiment, expression
+from jcl.method import defines
+from jcl.runs import experiment, expression, reading
 
 pytestmark = pytest.mark.quick
 
@@ -129,6 +130,119 @@ def test_adapters_are_folded_into_the_parameters_and_what_can_not_be_is_refused(
     np.testing.assert_allclose(change / product, np.full_like(change, change[0, 0] / product[0, 0]),
                                rtol=1e-3)  # fmt: skip
     assert set(merged["dense_0"]) == {"kernel", "bias"}
+
+
+DENSE = "targets='dense_0', rank=2"
+FOLDS = (
+    f"lora({DENSE}) + ewc()", f"lora({DENSE}, dora=True)", "ia3('dense_0', 'dense_1')",
+    f"inclora(stages=2, {DENSE})", f"olora(stages=2, {DENSE})",
+)  # fmt: skip
+FOLDS_FOR_A_TASK = (
+    "packnet(stages=2, retrain_steps=1)",
+    f"inclora(stages=2, {DENSE}, predict='task')",
+)
+CANT = "changes nothing but parameters"
+REFUSED = {
+    "hat(tasks=2, steps=3)": CANT,
+    "moelora(experts=2, rank=4, targets='blocks/query')": "blocks/query/lora/router",
+    "bottleneck(width=4)": "blocks/attention_adapter/down",
+    "prefix_tuning(length=2)": "blocks/prefix/key",
+    "prompt_tuning(length=2)": "prompt/table",
+    "progressive_prompts(stages=2, length=2)": "prompt/table",
+    "eproj(slots=2)": r"leaves the shapes of \['projector/",
+}
+WITHOUT_TASKS = {
+    "dpo": "its loss asks for pairs; the model answers as it did",
+    "infer_task": "it says which task a row is of; beside it stands a method that goes by the task",
+}
+"""Of the methods that wrap the model those that leave it as it is where it is exported."""
+
+
+def text_experiment(apply: Any = None, params: Any = None, **rows: Any) -> experiment.Experiment:
+    """One of a tiny decoder, or of the model that is given, over rows of six tokens."""
+    config = models.decoder.Config(vocabulary=8, layers=1, width=8, heads=2, kv_heads=1, hidden=8)
+    rows = {"tokens": np.arange(18, dtype=np.int32).reshape(3, 6) % 8, **rows}
+    start = models.decoder.init(jax.random.key(0), config) if params is None else params
+    return made(
+        stream=lambda seed: data.from_arrays([rows, rows], [rows, rows], 3, steps=1),
+        init=lambda key: start, apply=apply or models.decoder.apply_fn(config),
+        loss=losses.fused_next_token(),
+    )  # fmt: skip
+
+
+def seeing() -> experiment.Experiment:
+    """One of a model of images and text."""
+    text = models.decoder.Config(vocabulary=8, layers=1, width=8, heads=2, kv_heads=1, hidden=8)
+    tower = models.vision.Config(image=4, patch=2, layers=1, width=8, heads=2, hidden=8)
+    config = models.multimodal.Config(tower, text)
+    params = models.multimodal.init(jax.random.key(0), config)
+    apply = models.multimodal.apply_fn(config)
+    return text_experiment(apply, params, image=np.ones((3, 4, 4, 1), np.float32))
+
+
+def merged(method: str, task: int | None = None) -> tuple[Any, Any, Any]:
+    """The setup, a state of random numbers after both stages, and the folded parameters."""
+    dense = method.startswith(("hat", "packnet")) or "dense_0" in method
+    built = made() if dense else text_experiment()
+    if method.startswith("eproj"):
+        built = seeing()
+    given = experiment.setup(built, expression.parse(method))
+    example = reading.first_batches(given.stream)[0]
+    state = given.program.init(given.params, example, given.key)
+    draw = np.random.default_rng(0)
+
+    def stirred(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            return x + 0.3 * draw.normal(size=x.shape).astype(np.float32)
+        return (jnp.arange(x.size).reshape(x.shape) % 2).astype(x.dtype)  # owners, last stages
+
+    state = state._replace(params=jax.tree.map(stirred, state.params), stage=jnp.int32(2),
+                           methods=jax.tree.map(stirred, state.methods))  # fmt: skip
+    return built, given, (state, experiment.merged_params(built, given, state, task))
+
+
+@pytest.mark.parametrize("method", FOLDS)
+def test_what_can_be_folded_is(method: str) -> None:
+    built, given, (state, params) = merged(method)
+    batch = reading.first_batches(given.stream)[1]
+    wanted = given.program.predict(state, batch)
+    np.testing.assert_allclose(built.apply(params, batch), wanted, atol=1e-5)
+    assert np.abs(wanted - built.apply(given.params, batch)).max() > 1e-2
+    assert jax.tree.structure(params) == jax.tree.structure(given.params)
+
+
+@pytest.mark.parametrize("method", FOLDS_FOR_A_TASK)
+def test_what_reads_each_task_by_other_weights_is_folded_for_one(method: str) -> None:
+    with pytest.raises(ValueError, match="reads the same parameters for every task, where no task"):
+        merged(method)
+    folded = []
+    for task in (0, 1):
+        built, given, (state, params) = merged(method, task)
+        batch = reading.of_task(reading.first_batches(given.stream)[0], task)
+        wanted = given.program.predict(state, batch)
+        np.testing.assert_allclose(built.apply(params, batch), wanted, atol=1e-5)
+        folded.append(wanted)
+    assert np.abs(folded[0] - folded[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_what_can_not_be_folded_is_refused(method: str) -> None:
+    with pytest.raises(ValueError, match=REFUSED[method]):
+        merged(method, None if method.startswith("eproj") else 1)
+
+
+def test_every_method_folds_or_has_a_row() -> None:
+    """One that wraps no model and adds no leaves of its own leaves plain parameters."""
+    known = {*WITHOUT_TASKS, *(call.name for text in (*FOLDS, *FOLDS_FOR_A_TASK, *REFUSED)
+                               for call in expression.parse(text))}  # fmt: skip
+    needed = {"distil": {"teacher": {}}, "infinite": {"warmup": 2, "cooldown": 2, "anneal": 2},
+              "copr": {"stages": 2}, "gem": {"stages": 2, "capacity_per_task": 4},
+              "llama_pro": {"layers": (1,)}, "ogd": {"directions": 4, "per_stage": 2},
+              "recadam": {"midpoint": 2.0}, "rewarm": {"warmup": 1, "steps": 3}}  # fmt: skip
+    for name, factory in expression.factories().items():
+        if name not in known:
+            method = factory(**needed.get(name, {}))
+            assert not defines(method, "forward") and method.learns is None, name
 
 
 def test_a_report_has_the_sizes_of_tests_and_classes_that_differ() -> None:

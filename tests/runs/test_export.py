@@ -156,6 +156,11 @@ def test_one_of_several_runs_is_named(script: Path, tmp_path: Path, capsys: Any)
     assert cli.main(["export", str(run), "--to", str(tmp_path / "out")]) == 2
     assert str(run / "wise_ft") in capsys.readouterr().err
     assert cli.main(["export", str(run / "naive"), "--to", str(tmp_path / "out")]) == 0
+    pytest.importorskip("gguf")
+    file = tmp_path / "out.gguf"
+    assert cli.main(["export", str(run / "naive"), "--to", str(file), "--gguf", "f32"]) == 0
+    folder, written = (models.load(path).params for path in (tmp_path / "out", file))
+    jax.tree.map(np.testing.assert_array_equal, folder, written)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jcl.runs.life.life import Life
-from jcl.runs.life.watch import watch
+from jcl.runs.life.watching import watch
 
 __all__ = ["Life", "open", "watch"]
 

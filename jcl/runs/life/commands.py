@@ -18,7 +18,7 @@ from jcl.runs.life.begin import begin, named
 from jcl.runs.life.life import Life, Outcome
 from jcl.runs.life.plan import source_of
 from jcl.runs.life.rows import Row, read_rows
-from jcl.runs.life.watch import watch as watch_inbox
+from jcl.runs.life.watching import watch as watch_inbox
 
 REJECTED = 4
 """The exit code where a stage was trained and its state wasn't accepted."""

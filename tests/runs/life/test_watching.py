@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_life import month
 
-from jcl.runs.life import watch as watching
+from jcl.runs.life import watching
 from jcl.runs.life.life import Life
 
 

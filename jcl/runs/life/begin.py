@@ -86,6 +86,7 @@ def begin(
             say(f"room: {room} classes, of which the first stage has {len(labels)}")
         settings = dataclasses.replace(start, method=method, lr=lr, length=length, room=room)
         work = Work(check_settings(settings), loaded, method, (), settings.room)
+        _ = work.ask  # which may not be there
         report.save_json(folder / "config.json", {
             **(facts or {"command": "jcl.runs.life.begin(...)"}),
             "life": dataclasses.asdict(settings), "weights": work.fingerprint,

@@ -41,6 +41,8 @@ def finetune(
     test_rows: int = 256,
     keep: int = 2,
     room: int = 0,
+    probe: tuple[str, ...] = (),
+    items: int = 48,
     seed: int = 0,
     mesh: Annotated[str, arg(metavar="AXIS=N,...")] = "",
     accept: Annotated[str, arg(metavar="CONDITIONS")] = "",
@@ -68,6 +70,8 @@ def finetune(
       test_rows: how many of a test are scored at most.
       keep: of how many stages the whole state is kept; of older ones all but the optimizer's.
       room: how many classes the head has room for.
+      probe: probes of general ability, such as boolq piqa, asked before and after each stage.
+      items: how many items of each are asked at most.
       seed: of all draws.
       mesh: train over many devices, such as fsdp=2.
       accept: what must hold for a new state to count, such as "forgetting<2, average>80".
@@ -92,7 +96,8 @@ def finetune(
     life = begin(
         place, model, first, task=task or None, method=method, lr=lr, length=length, batch=batch,
         epochs=epochs, steps=steps, optimizer=optimizer, held_out=held_out, test_rows=test_rows,
-        keep=keep, room=room, seed=seed, mesh=mesh or None, facts=facts, say=_say,
+        keep=keep, room=room, probe=probe, items=items, seed=seed, mesh=mesh or None, facts=facts,
+        say=_say,
     )  # fmt: skip
     return _ahead(life)
 

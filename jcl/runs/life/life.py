@@ -282,6 +282,7 @@ class Life:
         except ValueError:
             book.drop_pending()  # nothing was trained
             raise
+        able = line[-1].facts["probes"]["after"] if line else work.ask(given)
         before = work.score(given, exams[number], number)
         first = work.score(base, exams[number], number) if line else before
         signals.stop()
@@ -304,6 +305,7 @@ class Life:
         items = {n: work.score(result.state, exam, n) for n, exam in exams.items()}
         signals.stop()
         facts |= {
+            "probes": {"before": able, "after": work.ask(result.state)},
             "wall_seconds": result.wall_seconds, "compile_seconds": result.compile_seconds,
             "examples_per_second": result.examples_per_second,
             "step_traces": result.step_traces, "peak_memory_bytes": result.peak_memory_bytes,

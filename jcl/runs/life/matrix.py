@@ -29,7 +29,11 @@ def scores(line: Sequence[Stage]) -> np.ndarray:
 
 
 def measured(line: Sequence[Stage], higher_is_better: bool) -> dict[str, float | None]:
-    """Measures and last scores by name, in per cent where scores are shares; None if undefined."""
+    """Measures, last scores and probes by name, None if undefined.
+
+    Scores are in per cent where they are shares. A probe, as `probe.boolq`, is by how many points
+    the last stage has changed it.
+    """
     R = scores(line)
     # a share's measure is asked for in points, a log perplexity as it is
     scale = 100 if higher_is_better else 1
@@ -38,4 +42,15 @@ def measured(line: Sequence[Stage], higher_is_better: bool) -> dict[str, float |
         for name, entry in metrics.summary(R, higher_is_better).items()
     }
     last = zip((stage.name for stage in line), R[-1], strict=True)
-    return {**found, **{name: scale * float(score) for name, score in last}}
+    asked = line[-1].facts.get("probes", {"before": {}, "after": {}})
+    moved = {
+        f"probe.{name}": 100 * (after - asked["before"][name])
+        for name, after in asked["after"].items()
+    }
+    return {**found, **{name: scale * float(score) for name, score in last}, **moved}
+
+
+def ability(line: Sequence[Stage]) -> dict[str, np.ndarray]:
+    """The shares of right answers by probe, [1, 1, stages + 1]: as it was given, and after each."""
+    told = [line[0].facts["probes"]["before"], *(s.facts["probes"]["after"] for s in line)]
+    return {name: np.array([[[one[name] for one in told]]]) for name in told[0]}

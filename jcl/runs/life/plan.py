@@ -52,7 +52,8 @@ def plan_stage(
     taken = [stage.name for stage in line]
     check(name not in taken, "name of the stage", name, f"none of {', '.join(taken)}")
     check(bool(rows), "number of rows", 0, "at least 1")
-    accept.check_names(wanted, [*matrix.MEASURES, *taken, name])
+    asked = [f"probe.{one}" for one in settings.probe]
+    accept.check_names(wanted, [*matrix.MEASURES, *taken, name, *asked])
     known: set[str] = set()
     tested: set[str] = set()
     for stage in line:

@@ -49,6 +49,10 @@ class Settings:
     """Of how many stages the whole state is kept; of older ones all but the optimizer's."""
     room: int = 0
     """How many classes the head has columns for; 0 is what the first stage's labels make of it."""
+    probe: tuple[str, ...] = ()
+    """Probes of general ability, such as `boolq`, which are asked before and after each stage."""
+    items: int = 48
+    """How many items of each probe are asked at most."""
     seed: int = 0
     """Of all draws."""
     mesh: str | None = None
@@ -76,6 +80,11 @@ def check_settings(given: Settings) -> Settings:
     check(0 < given.held_out < 1, "held-out", given.held_out, "in (0, 1)")
     check(given.test_rows >= 1, "test-rows", given.test_rows, "at least 1")
     check(given.keep >= 1, "keep", given.keep, "at least 1")
+    check(given.items >= 1, "items", given.items, "at least 1")
+    texts = not given.probe or given.task != "classify"
+    check(
+        texts, "probe", ", ".join(given.probe), "left out for a head of classes, which can't answer"
+    )
     words = ("keep", "reset", "reset_moments")
     check(given.optimizer in words, "optimizer", given.optimizer, f"one of {', '.join(words)}")
     return given
@@ -113,4 +122,4 @@ def restored(saved: dict[str, Any], folder: Path) -> Settings:
         raise ValueError(
             f"{folder} is no run to which data can be added, but must be one of jcl run finetune"
         )
-    return check_settings(Settings(**given))
+    return check_settings(Settings(**{**given, "probe": tuple(given.get("probe", ()))}))

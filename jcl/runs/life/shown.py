@@ -12,6 +12,7 @@ from jcl import report
 from jcl.chain import explain
 from jcl.report import page
 from jcl.runs import expression
+from jcl.runs.life import matrix
 from jcl.runs.life.book import Stage, load_rows
 from jcl.runs.life.life import Life
 from jcl.runs.life.plan import read_items
@@ -43,7 +44,8 @@ def write(life: Life) -> Path | None:
         ],
     }  # fmt: skip
     _join_logs(life, line)
-    report.write(life.folder, facts, [{}], [method], life.scores[None, None])
+    asked = matrix.ability(line)
+    report.write(life.folder, facts, [{}], [method], life.scores[None, None], asked)
     return page.draw(life.folder)
 
 

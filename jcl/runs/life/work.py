@@ -15,6 +15,7 @@ import optax
 
 from jcl import models, trees
 from jcl.data.stream import Arrays
+from jcl.measures import probes
 from jcl.method import Params, check
 from jcl.models import decoder, encoder
 from jcl.parallel import mesh as meshes
@@ -95,6 +96,22 @@ class Work:
     def fingerprint(self) -> str:
         """A sum over elements of the model's weights, which tells another model."""
         return origin.sum_of(self.model.params)
+
+    @cached_property
+    def ask(self) -> Callable[[State], dict[str, float]]:
+        """`(state) -> shares of right answers`, by the probes that the settings name.
+
+        Raises:
+          ValueError: if one isn't known, or isn't on this machine.
+        """
+        names, model = self.settings.probe, self.model
+        if not names:
+            return lambda state: {}
+        asked = [probes.read(name, limit=self.settings.items) for name in names]
+        length = min(512, model.config.context)
+        found = probes.evaluator(probes.encode(asked, model.tokenizer, length, rows=4))
+        answer = jax.jit(partial(found, self.program))
+        return lambda state: dict(zip(names, np.asarray(answer(state)).tolist(), strict=True))
 
     def first(self, example: Arrays, params: Params = None) -> State:
         """The state before any training.

@@ -13,6 +13,9 @@ import pytest
 from tiny_life import SMALL, month
 
 import jcl
+from jcl import report
+from jcl.measures import probes
+from jcl.measures.probes import Item, Probe
 from jcl.runs.life import life as living
 from jcl.runs.life.book import Book
 from jcl.runs.life.life import Life
@@ -79,6 +82,28 @@ def test_a_rejected_stage_leaves_bits_unchanged(life: Life) -> None:
     )
     assert life.book.stages[-1].facts["scores"].keys() == {"jan", "feb", "march"}
     assert life.stage("march", month("march"), accept="march<100").accepted
+
+
+def test_general_ability_is_asked_and_judged(
+    born: Callable[..., Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = (
+        Item("the cat sat on the", (" mat", " f"), 0),
+        Item("def f(x): return", (" x", " on"), 0),
+    )
+    monkeypatch.setattr(probes, "read", lambda name, limit: Probe(name, items[:limit]))
+    given = {**SMALL, "method": "naive()", "probe": ("tiny",), "items": 2}
+    life = born(month("jan"), **given)
+    assert life.stage("jan", month("jan"), accept="probe.tiny>-101").accepted
+    told = life.book.stages[0].facts["probes"]
+    assert told["before"]["tiny"] in (0.0, 0.5, 1.0)
+    done = life.stage("feb", month("feb"), accept="probe.tiny>100")
+    assert not done.accepted and "probe.tiny is" in done.why
+    summary = report.load(life.folder)[0].summary
+    assert summary["probes"]["names"] == ["tiny"]
+    assert summary["probes"]["matrix"] == [[told["before"]["tiny"]], [told["after"]["tiny"]]]
+    with pytest.raises(ValueError, match=r"accept asks for 'probe\.boolq', which isn't measured"):
+        life.stage("feb", month("feb"), accept="probe.boolq>0")
 
 
 def test_a_rollback_makes_another_future(life: Life) -> None:

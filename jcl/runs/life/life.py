@@ -194,7 +194,7 @@ class Life:
         items = read_items(self.book.place(line[-1].number))
         known = np.array([x for of in items.values() for x in of.values()])
         state = self._state(work, self.book.current)[0]
-        new = work.score(state, work.exam(rows), len(self.book.stages))
+        new = work.score(state, work.exam(rows), len(line))
         sign = -1 if work.task.higher_is_better else 1
         tested, incoming = (x[x[:, 1] > 0] for x in (known, new))
         return detect(*(sign * x[:, 0] / x[:, 1] for x in (tested, incoming)))
@@ -268,8 +268,9 @@ class Life:
         signals.stop()
         train = work.task.train(load_rows(place / "train.jsonl"))
         rows = len(next(iter(train.values())))
+        task = len(line)  # its rows', and its place among those that led here
         stream = stage_of(
-            plan["name"], number, train, settings.batch, settings.steps_for(rows), settings.seed
+            plan["name"], task, train, settings.batch, settings.steps_for(rows), settings.seed
         )
         start = stream.chunk(0, 0, 1)
         example = {k: x[0] for k, x in start.items()}
@@ -283,8 +284,8 @@ class Life:
             book.drop_pending()  # nothing was trained
             raise
         able = line[-1].facts["probes"]["after"] if line else work.ask(given)
-        before = work.score(given, exams[number], number)
-        first = work.score(base, exams[number], number) if line else before
+        before = work.score(given, exams[number], task)
+        first = work.score(base, exams[number], task) if line else before
         signals.stop()
         facts = {
             **{k: plan[k] for k in ("name", "parent", "method", "accept", "counts", "source")},
@@ -302,7 +303,9 @@ class Life:
         except Diverged as error:
             return self._close(plan, facts, {}, [str(error)])
         signals.stop()
-        items = {n: work.score(result.state, exam, n) for n, exam in exams.items()}
+        items = {
+            n: work.score(result.state, exam, at) for at, (n, exam) in enumerate(exams.items())
+        }
         signals.stop()
         facts |= {
             "probes": {"before": able, "after": work.ask(result.state)},

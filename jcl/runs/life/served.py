@@ -31,11 +31,11 @@ def parts(folder: Path) -> tuple[Experiment, Setup, State, list[int]]:
     work = life._work()
     line = life.book.lineage()
     streams = []
-    for stage in line:
+    for task, stage in enumerate(line):
         rows = load_rows(life.book.place(stage.number) / "train.jsonl")
         if rows:
             arrays = work.task.train(rows)
-            streams.append(stage_of(stage.name, stage.number, arrays, settings.batch, 1, 0))
+            streams.append(stage_of(stage.name, task, arrays, settings.batch, 1, 0))
 
     def chunk(stage: int, start: int, stop: int) -> Arrays:
         return streams[stage].chunk(0, start, stop)
@@ -63,4 +63,4 @@ def parts(folder: Path) -> tuple[Experiment, Setup, State, list[int]]:
         model=life.base,
     )
     setup = Setup(work.program, work.params, work.key, stream)
-    return built, setup, state, [stage.number for stage in line]
+    return built, setup, state, list(range(len(line)))

@@ -129,15 +129,15 @@ def _wide(arrays: Arrays) -> Arrays:
     return {name: x.astype(kinds[name]) for name, x in arrays.items()}
 
 
-def stage_of(name: str, number: int, arrays: Arrays, batch: int, steps: int, seed: int) -> Stream:
+def stage_of(name: str, task: int, arrays: Arrays, batch: int, steps: int, seed: int) -> Stream:
     """A stream of one stage, whose batches have one shape however many rows there are.
 
     So the next month compiles nothing new. Rows stay on the host; each epoch is shuffled anew, and
-    a draw is a pure function of (seed, number, step).
+    a draw is a pure function of (seed, task, step).
 
     Args:
       name: the stage's.
-      number: the stage's, from 0, which is its rows' task.
+      task: of its rows: how many stages led to the state on which it is learned.
       arrays: the rows, [n, ...].
       batch: how many rows a step takes.
       steps: how many steps there are.
@@ -146,7 +146,7 @@ def stage_of(name: str, number: int, arrays: Arrays, batch: int, steps: int, see
     count = len(next(iter(arrays.values())))
 
     def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng((seed, number, epoch)).permutation(count)
+        return np.random.default_rng((seed, task, epoch)).permutation(count)
 
     def rows_at(places: np.ndarray, weight: np.ndarray) -> Arrays:
         epochs = {e: order(e) for e in np.unique(places // count).tolist()}
@@ -154,7 +154,7 @@ def stage_of(name: str, number: int, arrays: Arrays, batch: int, steps: int, see
         picked = picked.reshape(places.shape)
         found = {key: x[picked] for key, x in arrays.items()}
         found["weight"] = weight.astype(np.float32)
-        found["task"] = np.full(places.shape, number, np.int32)
+        found["task"] = np.full(places.shape, task, np.int32)
         return found
 
     def chunk(stage: int, start: int, stop: int, rows: slice = slice(None)) -> Arrays:
@@ -165,7 +165,7 @@ def stage_of(name: str, number: int, arrays: Arrays, batch: int, steps: int, see
         places = np.arange(BOUNDARY * batch).reshape(-1, batch)[:, rows]
         return rows_at(np.minimum(places, count - 1), places < count)
 
-    own = {**arrays, "task": np.array([number], np.int32)}
+    own = {**arrays, "task": np.array([task], np.int32)}
     fetch = with_bounds(lambda source, rows: dict(rows), bounds_of(own))
     return Stream((name,), (0,), (steps,), chunk, boundary, (), fetch, (name,), ())
 

@@ -169,13 +169,13 @@ class Work:
                 return state, name == WHOLE
         raise ValueError(f"{folder} has no whole state, but must have one; is a file damaged?")
 
-    def score(self, state: State, exam: Exam, number: int) -> np.ndarray:
+    def score(self, state: State, exam: Exam, task: int) -> np.ndarray:
         """What each item of a test adds to its score, and its weight: float64 [items, 2].
 
         Args:
           state: the model's.
           exam: the test.
-          number: of the stage that the test is of, which is its rows' task.
+          task: of the test's rows.
         """
         count = len(exam.item)
         pad = -count % WIDTH
@@ -183,8 +183,8 @@ class Work:
         found = np.zeros((exam.item.max() + 1, 2))
         weight = np.ones(count + pad, np.float32)
         weight[count:] = 0
-        task = np.full(count + pad, number, np.int32)
-        rows = {k: x[index] for k, x in exam.arrays.items()} | {"weight": weight, "task": task}
+        tasks = np.full(count + pad, task, np.int32)
+        rows = {k: x[index] for k, x in exam.arrays.items()} | {"weight": weight, "task": tasks}
         for at in range(0, count + pad, WIDTH):
             part = {k: x[at : at + WIDTH] for k, x in rows.items()}
             sums, weights = (np.asarray(x, np.float64) for x in self.scorer(state, part))

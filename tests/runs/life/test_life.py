@@ -112,7 +112,7 @@ def test_a_rollback_makes_another_future(life: Life) -> None:
     assert life.stages == ["jan"] and not same(life.state, old)
     assert life.scores.shape == (2, 1)
     life.stage("feb", month("feb"))  # the same month again, on the same state
-    assert same(life.state._replace(methods=()), old._replace(methods=())) is False  # another task
+    assert same(life.state, old)
     assert life.stages == ["jan", "feb"] and len(life.book.stages) == 3
     with pytest.raises(ValueError, match="stage is 'may', but must be one of those learned"):
         life.rollback("may")

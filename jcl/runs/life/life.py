@@ -77,9 +77,10 @@ class Life:
         """The score matrix [stages + 1, tests] of the current state; NaN where nothing was scored.
 
         A test is scored by the model as it was given, by the one before its stage, and after its
-        stage and all later ones.
+        stage and all later ones. A stage of whose test all rows were forgotten is left out.
         """
-        return matrix.scores(self.book.lineage())
+        line = self.book.lineage()
+        return matrix.scores(line) if line else np.zeros((1, 0))
 
     @property
     def base(self) -> models.Model:
@@ -276,7 +277,7 @@ class Life:
         example = {k: x[0] for k, x in start.items()}
         tests = {**{s.number: s.name for s in line}, number: plan["name"]}
         rows_of = {n: load_rows(book.place(n) / "test.jsonl") for n in tests}
-        exams: dict[int, Exam] = {n: work.exam(rows) for n, rows in rows_of.items()}
+        exams: dict[int, Exam] = {n: work.exam(rows) for n, rows in rows_of.items() if rows}
         base = work.first(example)
         try:
             given = states.start_of_stage(book, self._work, work, base, example)
@@ -303,9 +304,8 @@ class Life:
         except Diverged as error:
             return self._close(plan, facts, {}, [str(error)])
         signals.stop()
-        items = {
-            n: work.score(result.state, exam, at) for at, (n, exam) in enumerate(exams.items())
-        }
+        places = {n: at for at, n in enumerate(tests)}
+        items = {n: work.score(result.state, exam, places[n]) for n, exam in exams.items()}
         signals.stop()
         facts |= {
             "probes": {"before": able, "after": work.ask(result.state)},

@@ -13,12 +13,21 @@ MEASURES = tuple(metrics.definitions)
 """The measures that a condition may ask for, beside tests by their names."""
 
 
+def tested(line: Sequence[Stage]) -> list[Stage]:
+    """The stages that led to a state and whose tests were scored in it.
+
+    A stage of whose test no row is left, for all were forgotten, is not among them.
+    """
+    return [stage for stage in line if stage.name in line[-1].facts["scores"]]
+
+
 def scores(line: Sequence[Stage]) -> np.ndarray:
-    """The matrix [stages + 1, tests] of the stages that led to a state, NaN where none was scored.
+    """The matrix [stages + 1, tests] of the stages that are `tested`, NaN where none was scored.
 
     Row 0 is the model as it was given; above the diagonal only the entry right above it is there,
     a test's score before its own stage, for earlier a test wasn't known.
     """
+    line = tested(line)
     names = [stage.name for stage in line]
     found = np.full((len(line) + 1, len(line)), np.nan)
     for i, stage in enumerate(line):
@@ -41,7 +50,7 @@ def measured(line: Sequence[Stage], higher_is_better: bool) -> dict[str, float |
         name: None if entry["mean"] is None else scale * entry["mean"]
         for name, entry in metrics.summary(R, higher_is_better).items()
     }
-    last = zip((stage.name for stage in line), R[-1], strict=True)
+    last = zip((stage.name for stage in tested(line)), R[-1], strict=True)
     asked = line[-1].facts.get("probes", {"before": {}, "after": {}})
     moved = {
         f"probe.{name}": 100 * (after - asked["before"][name])
@@ -52,5 +61,6 @@ def measured(line: Sequence[Stage], higher_is_better: bool) -> dict[str, float |
 
 def ability(line: Sequence[Stage]) -> dict[str, np.ndarray]:
     """The shares of right answers by probe, [1, 1, stages + 1]: as it was given, and after each."""
-    told = [line[0].facts["probes"]["before"], *(s.facts["probes"]["after"] for s in line)]
+    after = [stage.facts["probes"]["after"] for stage in tested(line)]
+    told = [line[0].facts["probes"]["before"], *after]
     return {name: np.array([[[one[name] for one in told]]]) for name in told[0]}

@@ -25,13 +25,14 @@ def write(life: Life) -> Path | None:
     line = life.book.lineage()
     if not line:
         return None
+    shown = matrix.tested(line)
     task = task_of(life.settings.task, None, life.settings.length, ())
     method = line[-1].facts["method"]
     facts = {
         "method": method, "experiment": life.folder.name, "scenario": "a life",
         "measure": task.measure, "higher_is_better": task.higher_is_better, "seeds": 1,
-        "stages": [s.name for s in line], "stage_tasks": list(range(len(line))),
-        "tasks": [s.name for s in line], "family": method, "outer": {},
+        "stages": [s.name for s in shown], "stage_tasks": list(range(len(shown))),
+        "tasks": [s.name for s in shown], "family": method, "outer": {},
         "wall_seconds": sum(s.facts["wall_seconds"] for s in line),
         "compile_seconds": sum(s.facts["compile_seconds"] for s in line),
         "examples_per_second": line[-1].facts["examples_per_second"],

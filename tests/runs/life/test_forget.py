@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_life import SMALL, month
 
+from jcl import report
 from jcl.runs.life import forget
 from jcl.runs.life.book import load_rows
 from jcl.runs.life.life import Life
@@ -112,4 +113,8 @@ def test_a_test_row_leaves_what_it_scored(life: Life) -> None:
     np.testing.assert_array_equal(life.scores, before)  # what was measured then stays so
     with pytest.raises(ValueError, match="number of rows is 0, but must be at least 1"):
         life.forget([])
+    life.forget(load_rows(life.book.place(0) / "test.jsonl"))  # all that are left
+    life.stage("march", month("march"))
+    assert life.stages == ["jan", "feb", "march"] and life.scores.shape == (3, 2)
+    assert report.load(life.folder)[0].summary["tasks"] == ["feb", "march"]
     assert Path(life.folder / forget.NOTE).exists() is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -65,6 +66,8 @@ class Method(NamedTuple):
         `run` warn where a stream ends before it.
       wants: the kinds of outputs that it can work with, such as `(losses.Logits,)`; a program
         refuses a loss that gives another. An empty one reads no outputs.
+      forgets: `(state, stage) -> state`, without anything that a finished stage left in it, where
+        that is exact, as of a bank whose entries were each trained alone; None where it can't be.
       routes: whether `forward` says which `task` rows are of. It then wraps outermost, wherever the
         method stands in a chain, so that all who go by the task go by what it says.
       limits: for which values of integer columns it has room, such as {"y": (10, "groups")}; `fit`
@@ -97,6 +100,7 @@ class Method(NamedTuple):
     wants: tuple[type, ...] = ()
     limits: trees.Limits = MappingProxyType({})
     routes: bool = False
+    forgets: Callable[[Any, int], Any] | None = None
 
     def __add__(self, other: Method) -> Method:  # type: ignore[override]
         """Composes two methods, as `chain(self, other)` does."""

@@ -60,6 +60,15 @@ def _method(
         params = trees.select(final, params, adapters.redraw_pairs(ctx.key, params))
         return params, state._replace(bank=trees.select(final, state.bank, full))
 
+    def forgets(state: BankState, stage: int) -> BankState:
+        check(stage < slots, "stage", stage, f"below {slots}, whose pairs are in the bank")
+
+        def clear(path: Any, x: jax.Array) -> jax.Array:
+            return (x.at[..., stage, :] if path[-1].key == "a" else x.at[..., stage, :, :]).set(0)
+
+        bank = jax.tree_util.tree_map_with_path(clear, state.bank)
+        return BankState(bank, jnp.where(state.last == stage, -1, state.last))
+
     return Method(
         name,
         init=init,
@@ -70,6 +79,7 @@ def _method(
         learns=adapters.is_adapter,
         renews=adapters.is_pair,
         reads=("parameters",),
+        forgets=forgets if predict == "task" else None,
     )
 
 

@@ -173,18 +173,20 @@ def rollback(
 
 def forget(
     run: Annotated[Path, Positional, arg(metavar="RUN")],
-    data: Annotated[str, arg(metavar="FILE")],
+    data: Annotated[str, arg(metavar="FILE")] = "",
+    stage: Annotated[str, arg(metavar="STAGE")] = "",
 ) -> None:
     """Takes rows out of every memory and every file of a run, and says what that can't undo.
 
     Args:
       run: the folder of jcl run finetune.
       data: a file with the rows, such as complaint.jsonl.
+      stage: in its place all rows of a stage; a bank by task then forgets its entry too, exactly.
     """
     life = Life(run)
-    rows = read_rows(named(data)[1], life.settings.task)
+    rows = read_rows(named(data)[1], life.settings.task) if data else ()
     launch.cache()
-    _say(life.forget(rows).said)
+    _say(life.forget(rows, stage).said)
 
 
 def log(run: Annotated[Path, Positional, arg(metavar="RUN")]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from jcl import memory
 from jcl.chain import chain
+from jcl.method import Method
 from jcl.program import State
 from jcl.runs import expression
 from jcl.runs.life.book import Book, Stage, load_rows, write_rows
@@ -25,7 +26,8 @@ from jcl.runs.life.tasks import Task
 from jcl.training.folder import whole
 
 NOTE = "forget.jsonl"
-"""The rows that are being forgotten; there only until it is done."""
+"""What is being forgotten, there only until it is done: a line with the number of the stage that
+goes whole, and a line for each row."""
 ITEMS = "items.json"
 """In a stage's folder: for each test, by its stage's number, what each row added to the score, and
 its weight, by the row's hash."""
@@ -44,19 +46,22 @@ class Forgotten(NamedTuple):
     """All of it in a sentence, and what stays."""
 
 
-def begin(book: Book, rows: Sequence[Row]) -> None:
-    """Notes what is to be forgotten.
+def begin(book: Book, rows: Sequence[Row], whole: int) -> None:
+    """Notes what is to be forgotten, and the number of a stage that goes whole, -1 if none does.
 
     Raises:
       OSError: if that can't be written.
     """
-    write_rows(book.folder / NOTE, rows)
+    write_rows(book.folder / NOTE, [{"whole": whole}, *rows])
 
 
-def pending(book: Book) -> list[Row] | None:
+def pending(book: Book) -> tuple[list[Row], int] | None:
     """What was to be forgotten when the process ended; None if nothing was."""
     path = book.folder / NOTE
-    return load_rows(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    first, *rows = load_rows(path)
+    return rows, first["whole"]
 
 
 def purge_files(book: Book, stage: Stage, hashes: frozenset[str]) -> int:
@@ -117,8 +122,31 @@ def documents_of(task: Task, rows: Sequence[Row]) -> set[bytes]:
     return set().union(*keys_of(task.train(rows)))
 
 
-def said(book: Book, rows: int, stages: Sequence[Stage], slots: int) -> str:
-    """What was forgotten, and what training it out of the weights would take."""
+def purge_banks(state: State, method: Method, at: int) -> tuple[State, list[str]]:
+    """A state in which methods that can have forgotten a stage exactly, and the names of these.
+
+    Args:
+      state: after that stage, or a later one.
+      method: its chain.
+      at: the stage's place among those that led to the state.
+    """
+    able = [part for part in chain(method).parts if part.forgets is not None]
+    gone = {p.name: p.forgets(state.methods[p.name], at) for p in able if p.forgets is not None}
+    return state._replace(methods={**state.methods, **gone}), list(gone)
+
+
+def said(
+    book: Book, rows: int, stages: Sequence[Stage], slots: int, exact: Sequence[str] = ()
+) -> str:
+    """What was forgotten, and what training it out of the weights would take.
+
+    Args:
+      book: the life's.
+      rows: how many rows were to be forgotten.
+      stages: which of them had any.
+      slots: how many slots of memory held one.
+      exact: methods that have forgotten the whole stage exactly.
+    """
     if not stages:
         return f"{rows} rows forgotten, of which no stage was trained or tested on any"
     line = book.lineage()
@@ -130,6 +158,7 @@ def said(book: Book, rows: int, stages: Sequence[Stage], slots: int) -> str:
         for part in chain(expression.build(expression.parse(stage.facts["method"]))).parts
         if set(part.reads) - {"samples"}
     }
+    keeps -= set(exact)
     beside = f" and what {', '.join(sorted(keeps))} keeps" if keeps else ""
     steps = sum(stage.facts["steps"] for stage in after)
     seconds = sum(stage.facts["wall_seconds"] for stage in after)
@@ -139,7 +168,8 @@ def said(book: Book, rows: int, stages: Sequence[Stage], slots: int) -> str:
         "then)" if after else ""
     )  # fmt: skip
     names = ", ".join(stage.name for stage in stages)
-    return f"{rows} rows forgotten of {names}, in {slots} slots of memory{again}"
+    whole = f"; {', '.join(exact)} has nothing of {names} any more" if exact else again
+    return f"{rows} rows forgotten of {names}, in {slots} slots of memory{whole}"
 
 
 def finish(book: Book, found: Forgotten, hashes: Sequence[str]) -> None:

@@ -200,37 +200,52 @@ class Life:
         tested, incoming = (x[x[:, 1] > 0] for x in (known, new))
         return detect(*(sign * x[:, 0] / x[:, 1] for x in (tested, incoming)))
 
-    def forget(self, rows: Sequence[Row]) -> Forgotten:
+    def forget(self, rows: Given = (), stage: str = "") -> Forgotten:
         """Takes rows out of every memory and every file that is kept; see `jcl.runs.life.forget`.
 
         They never come back: a later stage leaves them out, by their hashes.
 
+        Args:
+          rows: files, or rows as `rows.read_rows` gives them.
+          stage: in their place all rows of a stage; a bank by task then forgets its entry too.
+
         Raises:
-          ValueError: if a stage was cut short, or there are no rows.
+          ValueError: if a stage was cut short, there are no rows, or not one of the two is given.
           OSError: if something can't be written; the next command goes on with it.
         """
-        check(bool(rows), "number of rows", 0, "at least 1")
+        check(bool(rows) != bool(stage), "rows", "given" if rows else "not given",
+              "given, or a stage in their place")  # fmt: skip
+        rows = read_given(rows, None, None, self.settings.task)[0]
         with self._held():
             self._refuse_pending()
-            forget.begin(self.book, rows)
-            return self._forget(rows)
+            whole = self.book.find(stage).number if stage else -1
+            if stage:
+                place = self.book.place(whole)
+                rows = [r for n in ("train", "test") for r in load_rows(place / f"{n}.jsonl")]
+            forget.begin(self.book, rows, whole)
+            return self._forget(rows, whole)
 
-    def _forget(self, rows: Sequence[Row]) -> Forgotten:
+    def _forget(self, rows: Sequence[Row], whole: int) -> Forgotten:
+        """Does what was noted; `whole` is the number of the stage that goes whole, -1 if none."""
         hashes = frozenset(map(hash_of, rows))
         found, slots, stages = 0, 0, []
+        exact: set[str] = set()
         for stage in (s for s in self.book.stages if s.accepted):
             own = forget.purge_files(self.book, stage, hashes)
             stages += [stage] if own else []
             found += own
-            work = self._work(stage.facts["method"])
+            work, place = self._work(stage.facts["method"]), self.book.place(stage.number)
+            state, kept = work.load(place, zeros_of(stage.facts["example"]))
             gone = forget.documents_of(work.task, rows)
-            place = self.book.place(stage.number)
-            state, whole = work.load(place, zeros_of(stage.facts["example"]))
             left, count = forget.purge_state(state, gone)
-            if count:
-                work.save(place, left, whole, replace=True)
+            led = [s.number for s in self.book.lineage(stage.number)]
+            if whole in led:
+                left, able = forget.purge_banks(left, work.program.method, led.index(whole))
+                exact |= set(able)
+            if count or whole in led:
+                work.save(place, left, kept, replace=True)
             slots += count
-        said = forget.said(self.book, len(rows), stages, slots)
+        said = forget.said(self.book, len(rows), stages, slots, sorted(exact))
         done = Forgotten(found, [stage.name for stage in stages], slots, said)
         forget.finish(self.book, done, sorted(hashes))
         return done
@@ -249,7 +264,7 @@ class Life:
             self.book.tidy()
             unfinished = forget.pending(self.book)
             if unfinished is not None:
-                self._forget(unfinished)
+                self._forget(*unfinished)
             yield
 
     def _refuse_pending(self) -> None:

@@ -72,6 +72,8 @@ def test_wrong_words_get_one_sentence(
     [
         (["continue", "RUN"], "RUN has nothing to go on with; give --data name=file"),
         (["continue", "RUN", "--data", "jan=jan.jsonl"], "name of the stage is 'jan', but must be"),
+        (["forget", "RUN"], "rows is 'not given', but must be given, or a stage in their place"),
+        (["forget", "RUN", "--stage", "x"], "stage is 'x', but must be one of those learned"),
         (["rollback", "RUN", "--to", "x"], "stage is 'x', but must be one of those learned"),
         (["diff", "RUN", "jan", "x"], "stage is 'x', but must be one of those learned: jan, feb"),
     ],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_life import SMALL, month
 
-from jcl import report
+from jcl import report, trees
 from jcl.runs.life import forget
 from jcl.runs.life.book import load_rows
 from jcl.runs.life.life import Life
@@ -111,10 +111,32 @@ def test_a_test_row_leaves_what_it_scored(life: Life) -> None:
     life.forget([row])
     assert in_files(life, row["text"]) == []
     np.testing.assert_array_equal(life.scores, before)  # what was measured then stays so
-    with pytest.raises(ValueError, match="number of rows is 0, but must be at least 1"):
-        life.forget([])
+    with pytest.raises(ValueError, match="rows is 'not given', but must be given, or a stage"):
+        life.forget()
     life.forget(load_rows(life.book.place(0) / "test.jsonl"))  # all that are left
     life.stage("march", month("march"))
     assert life.stages == ["jan", "feb", "march"] and life.scores.shape == (3, 2)
     assert report.load(life.folder)[0].summary["tasks"] == ["feb", "march"]
     assert Path(life.folder / forget.NOTE).exists() is False
+
+
+def test_a_bank_by_task_forgets_a_stage_exactly(born: Callable[..., Life]) -> None:
+    bank = "inclora(stages=4, rank=2, predict='task')"
+    life = born(month("jan"), method=bank, **SMALL)
+    for name in ("jan", "feb", "march"):
+        life.stage(name, month(name))
+    before = life.state.methods["inclora"]
+    done = life.forget(stage="feb")
+    assert done.said.endswith("inclora has nothing of feb any more") and done.stages == ["feb"]
+    after = life.state.methods["inclora"]
+    assert before.last.tolist() == [0, 1, 2, -1] and after.last.tolist() == [0, -1, 2, -1]
+    for path, x in trees.by_path(after.bank).items():
+        axis = -2 if path.endswith("/a") else -3
+        old, new = (
+            np.moveaxis(np.asarray(y), axis, 0) for y in (trees.by_path(before.bank)[path], x)
+        )
+        np.testing.assert_array_equal(new[[0, 2]], old[[0, 2]])
+        assert not new[1].any() and old[1].any()
+    assert in_files(life, "def f(x)") == []
+    life.rollback("jan")  # of which February is no part
+    assert life.state.methods["inclora"].last.tolist() == [0, -1, -1, -1]

@@ -113,14 +113,14 @@ def _splits(given: dict[str, Any]) -> tuple[str, ...]:
     """What a `pre_tokenizer` does, in the words of `_SPLITS`."""
     parts = given.get("pretokenizers", [given])
     found = []
-    for part in parts:
-        kind = part.get("type", "nothing")
-        if kind == "ByteLevel" and not part.get("add_prefix_space"):
-            found += ["words"] if part.get("use_regex", True) else []
-        elif kind == "Digits" and part.get("individual_digits"):
+    for piece in parts:
+        kind = piece.get("type", "nothing")
+        if kind == "ByteLevel" and not piece.get("add_prefix_space"):
+            found += ["words"] if piece.get("use_regex", True) else []
+        elif kind == "Digits" and piece.get("individual_digits"):
             found.append("digits")
-        elif kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert"):
-            found.append(str(part["pattern"].get("Regex")))
+        elif kind == "Split" and piece.get("behavior") == "Isolated" and not piece.get("invert"):
+            found.append(str(piece["pattern"].get("Regex")))
         else:
             found.append(kind)
     return tuple(found)

@@ -86,7 +86,7 @@ def matrix(run: Scores) -> Figure:
         axes.grid(False)
         axes.spines[:].set_visible(False)
         if columns <= MANY and rows <= 24:
-            for r, c in zip(*np.nonzero(np.isfinite(mean)), strict=True):
+            for r, c in np.ndindex(rows, columns):
                 dark = (shade[r, c] - low) / (high - low) > 0.55
                 axes.text(
                     c, r, _text(mean[r, c], scale), ha="center", va="center", fontsize=9,

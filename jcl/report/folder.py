@@ -111,12 +111,13 @@ def without_diverged(R: np.ndarray) -> np.ndarray:
 
 
 def _well(R: np.ndarray) -> np.ndarray:
-    """Which seeds of scores [seeds, rows, tasks] didn't diverge, bool [seeds].
+    """Which seeds of scores [seeds], [seeds, tasks] or [seeds, rows, tasks] didn't diverge.
 
     The scores of one that did are NaN from there on, so in the last row; what is NaN before it
     wasn't measured, for its task wasn't known by then.
     """
-    return np.isfinite(R.reshape(len(R), -1, R.shape[-1])[:, -1]).all(axis=1)
+    last = R[:, -1] if R.ndim == 3 else R.reshape(len(R), -1)
+    return np.isfinite(last).all(axis=1)
 
 
 def _first(stage_tasks: Sequence[int], task: int) -> int:

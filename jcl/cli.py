@@ -37,7 +37,10 @@ USAGE = """usage: jcl COMMAND ...
   jcl run EXPERIMENT|FILE.py   train through a stream of tasks; writes a folder with the results
   jcl run finetune --model MODEL --data jan=FILE   tunes a model on files, stage by stage
   jcl continue RUN --data NAME=FILE                learns another stage on the state of the last
-  jcl log|diff|rollback|forget RUN ...             what was learned, what changed; back again
+  jcl log RUN                  what it learned when, of which data, with which scores
+  jcl diff RUN STAGE STAGE     what got better and worse between two states, item by item
+  jcl rollback RUN --to STAGE  makes the state after an earlier stage the current one
+  jcl forget RUN --data FILE   takes rows out of every memory and every file of a run
   jcl list [NAME]              experiments, methods, streams and models; or one of them whole
   jcl explain --method EXPR    what a method does in each phase of a step
   jcl compare DIR...           a table and a figure over runs; --baseline naive --latex tests them

@@ -77,8 +77,6 @@ def test_renamed_functions_have_their_old_names_too() -> None:
     with pytest.warns(DeprecationWarning, match=r"jcl\.parallel\.signals"):
         from jcl.processes import Preempted
     assert Preempted is importlib.import_module("jcl.parallel.signals").Preempted
-    report = importlib.import_module("jcl.report")
-    assert report.measured is report.format_mean
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         jcl.losses.nothing  # noqa: B018
 

@@ -13,8 +13,6 @@ from jcl.report.folder import (
 )
 from jcl.report.format import MEASURES, format_mean, labelled, scale, scale_of, title, unit
 
-measured = format_mean  # its name in version 0.1, until the next release
-
 __all__ = [
     "MEASURES",
     "Run",

@@ -12,18 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_halves import KEY, PARAMS, TASKS
 
 import jcl
 from jcl import data, losses, methods, models
 from jcl.measures.evaluation import accuracy, evaluator
 from jcl.training.evaluations import Evaluations, asked
 
-RNG = np.random.default_rng(0)
-TASKS = [{"x": x, "y": (x[:, i] > 0).astype(np.int32)}
-         for i, x in enumerate(RNG.normal(size=(2, 40, 4)).astype(np.float32))]  # fmt: skip
 STREAM = data.from_arrays(TASKS, TASKS, 8, steps=20)
-PARAMS = models.mlp.init(jax.random.key(0), [4, 6, 2])
-KEY = jax.random.key(1)
 SCORE = evaluator(STREAM.test, accuracy())
 BEST: Any = {"evaluate": SCORE, "chunk": 8, "evaluate_every": 3, "keep": "best"}
 

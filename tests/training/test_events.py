@@ -9,18 +9,14 @@ import jax
 import numpy as np
 import optax
 import pytest
+from tiny_halves import KEY, PARAMS, TASKS
 
 import jcl
 from jcl import data, losses, methods, models
 from jcl.measures.evaluation import accuracy, evaluator
 from jcl.training.events import Listener, learning_rate
 
-RNG = np.random.default_rng(0)
-TASKS = [{"x": x, "y": (x[:, i] > 0).astype(np.int32)}
-         for i, x in enumerate(RNG.normal(size=(2, 40, 4)).astype(np.float32))]  # fmt: skip
 STREAM = data.from_arrays(TASKS, TASKS, 8, steps=8)
-PARAMS = models.mlp.init(jax.random.key(0), [4, 6, 2])
-KEY = jax.random.key(1)
 SCORE = evaluator(STREAM.test, accuracy())
 RATES = optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(0.1, 0.0, 16))
 

@@ -1,4 +1,4 @@
-"""The commands of a life: `jcl run finetune`, `continue`, `rollback`, `log`, `diff`."""
+"""The commands of a life: `jcl run finetune`, `continue`, `rollback`, `forget`, `log`, `diff`."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ at 1e-3 whose moments are kept, batches of 128, 2,000 steps a task, joint traini
 the class scenario all ten outputs compete from the start, in training and in the test. The loss of
 er is 1/t of the new rows' and 1 - 1/t of the replayed ones' in task t, and lwf's distillation
 counts t - 1 times in the domain scenario, as many as there are earlier tasks, and once in the class
-scenario. Memories hold 200 rows of each earlier task, 100 a class on average. Strengths are those of
-the code of 2022: EWC 1e5, 1e10 and 1e9 in the task, domain and class scenario, SI's c 10, 5e4 and
-5e3 with damping .1.
+scenario. Memories hold 200 rows of each earlier task, 100 a class on average. Strengths are those
+of the code of 2022: EWC 1e5, 1e10 and 1e9 in the task, domain and class scenario, SI's c 10, 5e4
+and 5e3 with damping .1.
 
 The figure is the average accuracy over the five tasks in the end, in per cent. Ours are of ten
 seeds; theirs of twenty, ± here the 95 % interval that their standard error makes. A-GEM and ER have

@@ -1,8 +1,8 @@
 """The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, and so on.
 
-Exit codes: 0 done, 2 wrong arguments, 3 the run diverged, 4 a stage's state wasn't accepted, 75
-stopped by SIGTERM, 76 another process was lost (start again with `--resume` after either), 130
-stopped by Ctrl-C.
+Exit codes: 0 done, 1 a short form isn't as expected, 2 wrong arguments, 3 the run diverged, 4 a
+stage's state wasn't accepted, 75 stopped by SIGTERM, 76 another process was lost (start again with
+`--resume` after either), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -325,7 +325,8 @@ def _reproduce(
 
     Args:
       name: a protocol.
-      quick: a short form with an expectation of its own; the exit code is 1 if it isn't met.
+      quick: a short form, without NAME those of all, with expectations of their own; the exit
+        code is 1 if one isn't met.
       table: writes the table of all protocols into experiments/README.md.
       show: what is kept already; runs nothing.
       cells: the cells to run, such as "none task"; all by default.

@@ -148,8 +148,8 @@ def read(path: Path) -> Protocol:
     check(bool(words), f"docstring of {path}", words, "the protocol in words")
     parts = [getattr(module, part, ()) for part in ("CELLS", "QUICK")]
     for part, cells in zip(("CELLS", "QUICK"), parts, strict=True):
-        ok = isinstance(cells, tuple) and all(isinstance(c, Cell) for c in cells)
-        check(ok, f"{part} of {path}", cells, "a tuple of jcl.runs.reproduce.Cell")
+        ok = isinstance(cells, tuple) and bool(cells) and all(isinstance(c, Cell) for c in cells)
+        check(ok, f"{part} of {path}", cells, "a tuple of jcl.runs.reproduce.Cell, at least one")
         names = [slug(c.name) for c in cells]
         check(len(set(names)) == len(names), f"names in {part} of {path}", names, "all different")
     return Protocol(path.stem, words, getattr(module, "SOURCE", ""), *parts)
@@ -181,10 +181,10 @@ def measure(cell: Cell, work: Path) -> Outcome:
     """Runs a cell in a folder of its own, which holds what an interrupted run left."""
     cache()
     work.mkdir(parents=True, exist_ok=True)
-    before = time.monotonic()
+    commit, before = _commit(), time.monotonic()
     values = {int(seed): float(value) for seed, value in cell.run(work).items()}
-    seconds = time.monotonic() - before
-    return Outcome(values, {"seconds": round(seconds, 1), "commit": _commit(), **_machine()})
+    seconds = round(time.monotonic() - before, 1)
+    return Outcome(values, {"seconds": seconds, "commit": commit, **_machine()})
 
 
 def complete(protocol: Protocol, results: Path, only: Sequence[str] = ()) -> None:
@@ -317,21 +317,16 @@ def show(protocol: Protocol, results: Path) -> None:
 
 
 def try_quick(protocol: Protocol, work: Path) -> bool:
-    """Runs the short form and prints it; whether every cell came out as is expected here.
-
-    Raises:
-      ValueError: if the protocol has no short form.
-    """
-    if not protocol.quick:
-        raise ValueError(f"{protocol.name} has no quick form; leave --quick out")
+    """Runs the short form and prints it; whether every cell came out as is expected here."""
     found: dict[str, Outcome | None] = {}
     for cell in protocol.quick:
-        found[cell.name] = measure(cell, work / slug(cell.name))
+        found[cell.name] = measure(cell, work / protocol.name / slug(cell.name))
     short = Protocol(protocol.name, protocol.words, protocol.source, protocol.quick, ())
     lines = rows(short, found)
     good = [judge(cell, found) in ("reproduced", "direction only") for cell in protocol.quick]
     for line, fine in zip(lines, good, strict=True):
         line[-1] = "as expected" if fine else "not as expected"
+    screen.lines(f"{protocol.name}, short form")
     screen.rows(("cell", "expected", *HEADS[2:]), lines)
     return all(good)
 
@@ -349,22 +344,21 @@ def command(
         raise ValueError("jcl reproduce takes one of --quick, --table and --show at a time")
     if name and table:
         raise ValueError(f"--table is of all protocols, but {name!r} is named; leave it out")
-    if not name and (quick or show_only or cells):
-        raise ValueError(
-            "jcl reproduce needs the NAME of a protocol beside --quick, --show, --cells"
-        )
+    if not name and (show_only or cells):
+        raise ValueError("--show and --cells are of one protocol, whose NAME is missing")
     if table:
         page = experiment.folder() / "README.md"
         page.write_text(with_table(page.read_text(), markdown(results)))
         print(page)
         return 0
+    if quick:
+        chosen = [find(name)] if name else [read(path) for path in available().values()]
+        with tempfile.TemporaryDirectory() as work:
+            return 0 if all([try_quick(one, Path(work)) for one in chosen]) else 1
     if not name:
         show_all(results)
         return 0
     protocol = find(name)
-    if quick:
-        with tempfile.TemporaryDirectory() as work:
-            return 0 if try_quick(protocol, Path(work)) else 1
     if not show_only:
         complete(protocol, results, cells)
     show(protocol, results)

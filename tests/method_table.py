@@ -178,7 +178,7 @@ TABLE = [
         methods.redo,
         {"threshold": 0.5, "every": 2},
         neutral={"every": 1000},
-        bad=({"threshold": -1.0}, {"every": 0}),
+        bad=({"threshold": -1.0}, {"every": 0}, {"over": 0}, {"every": 3, "over": 4}),
     ),
     Row(
         "continual_backprop",

@@ -64,3 +64,18 @@ def test_units_are_compared_with_their_layer_s_mean(threshold: float) -> None:
     assert 0 < worn.sum() < 6 and aux["redo/renewed"] == worn.sum()
     silent = (np.asarray(state.params["dense_1"]["kernel"]) == 0).all(1)
     np.testing.assert_array_equal(silent, worn)
+
+
+@pytest.mark.quick
+def test_answers_count_over_the_last_steps_before_a_look() -> None:
+    params = mlp.init(jax.random.key(5), (3, 6, 2))
+    method = methods.redo(0.8, every=4, over=2)
+    program = jcl.make(method, mlp.apply, losses.cross_entropy(), optax.sgd(0.0))
+    rows = [{"x": X[i : i + 1], "y": jnp.array([0])} for i in range(8)]
+    state, step = jax.jit(program.init)(params, rows[0], KEY), jax.jit(program.step)
+    for batch in rows[:4]:
+        state, aux = step(state, batch)
+        assert aux["redo/renewed"] == 0
+    h = np.maximum(X[2:4] @ params["dense_0"]["kernel"] + params["dense_0"]["bias"], 0).mean(0)
+    state, aux = step(state, rows[4])
+    assert aux["redo/renewed"] == (h <= 0.8 * h.mean()).sum() > 0

@@ -105,7 +105,7 @@ def errors(method: Method, settings: int, examples: int, seeds: int) -> np.ndarr
 
 
 def cell(name: str, tenth: int, below: str, settings: int, examples: int) -> Cell:
-    """The error of a method in a tenth of all settings of the slow bits, counted from 1, by seed."""
+    """The error of a method in a tenth of the settings of the slow bits, counted from 1."""
     part = settings // 10
 
     def run(folder: Any) -> dict[int, float]:

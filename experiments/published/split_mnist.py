@@ -59,9 +59,10 @@ def accuracies(
     """
     train, test = images()
     steps = TASKS * steps if joint else steps
-    view = {"tasks": TASKS, "view": scenario}
-    stream, prepare = data.split_by_seed(train, test, batch, steps, joint=joint, **view)
-    classes = split({"y": train["y"]}, {"y": test["y"]}, **view).classes
+    stream, prepare = data.split_by_seed(
+        train, test, batch, steps, tasks=TASKS, view=scenario, joint=joint
+    )
+    classes = split({"y": train["y"]}, {"y": test["y"]}, TASKS, scenario).classes
     assert classes is not None
     mask = "task" if scenario == "task" else "all"
 

@@ -33,7 +33,8 @@ SOURCE = (
     "Tolias, arXiv 1809.10635, table 3, of EWC: arXiv 1904.07734, table 4, by the same protocol "
     "with strengths that were searched for"
 )
-ROWS, MEMORY = 128, {"capacity": 1000, "rows": 128, "policy": "ring", "groups": 5}
+MEMORY = "ring"
+"""Of 200 rows a task, as `capacity` and `groups` below say."""
 
 
 def none(strength: Any) -> Method:
@@ -63,11 +64,11 @@ def er(strength: Any) -> Method:
     def earlier(ctx: Ctx) -> Any:  # as many rows as new ones, so that these count 1/t in all
         return ctx.stage.astype(jnp.float32)
 
-    return methods.er(**MEMORY, weight=earlier, fill="stage")
+    return methods.er(1000, 128, earlier, policy=MEMORY, groups=5, fill="stage")
 
 
 def agem(strength: Any) -> Method:
-    return methods.agem(**MEMORY)
+    return methods.agem(1000, 128, policy=MEMORY, groups=5)
 
 
 SCENARIOS: tuple[Scenario, ...] = ("task", "domain", "class")
@@ -90,8 +91,10 @@ FINDINGS: dict[str, str] = {}
 
 def cell(name: str, index: int) -> Cell:
     scenario = SCENARIOS[index]
-    made = {"none": none, "joint": none, "EWC": ewc, "online EWC": online_ewc, "SI": si, "ER": er,
-            "LwF": partial(lwf, scenario), "A-GEM": agem}[name]  # fmt: skip
+    made: Any = {
+        "none": none, "joint": none, "EWC": ewc, "online EWC": online_ewc, "SI": si, "ER": er,
+        "LwF": partial(lwf, scenario), "A-GEM": agem,
+    }[name]  # fmt: skip
     given, key = PUBLISHED[name][index], f"{name}, {scenario}"
 
     def run(folder: Any) -> dict[int, float]:
@@ -107,8 +110,9 @@ CELLS = tuple(cell(name, i) for name in PUBLISHED for i in range(len(SCENARIOS))
 
 def short(name: str, scenario: Scenario, method: Any, expected: float, tolerance: float) -> Cell:
     def run(folder: Any) -> dict[int, float]:
-        few = {"seeds": (0, 1, 2), "steps": 100, "batch": 32}
-        return accuracies(scenario, method, folder, images=data.digits, **few)
+        return accuracies(
+            scenario, method, folder, seeds=(0, 1, 2), images=data.digits, steps=100, batch=32
+        )
 
     return Cell(name, run, expected, tolerance=tolerance)
 

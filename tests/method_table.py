@@ -167,11 +167,11 @@ TABLE = [
         disturb="it has no state",
     ),
     Row(
-        "shrink_and_perturb at steps",
-        methods.shrink_and_perturb,
-        {"shrink": 0.9, "noise": 0.01, "at": "step"},
-        neutral={"shrink": 1.0, "noise": 0.0},
-        disturb="it has no state",
+        "shrink_and_perturb + ewc",  # in every step
+        lambda: jcl.chain(
+            methods.shrink_and_perturb(0.9, 0.01, at="step"), methods.ewc(strength=10.0)
+        ),
+        neutral="the row above has its neutral numbers",
     ),
     Row(
         "redo",

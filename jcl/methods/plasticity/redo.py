@@ -50,7 +50,7 @@ def redo(threshold: float = 0.025, every: int = 1000, over: int = 1) -> Method:
     """
     check(threshold >= 0, "threshold", threshold, "at least 0")
     check(every >= 1, "every", every, "at least 1")
-    check(1 <= over <= every, "over", over, f"from 1 to every, {every}")
+    check((over >= 1) & (over <= every), "over", over, f"from 1 to every, {every}")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, RedoState]:
         layers = units.hidden_layers("redo", ctx, params)

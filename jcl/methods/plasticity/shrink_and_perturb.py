@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from jcl import trees
 from jcl.method import Ctx, Method, Params, check
 
 
@@ -35,10 +37,13 @@ def shrink_and_perturb(
     check(at in ("stage", "step"), "at", at, "'stage' or 'step'")
 
     def drawn(key: jax.Array, params: Params) -> Params:
-        leaves, form = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
-        each = [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(form, each)
+        """Normal draws, each leaf's by its own path, so that others' leaves change none."""
+
+        def own(path: tuple, x: jax.Array) -> jax.Array:
+            place = zlib.crc32(trees.path_name(path).encode())
+            return jax.random.normal(jax.random.fold_in(key, place), x.shape)
+
+        return jax.tree_util.tree_map_with_path(own, params)
 
     def begin(state: tuple[()], ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
         def moved(x: jax.Array, e: jax.Array) -> jax.Array:

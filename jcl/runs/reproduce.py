@@ -239,7 +239,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _amount(mean: float, half: float) -> str:
-    """A number with its interval, in as many digits as four significant ones of the mean take."""
+    """A number with its interval: two decimals, or four where it is below 1 in size."""
     digits = 2 if abs(mean) >= 1 else 4
     return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half else "")
 

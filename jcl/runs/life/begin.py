@@ -20,6 +20,7 @@ from jcl.runs.life.settings import (
     length_for,
     method_for,
     rate_for,
+    room_for,
 )
 from jcl.runs.life.tasks import longest
 from jcl.runs.life.work import Work, load_model
@@ -82,7 +83,7 @@ def begin(
             say(f"length: {length} tokens (95 % of the first rows have at most {most})")
         if kind == "classify" and not room:
             labels = {row["label"] for row in rows}
-            room = 2 * len(labels) + 8
+            room = room_for(len(labels))
             say(f"room: {room} classes, of which the first stage has {len(labels)}")
         settings = dataclasses.replace(start, method=method, lr=lr, length=length, room=room)
         work = Work(check_settings(settings), loaded, method, (), settings.room)
@@ -92,9 +93,7 @@ def begin(
             "life": dataclasses.asdict(settings), "weights": work.fingerprint,
             "files": own.digests([method]),
         })  # fmt: skip
-    life = Life(folder)
-    life._model = loaded
-    return life
+    return Life(folder, loaded)
 
 
 def named(text: str) -> tuple[str, list[Path]]:

@@ -105,6 +105,11 @@ def rate_for(parameters: int, method: str) -> float:
     return 1e-3 if parameters < 5_000_000 else 1e-4 if parameters < 10 * SMALL else 2e-5
 
 
+def room_for(labels: int) -> int:
+    """How many columns a head has for so many labels: twice as many, and eight more."""
+    return 2 * labels + 8
+
+
 def length_for(longest: int, context: int) -> int:
     """The least power of two from 32 on that holds rows of so many tokens, at most 512."""
     return min(2 ** math.ceil(math.log2(max(longest, 32))), context, 512)

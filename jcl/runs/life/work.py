@@ -69,7 +69,8 @@ class Work:
         Raises:
           ValueError: if the method can't be composed, or not with this model and task.
         """
-        self.settings, self.model, self.method, self.room = settings, model, method, room
+        self.settings, self.model, self.method = settings, model, method
+        self.labels, self.room = labels, room
         self.task: Task = task_of(settings.task, model.tokenizer, settings.length, labels)
         made = expression.build(expression.parse(method))
         learns = made.learns
@@ -83,13 +84,19 @@ class Work:
         self.key = jax.random.key(settings.seed)
         self.scorer: Callable[..., Any] = jax.jit(score_rows(self.task, self.program))
 
+    def wider(self, room: int) -> Work:
+        """The same with so many columns of the head."""
+        return Work(self.settings, self.model, self.method, self.labels, room)
+
     @cached_property
     def params(self) -> Params:
         """Where a life begins: the model's parameters, and a head where rows have labels."""
         if not self.room:
             return self.model.params
         wide = self.model.config.width
-        kernel = 0.02 * jax.random.normal(self.key, (wide, self.room))
+        # each column has a key of its own, so that a wider head begins with the same columns
+        keys = jax.vmap(partial(jax.random.fold_in, self.key))(jnp.arange(self.room))
+        kernel = 0.02 * jax.vmap(lambda key: jax.random.normal(key, (wide,)))(keys).T
         return {**self.model.params, HEAD: {"kernel": kernel, "bias": jnp.zeros(self.room)}}
 
     @cached_property

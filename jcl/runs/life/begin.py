@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 
 from jcl import report
 from jcl.method import check
+from jcl.parallel import processes
 from jcl.runs import own
 from jcl.runs.life.life import Life
 from jcl.runs.life.rows import Kind, Row, form_of
@@ -24,6 +26,7 @@ from jcl.runs.life.settings import (
 )
 from jcl.runs.life.tasks import longest
 from jcl.runs.life.work import Work, load_model
+from jcl.training import checkpoint
 from jcl.training import folder as folders
 
 
@@ -61,9 +64,8 @@ def begin(
     """
     folder = Path(folder)
     check(bool(rows), "number of rows", 0, "at least 1")
-    folders.make(folder)
-    with folders.hold(folder):
-        check(folders.is_empty(folder), "folder", str(folder), "new or empty")
+    with contextlib.ExitStack() as held:
+        processes.from_leader(lambda: _hold_new(folder, held))
         kind = task or form_of(rows[0])
         if Path(model).expanduser().exists():
             model = str(Path(model).expanduser().resolve())
@@ -88,12 +90,21 @@ def begin(
         settings = dataclasses.replace(start, method=method, lr=lr, length=length, room=room)
         work = Work(check_settings(settings), loaded, method, (), settings.room)
         _ = work.ask  # which may not be there
-        report.save_json(folder / "config.json", {
+        told = {
             **(facts or {"command": "jcl.runs.life.begin(...)"}),
             "life": dataclasses.asdict(settings), "weights": work.fingerprint,
             "files": own.digests([method]),
-        })  # fmt: skip
+        }  # fmt: skip
+        processes.from_leader(lambda: report.save_json(folder / "config.json", told))
+        shared = checkpoint.is_shared(folder)
+        check(shared, "folder", str(folder), "one that all processes share")
     return Life(folder, loaded)
+
+
+def _hold_new(folder: Path, held: contextlib.ExitStack) -> None:
+    folders.make(folder)
+    held.enter_context(folders.hold(folder))
+    check(folders.is_empty(folder), "folder", str(folder), "new or empty")
 
 
 def named(text: str) -> tuple[str, list[Path]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,11 +24,12 @@ from jcl.program import State
 from jcl.report import load_settings
 from jcl.runs.life import accept as conditions
 from jcl.runs.life import forget, matrix, states
-from jcl.runs.life.book import Book, Stage, load_rows, size_of
-from jcl.runs.life.drifting import Drift, detect
+from jcl.runs.life.book import Book, Stage, load_rows
+from jcl.runs.life.drifting import Drift, compare
 from jcl.runs.life.forget import Forgotten
 from jcl.runs.life.plan import (
     Given,
+    keep_log,
     plan_stage,
     read_given,
     read_items,
@@ -39,8 +39,9 @@ from jcl.runs.life.plan import (
 from jcl.runs.life.rows import Row, digest_of, words_of
 from jcl.runs.life.settings import CHUNK, Settings, restored
 from jcl.runs.life.tasks import Exam, stage_of
-from jcl.runs.life.work import SLIM, Work, mean_of, shapes_of, zeros_of
+from jcl.runs.life.work import Work, mean_of, shapes_of, zeros_of
 from jcl.runs.life.works import Works
+from jcl.training import checkpoint
 from jcl.training import folder as folders
 from jcl.training.fit import Diverged, fit
 
@@ -63,19 +64,22 @@ class Outcome(NamedTuple):
 class Life:
     """A model that goes on learning in a folder; see `jcl.open`."""
 
-    def __init__(self, folder: str | Path, model: models.Model | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, model: models.Model | None = None, mesh: str | None = None
+    ) -> None:
         """Opens a folder that `jcl run finetune` or `begin` made.
 
         Args:
           folder: where it is.
           model: the one that it began with, where that is loaded already.
+          mesh: axes of devices, such as `fsdp=2`, where they are others than it was begun with.
 
         Raises:
           ValueError: if it is none.
         """
         self.folder = Path(folder)
         saved = load_settings(self.folder)
-        self.settings: Settings = restored(saved, self.folder)
+        self.settings: Settings = restored(saved, self.folder, mesh)
         self.saved = saved
         self.book = Book(self.folder)
         self.works = Works(self.folder, self.settings, saved, model)
@@ -206,13 +210,10 @@ class Life:
         line = self.book.lineage()
         if not line:
             return None
-        items = read_items(self.book.place(line[-1].number))
-        known = np.array([x for of in items.values() for x in of.values()])
+        known = read_items(self.book.place(line[-1].number))
         work = self.works.at(line[-1], labels)
         new = work.score(self.state, work.exam(rows), len(line))
-        sign = -1 if work.task.higher_is_better else 1
-        tested, incoming = (x[x[:, 1] > 0] for x in (known, new))
-        return detect(*(sign * x[:, 0] / x[:, 1] for x in (tested, incoming)))
+        return compare(known, new, work.task.higher_is_better)
 
     def forget(self, rows: Given = (), stage: str = "") -> Forgotten:
         """Takes rows out of every memory and every file that is kept; see `jcl.runs.life.forget`.
@@ -227,6 +228,7 @@ class Life:
           ValueError: if a stage was cut short, there are no rows, or not one of the two is given.
           OSError: if something can't be written; the next command goes on with it.
         """
+        self._refuse_peers()
         check(bool(rows) != bool(stage), "rows", "given" if rows else "not given",
               "given, or a stage in their place")  # fmt: skip
         rows = read_given(rows, None, None, self.settings.task)[0]
@@ -244,19 +246,27 @@ class Life:
         """Holds the folder, with the book as it is by then.
 
         Raises:
-          ValueError: if another process holds it, or there are several.
+          ValueError: if another run holds it, or the processes of this one don't share it.
         """
-        alone = not processes.has_peers()
-        check(alone, "number of processes", "several", "one, for a life is written by one")
-        with signals.note(), folders.hold(self.folder), warnings.catch_warnings():
+        shared = checkpoint.is_shared(self.folder)
+        check(shared, "folder", str(self.folder), "one that all processes share")
+        with (
+            signals.note(), contextlib.ExitStack() as held, warnings.catch_warnings(),
+        ):  # fmt: skip
+            processes.from_leader(lambda: held.enter_context(folders.hold(self.folder)))
+            Book(self.folder).tidy()
             self.book = Book(self.folder)
-            self.book.tidy()
             unfinished = forget.pending(self.book)
             if unfinished is not None:
+                self._refuse_peers()
                 forget.purge(self.book, self.work, *unfinished)
             yield
-            if self.book.lineage() and not self._is_reported():
+            if self.book.lineage() and not processes.from_leader(self._is_reported):
                 self.report()  # also what a process that was killed after its last line left
+
+    def _refuse_peers(self) -> None:
+        alone = not processes.has_peers()
+        check(alone, "number of processes", "several", "one to forget rows, which reads all states")
 
     def _refuse_pending(self) -> None:
         plan = self.book.pending()
@@ -327,9 +337,8 @@ class Life:
         why = conditions.broken(conditions.parse(plan["accept"]), measured)
         if not why:
             work.save(place, result.state)
-            log = place / "training" / "metrics.jsonl"
-            shutil.copyfile(log, place / "metrics.jsonl")
-            write_items(place, rows_of, items)
+            processes.from_leader(lambda: keep_log(place))
+            processes.from_leader(lambda: write_items(place, rows_of, items))
         return self._close(plan, facts, scores, why)
 
     def _close(
@@ -375,7 +384,8 @@ class Life:
         """Writes scores, figures and report.html of the current state; None before any stage."""
         from jcl.runs.life import shown  # matplotlib, which other commands shouldn't wait for
 
-        return shown.write(self)
+        drawn = processes.from_leader(lambda: str(shown.write(self) or ""))
+        return Path(drawn) if drawn else None
 
     def _is_reported(self) -> bool:
         """Whether the report is of all that the book says."""
@@ -384,12 +394,3 @@ class Life:
             return False
         said = json.loads(path.read_text())
         return bool(said["entries"] == len(self.book.entries))
-
-    def sizes(self) -> dict[int, int]:
-        """The bytes that each accepted stage's folder has, by number."""
-        kept = [stage for stage in self.book.stages if stage.accepted]
-        return {stage.number: size_of(self.book.place(stage.number)) for stage in kept}
-
-    def has_optimizer(self, stage: Stage) -> bool:
-        """Whether a stage's state is kept whole, or without the optimizer's."""
-        return not (self.book.place(stage.number) / SLIM).is_dir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,11 @@ def plan_stage(
 def room_of(line: Sequence[Stage], settings: Settings) -> int:
     """How many columns the head has after the stages that led to a state."""
     return line[-1].facts["room"] if line else settings.room
+
+
+def keep_log(place: Path) -> None:
+    """Keeps a stage's log, which its training's folder has, for as long as the stage is kept."""
+    shutil.copyfile(place / "training" / "metrics.jsonl", place / "metrics.jsonl")
 
 
 def write_items(

@@ -115,8 +115,8 @@ def length_for(longest: int, context: int) -> int:
     return min(2 ** math.ceil(math.log2(max(longest, 32))), context, 512)
 
 
-def restored(saved: dict[str, Any], folder: Path) -> Settings:
-    """The settings of a life's config.json.
+def restored(saved: dict[str, Any], folder: Path, mesh: str | None = None) -> Settings:
+    """The settings of a life's config.json, with another mesh if one is given.
 
     Raises:
       ValueError: if they are no life's.
@@ -127,4 +127,5 @@ def restored(saved: dict[str, Any], folder: Path) -> Settings:
         raise ValueError(
             f"{folder} is no run to which data can be added, but must be one of jcl run finetune"
         )
-    return check_settings(Settings(**{**given, "probe": tuple(given.get("probe", ()))}))
+    found = Settings(**{**given, "probe": tuple(given.get("probe", ()))})
+    return check_settings(dataclasses.replace(found, mesh=mesh or found.mesh))

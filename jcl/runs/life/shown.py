@@ -70,7 +70,7 @@ def _join_logs(life: Life, line: list[Stage]) -> None:
 
 def log_lines(life: Life) -> list[str]:
     """A line for each entry of the book: when, what of which data, scores, and bytes."""
-    sizes = life.sizes()
+    sizes = life.book.sizes()
     line = {stage.number for stage in life.book.lineage()}
     lines: list[str] = []
     for entry in life.book.entries:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from jcl import trees
 from jcl.data.stream import Arrays
+from jcl.parallel import processes
 from jcl.program import State
 from jcl.runs.life.book import Book, Stage
-from jcl.runs.life.work import WHOLE, Work, zeros_of
+from jcl.runs.life.work import SLIM, WHOLE, Work, zeros_of
 from jcl.training.carry import change_methods, widen
 
 WorkOf = Callable[[Stage], Work]
@@ -47,6 +48,11 @@ def start_of_stage(book: Book, work_of: WorkOf, work: Work, base: State, example
     return change_methods(work.first(example, state.params), state)
 
 
+def has_optimizer(book: Book, stage: Stage) -> bool:
+    """Whether a stage's state is kept whole, or without the optimizer's."""
+    return not (book.place(stage.number) / SLIM).is_dir()
+
+
 def slim(book: Book, keep: int, work_of: WorkOf) -> None:
     """Of all but the last `keep` stages drops what the optimizer had.
 
@@ -60,4 +66,4 @@ def slim(book: Book, keep: int, work_of: WorkOf) -> None:
         work = work_of(stage)
         state, _ = work.load(place, zeros_of(stage.facts["example"]))
         work.save(place, state, whole=False)
-        shutil.rmtree(place / WHOLE)
+        processes.from_leader(lambda old=place / WHOLE: shutil.rmtree(old))  # type: ignore[misc]

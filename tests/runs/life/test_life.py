@@ -19,6 +19,7 @@ from jcl.measures.probes import Item, Probe
 from jcl.runs.life import life as living
 from jcl.runs.life.book import Book
 from jcl.runs.life.life import Life
+from jcl.runs.life.states import has_optimizer
 from jcl.runs.life.tasks import stage_of
 from jcl.training.folder import hold
 
@@ -177,13 +178,13 @@ def test_old_stages_keep_all_but_the_optimizer(life: Life) -> None:
     kept = life.state
     life.stage("march", month("march"))
     jan, feb, _ = life.book.lineage()
-    assert not life.has_optimizer(jan) and life.has_optimizer(feb)
+    assert not has_optimizer(life.book, jan) and has_optimizer(life.book, feb)
     life.rollback("feb")
     assert same(life.state, kept)
     life.rollback("jan")
     count = [x for x in jax.tree.leaves(life.state.optimizer) if x.ndim == 0]
     assert int(life.state.step) == 10 and int(count[0]) == 0  # which begins anew
-    assert life.sizes()[0] < life.sizes()[1]
+    assert life.book.sizes()[0] < life.book.sizes()[1]
 
 
 def test_cut_short_before_the_book_has_it_a_stage_goes_on(

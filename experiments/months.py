@@ -93,7 +93,7 @@ def compare_optimizers(out: Path, seeds: int = 3) -> None:
             for name, path in files.items():
                 life.stage(name, path)
             R = life.scores
-            forgotten = metrics.forgetting(R, (0, 1, 2), higher_is_better=False)
+            forgotten = metrics.forgetting(-R)  # of losses
             ends.append([R[-1].mean(), float(np.mean(forgotten)), np.diag(R[1:]).mean()])
         parts = [metrics.interval(values) for values in np.transpose(ends).tolist()]
         named = zip(("average", "forgetting", "when learned"), parts, strict=True)

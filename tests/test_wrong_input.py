@@ -945,6 +945,22 @@ COMMANDS = {
     "validation of nothing swept": (
         "run digits --select-on validation", "but there is nothing to choose; give --sweep several",
     ),
+    "the best of nothing": (
+        "run digits --keep best", "--keep best must come with --evaluate-every N, the steps from",
+    ),
+    "patience with nothing": (
+        "run digits --keep best --patience 2", "--keep best and --patience must come with --eval",
+    ),
+    "evaluations every 0 steps": (
+        "run digits --evaluate-every 0", "evaluate-every is 0, but must be at least 1",
+    ),
+    "no patience": (
+        "run digits --evaluate-every 5 --patience 0", "patience is 0, but must be at least 1",
+    ),
+    "the worst kept": ("run digits --keep worst", "'last', 'best'"),
+    "evaluations within nodes": (
+        "run regimes --evaluate-every 5", "regimes is a pipeline, whose nodes are evaluated betw",
+    ),
     "validation where no rows are held out": (
         "run domains --select-on validation --sweep lr=1,2", "but domains has no setting valid",
     ),

@@ -10,8 +10,8 @@ from jcl.method import check
 from jcl.models.gguf_write import QUANTISATIONS
 from jcl.models.tensors import check_free
 from jcl.program import State
-from jcl.runs import experiment, flags, own, plan
-from jcl.training.fit import last_state
+from jcl.runs import experiment
+from jcl.runs.load import load_run
 
 
 class Ended(NamedTuple):
@@ -84,39 +84,24 @@ def _load(run: Path, task: str) -> Ended:
         raise ValueError(f"{run} holds {len(found)} runs, so name one of them: {several}")
     summary = found[0].summary
     check(task in ("", *summary["tasks"]), "task", task, f"one of {summary['tasks']}")
-    top = run if (run / "config.json").is_file() else run.parent
-    if not (top / "config.json").is_file():
+    if not any((place / "config.json").is_file() for place in (run, run.absolute().parent)):
         raise ValueError(
             f"{run} has no config.json, for it was trained from Python, where its model is; save "
             "it there by jcl.models.save"
         )
-    settings = report.load_settings(top)
-    if "life" in settings:
-        from jcl.runs.life import served
-
-        built, setup, state, numbers = served.parts(run)
-        said = {**settings, "config": {"model": settings["life"]["model"]}}
-        return Ended(built, setup, state, summary, said, numbers)
-    flags.check_settings(settings, top)
-    own.check_same(settings.get("files", {}), top)
-    module = experiment.load(Path(settings["file"]))
-    config = flags.restored(module, settings)
-    planned = plan.plans(settings["methods"], settings["sweep"], config)
-    names = plan.folders(planned)
-    one = planned[0] if len(planned) == 1 else planned[names.index(run.name)]
-    if settings["seeds"] * len(one.points) != 1:
+    loaded = load_run(run)
+    built, settings = loaded.experiment, loaded.settings
+    if loaded.program.members is not None:
         raise ValueError(
-            f"{run} trained {settings['seeds'] * len(one.points)} members at once, but must have "
-            "trained one: a single seed, nothing swept"
+            f"{run} trained {loaded.program.members} members at once, but must have trained one: a "
+            "single seed, nothing swept"
         )
-    built = experiment.build(module, one.config)
     if built.model is None:
         raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
-    setup = experiment.setup(built, one.calls)
-    kept = experiment.collections_of(built, setup.program)
-    state = last_state(*setup, experiment.evaluate_all(built, setup.stream), run, kept)
-    numbers = list(range(len(summary["tasks"])))
-    return Ended(built, setup, state, summary, settings, numbers)
+    if "life" in settings:
+        settings = {**settings, "config": {"model": settings["life"]["model"]}}
+    setup = experiment.Setup(*loaded[:4])
+    return Ended(built, setup, loaded.state, summary, settings, loaded.numbers)
 
 
 def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:

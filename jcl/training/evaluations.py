@@ -19,6 +19,8 @@ from jcl.training.feed import place
 
 Keep = Literal["last", "best"]
 """In which state a stage ends: its last, or that of its best evaluation."""
+BESIDE = "best"
+"""Under which name a checkpoint has beside the state what is kept of a stage's evaluations."""
 
 
 class Asked(NamedTuple):
@@ -86,14 +88,14 @@ class Evaluations:
         kept = {"score": place(self.score, where), "waited": place(self.waited, where)}
         if self.wanted.keep == "best":
             kept["state"] = state if self.state is None else self.state
-        return {"best": kept}
+        return {BESIDE: kept}
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Goes on from what `tree` gave."""
-        if "best" in tree:
-            self.score, self.waited = (np.array(tree["best"][k]) for k in ("score", "waited"))
+        if BESIDE in tree:
+            self.score, self.waited = (np.array(tree[BESIDE][k]) for k in ("score", "waited"))
             if np.isfinite(self.score).any():
-                self.state = tree["best"].get("state")
+                self.state = tree[BESIDE].get("state")
 
     def limit(self, at: int) -> int:
         """How many steps may follow the first `at` of a stage before an evaluation."""

@@ -962,7 +962,16 @@ COMMANDS = {
         "run regimes --evaluate-every 5", "regimes is a pipeline, whose nodes are evaluated betw",
     ),
     "validation where no rows are held out": (
-        "run domains --select-on validation --sweep lr=1,2", "but domains has no setting valid",
+        "run no_experiment.py --select-on validation --sweep lr=1,2", "has no setting validation,",
+    ),
+    "nothing but validation": (
+        "run domains --validation 1", "validation is 1.0, but must be at least 0 and below 1",
+    ),
+    "validation of what is to be recalled": (
+        "run snapshots --validation 0.1", "must be 0 where probe is 'seen', which asks what was",
+    ),
+    "validation of nodes": (
+        "run regimes --select-on validation", "regimes has no setting validation, by which rows",
     ),
     # shardings and fetch
     "no model on a mesh": ("shardings --model a --mesh fsdp=2", "there is no folder 'a'; a model"),

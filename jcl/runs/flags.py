@@ -247,7 +247,7 @@ def with_validation(name: str, config: Any) -> Any:
     if not hasattr(config, "validation"):
         raise ValueError(
             f"--select-on is 'validation', but {name} has no setting validation, by which rows are "
-            "held out of training; those of labelled images have it: digits, mnist, fashion"
+            "held out of training"
         )
     return dataclasses.replace(config, validation=config.validation or HELD_OUT)
 

@@ -231,6 +231,14 @@ def _report(dir: Annotated[Path, tyro.conf.Positional, arg(metavar="DIR")]) -> N
     """Draws a run's figures and its report.html again, from what is in its folder."""
     from jcl.report import page
 
+    if "life" in report.load_settings(dir):
+        from jcl.runs.life import Life
+
+        drawn = Life(dir).report()
+        if drawn is None:
+            raise ValueError(f"{dir} has learned nothing yet, so there is nothing to report")
+        print(drawn)
+        return
     print(page.draw(dir))
 
 

@@ -98,7 +98,7 @@ def toy(tmp_path_factory):
 def run(toy, tmp_path, monkeypatch, capsys):
     """Runs the toy, in a folder of its own; returns the exit code, what was said, and where."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)  # devices are there already
 
     def call(*args, out="out"):
         code = cli.main(["run", toy, *args, *(["--out", out] if out else [])])
@@ -189,7 +189,7 @@ def test_a_traced_sweep_equals_separate_runs(run, toy):
 
 def test_a_point_is_chosen_by_rows_that_no_stage_trains_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)  # devices are there already
     rates = ["--sweep", "lr=0.0,0.01", "--steps", "20", "--tasks", "2", "--select-on", "validation"]
     assert cli.main(["run", "digits", "--method", "naive()", *rates, "--out", "out"]) == 0
     saved = _summary(tmp_path / "out")
@@ -577,7 +577,7 @@ def build(config):
 
 
 def test_a_pretrained_model_is_loaded_onto_the_mesh(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_split_cpu", lambda: None)
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)
     config = models.decoder.Config(
         vocabulary=64, layers=2, width=32, heads=4, hidden=64, head_width=8
     )

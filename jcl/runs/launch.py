@@ -49,7 +49,7 @@ def run(args: list[str]) -> int:
     path = experiment.find(name)
     distributed = any(a.startswith("--distributed") for a in rest)
     if not distributed and any(a.startswith(("--seeds", "--sweep", "--mesh")) for a in rest):
-        _split_cpu()
+        split_cpu()
     cache()
     module = experiment.load(path)
     options, config = flags.read(path.stem, module, rest)
@@ -222,7 +222,7 @@ def _distinct(found: Sequence[plan.Plan]) -> list[plan.Plan]:
     return list({repr(one.config): one for one in found}.values())
 
 
-def _split_cpu() -> None:
+def split_cpu() -> None:
     """Makes a host device for each core, so that members on CPU are trained side by side."""
     given = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in given:  # what a user has set stays

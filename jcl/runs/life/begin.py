@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import jax
 
 from jcl import report
 from jcl.method import check
+from jcl.parallel import processes
 from jcl.runs import own
 from jcl.runs.life.life import Life
 from jcl.runs.life.rows import Kind, Row, form_of
@@ -20,9 +22,11 @@ from jcl.runs.life.settings import (
     length_for,
     method_for,
     rate_for,
+    room_for,
 )
 from jcl.runs.life.tasks import longest
 from jcl.runs.life.work import Work, load_model
+from jcl.training import checkpoint
 from jcl.training import folder as folders
 
 
@@ -60,9 +64,8 @@ def begin(
     """
     folder = Path(folder)
     check(bool(rows), "number of rows", 0, "at least 1")
-    folders.make(folder)
-    with folders.hold(folder):
-        check(folders.is_empty(folder), "folder", str(folder), "new or empty")
+    with contextlib.ExitStack() as held:
+        processes.from_leader(lambda: _hold_new(folder, held))
         kind = task or form_of(rows[0])
         if Path(model).expanduser().exists():
             model = str(Path(model).expanduser().resolve())
@@ -82,19 +85,26 @@ def begin(
             say(f"length: {length} tokens (95 % of the first rows have at most {most})")
         if kind == "classify" and not room:
             labels = {row["label"] for row in rows}
-            room = 2 * len(labels) + 8
+            room = room_for(len(labels))
             say(f"room: {room} classes, of which the first stage has {len(labels)}")
         settings = dataclasses.replace(start, method=method, lr=lr, length=length, room=room)
         work = Work(check_settings(settings), loaded, method, (), settings.room)
         _ = work.ask  # which may not be there
-        report.save_json(folder / "config.json", {
+        told = {
             **(facts or {"command": "jcl.runs.life.begin(...)"}),
             "life": dataclasses.asdict(settings), "weights": work.fingerprint,
             "files": own.digests([method]),
-        })  # fmt: skip
-    life = Life(folder)
-    life._model = loaded
-    return life
+        }  # fmt: skip
+        processes.from_leader(lambda: report.save_json(folder / "config.json", told))
+        shared = checkpoint.is_shared(folder)
+        check(shared, "folder", str(folder), "one that all processes share")
+    return Life(folder, loaded)
+
+
+def _hold_new(folder: Path, held: contextlib.ExitStack) -> None:
+    folders.make(folder)
+    held.enter_context(folders.hold(folder))
+    check(folders.is_empty(folder), "folder", str(folder), "new or empty")
 
 
 def named(text: str) -> tuple[str, list[Path]]:

@@ -232,7 +232,7 @@ def test_the_best_state_is_kept_and_an_interrupted_run_keeps_the_same(run, monke
 
 def test_states_are_chosen_by_rows_held_out_where_there_are_some(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)  # devices are there already
     flags = ["--steps", "8", "--tasks", "2", "--evaluate-every", "4", "--keep", "best"]
     flags += ["--method", "naive()", "--select-on", "validation", "--out", "out"]
     assert cli.main(["run", "digits", *flags]) == 0

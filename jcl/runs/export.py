@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcl import report
-from jcl.method import check
+from jcl.method import Params, check
 from jcl.models.gguf_write import QUANTISATIONS
 from jcl.models.tensors import check_free
 from jcl.program import State
 from jcl.runs import experiment
 from jcl.runs.load import load_run
+
+HEAD = "classifier"
+"""The parameters of a decoder's head of classes."""
 
 
 class Ended(NamedTuple):
@@ -27,6 +30,8 @@ class Ended(NamedTuple):
     """What its `config.json` says."""
     numbers: list[int]
     """Which task the rows of each test are of."""
+    labels: list[str]
+    """The names of the classes, in the order of the head's columns; none where there are none."""
 
 
 def write(run: Path, to: Path, adapters: bool = False, gguf: str = "", task: str = "") -> Path:
@@ -58,11 +63,22 @@ def write(run: Path, to: Path, adapters: bool = False, gguf: str = "", task: str
     params = experiment.merged_params(*ended[:3], one)
     from jcl import models  # transformers, which other commands shouldn't wait for
 
+    params = _with_labels(params, ended)
     if to.suffix == ".gguf":
+        wanted = "a folder, for a .gguf file has no place for a head of classes"
+        check(HEAD not in params, "to", str(to), wanted)
         return models.save_gguf(ended.built.model, params, to, gguf or "f16")
-    out = models.save(ended.built.model, params, to)
+    out = models.save(ended.built.model, params, to, labels=ended.labels)
     (out / "README.md").write_text(card(ended.summary, ended.settings))
     return out
+
+
+def _with_labels(params: Params, ended: Ended) -> Params:
+    """The parameters with those columns of a head of classes that have a label as yet."""
+    if HEAD not in params or not ended.labels:
+        return params
+    head = {name: x[..., : len(ended.labels)] for name, x in params[HEAD].items()}
+    return {**params, HEAD: head}
 
 
 def _check_asked(to: Path, adapters: bool, gguf: str, task: str) -> None:
@@ -98,10 +114,14 @@ def _load(run: Path, task: str) -> Ended:
         )
     if built.model is None:
         raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
+    labels: list[str] = []
     if "life" in settings:
+        from jcl.runs.life.book import Book
+
         settings = {**settings, "config": {"model": settings["life"]["model"]}}
+        labels = Book(run).labels
     setup = experiment.Setup(*loaded[:4])
-    return Ended(built, setup, loaded.state, summary, settings, loaded.numbers)
+    return Ended(built, setup, loaded.state, summary, settings, loaded.numbers, labels)
 
 
 def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ def nodes(config):
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)  # devices are there already
 
 
 def identical(a: jcl.State, b: jcl.State) -> bool:

@@ -208,6 +208,41 @@ def test_a_point_is_chosen_by_rows_that_no_stage_trains_on(tmp_path, monkeypatch
     assert held[1] == pytest.approx(alone.scores[-1].mean(), abs=0.02)  # of 72 rows each
 
 
+def test_the_best_state_is_kept_and_an_interrupted_run_keeps_the_same(run, monkeypatch):
+    flags = ("--method", "naive()", "--steps", "12", "--lr", "2.0", "--patience", "3")
+    flags += ("--evaluate-every", "2", "--keep", "best", "--checkpoint-every", "5")
+    code, said, whole = run(*flags, out="whole")
+    assert code == 0, said.err
+    lines = [json.loads(line) for line in (whole / "evaluations.jsonl").read_text().splitlines()]
+    ends = report.load(whole)[0].scores[0, 0]
+    for stage in range(3):
+        seen = [np.mean(x["scores"][: stage + 1]) for x in lines if x["stage"] == stage]
+        assert ends[stage + 1, : stage + 1].mean() == pytest.approx(max(seen))
+    assert any(line["step"] % 12 for line in lines) and lines[-1]["step"] <= 36
+    assert "by the final test scores themselves" in (whole / "report.html").read_text()
+    _interrupt_at(monkeypatch, 8)
+    assert run(*flags)[0] == 130
+    code, said, out = run("--resume", "--keep", "best")  # said again, and the same
+    assert code == 0, said.err
+    for name in ("evaluations.jsonl", "metrics.jsonl", "matrix.csv"):
+        assert (out / name).read_text() == (whole / name).read_text(), name
+    code, said, _ = run("--resume", "--patience", "4")
+    assert code == 2 and "was begun with patience 3, so it can't go on with 4" in said.err
+
+
+def test_states_are_chosen_by_rows_held_out_where_there_are_some(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)  # devices are there already
+    flags = ["--steps", "8", "--tasks", "2", "--evaluate-every", "4", "--keep", "best"]
+    flags += ["--method", "naive()", "--select-on", "validation", "--out", "out"]
+    assert cli.main(["run", "digits", *flags]) == 0
+    lines = (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()
+    assert {len(json.loads(line)["scores"]) for line in lines} == {4}  # of two tests, and held out
+    ends = _summary(tmp_path / "out")["stages_end"]
+    assert ends.endswith("every 4 steps, by rows held out of training, not by the test")
+    assert len(_summary(tmp_path / "out")["matrix"][0]) == 2
+
+
 def test_flags_have_the_norm_logged_and_events_written_for_tensorboard(run):
     pytest.importorskip("tensorboardX")
     flags = ("--method", "naive()", "--steps", "2", "--tensorboard", "--gradient-norm")

@@ -28,6 +28,7 @@ from eras import pretrained, probe_evaluator
 from jcl import data, growth, losses, models, report
 from jcl.data.corpora import django_docs, held_out, state_of_the_union
 from jcl.measures.evaluation import evaluator, token_nll
+from jcl.program import Evaluate
 from jcl.report.format import format_samples
 from jcl.report.labels import name_points
 from jcl.report.numbers import beside
@@ -80,6 +81,8 @@ class Config:
     """Probes of general ability; none with `probe=`."""
     items: int = 32
     """Items of each probe."""
+    validation: float = 0.0
+    """Share of each stage's training texts to hold out, see --select-on."""
 
 
 @cache
@@ -106,9 +109,9 @@ def build(config: Config) -> Experiment:
     full = config.preset == "full"
     model, _ = grown(config)
     length = min(1024 if full else config.length, model.config.context)
-    texts = _texts()
+    texts, held = data.validation_split(_texts(), config.validation)
 
-    def stream(seed: int) -> data.Stream:
+    def stream(seed: int, texts: Any = texts) -> data.Stream:
         stages = data.with_replay(STAGES, config.mix, general="general")
         longer = 50 if full else 1
         steps = [1, longer * config.steps, longer * config.task_steps]
@@ -118,6 +121,9 @@ def build(config: Config) -> Experiment:
             test_batch=16, vocabulary=model.config.vocabulary,
         )  # fmt: skip
 
+    def judge(stream: data.Stream) -> Evaluate:
+        return evaluator(stream.test, token_nll(), losses.with_targets)
+
     return Experiment(
         name="adaptation",
         scenario=config.scenario,
@@ -126,7 +132,7 @@ def build(config: Config) -> Experiment:
         apply=model.apply,
         loss=losses.fused_next_token(),
         optimizer=lambda lr: optax.adamw(optax.warmup_constant_schedule(0.0, lr, 10)),
-        evaluate=evaluator(stream(0).test, token_nll(), losses.with_targets),
+        evaluate=judge(stream(0)),
         measure="log perplexity",
         higher_is_better=False,
         learning_rate=config.lr,
@@ -135,6 +141,7 @@ def build(config: Config) -> Experiment:
         model=model,
         probe_names=config.probe,
         probe=probe_evaluator(config.probe, None if full else config.items, model),
+        validate=None if held is None else judge(stream(0, held)),
     )
 
 

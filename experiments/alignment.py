@@ -85,6 +85,8 @@ class Config:
     """Test pairs a stage."""
     text_rows: int = 32
     """Rows of general text."""
+    validation: float = 0.0
+    """Share of each stage's training pairs to hold out, see --select-on."""
 
 
 class Shape(NamedTuple):
@@ -168,13 +170,17 @@ def _text(config: Config) -> Any:
 def build(config: Config) -> Experiment:
     shape = _shape(config)
     model = pretrained(shape.model)
-    stages = _stages(config)
+    stages, held = data.validation_split(_stages(config), config.validation)
+    asked = held and {name: (a, out[: shape.test_rows]) for name, (a, out) in held.items()}
 
-    def stream(seed: int) -> data.Stream:
+    def stream(seed: int, stages: Any = stages) -> data.Stream:
         return data.from_pairs(
             stages, model.tokenizer, length=shape.length, batch=config.batch, seed=seed,
             boundary_batches=12, test_batch=32, vocabulary=model.config.vocabulary, **shape.amount,
         )  # fmt: skip
+
+    def judge(stream: data.Stream) -> Evaluate:
+        return evaluator(stream.test, preference.accuracy, preference.pair_rows)
 
     bits = evaluator(_text(config), bits_per_byte(), losses.with_targets)
     return Experiment(
@@ -185,7 +191,7 @@ def build(config: Config) -> Experiment:
         apply=models.decoder.apply_fn(model.config),
         loss=preference.ranking(),
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(stream(0).test, preference.accuracy, preference.pair_rows),
+        evaluate=judge(stream(0)),
         measure="pairs ranked rightly",
         learning_rate=config.lr,
         chunk=10,
@@ -193,6 +199,7 @@ def build(config: Config) -> Experiment:
         model=model,
         probe_names=("text",),
         probe=lambda program, state: 2.0 ** -bits(program, state),
+        validate=None if asked is None else judge(stream(0, asked)),
     )
 
 

@@ -1,7 +1,7 @@
 """A researcher's day in percent cells, which VS Code, Spyder and Jupytext run one by one.
 
 From a question (does replay keep more than an anchor?) to a table whose differences are tested:
-`python experiments/day.py` runs all of it within a minute or two, and needs no download.
+`python experiments/day.py` runs all of it within a minute, and needs no download.
 """
 
 # %% What to train on: five tasks of two digits, of which a tenth is held out to choose by.
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import jcl
@@ -43,10 +44,15 @@ first = jcl.fit(
     on_event=jcl.progress("one run"),
 )
 print(first)
+norms = [round(line["gradient_norm"], 2) for line in first.history]
+print(f"gradient norms: {norms}")
+best = max(first.evaluations[-2:], key=lambda line: sum(line["scores"]))
+print(f"the last stage ends in its state after step {best['step']}")
 
 # %% Which anchor: strengths and seeds are members of one compiled function, held-out rows choose.
-strengths = jnp.array([1.0, 10.0, 100.0])
-each = {"strength": jnp.repeat(strengths, SEEDS), "seed": jnp.tile(jnp.arange(SEEDS), 3)}
+strengths = jnp.array([1.0, 100.0, 10_000.0])
+points = len(strengths)
+each = {"strength": jnp.repeat(strengths, SEEDS), "seed": jnp.tile(jnp.arange(SEEDS), points)}
 
 
 def start(count: int) -> tuple[Any, jax.Array]:
@@ -57,9 +63,9 @@ def start(count: int) -> tuple[Any, jax.Array]:
 
 
 anchors = jcl.replicate(lambda v: make(methods.ewc(strength=v["strength"])), each)
-tried = jcl.fit(anchors, *start(3 * SEEDS), data.members(streams * 3), evaluate=judge)
+tried = jcl.fit(anchors, *start(points * SEEDS), data.members(streams * points), evaluate=judge)
 assert tried.scores is not None
-by_strength = tried.scores[:, -1].reshape(3, -1).mean(axis=1)
+by_strength = tried.scores[:, -1].reshape(points, -1).mean(axis=1)
 strength = float(strengths[by_strength.argmax()])
 print(f"held-out rows choose strength {strength:g}: {by_strength.round(3)}")
 
@@ -92,3 +98,8 @@ from jcl.cli import main  # noqa: E402
 
 main(["compare", *(str(FOLDER / name) for name in candidates), "--baseline", "naive",
       "--latex", str(FOLDER / "table.tex"), "--out", str(FOLDER / "comparison.png")])  # fmt: skip
+
+# %% The next morning: a state is in its folder still, and is asked something else.
+state = jcl.load_state(FOLDER / "er", over_seeds(candidates["er"]), start(SEEDS)[0])
+unsure = evaluator(streams[0].test, jcl.evaluation.nll())(over_seeds(candidates["er"]), state)
+print(f"nats a row, by seed and task:\n{np.asarray(unsure).round(2)}")

@@ -7,7 +7,7 @@ fine-tuning forgets what it learnt first; replaying a few old rows beside each b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -44,16 +44,18 @@ class Config:
     """Width of the residual stream, in 2 heads."""
     test_rows: int = 96
     """Test windows a domain."""
+    validation: float = 0.0
+    """Share of each stage's training bytes to hold out, see --select-on."""
 
 
 def build(config: Config) -> Experiment:
-    texts = data.python_domains(config.order)
+    texts, held = data.validation_split(data.python_domains(config.order), config.validation)
     shape = decoder.Config(
         layers=config.layers, width=config.width, heads=2, kv_heads=2, hidden=11 * config.width // 4
     )
     steps = (config.pretrain, *[config.steps] * (len(texts) - 1))
 
-    def stream(seed: int) -> data.Stream:
+    def stream(seed: int, texts: Any = texts) -> data.Stream:
         return data.from_bytes(
             texts, config.length, config.batch, steps, seed,
             boundary_batches=16, test_rows=config.test_rows,
@@ -73,4 +75,5 @@ def build(config: Config) -> Experiment:
         learning_rate=config.lr,
         chunk=20,
         tokens_per_row=config.length,
+        validate=None if held is None else evaluator(stream(0, held).test, bits_per_byte()),
     )

@@ -53,6 +53,8 @@ class Config:
     """Items of each probe."""
     remat: Literal["none", "block", "dots"] = "none"
     """What the backward pass computes again to save memory."""
+    validation: float = 0.0
+    """Share of each stage's training addresses to hold out, see --select-on."""
 
 
 @cache
@@ -84,8 +86,9 @@ def build(config: Config) -> Experiment:
         texts[name] = ([a.text for a in train], [a.text for a in test])
     if config.order:
         texts = {name: texts[name] for name in config.order}
+    texts, held = data.validation_split(texts, config.validation)
 
-    def stream(seed: int) -> data.Stream:
+    def stream(seed: int, texts: Any = texts) -> data.Stream:
         amount: Any = {"epochs": 1} if full else {"steps": config.steps}
         return data.from_text(
             texts, model.tokenizer, length=length, batch=config.batch, seed=seed,
@@ -93,6 +96,9 @@ def build(config: Config) -> Experiment:
             test_rows=None if full else config.test_rows, test_batch=8,
             vocabulary=model.config.vocabulary, **amount,
         )  # fmt: skip
+
+    def judge(stream: data.Stream) -> Evaluate:
+        return evaluator(stream.test, token_nll(), losses.with_targets)
 
     apply = models.decoder.apply_fn(model.config, remat=config.remat)
     return Experiment(
@@ -103,7 +109,7 @@ def build(config: Config) -> Experiment:
         apply=apply,
         loss=losses.fused_next_token(),
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(stream(0).test, token_nll(), losses.with_targets),
+        evaluate=judge(stream(0)),
         measure="log perplexity",
         higher_is_better=False,
         learning_rate=config.lr,
@@ -112,4 +118,5 @@ def build(config: Config) -> Experiment:
         model=model,
         probe_names=config.probe,
         probe=probe_evaluator(config.probe, None if full else config.items, model),
+        validate=None if held is None else judge(stream(0, held)),
     )

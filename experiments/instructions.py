@@ -36,6 +36,7 @@ from jcl.data.instructions import (
 )
 from jcl.measures import answers
 from jcl.measures.evaluation import evaluator, token_nll
+from jcl.program import Evaluate
 from jcl.report.numbers import beside
 from jcl.runs.experiment import Experiment
 
@@ -78,6 +79,8 @@ class Config:
     """Test instructions of each task."""
     items: int = 12
     """Items of each probe of general ability."""
+    validation: float = 0.0
+    """Share of each stage's training instructions to hold out, see --select-on."""
 
 
 def task(name: str) -> Task:
@@ -131,9 +134,16 @@ def build(config: Config) -> Experiment:
         t.name: (documents(t.train), documents(t.test))
         for t in tasks(config.model, config.order, _length(config))
     }
+    texts, held = data.validation_split(texts, config.validation)
     exact = config.score == "exact"
-    test = stream_of(config, texts, 0).test
     limit = None if config.preset == "full" else config.items
+
+    def judge(texts: Mapping[str, Any]) -> Evaluate:
+        test = stream_of(config, texts, 0).test
+        if exact:
+            return evaluator(test, answers.exact_match())
+        return evaluator(test, token_nll(), losses.with_targets)
+
     return Experiment(
         name="instructions",
         scenario="task-incremental",
@@ -142,9 +152,7 @@ def build(config: Config) -> Experiment:
         apply=models.decoder.apply_fn(model.config),
         loss=losses.fused_next_token(),
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(test, answers.exact_match())
-        if exact
-        else evaluator(test, token_nll(), losses.with_targets),
+        evaluate=judge(texts),
         measure="exact match" if exact else "log perplexity of answers",
         higher_is_better=exact,
         learning_rate=config.lr,
@@ -154,6 +162,7 @@ def build(config: Config) -> Experiment:
         model=model,
         probe_names=("mmlu", "boolq"),
         probe=probe_evaluator(("mmlu", "boolq"), limit, model),
+        validate=None if held is None else judge(held),
     )
 
 

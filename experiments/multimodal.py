@@ -31,8 +31,9 @@ import jcl
 from jcl import data, losses, methods, report
 from jcl.data import images
 from jcl.data.stream import Arrays
+from jcl.data.validation import is_held_out
 from jcl.measures.evaluation import Score, evaluator
-from jcl.method import Batch, Params
+from jcl.method import Batch, Params, check
 from jcl.models import multimodal, vision
 from jcl.report.labels import name_ends, write_value
 from jcl.report.numbers import beside
@@ -86,6 +87,8 @@ class Config:
     """Steps of 32 rows in which the whole model first learns to describe."""
     test_rows: int = 128
     """Test rows a task."""
+    validation: float = 0.0
+    """Share of the training images to hold out, of the descriptions too, see --select-on."""
 
 
 def exact() -> Score:
@@ -108,6 +111,13 @@ def rows(task: str, split: Literal["train", "test"], tokenizer: Any, limit: int 
     return {"image": asked.image, **images.tokenised(asked.turns, tokenizer, LENGTH, ("{}", " {}"))}
 
 
+def divided(given: Arrays, share: float) -> tuple[Arrays, Arrays]:
+    """Rows to learn and those held out, by their images, which tasks have in common."""
+    check(0 <= share < 1, "validation", share, "at least 0 and below 1")
+    out = np.array([is_held_out(image.tobytes(), share) for image in np.asarray(given["image"])])
+    return {k: x[~out] for k, x in given.items()}, {k: x[out] for k, x in given.items()}
+
+
 def told(tokenizer: Any, number: int) -> Arrays:
     """Questions in words alone, of which the language model learns what the answers sound like."""
     rng = np.random.default_rng(1)
@@ -126,7 +136,7 @@ def told(tokenizer: Any, number: int) -> Arrays:
 
 
 @cache
-def described(name: str, steps: int) -> tuple[multimodal.Config, Params]:
+def described(name: str, steps: int, validation: float = 0.0) -> tuple[multimodal.Config, Params]:
     """The model after it has learned to describe, the same for all methods and seeds."""
     language = pretrained(name)
     config = multimodal.Config(vision.Config(patch=14, width=96, hidden=192), language.config)
@@ -136,7 +146,8 @@ def described(name: str, steps: int) -> tuple[multimodal.Config, Params]:
         "projector": multimodal.projector(keys[1], config),
         **language.params,
     }
-    parts = [rows(task, "train", language.tokenizer, 1400) for task in CAPTIONS]
+    given = [rows(task, "train", language.tokenizer, 1400) for task in CAPTIONS]
+    parts = [divided(part, validation)[0] for part in given]
     parts.append(told(language.tokenizer, 1400))
     for part in parts:
         part["has_image"] = np.asarray(part["image"].any(axis=(1, 2, 3)), np.int32)
@@ -155,18 +166,22 @@ def described(name: str, steps: int) -> tuple[multimodal.Config, Params]:
 def build(config: Config) -> Experiment:
     full = config.preset == "full"
     tokenizer = pretrained(config.model).tokenizer
-    made, params = described(config.model, config.describe)
+    made, params = described(config.model, config.describe, config.validation)
     limit = None if full else 4 * config.steps * config.batch
-    train = [rows(task, "train", tokenizer, limit) for task in config.order]
-    test = [rows(t, "test", tokenizer, None if full else config.test_rows) for t in config.order]
+    most = None if full else config.test_rows
+    given = [rows(task, "train", tokenizer, limit) for task in config.order]
+    train, held = zip(*(divided(one, config.validation) for one in given), strict=True)
+    asked = [{k: x[:most] for k, x in out.items()} for out in held]
+    test = [rows(task, "test", tokenizer, most) for task in config.order]
 
-    def stream(seed: int) -> data.Stream:
+    def stream(seed: int, test: Any = test) -> data.Stream:
         amount: Any = {"epochs": 1} if full else {"steps": config.steps}
         return data.from_arrays(
             train, test, config.batch, seed=seed, names=config.order, boundary_batches=4,
             test_batch=64, **amount,
         )  # fmt: skip
 
+    held_out = stream(0, asked) if config.validation else None
     learning = {
         "projector": multimodal.projector_and_adapters,
         "language": multimodal.all_but_vision,
@@ -185,6 +200,7 @@ def build(config: Config) -> Experiment:
         trainable=learning[config.train],
         chunk=20,
         tokens_per_row=LENGTH,
+        validate=evaluator(held_out.test, exact()) if held_out else None,
     )
 
 

@@ -30,7 +30,9 @@ import jcl
 from jcl import data, losses, methods, report
 from jcl.data.snapshots import translations
 from jcl.measures.evaluation import evaluator, token_nll
+from jcl.method import check
 from jcl.methods.schedules.schedule import branch
+from jcl.program import Evaluate
 from jcl.report.format import format_samples
 from jcl.report.labels import name_ends
 from jcl.report.numbers import beside
@@ -51,6 +53,8 @@ from jcl.runs.experiment import Experiment
 from jcl.training.fit import last_state
 
 WARMUP, STEPS = 6, 60
+TESTED = 0.2
+"""The share of pages that are tested."""
 REWARM = f"rewarm(warmup={WARMUP}, steps={STEPS})"
 ONCE = f"infinite(warmup={WARMUP}, cooldown={STEPS - WARMUP}, anneal=1, level=0.1)"
 INFINITE = f"infinite(warmup={WARMUP}, cooldown=24, anneal=15)"
@@ -89,13 +93,31 @@ class Config:
     """AdamW's learning rate, which schedules multiply."""
     test_rows: int = 64
     """Test rows a language."""
+    validation: float = 0.0
+    """Share of each stage's training pages to hold out, see --select-on."""
+
+
+def _texts(config: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Pages to train on and to test by language, and those held out, alike in each language."""
+    languages = tuple(dict.fromkeys(config.order))
+    found, share = translations(languages, share=TESTED), config.validation
+    check(0 <= share < 1, "validation", share, "at least 0 and below 1")
+    if not share:
+        return found, None
+    wider = translations(languages, share=TESTED + (1 - TESTED) * share)
+    out = {k: [page for page in wider[k][1] if page not in found[k][1]] for k in found}
+    check(all(out.values()), "validation", share, "large enough for a page of each language")
+    learned = {k: wider[k][0] for k in found}
+    return {k: (a, found[k][1]) for k, a in learned.items()}, {
+        k: (a, out[k]) for k, a in learned.items()
+    }
 
 
 @cache
 def _reference(config: Config) -> Any:
     """Parameters of a model that was trained on a selection of each language, all at once."""
     model = pretrained(config.model)
-    texts = {k: (a[::10], b) for k, (a, b) in translations(config.order).items()}
+    texts = {k: (a[::10], b) for k, (a, b) in _texts(config)[0].items()}
     stream = data.from_text(
         texts, model.tokenizer, length=config.length, batch=config.batch, steps=config.reference,
         stages=[dict.fromkeys(texts, 1.0)], seed=1, boundary_batches=1, test_rows=1,
@@ -108,11 +130,11 @@ def build(config: Config) -> Experiment:
     full = config.preset == "full"
     model = pretrained(config.model)
     length = min(1024 if full else config.length, model.config.context)
-    texts = translations(tuple(dict.fromkeys(config.order)))
+    texts, held = _texts(config)
     recurs = len(texts) < len(config.order)
     stages = config.order if recurs else data.with_replay(config.order, config.replay)
 
-    def stream(seed: int) -> data.Stream:
+    def stream(seed: int, texts: Any = texts) -> data.Stream:
         made = data.from_text(
             texts, model.tokenizer, length=length, batch=64 if full else config.batch,
             steps=config.steps, stages=stages, seed=seed, boundary_batches=8,
@@ -130,6 +152,9 @@ def build(config: Config) -> Experiment:
         source = {"rows": made.source, "reference": _reference(config)}
         return made._replace(source=source, fetch=fetch)
 
+    def judge(stream: data.Stream) -> Evaluate:
+        return evaluator(stream.test, token_nll(), losses.with_targets)
+
     return Experiment(
         name="pretraining",
         scenario=config.scenario,
@@ -138,13 +163,14 @@ def build(config: Config) -> Experiment:
         apply=model.apply,
         loss=losses.next_token,
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(stream(0).test, token_nll(), losses.with_targets),
+        evaluate=judge(stream(0)),
         measure="log perplexity",
         higher_is_better=False,
         learning_rate=config.lr,
         chunk=3,
         tokens_per_row=length,
         model=model,
+        validate=None if held is None else judge(stream(0, held)),
     )
 
 

@@ -30,6 +30,8 @@ from jcl import data, losses, methods, metrics, report
 from jcl.data.corpora import Page, django_docs
 from jcl.data.snapshots import KINDS, Series, series, with_dates
 from jcl.measures.evaluation import evaluator, token_nll
+from jcl.method import check
+from jcl.program import Evaluate
 from jcl.report.format import format_samples
 from jcl.report.numbers import beside
 from jcl.report.style import (
@@ -82,14 +84,21 @@ class Config:
     """AdamW's learning rate."""
     test_rows: int = 32
     """Test rows of each kind and version."""
+    validation: float = 0.0
+    """Share of each stage's training paragraphs to hold out, see --select-on; with probes of
+    paragraphs that are held out too."""
+
+
+TESTED = 0.2
+"""The share of paragraphs that are tested."""
 
 
 @cache
-def _versions(folder: str, probe: Any, dates: bool) -> Series:
+def _versions(folder: str, probe: Any, dates: bool, tested: float = TESTED) -> Series:
     read: dict[str, list[Page]] = {
         v: [p for p in django_docs(v) if p.path.startswith(folder)] for v in YEARS
     }
-    made = series(read, probe=probe)
+    made = series(read, probe=probe, share=tested)
     if not dates:
         return made
     year = {name: YEARS[name.partition(" ")[0]] for name in made.domains}
@@ -98,6 +107,25 @@ def _versions(folder: str, probe: Any, dates: bool) -> Series:
         for name, sides in made.domains.items()
     }
     return made._replace(domains=domains)
+
+
+def _learned(config: Config) -> tuple[Series, dict[str, Any] | None]:
+    """What is trained on and tested, and what is held out of it, of each kind and version."""
+    given, share = (config.folder, config.probe, config.dates), config.validation
+    check(0 <= share < 1, "validation", share, "at least 0 and below 1")
+    if not share:
+        return _versions(*given), None
+    asked = "0 where probe is 'seen', which asks what was trained on; give probe held_out"
+    check(config.probe == "held_out", "validation", share, asked)
+    tested, wider = (_versions(*given, at) for at in (TESTED, TESTED + (1 - TESTED) * share))
+    domains: Any = {}
+    held: Any = {}
+    for name, (_, test) in tested.domains.items():
+        learned, apart = wider.domains[name]
+        out = [text for text in apart if text not in test]
+        check(bool(out), "validation", share, f"large enough for a paragraph of {name!r}")
+        domains[name], held[name] = (learned, test), (learned, out)
+    return tested._replace(domains=domains), held
 
 
 def _sizes(config: Config) -> dict[str, Any]:
@@ -116,11 +144,15 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 @cache
 def _first(
-    model: str, folder: str, probe: str, dates: bool, steps: int, batch: int, length: int, lr: float
-) -> Any:
+    model: str, folder: str, probe: Any, dates: bool, steps: int, batch: int, length: int,
+    lr: float, validation: float,
+) -> Any:  # fmt: skip
     """Parameters after training on the first version, the same for all methods and seeds."""
-    config = Config(model=model, batch=batch, length=length)
-    made = _versions(folder, probe, dates)
+    config = Config(
+        model=model, batch=batch, length=length, folder=folder, probe=probe, dates=dates,
+        validation=validation,
+    )  # fmt: skip
+    made, _ = _learned(config)
     stream = data.from_text(
         made.domains, steps=steps, stages=[next(iter(YEARS))], seed=1, **_sizes(config)
     )
@@ -131,9 +163,9 @@ def _first(
 
 
 def build(config: Config) -> Experiment:
+    made, held = _learned(config)
     full = config.preset == "full"
     model = pretrained(config.model)
-    made = _versions(config.folder, config.probe, config.dates)
     first = next(iter(YEARS))
     stages: list[dict[str, float]] = []
     for stage in (made.whole if config.train == "whole" else made.changed)[1:]:
@@ -144,12 +176,15 @@ def build(config: Config) -> Experiment:
     sizes = _sizes(config)
     start = _first(
         config.model, config.folder, config.probe, config.dates, config.base, config.batch,
-        config.length, config.lr,
+        config.length, config.lr, config.validation,
     )  # fmt: skip
 
-    def stream(seed: int) -> data.Stream:
+    def stream(seed: int, domains: Any = made.domains) -> data.Stream:
         amount: Any = {"epochs": 1} if full else {"steps": config.steps}
-        return data.from_text(made.domains, stages=stages, seed=seed, **amount, **sizes)
+        return data.from_text(domains, stages=stages, seed=seed, **amount, **sizes)
+
+    def judge(stream: data.Stream) -> Evaluate:
+        return evaluator(stream.test, token_nll(), losses.with_targets)
 
     return Experiment(
         name="snapshots",
@@ -159,13 +194,14 @@ def build(config: Config) -> Experiment:
         apply=model.apply,
         loss=losses.fused_next_token(),
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(stream(0).test, token_nll(), losses.with_targets),
+        evaluate=judge(stream(0)),
         measure="log perplexity",
         higher_is_better=False,
         learning_rate=config.lr,
         chunk=10,
         tokens_per_row=sizes["length"],
         model=model._replace(params=start),
+        validate=None if held is None else judge(stream(0, held)),
     )
 
 

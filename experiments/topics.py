@@ -21,6 +21,7 @@ from jcl import data, losses
 from jcl.data import corpora
 from jcl.data.stream import Arrays
 from jcl.measures.evaluation import accuracy, evaluator
+from jcl.program import Evaluate
 from jcl.runs.experiment import Experiment
 
 METHODS = ("naive()", "er(capacity=256, rows=8)")
@@ -50,6 +51,8 @@ class Config:
     """AdamW's learning rate."""
     test_rows: int = 128
     """Texts that are tested, of each set."""
+    validation: float = 0.0
+    """Share of each stage's training texts to hold out, see --select-on."""
 
 
 def read(name: str) -> tuple[Sequence[corpora.Labelled], Sequence[corpora.Labelled]]:
@@ -70,6 +73,7 @@ def build(config: Config) -> Experiment:
     rng = np.random.default_rng(0)
     train: list[Arrays] = []
     test: list[Arrays] = []
+    asked: list[Arrays] = []
     sizes: list[int] = []
     for name in config.order:
         rows, held = read(name)
@@ -79,6 +83,9 @@ def build(config: Config) -> Experiment:
             most = 4 * config.steps * config.batch
             rows = [rows[i] for i in rng.permutation(len(rows))[:most]]
             held = [held[i] for i in rng.permutation(len(held))[: config.test_rows]]
+        rows, out = data.hold_rows_out(rows, config.validation)
+        if out:
+            asked.append(encode(out[: None if full else config.test_rows], first=sum(sizes)))
         train.append(encode(rows, first=sum(sizes)))
         test.append(encode(held, first=sum(sizes)))
         sizes.append(len(labels))
@@ -86,12 +93,15 @@ def build(config: Config) -> Experiment:
     classes = task_of[None] == np.arange(len(sizes))[:, None]
     mask = {"class": "seen", "task": "task"}[config.scenario]
 
-    def stream(seed: int) -> data.Stream:
+    def stream(seed: int, test: Any = test) -> data.Stream:
         amount: Any = {"epochs": 1} if full else {"steps": config.steps}
         return data.from_arrays(
             train, test, config.batch, seed=seed, names=config.order, boundary_batches=8,
             test_batch=64, **amount,
         )  # fmt: skip
+
+    def judge(stream: data.Stream) -> Evaluate:
+        return evaluator(stream.test, accuracy(classes, mask))
 
     def init(key: jax.Array) -> Any:
         fan_in, fan_out = model.config.width, len(task_of)
@@ -106,8 +116,9 @@ def build(config: Config) -> Experiment:
         apply=model.apply,
         loss=losses.cross_entropy(classes, mask),
         optimizer=lambda lr: optax.adamw(lr),
-        evaluate=evaluator(stream(0).test, accuracy(classes, mask)),
+        evaluate=judge(stream(0)),
         learning_rate=config.lr,
         chunk=10,
         tokens_per_row=length,
+        validate=judge(stream(0, asked)) if asked else None,
     )

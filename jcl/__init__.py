@@ -15,9 +15,9 @@ from jcl.runs import results
 from jcl.runs.cache import cache
 from jcl.runs.fitted import fit
 from jcl.runs.life import open, watch
+from jcl.runs.load import load_run, load_state
 from jcl.training import checkpoint, drift
 from jcl.training.fit import Diverged, Result
-from jcl.training.load import load_state
 
 __version__ = "0.2.0"
 
@@ -48,6 +48,7 @@ __all__ = [
     "growth",
     "importance",
     "landscape",
+    "load_run",
     "load_state",
     "losses",
     "make",

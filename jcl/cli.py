@@ -31,6 +31,7 @@ from jcl.parallel import processes, signals
 from jcl.report import screen
 from jcl.runs import expression, flags, launch
 from jcl.runs.cache import cache
+from jcl.survey import listing as survey
 
 USAGE = """usage: jcl COMMAND ...
 
@@ -51,6 +52,8 @@ USAGE = """usage: jcl COMMAND ...
   jcl shardings --model NAME --mesh fsdp=8   where a model's parameters lie on a mesh
   jcl reproduce NAME           runs a published protocol; without a name, lists them and verdicts;
                                --quick is a short form, --table writes the page's table
+  jcl survey ID                what a paper does and how it is done here; without an id, all of
+                               them, by --section, --status, --mechanism, --needs; --json
   jcl fetch NAME               gets a model or a data set; without a name, lists them;
                                --list shows what is cached, --remove NAME removes it
 
@@ -76,6 +79,7 @@ COMMANDS = (
     "edit",
     "shardings",
     "reproduce",
+    "survey",
     "fetch",
 )
 
@@ -162,6 +166,7 @@ def _dispatch(args: list[str]) -> int:
         "edit": lambda a: _call(_edit, "edit", a),
         "shardings": lambda a: _call(_shardings, "shardings", a),
         "reproduce": lambda a: _call(_reproduce, "reproduce", a),
+        "survey": lambda a: _call(survey.command, "survey", a),
         "fetch": lambda a: _call(_fetch, "fetch", a),
     }[command](rest)
 
@@ -235,6 +240,14 @@ def _report(dir: Annotated[Path, tyro.conf.Positional, arg(metavar="DIR")]) -> N
     """Draws a run's figures and its report.html again, from what is in its folder."""
     from jcl.report import page
 
+    if "life" in report.load_settings(dir):
+        from jcl.runs.life import Life
+
+        drawn = Life(dir).report()
+        if drawn is None:
+            raise ValueError(f"{dir} has learned nothing yet, so there is nothing to report")
+        print(drawn)
+        return
     print(page.draw(dir))
 
 

@@ -98,7 +98,7 @@ def toy(tmp_path_factory):
 def run(toy, tmp_path, monkeypatch, capsys):
     """Runs the toy, in a folder of its own; returns the exit code, what was said, and where."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)  # devices are there already
 
     def call(*args, out="out"):
         code = cli.main(["run", toy, *args, *(["--out", out] if out else [])])
@@ -189,7 +189,7 @@ def test_a_traced_sweep_equals_separate_runs(run, toy):
 
 def test_a_point_is_chosen_by_rows_that_no_stage_trains_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)  # devices are there already
     rates = ["--sweep", "lr=0.0,0.01", "--steps", "20", "--tasks", "2", "--select-on", "validation"]
     assert cli.main(["run", "digits", "--method", "naive()", *rates, "--out", "out"]) == 0
     saved = _summary(tmp_path / "out")
@@ -206,6 +206,41 @@ def test_a_point_is_chosen_by_rows_that_no_stage_trains_on(tmp_path, monkeypatch
     program = jcl.make(jcl.methods.naive(), built.apply, built.loss, built.optimizer(0.01))
     alone = jcl.fit(program, built.init(weights), key, stream, evaluate=exam)
     assert held[1] == pytest.approx(alone.scores[-1].mean(), abs=0.02)  # of 72 rows each
+
+
+def test_the_best_state_is_kept_and_an_interrupted_run_keeps_the_same(run, monkeypatch):
+    flags = ("--method", "naive()", "--steps", "12", "--lr", "2.0", "--patience", "3")
+    flags += ("--evaluate-every", "2", "--keep", "best", "--checkpoint-every", "5")
+    code, said, whole = run(*flags, out="whole")
+    assert code == 0, said.err
+    lines = [json.loads(line) for line in (whole / "evaluations.jsonl").read_text().splitlines()]
+    ends = report.load(whole)[0].scores[0, 0]
+    for stage in range(3):
+        seen = [np.mean(x["scores"][: stage + 1]) for x in lines if x["stage"] == stage]
+        assert ends[stage + 1, : stage + 1].mean() == pytest.approx(max(seen))
+    assert any(line["step"] % 12 for line in lines) and lines[-1]["step"] <= 36
+    assert "by the final test scores themselves" in (whole / "report.html").read_text()
+    _interrupt_at(monkeypatch, 8)
+    assert run(*flags)[0] == 130
+    code, said, out = run("--resume", "--keep", "best")  # said again, and the same
+    assert code == 0, said.err
+    for name in ("evaluations.jsonl", "metrics.jsonl", "matrix.csv"):
+        assert (out / name).read_text() == (whole / name).read_text(), name
+    code, said, _ = run("--resume", "--patience", "4")
+    assert code == 2 and "was begun with patience 3, so it can't go on with 4" in said.err
+
+
+def test_states_are_chosen_by_rows_held_out_where_there_are_some(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)  # devices are there already
+    flags = ["--steps", "8", "--tasks", "2", "--evaluate-every", "4", "--keep", "best"]
+    flags += ["--method", "naive()", "--select-on", "validation", "--out", "out"]
+    assert cli.main(["run", "digits", *flags]) == 0
+    lines = (tmp_path / "out" / "evaluations.jsonl").read_text().splitlines()
+    assert {len(json.loads(line)["scores"]) for line in lines} == {4}  # of two tests, and held out
+    ends = _summary(tmp_path / "out")["stages_end"]
+    assert ends.endswith("every 4 steps, by rows held out of training, not by the test")
+    assert len(_summary(tmp_path / "out")["matrix"][0]) == 2
 
 
 def test_flags_have_the_norm_logged_and_events_written_for_tensorboard(run):
@@ -542,7 +577,7 @@ def build(config):
 
 
 def test_a_pretrained_model_is_loaded_onto_the_mesh(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_split_cpu", lambda: None)
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)
     config = models.decoder.Config(
         vocabulary=64, layers=2, width=32, heads=4, hidden=64, head_width=8
     )

@@ -31,6 +31,7 @@ LAYERS = [
     "replicate training measures",
     "editing report testing",
     "runs",
+    "survey",
     "cli",
     "entry",
 ]
@@ -51,6 +52,7 @@ TOUCHES = {
     "data": {"disk", "clock"},
     "report": {"disk", "clock", "screen"},
     "runs": {"disk", "clock", "screen"},
+    "survey": {"disk", "screen"},
     "cli": {"disk", "clock", "screen"},
     "testing": {"disk"},  # a folder to save into and to restore from
     "entry": {"disk", "clock", "screen"},  # of `os`, what ends a process

@@ -190,7 +190,7 @@ def test_the_own_method_of_the_page_runs_and_passes_its_test(
     page = text_of(ROOT / "jcl" / "methods" / "README.md")
     section = page.partition("## Your own method")[2].partition("\n## ")[0]
     (commands,) = [body for kind, body in FENCE.findall(section) if kind == "bash"]
-    monkeypatch.setattr(launch, "_split_cpu", lambda: None)  # devices are there already
+    monkeypatch.setattr(launch, "split_cpu", lambda: None)  # devices are there already
     for line in commands.splitlines():
         assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     monkeypatch.syspath_prepend(beside_own_files)

@@ -951,8 +951,33 @@ COMMANDS = {
     "validation of nothing swept": (
         "run digits --select-on validation", "but there is nothing to choose; give --sweep several",
     ),
+    "the best of nothing": (
+        "run digits --keep best", "--keep best must come with --evaluate-every N, the steps from",
+    ),
+    "patience with nothing": (
+        "run digits --keep best --patience 2", "--keep best and --patience must come with --eval",
+    ),
+    "evaluations every 0 steps": (
+        "run digits --evaluate-every 0", "evaluate-every is 0, but must be at least 1",
+    ),
+    "no patience": (
+        "run digits --evaluate-every 5 --patience 0", "patience is 0, but must be at least 1",
+    ),
+    "the worst kept": ("run digits --keep worst", "'last', 'best'"),
+    "evaluations within nodes": (
+        "run regimes --evaluate-every 5", "regimes is a pipeline, whose nodes are evaluated betw",
+    ),
     "validation where no rows are held out": (
-        "run domains --select-on validation --sweep lr=1,2", "but domains has no setting valid",
+        "run no_experiment.py --select-on validation --sweep lr=1,2", "has no setting validation,",
+    ),
+    "nothing but validation": (
+        "run domains --validation 1", "validation is 1.0, but must be at least 0 and below 1",
+    ),
+    "validation of what is to be recalled": (
+        "run snapshots --validation 0.1", "must be 0 where probe is 'seen', which asks what was",
+    ),
+    "validation of nodes": (
+        "run regimes --select-on validation", "regimes has no setting validation, by which rows",
     ),
     # shardings and fetch
     "no model on a mesh": ("shardings --model a --mesh fsdp=2", "there is no folder 'a'; a model"),

@@ -35,6 +35,7 @@ from jcl.data.sources import digits, fashion_mnist, mnist, mnist5k, python_domai
 from jcl.data.stages import with_replay
 from jcl.data.stream import Stream, from_leaves, members, pack, stack
 from jcl.data.tokens import Tokens, tokenise
+from jcl.data.validation import hold_rows_out, validation_split
 
 __all__ = [
     "Documents",
@@ -58,6 +59,7 @@ __all__ = [
     "gather",
     "gradual",
     "hold_out",
+    "hold_rows_out",
     "joint",
     "members",
     "mnist",
@@ -91,6 +93,7 @@ __all__ = [
     "split_by_seed",
     "stack",
     "tokenise",
+    "validation_split",
     "windows",
     "with_replay",
 ]

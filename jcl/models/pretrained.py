@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from jcl.models.decoder_families import DECODERS
 from jcl.models.dequantize import dequantised
 from jcl.models.encoder_families import ENCODERS
 from jcl.models.layout import Family
+from jcl.models.sequence_classifier import sequence_classifier
 from jcl.models.settings import Settings, configuration
 from jcl.models.tensors import check_free, open_folder, write_folder
 from jcl.models.vision_families import INSIDE, TOWERS
@@ -248,16 +250,25 @@ def _tokenizer(folder: Path, quantised: Path | None) -> Any:
 
 
 def save(
-    model: Model, params: Params, folder: str | Path, *, dtype: Any = None, shard_gb: float = 2.0
+    model: Model,
+    params: Params,
+    folder: str | Path,
+    *,
+    dtype: Any = None,
+    shard_gb: float = 2.0,
+    labels: Sequence[str] = (),
 ) -> Path:
     """Writes a folder that transformers loads, and that gives the same logits.
 
     Args:
       model: as loaded, or made with `of`; its configuration and tokenizer are written too.
-      params: the parameters to write, shaped like `model.params`; adapters must be merged first.
+      params: the parameters to write, shaped like `model.params`; adapters must be merged first. A
+        decoder may have a `classifier` besides, a kernel alone, in whose place its own head is left
+        out: it is written as transformers' `...ForSequenceClassification`.
       folder: a new or empty folder.
       dtype: the dtype in which to store them; None keeps each leaf's own.
       shard_gb: how large a file is at most, in 10⁹ bytes.
+      labels: the names of a decoder's classes; () numbers them.
 
     Raises:
       ValueError: if the folder holds something, the model is of no family that transformers has,
@@ -273,6 +284,13 @@ def save(
         )
     layout = FAMILIES[kind].layout(model.config)
     leaves = {trees.path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    given = {k: v for k, v in model.given.items() if k not in ("torch_dtype", "auto_map")}
+    if kind in DECODERS and "classifier/kernel" in leaves:
+        shapes, pad = {path: x.shape for path, x in leaves.items()}, given.get("pad_token_id")
+        pad = getattr(model.tokenizer, "pad_token_id", None) if pad is None else pad
+        layout, more = sequence_classifier(kind, layout, shapes, pad, labels)
+        given |= more
+        leaves = {path: x for path, x in leaves.items() if not path.startswith("head/")}
     for path in sorted(leaves.keys() ^ layout.keys()):
         kind = "isn't the model's; merge adapters first" if path in leaves else "is missing"
         raise ValueError(f"parameter {path!r} {kind}")
@@ -282,7 +300,6 @@ def save(
         work.mkdir()
         write_folder(work, stored_tensors(layout, leaves, dtype), int(shard_gb * 1e9))
         stored = np.dtype(dtype or leaves[next(iter(layout))].dtype).name
-        given = {k: v for k, v in model.given.items() if k not in ("torch_dtype", "auto_map")}
         (work / "config.json").write_text(json.dumps({**given, "dtype": stored}, indent=2))
         if model.generation:
             generation = json.dumps(model.generation, indent=2)

@@ -177,9 +177,12 @@ def _tests(runs: Sequence[Run], tested: int, baseline: str | None) -> list[str]:
 
 
 def _chosen(runs: Sequence[Run]) -> list[str]:
-    """What must be said of points of a sweep: what they were chosen by."""
+    """What must be said of points of a sweep, and of states: what they were chosen by."""
     said = []
     for run in runs:
+        if "stages_end" in run.summary:
+            label = run.labels[run.best]
+            said.append(f"each stage of {label} ends {run.summary['stages_end']}")
         if len(run.points) < 2:
             continue
         name = f"{run.labels[run.best]} was chosen among {len(run.points)} points"

@@ -99,3 +99,19 @@ def unit(runs: Sequence[Run]) -> str:
     """What the scores are, in which unit, and which direction is better."""
     sense = "higher" if runs[0].summary["higher_is_better"] else "lower"
     return f"{measured_in(runs)}, {sense} is better"
+
+
+def replace_between(page: str, begin: str, end: str, text: str) -> str:
+    """A page with this text between two marks, each of which it has once.
+
+    Raises:
+      ValueError: if it lacks one.
+
+    >>> replace_between("a <b> old <e> c", "<b>", "<e>", "new")
+    'a <b>\\n\\nnew\\n<e> c'
+    """
+    before, mark, rest = page.partition(begin)
+    _, last, after = rest.partition(end)
+    if not (mark and last):
+        raise ValueError(f"the page must have the marks {begin} and {end}")
+    return f"{before}{begin}\n\n{text}\n{end}{after}"

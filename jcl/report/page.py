@@ -74,7 +74,8 @@ def draw(folder: Path) -> Path:
     settings = load_settings(folder)
     pictures = [_figures(run) for run in runs]
     for run, own in zip(runs, pictures, strict=True):
-        _write(run.folder, [run], [_one(run), *own.values(), _points(run)], settings)
+        chosen = [_points(run), _stages_end(run)]
+        _write(run.folder, [run], [_one(run), *own.values(), *chosen], settings)
     if runs[0].folder != folder:
         both = _saved(folder / "comparison.png", figures.comparison(labelled(runs)))
         parts = [_several(runs), both, *_swept(folder, runs)]
@@ -288,6 +289,12 @@ def _points(run: Run) -> str:
         + _table([*names, *map(title, measures), "seeds"], rows)
         + _note(honest)
     )
+
+
+def _stages_end(run: Run) -> str:
+    """A note where stages end by their evaluations."""
+    said = run.summary.get("stages_end")
+    return "" if said is None else _note(f"Each stage ends {said}.")
 
 
 def _definitions(run: Run) -> str:

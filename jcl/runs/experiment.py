@@ -87,13 +87,15 @@ class Experiment(NamedTuple):
     """`(program, state) -> shares of right answers [probes]`, asked before and after all stages."""
     validate: Evaluate | None = None
     """The like of `evaluate` on rows that no stage trains on and that are no test's, by which the
-    best point of a sweep is then chosen; a setting `validation` of the config holds them out."""
+    best point of a sweep is then chosen, and the best state of a stage; a setting `validation` of
+    the config holds them out."""
 
 
 def evaluate_all(experiment: Experiment, stream: Stream | None = None) -> Evaluate:
-    """`evaluate(program, state) -> [tasks + probes + 1]`: scores, then probes and validation.
+    """`evaluate(program, state) -> [tasks + probes + tasks]`: scores, then probes and validation.
 
-    The last two are there if the experiment has them; validation is its mean over tasks.
+    The last two are there if the experiment has them. With validation, its attribute `validation`
+    is the first column of that, by which `jcl.fit` then chooses states.
 
     Args:
       experiment: the experiment.
@@ -104,12 +106,19 @@ def evaluate_all(experiment: Experiment, stream: Stream | None = None) -> Evalua
     parts = [experiment.evaluate if made is None or stream is None else made(stream)]
     if experiment.probe is not None:
         parts.append(experiment.probe)
-    validate = experiment.validate
-    if validate is not None:
-        parts.append(lambda program, state: validate(program, state).mean(-1, keepdims=True))
+    if experiment.validate is not None:
+        parts.append(experiment.validate)
     if len(parts) == 1:
         return parts[0]
-    return lambda program, state: jnp.concatenate([f(program, state) for f in parts], axis=-1)
+
+    def evaluate(program: Program, state: State) -> jax.Array:
+        return jnp.concatenate([part(program, state) for part in parts], axis=-1)
+
+    found: Any = evaluate
+    if experiment.validate is not None:
+        tests = (experiment.stream(0) if stream is None else stream).tests
+        found.validation = len(tests) + len(experiment.probe_names)
+    return found
 
 
 def folder() -> Path:

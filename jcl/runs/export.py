@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jcl import report
-from jcl.method import check
+from jcl.method import Params, check
 from jcl.models.gguf_write import QUANTISATIONS
 from jcl.models.tensors import check_free
 from jcl.program import State
-from jcl.runs import experiment, flags, own, plan
-from jcl.training.fit import last_state
+from jcl.runs import experiment
+from jcl.runs.load import load_run
+
+HEAD = "classifier"
+"""The parameters of a decoder's head of classes."""
 
 
 class Ended(NamedTuple):
@@ -27,6 +30,8 @@ class Ended(NamedTuple):
     """What its `config.json` says."""
     numbers: list[int]
     """Which task the rows of each test are of."""
+    labels: list[str]
+    """The names of the classes, in the order of the head's columns; none where there are none."""
 
 
 def write(run: Path, to: Path, adapters: bool = False, gguf: str = "", task: str = "") -> Path:
@@ -58,11 +63,22 @@ def write(run: Path, to: Path, adapters: bool = False, gguf: str = "", task: str
     params = experiment.merged_params(*ended[:3], one)
     from jcl import models  # transformers, which other commands shouldn't wait for
 
+    params = _with_labels(params, ended)
     if to.suffix == ".gguf":
+        wanted = "a folder, for a .gguf file has no place for a head of classes"
+        check(HEAD not in params, "to", str(to), wanted)
         return models.save_gguf(ended.built.model, params, to, gguf or "f16")
-    out = models.save(ended.built.model, params, to)
+    out = models.save(ended.built.model, params, to, labels=ended.labels)
     (out / "README.md").write_text(card(ended.summary, ended.settings))
     return out
+
+
+def _with_labels(params: Params, ended: Ended) -> Params:
+    """The parameters with those columns of a head of classes that have a label as yet."""
+    if HEAD not in params or not ended.labels:
+        return params
+    head = {name: x[..., : len(ended.labels)] for name, x in params[HEAD].items()}
+    return {**params, HEAD: head}
 
 
 def _check_asked(to: Path, adapters: bool, gguf: str, task: str) -> None:
@@ -84,39 +100,28 @@ def _load(run: Path, task: str) -> Ended:
         raise ValueError(f"{run} holds {len(found)} runs, so name one of them: {several}")
     summary = found[0].summary
     check(task in ("", *summary["tasks"]), "task", task, f"one of {summary['tasks']}")
-    top = run if (run / "config.json").is_file() else run.parent
-    if not (top / "config.json").is_file():
+    if not any((place / "config.json").is_file() for place in (run, run.absolute().parent)):
         raise ValueError(
             f"{run} has no config.json, for it was trained from Python, where its model is; save "
             "it there by jcl.models.save"
         )
-    settings = report.load_settings(top)
-    if "life" in settings:
-        from jcl.runs.life import served
-
-        built, setup, state, numbers = served.parts(run)
-        said = {**settings, "config": {"model": settings["life"]["model"]}}
-        return Ended(built, setup, state, summary, said, numbers)
-    flags.check_settings(settings, top)
-    own.check_same(settings.get("files", {}), top)
-    module = experiment.load(Path(settings["file"]))
-    config = flags.restored(module, settings)
-    planned = plan.plans(settings["methods"], settings["sweep"], config)
-    names = plan.folders(planned)
-    one = planned[0] if len(planned) == 1 else planned[names.index(run.name)]
-    if settings["seeds"] * len(one.points) != 1:
+    loaded = load_run(run)
+    built, settings = loaded.experiment, loaded.settings
+    if loaded.program.members is not None:
         raise ValueError(
-            f"{run} trained {settings['seeds'] * len(one.points)} members at once, but must have "
-            "trained one: a single seed, nothing swept"
+            f"{run} trained {loaded.program.members} members at once, but must have trained one: a "
+            "single seed, nothing swept"
         )
-    built = experiment.build(module, one.config)
     if built.model is None:
         raise ValueError(f"{built.name} has no pretrained model, so there is nothing to export")
-    setup = experiment.setup(built, one.calls)
-    kept = experiment.collections_of(built, setup.program)
-    state = last_state(*setup, experiment.evaluate_all(built, setup.stream), run, kept)
-    numbers = list(range(len(summary["tasks"])))
-    return Ended(built, setup, state, summary, settings, numbers)
+    labels: list[str] = []
+    if "life" in settings:
+        from jcl.runs.life.book import Book
+
+        settings = {**settings, "config": {"model": settings["life"]["model"]}}
+        labels = Book(run).labels
+    setup = experiment.Setup(*loaded[:4])
+    return Ended(built, setup, loaded.state, summary, settings, loaded.numbers, labels)
 
 
 def card(summary: dict[str, Any], settings: dict[str, Any]) -> str:

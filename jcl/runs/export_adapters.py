@@ -48,7 +48,7 @@ def write(ended: Ended, to: Path) -> Path:
     """
     from jcl import models  # transformers, which other commands shouldn't wait for
 
-    built, made, state, summary, settings, numbers = ended
+    built, made, state, summary, settings, numbers, _ = ended
     read = _readings(built, made, state, numbers)
     none = f"one with adapters, which {summary['method']} leaves none of; leave --adapters out"
     check(bool(read[0]), "run", str(summary["experiment"]), none)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
 import jax
@@ -34,7 +34,7 @@ def _leaving(train: Callable[P, Result]) -> Callable[P, Result]:
             given = inspect.signature(train).bind(*args, **named).arguments
             stream = as_stream(given["stream"], given["program"])
             if processes.is_leader():
-                leave(given["program"], stream, result, given["evaluate"])
+                leave(given["program"], stream, result, given["evaluate"], given)
         return result
 
     return fit
@@ -43,11 +43,14 @@ def _leaving(train: Callable[P, Result]) -> Callable[P, Result]:
 fit = _leaving(train)
 
 
-def leave(program: Program, stream: Stream, result: Result, evaluate: Any) -> None:
+def leave(
+    program: Program, stream: Stream, result: Result, evaluate: Any, given: Mapping[str, Any]
+) -> None:
     """Writes a finished run's scores and facts into its folder, as `jcl run` does.
 
-    Members that `replicate` made of whole numbers are seeds; those that it made of floats are
-    points of a sweep, with as many seeds as come one after another for each.
+    `given` has the arguments that `fit` was called with, by name. Members that `replicate` made of
+    whole numbers are seeds; those that it made of floats are points of a sweep, with as many seeds
+    as come one after another for each.
     """
     assert result.out is not None and result.scores is not None
     tests = len(stream.tests)
@@ -70,6 +73,12 @@ def leave(program: Program, stream: Stream, result: Result, evaluate: Any) -> No
         "family": name,
         "outer": {},
         **result_facts(program, stream, result),
+        **stages_end(
+            given.get("evaluate_every"),
+            given.get("keep", "last"),
+            given.get("patience"),
+            held_out=getattr(evaluate, "validation", 0) > 0,
+        ),
     }
     values = [", ".join(f"{k}={v:g}" for k, v in point.items()) for point in points]
     labels = [f"{name} with {said}" if said else name for said in values]
@@ -91,6 +100,31 @@ def result_facts(program: Program, stream: Stream, result: Result) -> dict[str, 
         "peak_memory_bytes": result.peak_memory_bytes,
         "pipeline": explain(program.method, state=result.state),
     }
+
+
+def stages_end(
+    evaluate_every: int | None, keep: str, patience: int | None, held_out: bool
+) -> dict[str, str]:
+    """What a summary says of stages that end by their evaluations; nothing of others.
+
+    Args:
+      evaluate_every: as for `jcl.fit`.
+      keep: likewise.
+      patience: likewise.
+      held_out: whether they are on rows held out of training, and not on the tests.
+
+    >>> stages_end(10, "best", None, held_out=True)["stages_end"]
+    'in the best of its states every 10 steps, by rows held out of training, not by the test'
+    """
+    if keep == "last" and patience is None:
+        return {}
+    how = "the best" if keep == "best" else "the last"
+    said = f"in {how} of its states every {evaluate_every} steps"
+    if patience is not None:
+        said += f", early after {patience} without a better one"
+    by = "rows held out of training, not by the test"
+    by = by if held_out else "the final test scores themselves, so it is optimistic"
+    return {"stages_end": f"{said}, by {by}"}
 
 
 def points_of(program: Program) -> tuple[list[dict[str, float]], int]:

@@ -20,6 +20,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, UseAppendAction, arg
 
 from jcl import report
 from jcl.data.packages import needed
+from jcl.method import check
 from jcl.parallel import processes
 from jcl.report import trackers
 from jcl.runs import expression, own
@@ -39,8 +40,18 @@ class Options:
     """Values to try: ewc.strength=0,1,10,100, or lr=1e-3,1e-2, or a setting below; repeat the flag
     for a grid."""
     select_on: Literal["test", "validation"] = "test"
-    """By which rows a sweep's best point is chosen: the final test's own, which is optimistic, or a
-    tenth of each stage's training rows, held out (or as many as --validation says)."""
+    """By which rows a sweep's best point is chosen, and what --keep and --patience go by: the final
+    test's own, which is optimistic, or a tenth of each stage's training rows, held out (or as many
+    as --validation says)."""
+    evaluate_every: int | None = None
+    """Steps of a stage after which it is also evaluated, beside its last; by default only then."""
+    keep: Literal["last", "best"] = "last"
+    """In which state a stage ends: its last, or that of its best evaluation by the mean score over
+    the tasks seen so far, on the rows that --select-on says. It takes the room of a second state
+    and needs --evaluate-every."""
+    patience: int | None = None
+    """End a stage after so many evaluations in a row without a better one, in all members; needs
+    --evaluate-every."""
     out: Annotated[Path | None, arg(metavar="DIR")] = None
     """Folder for the results; by default a new one under runs/."""
     resume: FlagCreatePairsOff[bool] = False
@@ -169,13 +180,20 @@ def read(name: str, module: ModuleType, args: list[str]) -> tuple[Options, Any]:
     return parsed.run, parsed.experiment
 
 
-def check_listeners(options: Options) -> None:
+def check_options(options: Options) -> None:
     """Refuses flags that can't be followed, before a run has a folder.
 
     Raises:
       ImportError: if a library isn't installed.
-      ValueError: if a flag lacks another.
+      ValueError: if a value is out of range, or a flag lacks another.
     """
+    check(options.seeds >= 1, "seeds", options.seeds, "at least 1")
+    check(options.checkpoint_every >= 1, "checkpoint-every", options.checkpoint_every, "at least 1")
+    for flag, value in (
+        ("evaluate-every", options.evaluate_every),
+        ("patience", options.patience),
+    ):
+        check(value is None or value >= 1, flag, value, "at least 1")
     if options.wandb_offline and options.wandb is None:
         raise ValueError("--wandb-offline needs --wandb PROJECT, whose files it keeps here")
     asked = {"tensorboard": ("tensorboardX", options.tensorboard),
@@ -202,12 +220,26 @@ def listeners(
     return found
 
 
+FIXED = ("gradient_norm", "evaluate_every", "keep", "patience")
+"""Options with which a run goes on as it was begun."""
+
+
+def fixed(options: Options) -> dict[str, Any]:
+    """The options of `FIXED`, for config.json."""
+    return {name: getattr(options, name) for name in FIXED}
+
+
+def within(options: Options) -> dict[str, Any]:
+    """What `jcl.fit` is told of evaluations within stages."""
+    return {name: getattr(options, name) for name in ("evaluate_every", "keep", "patience")}
+
+
 HELD_OUT = 0.1
 """The share of each task's training rows that `--select-on validation` holds out by itself."""
 
 
 def with_validation(name: str, config: Any) -> Any:
-    """The config with rows held out of training, by which the point of a sweep is chosen.
+    """The config with rows held out of training, by which points of sweeps and states are chosen.
 
     Raises:
       ValueError: if the experiment can't hold rows out.
@@ -215,17 +247,32 @@ def with_validation(name: str, config: Any) -> Any:
     if not hasattr(config, "validation"):
         raise ValueError(
             f"--select-on is 'validation', but {name} has no setting validation, by which rows are "
-            "held out of training; those of labelled images have it: digits, mnist, fashion"
+            "held out of training"
         )
     return dataclasses.replace(config, validation=config.validation or HELD_OUT)
 
 
 def check_choice(options: Options, points: int) -> None:
-    """Refuses `--select-on validation` where no run has several points to choose from."""
-    if options.select_on == "validation" and points < 2:
+    """Refuses what chooses by nothing, or among nothing.
+
+    Args:
+      options: the run's, where it is resumed those that it was begun with.
+      points: how many points of a sweep are in one compiled run, at most.
+
+    Raises:
+      ValueError: if states are to be chosen without evaluations, or there is nothing to choose.
+    """
+    chooses = {"--keep best": options.keep == "best", "--patience": options.patience is not None}
+    chosen = [flag for flag, given in chooses.items() if given]
+    if chosen and options.evaluate_every is None:
+        raise ValueError(
+            f"{expression.listed(chosen, 'and')} must come with --evaluate-every N, the steps from "
+            "one evaluation of a stage to the next"
+        )
+    if options.select_on == "validation" and points < 2 and not chosen:
         raise ValueError(
             "--select-on is 'validation', but there is nothing to choose; give --sweep several "
-            "values of a method's float or of lr"
+            "values of a method's float or of lr, or --keep best or --patience"
         )
 
 
@@ -249,13 +296,14 @@ def check_resume(
         return request, module.Config(**request["config"])
     check_settings(told, options.out)
     every = options.checkpoint_every
-    older = {"files": {}, "checkpoint_every": every, "mesh": None, "gradient_norm": False}
+    older = {"files": {}, "checkpoint_every": every, "mesh": None, **fixed(Options())}
     saved = {**older, **told}
     own.check_same(saved["files"], options.out)
     now = json.loads(json.dumps(request))
     flagged = [a.partition("=")[0] for a in expanded(args, module.Config) if a.startswith("--")]
     given = {flag[2:].removeprefix("no-").replace("-", "_") for flag in flagged}
-    pairs = {**{k: (saved[k], now[k]) for k in ("experiment", "methods", "seeds", "sweep")}}
+    asked_for = ("experiment", "methods", "seeds", "sweep", *FIXED)
+    pairs = {k: (saved[k], now[k]) for k in asked_for if k in now}
     pairs |= {k: (v, now["config"].get(k)) for k, v in saved["config"].items()}
     for key, (old, new) in pairs.items():
         asked = key == "experiment" or {"methods": "method"}.get(key, key) in given

@@ -19,13 +19,12 @@ import jax
 from jax.sharding import Mesh
 
 from jcl import report
-from jcl.method import check
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
 from jcl.runs import experiment, files, flags, own, plan
 from jcl.runs.cache import cache
-from jcl.runs.fitted import result_facts
+from jcl.runs.fitted import result_facts, stages_end
 from jcl.training import folder
 from jcl.training.fit import Diverged, fit
 
@@ -50,13 +49,11 @@ def run(args: list[str]) -> int:
     path = experiment.find(name)
     distributed = any(a.startswith("--distributed") for a in rest)
     if not distributed and any(a.startswith(("--seeds", "--sweep", "--mesh")) for a in rest):
-        _split_cpu()
+        split_cpu()
     cache()
     module = experiment.load(path)
     options, config = flags.read(path.stem, module, rest)
-    flags.check_listeners(options)
-    check(options.seeds >= 1, "seeds", options.seeds, "at least 1")
-    check(options.checkpoint_every >= 1, "checkpoint-every", options.checkpoint_every, "at least 1")
+    flags.check_options(options)
     if options.distributed is not None:
         processes.start(options.distributed)
         if not processes.is_leader():
@@ -76,7 +73,7 @@ def run(args: list[str]) -> int:
         "sweep": list(options.sweep),
         "mesh": options.mesh,
         "checkpoint_every": options.checkpoint_every,
-        "gradient_norm": options.gradient_norm,
+        **flags.fixed(options),
     }
     processes.check_same("command", request)
     if options.resume:
@@ -84,7 +81,7 @@ def run(args: list[str]) -> int:
             lambda: flags.check_resume(options, module, request, rest)[0]
         )
         config = flags.restored(module, request)
-        kept = {name: request[name] for name in ("checkpoint_every", "gradient_norm")}
+        kept = {name: request[name] for name in ("checkpoint_every", *flags.FIXED)}
         options = dataclasses.replace(options, **kept)
     if request["mesh"] is None and processes.has_peers():
         request["mesh"] = "data=-1"
@@ -131,6 +128,11 @@ def _pipeline(
         )
     if options.method or options.sweep:
         raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
+    if options.evaluate_every is not None or options.select_on == "validation":
+        raise ValueError(
+            f"{name} is a pipeline, whose nodes are evaluated between their stages alone; leave "
+            "out --evaluate-every and --select-on"
+        )
     with _mesh_context(mesh):
         listed = pipeline.nodes_of(module, config)
     beside = Path(request["file"]).parent
@@ -220,7 +222,7 @@ def _distinct(found: Sequence[plan.Plan]) -> list[plan.Plan]:
     return list({repr(one.config): one for one in found}.values())
 
 
-def _split_cpu() -> None:
+def split_cpu() -> None:
     """Makes a host device for each core, so that members on CPU are trained side by side."""
     given = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in given:  # what a user has set stays
@@ -353,7 +355,7 @@ def _fit(
     unit = ("tokens", built.tokens_per_row) if built.tokens_per_row else ("examples", 1)
     members = seeds * len(one.points)
     title = one.name if members == 1 else f"{one.name} × {members}"
-    held_out = ["validation"] if built.validate is not None else []
+    held_out = [f"{test} held out" for test in stream.tests if built.validate is not None]
     columns = (*stream.tests, *built.probe_names, *held_out)
     watch = screen.Watch(title, len(stream.names), columns, unit)
     evaluate = experiment.evaluate_all(built, stream)
@@ -363,6 +365,7 @@ def _fit(
             *setup, evaluate=evaluate, out=place, resume=options.resume,
             chunk=built.chunk, checkpoint_every=options.checkpoint_every, on_event=listeners,
             collections=experiment.collections_of(built, setup.program),
+            higher_is_better=built.higher_is_better, **flags.within(options),
         )  # fmt: skip
     assert result.scores is not None
     class_facts = experiment.test_facts(built, setup, result.state)
@@ -380,10 +383,12 @@ def _fit(
         "family": one.family,
         "outer": one.outer,
         **result_facts(setup.program, stream, result),
+        **stages_end(**flags.within(options), held_out=built.validate is not None),
         **class_facts,
     }
     scores = result.scores.reshape(len(one.points), seeds, *result.scores.shape[-2:])
     tasks = len(stream.tests)
     probes = {name: scores[..., tasks + i] for i, name in enumerate(built.probe_names)}
-    validation = scores[:, :, -1, -1] if held_out and len(one.points) > 1 else None
+    sweeps = len(one.points) > 1
+    validation = scores[:, :, -1, -len(held_out) :].mean(-1) if held_out and sweeps else None
     return report.write(place, facts, one.points, labels, scores[..., :tasks], probes, validation)

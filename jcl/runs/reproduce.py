@@ -26,6 +26,7 @@ from jcl.measures import metrics
 from jcl.method import check
 from jcl.report import screen
 from jcl.report.folder import save_json
+from jcl.report.format import replace_between
 from jcl.runs import experiment, expression, files, launch
 from jcl.runs.cache import cache
 
@@ -288,19 +289,6 @@ def markdown(results: Path) -> str:
     return "\n".join(parts)
 
 
-def with_table(page: str, table: str) -> str:
-    """A page with this table between its two marks.
-
-    Raises:
-      ValueError: if the page lacks the marks.
-    """
-    before, mark, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise ValueError(f"the page must have the marks {BEGIN} and {END} for the table")
-    return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
-
-
 def show_all(results: Path) -> None:
     """Prints the protocols with the counts of their verdicts."""
     for path in available().values():
@@ -349,7 +337,7 @@ def command(
         raise ValueError("--show and --cells are of one protocol, whose NAME is missing")
     if table:
         page = experiment.folder() / "README.md"
-        page.write_text(with_table(page.read_text(), markdown(results)))
+        page.write_text(replace_between(page.read_text(), BEGIN, END, markdown(results)))
         print(page)
         return 0
     if quick:

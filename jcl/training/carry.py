@@ -80,6 +80,32 @@ def change_methods(fresh: State, carried: State) -> State:
     )
 
 
+def widen(fresh: State, carried: State) -> State:
+    """A state with room for more, such as more columns of a head, where all stays in its place.
+
+    A leaf of another shape is the fresh one with the old one in its first rows and columns, so that
+    what is new begins now and what was predicted before is predicted still.
+
+    Args:
+      fresh: what a program of wider parameters makes of them; the same methods and leaves.
+      carried: the state of the narrower one.
+
+    Raises:
+      ValueError: if a leaf is narrower than before, or has other axes.
+    """
+
+    def one(path: Any, wide: Any, old: Any) -> Any:
+        if wide.shape == old.shape:
+            return old
+        fits = wide.ndim == old.ndim and all(
+            a >= b for a, b in zip(wide.shape, old.shape, strict=True)
+        )
+        check(fits, f"shape of {trees.path_name(path)}", wide.shape, f"{old.shape} or wider")
+        return wide.at[tuple(slice(n) for n in old.shape)].set(old)
+
+    return jax.tree_util.tree_map_with_path(one, fresh, carried)
+
+
 def _check_same(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Refuses fields of a state with other leaves than the program's."""
     for field in mine:

@@ -211,15 +211,18 @@ def save(folder: Path, step: int, state: Any) -> None:
     saver.finish()
 
 
-def _leader_only(everyone: bool) -> Any:
-    """Orbax's context in which process 0 doesn't wait for the others; none if all take part."""
+def _reading(everyone: bool) -> Any:
+    """Orbax's context that reads no more than is asked for.
+
+    In it process 0 doesn't wait for the others, unless all take part.
+    """
     from orbax.checkpoint import v1 as ocp
 
-    if everyone:
-        return contextlib.nullcontext()
     context = ocp.Context()
-    context.multiprocessing.active_processes = {0}
-    context.multiprocessing.barrier_sync_key_prefix = "jcl-alone"
+    context.pytree.loading.partial_load = True
+    if not everyone:
+        context.multiprocessing.active_processes = {0}
+        context.multiprocessing.barrier_sync_key_prefix = "jcl-alone"
     return context
 
 
@@ -259,7 +262,7 @@ def _why_broken(path: Path) -> str:
     return f"{wrong[0]} is missing or has changed" if wrong else ""
 
 
-def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
+def restore(folder: Path, like: Any, beside: str = "") -> tuple[Any, int] | None:
     """Loads the newest checkpoint whose sums match, with the structure and shardings of `like`.
 
     It may have been saved from other shardings, and by another number of processes.
@@ -267,6 +270,7 @@ def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
     Args:
       folder: the folder of the checkpoints.
       like: a pytree of arrays or of `jax.ShapeDtypeStruct` with shardings; typed keys as arrays.
+      beside: the root of what it may have besides, which isn't read; "" is for none.
 
     Returns:
       The tree and its step, or None if there is no checkpoint. Broken ones are passed over with
@@ -287,8 +291,8 @@ def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
             if why := _why_broken(path):
                 warnings.warn(f"checkpoint {path} is broken, falling back: {why}", stacklevel=4)
                 continue
-            with _leader_only(not processes.has_peers()):
-                names = _check_same(path, abstract)
+            with _reading(not processes.has_peers()):
+                names = _check_same(path, abstract, beside)
             return step, (path / _INDEX).exists(), names
         return None
 
@@ -298,7 +302,7 @@ def restore(folder: Path, like: Any) -> tuple[Any, int] | None:
     step, whole, names = found
     stored = {names[name]: x for name, x in abstract.items()}
     path = folder.absolute() / f"step_{step:09d}"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _reading(True):
         warnings.simplefilter("ignore")  # Orbax warns of keys without shardings, which we set
         flat = ocp.load(path, stored) if everyone and not whole else _broadcast(path, stored)
     restored = [_wrap(flat[names[name]], x) for name, x in leaves.items()]
@@ -325,7 +329,7 @@ def _reader(path: Path, abstract: dict[str, jax.ShapeDtypeStruct]) -> Callable[[
         return lambda name: np.load(path / index[name]["file"], allow_pickle=False)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     local = {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here) for k, x in abstract.items()}
-    with _leader_only(False):
+    with _reading(False):
         leaves = ocp.load(path, local)
     return lambda name: np.asarray(leaves[name]).reshape(-1).view(np.uint8)
 
@@ -352,7 +356,7 @@ def _present_name(name: str) -> str:
     return root + _OLD.get(field, field) + slash + below
 
 
-def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, str]:
+def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct], beside: str) -> dict[str, str]:
     """The name that each wanted leaf was stored under, by its present name.
 
     Raises:
@@ -366,6 +370,8 @@ def _check_same(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str
     else:
         found = {name: tuple(x.shape) for name, x in ocp.metadata(path).metadata.items()}
     stored = {name if name in wanted else _present_name(name): name for name in found}
+    if beside:
+        stored = {n: name for n, name in stored.items() if not n.startswith(f"{beside}/")}
     for name in sorted(set(wanted) ^ set(stored)):
         where = "lacks" if name in wanted else "has"
         raise ValueError(

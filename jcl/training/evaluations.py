@@ -19,6 +19,8 @@ from jcl.training.feed import place
 
 Keep = Literal["last", "best"]
 """In which state a stage ends: its last, or that of its best evaluation."""
+BESIDE = "best"
+"""Under which name a checkpoint has beside the state what is kept of a stage's evaluations."""
 
 
 class Asked(NamedTuple):
@@ -32,6 +34,8 @@ class Asked(NamedTuple):
     """After how many evaluations in a row without a better one a stage ends; None is never."""
     higher_is_better: bool
     """Which scores are good."""
+    validation: int = 0
+    """From which column on there is a score for each task by which states are chosen."""
 
 
 def asked(
@@ -58,7 +62,7 @@ def asked(
         raise ValueError(f"evaluate_every is {every}, but there is no evaluate to be called")
     if higher_is_better is None:
         higher_is_better = getattr(evaluate, "higher_is_better", True)
-    return Asked(every, keep, patience, higher_is_better)
+    return Asked(every, keep, patience, higher_is_better, getattr(evaluate, "validation", 0))
 
 
 class Evaluations:
@@ -84,14 +88,14 @@ class Evaluations:
         kept = {"score": place(self.score, where), "waited": place(self.waited, where)}
         if self.wanted.keep == "best":
             kept["state"] = state if self.state is None else self.state
-        return {"best": kept}
+        return {BESIDE: kept}
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Goes on from what `tree` gave."""
-        if "best" in tree:
-            self.score, self.waited = (np.array(tree["best"][k]) for k in ("score", "waited"))
+        if BESIDE in tree:
+            self.score, self.waited = (np.array(tree[BESIDE][k]) for k in ("score", "waited"))
             if np.isfinite(self.score).any():
-                self.state = tree["best"].get("state")
+                self.state = tree[BESIDE].get("state")
 
     def limit(self, at: int) -> int:
         """How many steps may follow the first `at` of a stage before an evaluation."""
@@ -104,7 +108,7 @@ class Evaluations:
         return every is not None and (at % every == 0 or at == steps)
 
     def take(self, state: State, row: np.ndarray, stage: int) -> bool:
-        """Takes the scores [..., tasks] of a state within a stage; whether one is the best so far.
+        """Takes the scores [..., columns] of a state within a stage; whether it is the best so far.
 
         Compared is the mean over the tasks seen so far. Members are compared each with itself.
         """
@@ -120,8 +124,10 @@ class Evaluations:
         return bool(better.any())
 
     def _seen(self, stage: int, columns: int) -> list[int]:
-        tasks = set(self.stream.tasks[: stage + 1])
-        return [t for t in range(columns) if t in tasks or -1 in tasks] or list(range(columns))
+        tasks, first = set(self.stream.tasks[: stage + 1]), self.wanted.validation
+        known = min(len(self.stream.tests) or columns, columns - first)  # beside them are probes
+        seen = [t for t in range(known) if t in tasks or -1 in tasks] or range(known)
+        return [first + t for t in seen]
 
     @property
     def enough(self) -> bool:

@@ -27,7 +27,7 @@ from jcl.refusals import warn_of_idle
 from jcl.training import checkpoint, inputs, origin
 from jcl.training.carry import Carry, take_over
 from jcl.training.compiled import compile_loop, start
-from jcl.training.evaluations import Asked, Evaluations, Keep, as_json, asked
+from jcl.training.evaluations import BESIDE, Asked, Evaluations, Keep, as_json, asked
 from jcl.training.events import Event, Listener, learning_rate
 from jcl.training.feed import Feed, place
 from jcl.training.folder import hold, prepare
@@ -80,7 +80,8 @@ def last_state(
       ValueError: if there is no checkpoint, or it is of another program.
     """
     begun = start(program, params, key, Feed(stream, program.layout, 1), evaluate, collections)
-    found = checkpoint.restore(Path(out) / "checkpoints", tree_of(begun.like, begun.scores))
+    like = tree_of(begun.like, begun.scores)
+    found = checkpoint.restore(Path(out) / "checkpoints", like, BESIDE)
     if found is None:
         raise ValueError(f"out is {str(out)!r}, which has no whole checkpoint, but must have one")
     return found[0]["state"]

@@ -14,6 +14,7 @@ from jcl.method import Params
 from jcl.program import Program, State
 from jcl.training import checkpoint, origin
 from jcl.training.compiled import start
+from jcl.training.evaluations import BESIDE
 from jcl.training.feed import Feed
 from jcl.training.fit import tree_of
 
@@ -54,7 +55,7 @@ def load_state(
     key = key if program.members is None else jax.random.split(key, program.members)
     begun = start(program, params, key, feed, None, collections)
     empty = np.full(scores, np.nan, np.float32)
-    found = checkpoint.restore(folder / "checkpoints", tree_of(begun.like, empty))
+    found = checkpoint.restore(folder / "checkpoints", tree_of(begun.like, empty), BESIDE)
     if found is None:
         raise ValueError(f"folder is {str(folder)!r}, which has no whole checkpoint, but must")
     return found[0]["state"]

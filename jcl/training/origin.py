@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jcl.data.stream import Stream
 from jcl.parallel import processes
@@ -140,16 +141,19 @@ def _values(closed: Any) -> Iterator[Any]:
 
 
 def _sum(x: Any) -> str:
-    """The sha256 of an array's shape, dtype and elements, hexadecimal; see `_MOST`."""
+    """The sha256 of an array's shape, dtype and elements, hexadecimal; see `_MOST`.
+
+    It is the same however an array is spread; all processes that hold a part of it take part.
+    """
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     shape, dtype = np.shape(x), str(x.dtype)
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        return hashlib.sha256(f"{shape} {dtype}".encode()).hexdigest()
     digest = hashlib.sha256(f"{shape} {dtype}".encode())
     if shape:  # whole rows, for no more than these are read of a file that is mapped
         each = max(math.prod(shape[1:]), 1)
         x = x[:: max(1, shape[0] * each // _MOST)]
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        x = multihost_utils.process_allgather(x, tiled=True)
     taken = np.asarray(x).reshape(-1)
     digest.update(np.ascontiguousarray(taken[:: max(1, taken.size // _MOST)]).tobytes())
     return digest.hexdigest()

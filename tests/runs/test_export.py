@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_life
 from own_method import MINE, write_mine
 
+import jcl
 from jcl import cli, models, trees
 from jcl.models import decoder
+from jcl.runs import reading
+from jcl.runs.life import work
+from jcl.runs.life.life import Life
 
 pytest.importorskip("transformers")
+stored, born = tiny_life.stored, tiny_life.born
 
 SCRIPT = '''
 """A tiny pretrained decoder through two byte texts, for tests."""
@@ -201,3 +208,33 @@ def test_adapters_alone_learn_where_a_method_brings_them(script: Path) -> None:
 
     assert {"embed", "query", "down"} <= changed("naive()")
     assert changed("lora(rank=2)") == {"lora"}
+
+
+@pytest.mark.parametrize("method", ["naive()", "lora(rank=2)"])
+def test_a_life_of_labels_is_exported_with_its_head_of_classes(
+    born: Callable[..., Life], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    begun = work.Work.params.func
+
+    def without_bias(self: work.Work) -> Any:  # which transformers' heads have none of
+        params = begun(self)
+        return {**params, "classifier": {"kernel": params["classifier"]["kernel"]}}
+
+    monkeypatch.setattr(work.Work, "params", property(without_bias))
+    names = ("odd", "even")
+    rows: Any = [{"text": f"row {i}", "label": names[i % 2]} for i in range(30)]
+    life = born(rows, method=method, **tiny_life.SMALL)
+    life.stage("jan", rows)
+    assert cli.main(["export", str(life.folder), "--to", str(tmp_path / "out")]) == 0
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert [*theirs.config.id2label.values()] == life.book.labels and len(life.book.labels) == 2
+    run = jcl.load_run(life.folder)
+    batch = reading.first_batches(run.stream)[0]
+    ours = np.asarray(run.program.predict(run.state, batch))[:, :2]
+    for tokens, segments, wanted in zip(batch["tokens"], batch["segments"], ours, strict=True):
+        ids = torch.tensor(np.asarray(tokens)[np.asarray(segments) > 0])[None].long()
+        with torch.no_grad():
+            found = theirs.eval()(ids).logits[0].numpy()
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+    assert cli.main(["export", str(life.folder), "--to", str(tmp_path / "x.gguf")]) == 2

@@ -46,7 +46,9 @@ def ended(script: Path, folder: Path, method: str) -> export.Ended:
     names = {"stages": ("low", "high"), "tasks": ("low", "high"), "stage_tasks": (0, 1)}
     run = tiny_run.write(folder / "run", tiny_run.R[:, :3, :2], **names)
     settings = {"config": {}, "versions": {"jax": "1"}, "command": "jcl run tiny.py"}
-    return export.Ended(built, setup, state, {**run.summary, "method": method}, settings, [0, 1])
+    return export.Ended(
+        built, setup, state, {**run.summary, "method": method}, settings, [0, 1], []
+    )
 
 
 def predicted(end: Any, tokens: np.ndarray, task: int) -> np.ndarray:

@@ -107,3 +107,4 @@ def test_a_researcher_s_day_ends_with_a_table(capsys: pytest.CaptureFixture[str]
     table = (day["FOLDER"] / "table.tex").read_text()
     assert "paired t test over seeds" in table and "naive" in table and "naive" in said
     assert (day["FOLDER"] / "comparison.png").is_file()
+    assert day["strength"] == 100.0 and day["unsure"].shape == (day["SEEDS"], 5)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jcl import cli
+from jcl.report.format import replace_between
 from jcl.runs import experiment, reproduce
 from jcl.runs.reproduce import Cell, Outcome, Protocol, judge
 
@@ -128,7 +129,9 @@ def _protocols() -> list[Protocol]:
 def test_the_page_has_the_table_of_what_is_kept():
     page = (experiment.folder() / "README.md").read_text()
     table = reproduce.markdown(reproduce.folder() / "results")
-    assert reproduce.with_table(page, table) == page, "run jcl reproduce --table"
+    assert replace_between(page, reproduce.BEGIN, reproduce.END, table) == page, (
+        "run jcl reproduce --table"
+    )
 
 
 @pytest.mark.quick

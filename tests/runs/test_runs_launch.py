@@ -12,12 +12,12 @@ pytestmark = pytest.mark.quick
 
 def test_cores_become_devices_unless_the_user_has_said_otherwise(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_foo=1")
-    launch._split_cpu()
+    launch.split_cpu()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     wanted = f"--xla_foo=1 --xla_force_host_platform_device_count={cores}"
     assert os.environ["XLA_FLAGS"] == wanted
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
-    launch._split_cpu()
+    launch.split_cpu()
     assert os.environ["XLA_FLAGS"] == "--xla_force_host_platform_device_count=3"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import numpy as np
 import optax
 import pytest
-from test_fit import PARAMS, identical, parts, stream, tasks
+from test_fit import PARAMS, SIZES, identical, parts, stream, tasks
 
 import jcl
-from jcl import losses, methods, models
-from jcl.training.carry import take_over
+from jcl import losses, methods, models, trees
+from jcl.training.carry import take_over, widen
 
 
 def program() -> jcl.Program:
@@ -48,3 +49,21 @@ def test_what_cannot_be_taken_over_is_refused() -> None:
     with pytest.raises(ValueError, match="of its optimizer, where this run has"):
         take_over(state, other, "whole")
     take_over(state, other)  # which leaves the optimizer where it is
+
+
+@pytest.mark.quick
+def test_a_wider_state_has_the_old_one_in_its_first_columns() -> None:
+    batch = {name: x[:2] for name, x in tasks()[0].items()}
+    old = program().init(PARAMS, batch, jax.random.key(0))
+    wide = models.mlp.init(jax.random.key(9), (*SIZES[:-1], SIZES[-1] + 5))
+    fresh = program().init(wide, batch, jax.random.key(1))
+    grown = widen(fresh, old)
+    last = f"dense_{len(SIZES) - 2}"
+    np.testing.assert_array_equal(
+        models.mlp.apply(grown.params, batch)[:, : SIZES[-1]], models.mlp.apply(old.params, batch)
+    )
+    new = grown.params[last]["kernel"][:, SIZES[-1] :]
+    np.testing.assert_array_equal(new, wide[last]["kernel"][:, SIZES[-1] :])  # which begins now
+    assert trees.kinds(grown) == trees.kinds(fresh)
+    with pytest.raises(ValueError, match=r"shape of .* is .*, but must be .* or wider"):
+        widen(old, fresh)

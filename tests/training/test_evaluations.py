@@ -127,3 +127,27 @@ def test_lower_scores_may_be_the_better_ones() -> None:
     assert better == [True, True, False, False] and within.enough
     within.forget()
     assert not within.enough
+
+
+@pytest.mark.quick
+def test_the_best_is_chosen_by_rows_held_out_where_evaluate_has_some() -> None:
+    def exam(program: Any, state: Any) -> Any:
+        raise NotImplementedError
+
+    told: Any = exam
+    told.validation = 3  # after two tests and a probe
+    within = Evaluations(asked(told, 1, "last", 9, True), STREAM, ())
+    state: Any = None
+    rows = [[0, 0, 0, 0.5, 0.1], [1, 1, 1, 0.4, 1], [0, 0, 0, 0.6, 0]]
+    assert [within.take(state, np.array(row), 0) for row in rows] == [True, False, True]
+    within.forget()
+    assert [within.take(state, np.array(row), 1) for row in rows] == [True, True, False]
+
+
+@pytest.mark.quick
+def test_probes_beside_the_tests_choose_nothing() -> None:
+    stream = STREAM._replace(tasks=(-1, -1))  # each stage has rows of every task
+    within = Evaluations(asked(SCORE, 1, "last", 9, True), stream, ())
+    state: Any = None
+    rows = [[0.5, 0.5, 0.1], [0.4, 0.4, 0.9], [0.5, 0.6, 0.0]]
+    assert [within.take(state, np.array(row), 0) for row in rows] == [True, False, True]

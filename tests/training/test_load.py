@@ -12,6 +12,7 @@ from test_fit import PARAMS, identical, stream
 
 import jcl
 from jcl import data, losses, methods, models
+from jcl.training.fit import last_state
 
 
 def test_it_is_the_state_that_the_run_ended_in(tmp_path: Path) -> None:
@@ -21,9 +22,14 @@ def test_it_is_the_state_that_the_run_ended_in(tmp_path: Path) -> None:
 
     given = stream()
     exam = jcl.evaluator(given.test, jcl.evaluation.accuracy())
-    alone = jcl.fit(build(1.0), PARAMS, jax.random.key(1), given, evaluate=exam, out=tmp_path / "a")
+    alone = jcl.fit(
+        build(1.0), PARAMS, jax.random.key(1), given, evaluate=exam, out=tmp_path / "a",
+        evaluate_every=3, keep="best", patience=9,
+    )  # fmt: skip
     again = jcl.load_state(tmp_path / "a", build(1.0), PARAMS)
     assert identical(again._replace(key=()), alone.state._replace(key=()))
+    last = last_state(build(1.0), PARAMS, jax.random.key(1), given, exam, tmp_path / "a")
+    assert identical(last._replace(key=()), alone.state._replace(key=()))
     many = jcl.replicate(build, jnp.array([0.0, 1.0]))
     both = jax.tree.map(lambda x: jnp.stack([x, x]), PARAMS)
     keys = jax.random.split(jax.random.key(1), 2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,29 @@ import jax
 
 from jcl import report
 from jcl.method import check
+from jcl.parallel import processes
 from jcl.runs import own
 from jcl.runs.life.life import Life
-from jcl.runs.life.rows import Kind, Row, form_of
+from jcl.runs.life.plan import Given, rows_of
+from jcl.runs.life.rows import Kind, form_of
 from jcl.runs.life.settings import (
     Settings,
     check_settings,
     length_for,
     method_for,
     rate_for,
+    room_for,
 )
 from jcl.runs.life.tasks import longest
 from jcl.runs.life.work import Work, load_model
+from jcl.training import checkpoint
 from jcl.training import folder as folders
 
 
 def begin(
     folder: str | Path,
     model: str,
-    rows: Sequence[Row],
+    rows: Given,
     *,
     task: Kind | None = None,
     method: str = "",
@@ -45,7 +50,8 @@ def begin(
     Args:
       folder: new or empty.
       model: a folder, a name that `jcl fetch` knows, or a Hugging Face id.
-      rows: the first stage's, by whose size and labels what is left out here is chosen.
+      rows: the first stage's, as for `Life.stage`, by whose size and labels what is left out here
+        is chosen.
       task: what rows are; None is what their columns say.
       method: an expression; "" is replay, on low-rank pairs where the model is large.
       lr: AdamW's rate; 0 is one for the model's size.
@@ -59,10 +65,10 @@ def begin(
       ValueError: if something can't be as it is given.
     """
     folder = Path(folder)
+    rows = rows_of(rows, task)
     check(bool(rows), "number of rows", 0, "at least 1")
-    folders.make(folder)
-    with folders.hold(folder):
-        check(folders.is_empty(folder), "folder", str(folder), "new or empty")
+    with contextlib.ExitStack() as held:
+        processes.from_leader(lambda: _hold_new(folder, held))
         kind = task or form_of(rows[0])
         if Path(model).expanduser().exists():
             model = str(Path(model).expanduser().resolve())
@@ -82,19 +88,26 @@ def begin(
             say(f"length: {length} tokens (95 % of the first rows have at most {most})")
         if kind == "classify" and not room:
             labels = {row["label"] for row in rows}
-            room = 2 * len(labels) + 8
+            room = room_for(len(labels))
             say(f"room: {room} classes, of which the first stage has {len(labels)}")
         settings = dataclasses.replace(start, method=method, lr=lr, length=length, room=room)
         work = Work(check_settings(settings), loaded, method, (), settings.room)
         _ = work.ask  # which may not be there
-        report.save_json(folder / "config.json", {
+        told = {
             **(facts or {"command": "jcl.runs.life.begin(...)"}),
             "life": dataclasses.asdict(settings), "weights": work.fingerprint,
             "files": own.digests([method]),
-        })  # fmt: skip
-    life = Life(folder)
-    life._model = loaded
-    return life
+        }  # fmt: skip
+        processes.from_leader(lambda: report.save_json(folder / "config.json", told))
+        shared = checkpoint.is_shared(folder)
+        check(shared, "folder", str(folder), "one that all processes share")
+    return Life(folder, loaded)
+
+
+def _hold_new(folder: Path, held: contextlib.ExitStack) -> None:
+    folders.make(folder)
+    held.enter_context(folders.hold(folder))
+    check(folders.is_empty(folder), "folder", str(folder), "new or empty")
 
 
 def named(text: str) -> tuple[str, list[Path]]:

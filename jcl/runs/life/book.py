@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jcl.parallel import processes
 from jcl.report import save_json
 from jcl.runs.life.rows import Row
 from jcl.training.folder import whole
@@ -38,7 +39,7 @@ class Stage(NamedTuple):
 
 
 class Book:
-    """The book of the life in a folder."""
+    """The book of the life in a folder, which several processes share; process 0 writes it."""
 
     def __init__(self, folder: Path) -> None:
         """Reads it; there is none before the first stage.
@@ -68,10 +69,11 @@ class Book:
         Raises:
           OSError: if it can't be written; what was there before is untouched.
         """
-        save_json(self.folder / FILE, {
+        told = {
             "current": self.current, "labels": self.labels, "forgotten": self.forgotten,
             "entries": self.entries,
-        })  # fmt: skip
+        }  # fmt: skip
+        processes.from_leader(lambda: save_json(self.folder / FILE, told))
 
     def add(self, kind: str, **facts: Any) -> None:
         """Adds an entry, which `write` makes count."""
@@ -109,6 +111,11 @@ class Book:
             raise ValueError(f"stage is {name!r}, but must be one of those learned: {names}")
         return found[-1]
 
+    def sizes(self) -> dict[int, int]:
+        """The bytes that each accepted stage's folder has, by number."""
+        kept = [stage.number for stage in self.stages if stage.accepted]
+        return {number: size_of(self.place(number)) for number in kept}
+
     def place(self, number: int) -> Path:
         """The folder of a stage."""
         return self.folder / "stages" / f"{number:04d}"
@@ -116,10 +123,17 @@ class Book:
     def pending(self) -> dict[str, Any] | None:
         """The plan of a stage that was begun and isn't in the book, such as after a kill."""
         path = self.place(len(self.stages)) / PLAN
-        return json.loads(path.read_text()) if path.is_file() else None
+        # process 0 reads for all, for it may write a plan before another has looked
+        found: dict[str, Any] | None = processes.from_leader(
+            lambda: json.loads(path.read_text()) if path.is_file() else None
+        )
+        return found
 
     def tidy(self) -> None:
         """Removes what no entry speaks of any more; nobody else may hold the folder."""
+        processes.from_leader(self._tidy)
+
+    def _tidy(self) -> None:
         root = self.folder / "stages"
         if not root.is_dir():
             return
@@ -138,22 +152,29 @@ class Book:
           OSError: if it can't be written.
         """
         place = self.place(len(self.stages))
-        making = place.with_name(place.name + ".making")
-        shutil.rmtree(making, ignore_errors=True)
-        try:
-            making.mkdir(parents=True)
-            write_rows(making / "train.jsonl", train)
-            write_rows(making / "test.jsonl", test)
-            save_json(making / PLAN, plan)
-            os.replace(making, place)
-        except OSError as error:
-            shutil.rmtree(making, ignore_errors=True)
-            raise OSError(f"can't write {place}: {error.strerror or error}") from error
+        processes.from_leader(lambda: _write_stage(place, plan, train, test))
         return place
 
     def drop_pending(self) -> None:
         """Removes a stage that was begun and isn't in the book."""
-        shutil.rmtree(self.place(len(self.stages)), ignore_errors=True)
+        place = self.place(len(self.stages))
+        processes.from_leader(lambda: shutil.rmtree(place, ignore_errors=True))
+
+
+def _write_stage(
+    place: Path, plan: dict[str, Any], train: Iterable[Row], test: Iterable[Row]
+) -> None:
+    making = place.with_name(place.name + ".making")
+    shutil.rmtree(making, ignore_errors=True)
+    try:
+        making.mkdir(parents=True)
+        write_rows(making / "train.jsonl", train)
+        write_rows(making / "test.jsonl", test)
+        save_json(making / PLAN, plan)
+        os.replace(making, place)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise OSError(f"can't write {place}: {error.strerror or error}") from error
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from jcl.method import check
-from jcl.parallel import signals
+from jcl.parallel import processes, signals
 from jcl.report import screen
 from jcl.runs import launch
 from jcl.runs.life import shown
@@ -18,10 +20,13 @@ from jcl.runs.life.begin import begin, named
 from jcl.runs.life.life import Life, Outcome
 from jcl.runs.life.plan import source_of
 from jcl.runs.life.rows import Row, read_rows
+from jcl.runs.life.states import has_optimizer
 from jcl.runs.life.watching import watch as watch_inbox
 
 REJECTED = 4
 """The exit code where a stage was trained and its state wasn't accepted."""
+Mesh = Annotated[str, arg(metavar="AXIS=N,...")]
+Distributed = Annotated[str, arg(metavar="PROCESSES")]
 Files = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=FILE")]
 
 
@@ -44,7 +49,8 @@ def finetune(
     probe: tuple[str, ...] = (),
     items: int = 48,
     seed: int = 0,
-    mesh: Annotated[str, arg(metavar="AXIS=N,...")] = "",
+    mesh: Mesh = "",
+    distributed: Distributed = "",
     accept: Annotated[str, arg(metavar="CONDITIONS")] = "",
     repeats: FlagCreatePairsOff[bool] = False,
     out: Annotated[Path | None, arg(metavar="DIR")] = None,
@@ -74,6 +80,8 @@ def finetune(
       items: how many items of each are asked at most.
       seed: of all draws.
       mesh: train over many devices, such as fsdp=2.
+      distributed: which of several processes, that share the folder, this is: auto, or
+        HOST:PORT,PROCESSES,INDEX.
       accept: what must hold for a new state to count, such as "forgetting<2, average>80".
       repeats: train again on rows of earlier stages that come again.
       out: the folder; by default a new one under runs/.
@@ -83,9 +91,12 @@ def finetune(
     tests = dict(named(text) for text in test)
     unknown = sorted(tests.keys() - {name for name, _ in stages})
     check(not unknown, "test", ", ".join(unknown), "of a stage that --data names")
-    launch.cache()
+    _gather(mesh, distributed)
     first = read_rows(stages[0][1], task or None)
-    place = launch.next_folder("finetune", [Path(model).name]) if out is None else out
+    name = Path(model).name
+    place = Path(processes.from_leader(
+        lambda: str(launch.next_folder("finetune", [name]) if out is None else out)
+    ))  # fmt: skip
     pairs = [*(f"--data={d}" for d in data), *(f"--test={t}" for t in test)]
     command = shlex.join(["jcl", "run", "finetune", "--model", model, *pairs])
     facts = {
@@ -113,6 +124,8 @@ def go_on(
     when: Literal["always", "drift"] = "always",
     watch: Annotated[Path | None, arg(metavar="DIR")] = None,
     every: float = 5.0,
+    mesh: Mesh = "",
+    distributed: Distributed = "",
 ) -> int:
     """Learns another stage on the state of the last, and scores every test again.
 
@@ -129,9 +142,12 @@ def go_on(
       when: drift trains only if the model knows the rows less well than its tests.
       watch: take each new file of this folder as a stage, until it has a file called stop.
       every: seconds between two looks into it.
+      mesh: train over other devices than it was begun on, such as fsdp=2.
+      distributed: which of several processes, that share the folder, this is: auto, or
+        HOST:PORT,PROCESSES,INDEX.
     """
-    life = Life(run)
-    launch.cache()
+    life = Life(run, mesh=mesh or None)
+    _gather(life.settings.mesh or "", distributed)
     if drop:
         name = life.drop()
         _say(f"dropped {name}, which was cut short" if name else "no stage was cut short")
@@ -167,7 +183,7 @@ def rollback(
     """
     life = Life(run)
     stage = life.rollback(to)
-    kept = "" if life.has_optimizer(stage) else "; its optimizer begins anew"
+    kept = "" if has_optimizer(life.book, stage) else "; its optimizer begins anew"
     _say(f"the current state is that after {stage.name}{kept}")
 
 
@@ -217,6 +233,17 @@ def diff(
     """
     for line in shown.diff(Life(run), one, other, examples):
         _say(line)
+
+
+def _gather(mesh: str, distributed: str) -> None:
+    """Makes the devices of a mesh, of this process or of several, before anything is computed."""
+    if distributed:
+        processes.start(distributed)
+        if not processes.is_leader():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
+    elif mesh:
+        launch.split_cpu()
+    launch.cache()
 
 
 def _ahead(life: Life) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -19,6 +20,21 @@ class Drift(NamedTuple):
 
     fired: bool
     said: str
+
+
+def compare(
+    known: Mapping[int, Mapping[str, Sequence[float]]], new: np.ndarray, higher_is_better: bool
+) -> Drift:
+    """What the detector finds between what rows of tests scored and what incoming ones do.
+
+    Args:
+      known: what each row of each test added to its score, and its weight.
+      new: the same of incoming rows, [m, 2].
+      higher_is_better: whether a score is no loss.
+    """
+    sign = -1 if higher_is_better else 1
+    both = np.array([x for of in known.values() for x in of.values()]), new
+    return detect(*(sign * x[:, 0] / x[:, 1] for x in (y[y[:, 1] > 0] for y in both)))
 
 
 def detect(tested: np.ndarray, incoming: np.ndarray) -> Drift:

@@ -22,7 +22,9 @@ from jcl.program import State
 from jcl.runs import expression
 from jcl.runs.life.book import Book, Stage, load_rows, write_rows
 from jcl.runs.life.rows import Row, hash_of
+from jcl.runs.life.states import WorkOf
 from jcl.runs.life.tasks import Task
+from jcl.runs.life.work import zeros_of
 from jcl.training.folder import whole
 
 NOTE = "forget.jsonl"
@@ -117,6 +119,43 @@ def purge_state(state: State, gone: set[bytes]) -> tuple[State, int]:
     return state._replace(methods=methods), slots
 
 
+def purge(book: Book, work_of: WorkOf, rows: Sequence[Row], whole: int) -> Forgotten:
+    """Does what `begin` noted: rows leave all files and memories, and then the book says so.
+
+    Args:
+      book: the life's.
+      work_of: of its stages.
+      rows: those that go.
+      whole: the number of the stage that goes whole, -1 if none.
+
+    Raises:
+      OSError: if something can't be written; it can be done again.
+    """
+    hashes = frozenset(map(hash_of, rows))
+    found, slots, stages = 0, 0, []
+    exact: set[str] = set()
+    beside = False  # whether something else than what forgets exactly was trained with the stage
+    for stage in (s for s in book.stages if s.accepted):
+        own = purge_files(book, stage, hashes)
+        stages += [stage] if own else []
+        found += own
+        work, place = work_of(stage), book.place(stage.number)
+        state, kept = work.load(place, zeros_of(stage.facts["example"]))
+        left, count = purge_state(state, documents_of(work.task, rows))
+        led = [s.number for s in book.lineage(stage.number)]
+        if whole in led:
+            left, able = purge_banks(left, work.program.method, led.index(whole))
+            exact |= set(able)
+            beside |= work.room > 0
+        if count or whole in led:
+            work.save(place, left, kept, replace=True)
+        slots += count
+    words = said(book, len(rows), stages, slots, sorted(exact), beside)
+    done = Forgotten(found, [stage.name for stage in stages], slots, words)
+    finish(book, done, sorted(hashes))
+    return done
+
+
 def documents_of(task: Task, rows: Sequence[Row]) -> set[bytes]:
     """What rows are known by in a memory."""
     return set().union(*keys_of(task.train(rows)))
@@ -136,7 +175,12 @@ def purge_banks(state: State, method: Method, at: int) -> tuple[State, list[str]
 
 
 def said(
-    book: Book, rows: int, stages: Sequence[Stage], slots: int, exact: Sequence[str] = ()
+    book: Book,
+    rows: int,
+    stages: Sequence[Stage],
+    slots: int,
+    exact: Sequence[str] = (),
+    head: bool = False,
 ) -> str:
     """What was forgotten, and what training it out of the weights would take.
 
@@ -146,6 +190,7 @@ def said(
       stages: which of them had any.
       slots: how many slots of memory held one.
       exact: methods that have forgotten the whole stage exactly.
+      head: whether a head of classes was trained with it beside these.
     """
     if not stages:
         return f"{rows} rows forgotten, of which no stage was trained or tested on any"
@@ -162,13 +207,15 @@ def said(
     beside = f" and what {', '.join(sorted(keeps))} keeps" if keeps else ""
     steps = sum(stage.facts["steps"] for stage in after)
     seconds = sum(stage.facts["wall_seconds"] for stage in after)
+    what = f"weights of the head{beside}" if exact else f"weights{beside}"
     again = (
-        f"; the weights{beside} were trained with it, and training "
+        f"; the {what} were trained with it, and training "
         f"{', '.join(s.name for s in after)} again without it takes {steps} steps ({seconds:.0f} s "
         "then)" if after else ""
     )  # fmt: skip
     names = ", ".join(stage.name for stage in stages)
-    whole = f"; {', '.join(exact)} has nothing of {names} any more" if exact else again
+    whole = f"; {', '.join(exact)} has nothing of {names} any more" if exact else ""
+    whole += again if head or not exact else ""
     return f"{rows} rows forgotten of {names}, in {slots} slots of memory{whole}"
 
 

@@ -7,8 +7,8 @@ is what the book says (`jcl.runs.life.book`), which is replaced when all else of
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,14 +24,24 @@ from jcl.program import State
 from jcl.report import load_settings
 from jcl.runs.life import accept as conditions
 from jcl.runs.life import forget, matrix, states
-from jcl.runs.life.book import Book, Stage, load_rows, size_of
-from jcl.runs.life.drifting import Drift, detect
+from jcl.runs.life.book import Book, Stage, load_rows
+from jcl.runs.life.drifting import Drift, compare
 from jcl.runs.life.forget import Forgotten
-from jcl.runs.life.plan import Given, plan_stage, read_given, read_items, write_items
-from jcl.runs.life.rows import Row, digest_of, hash_of, words_of
+from jcl.runs.life.plan import (
+    Given,
+    keep_log,
+    plan_stage,
+    read_given,
+    read_items,
+    room_of,
+    write_items,
+)
+from jcl.runs.life.rows import Row, digest_of, words_of
 from jcl.runs.life.settings import CHUNK, Settings, restored
 from jcl.runs.life.tasks import Exam, stage_of
-from jcl.runs.life.work import SLIM, Work, load_model, mean_of, shapes_of, zeros_of
+from jcl.runs.life.work import Work, mean_of, shapes_of, zeros_of
+from jcl.runs.life.works import Works
+from jcl.training import checkpoint
 from jcl.training import folder as folders
 from jcl.training.fit import Diverged, fit
 
@@ -54,18 +64,25 @@ class Outcome(NamedTuple):
 class Life:
     """A model that goes on learning in a folder; see `jcl.open`."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(
+        self, folder: str | Path, model: models.Model | None = None, mesh: str | None = None
+    ) -> None:
         """Opens a folder that `jcl run finetune` or `begin` made.
+
+        Args:
+          folder: where it is.
+          model: the one that it began with, where that is loaded already.
+          mesh: axes of devices, such as `fsdp=2`, where they are others than it was begun with.
 
         Raises:
           ValueError: if it is none.
         """
         self.folder = Path(folder)
         saved = load_settings(self.folder)
-        self.settings: Settings = restored(saved, self.folder)
+        self.settings: Settings = restored(saved, self.folder, mesh)
         self.saved = saved
         self.book = Book(self.folder)
-        self._model: models.Model | None = None
+        self.works = Works(self.folder, self.settings, saved, model)
 
     @property
     def stages(self) -> list[str]:
@@ -87,25 +104,23 @@ class Life:
         """The model that the life began with.
 
         Raises:
-          ValueError: if it can't be loaded any more, or is another by now.
+          ValueError: if it can't be loaded any more.
         """
-        if self._model is None:
-            self._model = load_model(self.settings)
-        return self._model
+        return self.works.base
 
     @property
     def state(self) -> State:
         """The current state."""
-        work = self._work()
-        return self._state(work, self.book.current)[0]
+        if not self.book.lineage():
+            raise ValueError(f"{self.folder} has learned nothing yet, so it has no state")
+        return self.state_after(self.book.lineage()[-1])[0]
 
     @property
     def model(self) -> models.Model:
         """The model as the current state has it predict, adapters beside kernels and scaled."""
-        work = self._work()
-        state = self._state(work, self.book.current)[0]
-        example = zeros_of(self.book.lineage()[-1].facts["example"])
-        return self.base._replace(params=jax.jit(work.program.read_params)(state, example))
+        state, example = self.state, zeros_of(self.book.lineage()[-1].facts["example"])
+        read = self.work().program.read_params
+        return self.base._replace(params=jax.jit(read)(state, example))
 
     def stage(
         self,
@@ -127,8 +142,8 @@ class Life:
 
         Args:
           name: the stage's.
-          rows: files or a folder, or rows as `rows.read_rows` gives them; none for a stage that was
-            cut short.
+          rows: a file or a folder, or an iterable of rows as a file has them; none for a stage
+            that was cut short.
           tests: likewise, to test on; None holds a part of `rows` out, by their hashes.
           accept: conditions for the new state to become the current one.
           method: another expression from here on; None is that of the stage before.
@@ -151,10 +166,11 @@ class Life:
             if plan is None:
                 check(bool(rows), "number of rows", 0, "at least 1")
                 plan, parts = plan_stage(
-                    self.book, self.settings, name, rows, tests, wanted, method, source, repeats
-                )
-                work = self._work(plan["method"], plan["labels"])  # it may refuse
-                drift = self._drift(work, parts.train) if when == "drift" else None
+                    self.book, self.settings, name, rows, tests, wanted, method, source, repeats,
+                    self.saved["files"],
+                )  # fmt: skip
+                self._planned(plan)  # which may refuse
+                drift = self._drift(parts.train, plan["labels"]) if when == "drift" else None
                 if drift is not None and not drift.fired:
                     self.book.add("skipped", name=name, why=drift.said, source=plan["source"])
                     self.book.write()
@@ -163,6 +179,9 @@ class Life:
             elif rows and (plan["name"], plan["digest"]) != (name, digest_of(rows, tests)):
                 self._refuse_pending()
             say(words_of(plan["name"], plan["counts"]))
+            had = room_of(self.book.lineage(), self.settings)
+            if plan["room"] > had:
+                say(f"room: {plan['room']} classes from here on, where the head had {had}")
             return self._learn(plan, on_event)
 
     def drop(self) -> str | None:
@@ -184,21 +203,17 @@ class Life:
             self.book.current = stage.number
             self.book.add("rollback", to=stage.number, name=stage.name)
             self.book.write()
-            self._report()
             return stage
 
-    def _drift(self, work: Work, rows: Sequence[Row]) -> Drift | None:
+    def _drift(self, rows: Sequence[Row], labels: Sequence[str]) -> Drift | None:
         """What the detector says of rows under the current state; None before the first stage."""
         line = self.book.lineage()
         if not line:
             return None
-        items = read_items(self.book.place(line[-1].number))
-        known = np.array([x for of in items.values() for x in of.values()])
-        state = self._state(work, self.book.current)[0]
-        new = work.score(state, work.exam(rows), len(line))
-        sign = -1 if work.task.higher_is_better else 1
-        tested, incoming = (x[x[:, 1] > 0] for x in (known, new))
-        return detect(*(sign * x[:, 0] / x[:, 1] for x in (tested, incoming)))
+        known = read_items(self.book.place(line[-1].number))
+        work = self.works.at(line[-1], labels)
+        new = work.score(self.state, work.exam(rows), len(line))
+        return compare(known, new, work.task.higher_is_better)
 
     def forget(self, rows: Given = (), stage: str = "") -> Forgotten:
         """Takes rows out of every memory and every file that is kept; see `jcl.runs.life.forget`.
@@ -206,16 +221,17 @@ class Life:
         They never come back: a later stage leaves them out, by their hashes.
 
         Args:
-          rows: files, or rows as `rows.read_rows` gives them.
+          rows: a file or a folder, or an iterable of rows as a file has them.
           stage: in their place all rows of a stage; a bank by task then forgets its entry too.
 
         Raises:
           ValueError: if a stage was cut short, there are no rows, or not one of the two is given.
           OSError: if something can't be written; the next command goes on with it.
         """
+        self._refuse_peers()
+        rows = read_given(rows, None, None, self.settings.task)[0]
         check(bool(rows) != bool(stage), "rows", "given" if rows else "not given",
               "given, or a stage in their place")  # fmt: skip
-        rows = read_given(rows, None, None, self.settings.task)[0]
         with self._held():
             self._refuse_pending()
             whole = self.book.find(stage).number if stage else -1
@@ -223,49 +239,34 @@ class Life:
                 place = self.book.place(whole)
                 rows = [r for n in ("train", "test") for r in load_rows(place / f"{n}.jsonl")]
             forget.begin(self.book, rows, whole)
-            return self._forget(rows, whole)
-
-    def _forget(self, rows: Sequence[Row], whole: int) -> Forgotten:
-        """Does what was noted; `whole` is the number of the stage that goes whole, -1 if none."""
-        hashes = frozenset(map(hash_of, rows))
-        found, slots, stages = 0, 0, []
-        exact: set[str] = set()
-        for stage in (s for s in self.book.stages if s.accepted):
-            own = forget.purge_files(self.book, stage, hashes)
-            stages += [stage] if own else []
-            found += own
-            work, place = self._work(stage.facts["method"]), self.book.place(stage.number)
-            state, kept = work.load(place, zeros_of(stage.facts["example"]))
-            gone = forget.documents_of(work.task, rows)
-            left, count = forget.purge_state(state, gone)
-            led = [s.number for s in self.book.lineage(stage.number)]
-            if whole in led:
-                left, able = forget.purge_banks(left, work.program.method, led.index(whole))
-                exact |= set(able)
-            if count or whole in led:
-                work.save(place, left, kept, replace=True)
-            slots += count
-        said = forget.said(self.book, len(rows), stages, slots, sorted(exact))
-        done = Forgotten(found, [stage.name for stage in stages], slots, said)
-        forget.finish(self.book, done, sorted(hashes))
-        return done
+            return forget.purge(self.book, self.work, rows, whole)
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[None]:
         """Holds the folder, with the book as it is by then.
 
         Raises:
-          ValueError: if another process holds it, or there are several.
+          ValueError: if another run holds it, or the processes of this one don't share it.
         """
-        alone = not processes.has_peers()
-        check(alone, "number of processes", "several", "one, for a life is written by one")
-        with signals.note(), folders.hold(self.folder), warnings.catch_warnings():
+        shared = checkpoint.is_shared(self.folder)
+        check(shared, "folder", str(self.folder), "one that all processes share")
+        with (
+            signals.note(), contextlib.ExitStack() as held, warnings.catch_warnings(),
+        ):  # fmt: skip
+            processes.from_leader(lambda: held.enter_context(folders.hold(self.folder)))
+            Book(self.folder).tidy()
             self.book = Book(self.folder)
-            self.book.tidy()
             unfinished = forget.pending(self.book)
             if unfinished is not None:
-                self._forget(*unfinished)
+                self._refuse_peers()
+                forget.purge(self.book, self.work, *unfinished)
             yield
+            if self.book.lineage() and not processes.from_leader(self._is_reported):
+                self.report()  # also what a process that was killed after its last line left
+
+    def _refuse_peers(self) -> None:
+        alone = not processes.has_peers()
+        check(alone, "number of processes", "several", "one to forget rows, which reads all states")
 
     def _refuse_pending(self) -> None:
         plan = self.book.pending()
@@ -280,7 +281,7 @@ class Life:
         book, settings = self.book, self.settings
         number, line = len(book.stages), book.lineage()
         place = book.place(number)
-        work = self._work(plan["method"], plan["labels"])
+        work = self._planned(plan)
         signals.stop()
         train = work.task.train(load_rows(place / "train.jsonl"))
         rows = len(next(iter(train.values())))
@@ -295,7 +296,7 @@ class Life:
         exams: dict[int, Exam] = {n: work.exam(rows) for n, rows in rows_of.items() if rows}
         base = work.first(example)
         try:
-            given = states.start_of_stage(book, self._work, work, base, example)
+            given = states.start_of_stage(book, self.work, work, base, example)
         except ValueError:
             book.drop_pending()  # nothing was trained
             raise
@@ -304,7 +305,7 @@ class Life:
         first = work.score(base, exams[number], task) if line else before
         signals.stop()
         facts = {
-            **{k: plan[k] for k in ("name", "parent", "method", "accept", "counts", "source")},
+            **{k: v for k, v in plan.items() if k not in ("digest", "labels")},
             "number": number, "steps": stream.steps[0], "optimizer": settings.optimizer,
             "before": mean_of(before), "base": mean_of(first), "example": shapes_of(example),
         }  # fmt: skip
@@ -336,9 +337,8 @@ class Life:
         why = conditions.broken(conditions.parse(plan["accept"]), measured)
         if not why:
             work.save(place, result.state)
-            log = place / "training" / "metrics.jsonl"
-            shutil.copyfile(log, place / "metrics.jsonl")
-            write_items(place, rows_of, items)
+            processes.from_leader(lambda: keep_log(place))
+            processes.from_leader(lambda: write_items(place, rows_of, items))
         return self._close(plan, facts, scores, why)
 
     def _close(
@@ -357,40 +357,40 @@ class Life:
         book.write()
         book.tidy()
         if accepted:
-            states.slim(book, self.settings.keep, self._work)
-        self._report()
+            states.slim(book, self.settings.keep, self.work)
         return Outcome(plan["name"], accepted, "; ".join(why), scores, facts["before"])
 
-    def _state(self, work: Work, number: int) -> tuple[State, bool]:
-        """The state after a stage, and whether its optimizer's is that of then."""
-        if number < 0:
-            raise ValueError(f"{self.folder} has learned nothing yet, so it has no state")
-        stage = self.book.lineage(number)[-1]
-        return work.load(self.book.place(number), zeros_of(stage.facts["example"]))
+    def state_after(self, stage: Stage) -> tuple[State, bool]:
+        """The state after a stage, and whether its optimizer's is that of then; else it is new."""
+        place = self.book.place(stage.number)
+        return self.work(stage).load(place, zeros_of(stage.facts["example"]))
 
-    def _work(self, method: str | None = None, labels: Sequence[str] | None = None) -> Work:
+    def work(self, stage: Stage | None = None) -> Work:
+        """What the state after a stage belongs to; None is the current one, or the first model.
+
+        Raises:
+          ValueError: if the model or a file of a method has changed since.
+        """
         line = self.book.lineage()
-        method = method or (line[-1].facts["method"] if line else self.settings.method)
-        labels = self.book.labels if labels is None else labels
-        work = Work(self.settings, self.base, method, labels, self.settings.room)
-        if work.fingerprint != self.saved["weights"]:
-            raise ValueError(
-                f"the weights of {self.settings.model} are others than those that {self.folder} "
-                "began with, to which its states belong; put these back"
-            )
-        return work
+        if stage is None and not line:
+            return self.works.of(self.settings.method, (), self.settings.room)
+        return self.works.at(stage or line[-1], self.book.labels)
 
-    def _report(self) -> None:
-        """Writes scores, figures and report.html of the current state."""
+    def _planned(self, plan: dict[str, Any]) -> Work:
+        """What a stage is learned with."""
+        return self.works.of(plan["method"], plan["labels"], plan["room"], plan["files"])
+
+    def report(self) -> Path | None:
+        """Writes scores, figures and report.html of the current state; None before any stage."""
         from jcl.runs.life import shown  # matplotlib, which other commands shouldn't wait for
 
-        shown.write(self)
+        drawn = processes.from_leader(lambda: str(shown.write(self) or ""))
+        return Path(drawn) if drawn else None
 
-    def sizes(self) -> dict[int, int]:
-        """The bytes that each accepted stage's folder has, by number."""
-        kept = [stage for stage in self.book.stages if stage.accepted]
-        return {stage.number: size_of(self.book.place(stage.number)) for stage in kept}
-
-    def has_optimizer(self, stage: Stage) -> bool:
-        """Whether a stage's state is kept whole, or without the optimizer's."""
-        return not (self.book.place(stage.number) / SLIM).is_dir()
+    def _is_reported(self) -> bool:
+        """Whether the report is of all that the book says."""
+        path = self.folder / "summary.json"
+        if not path.is_file():
+            return False
+        said = json.loads(path.read_text())
+        return bool(said["entries"] == len(self.book.entries))

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jcl.method import check
+from jcl.runs import own
 from jcl.runs.life import accept, matrix
-from jcl.runs.life.book import Book, load_rows
+from jcl.runs.life.book import Book, Stage, load_rows
 from jcl.runs.life.forget import ITEMS
-from jcl.runs.life.rows import Kind, Row, Sorted, digest_of, hash_of, read_rows, sort
-from jcl.runs.life.settings import Settings
+from jcl.runs.life.rows import Kind, Row, Sorted, digest_of, hash_of, read_rows, sort, take_rows
+from jcl.runs.life.settings import Settings, room_for
 from jcl.training.folder import whole
 
-Given = Sequence[Row] | str | Path
-"""Rows, or a file or a folder with them."""
+Given = Iterable[Row] | str | Path
+"""Rows as dicts with the columns of a file's, or a file or a folder with them."""
 
 
 def read_given(
     rows: Given, tests: Given | None, source: Mapping[str, Any] | None, kind: Kind
 ) -> tuple[Sequence[Row], Sequence[Row] | None, Mapping[str, Any] | None]:
     """The rows of what `Life.stage` was given, and where they are from."""
-    if isinstance(rows, str | Path):
-        source = source_of([Path(rows)]) if source is None else source
-        rows = read_rows(rows, kind)
-    return rows, read_rows(tests, kind) if isinstance(tests, str | Path) else tests, source
+    if isinstance(rows, str | Path) and source is None:
+        source = source_of([Path(rows)])
+    taken = [x if x is None else rows_of(x, kind) for x in (rows, tests)]
+    return taken[0] or (), taken[1], source
+
+
+def rows_of(given: Given, kind: Kind | None) -> list[Row]:
+    """The rows that were given or are in files, in the form of their kind."""
+    return read_rows(given, kind) if isinstance(given, str | Path) else take_rows(given, kind)
 
 
 def plan_stage(
@@ -42,8 +49,12 @@ def plan_stage(
     method: str | None,
     source: Mapping[str, Any] | None,
     repeats: bool,
+    files: Mapping[str, str],
 ) -> tuple[dict[str, Any], Sorted]:
     """What a stage is to be, as JSON, and its rows sorted; arguments as for `Life.stage`.
+
+    Args:
+      files: the sums of users' files in the method that the life was begun with, by path.
 
     Raises:
       ValueError: if something can't be as it is given.
@@ -64,20 +75,32 @@ def plan_stage(
         rows, tests, settings.held_out, frozenset(known), frozenset(tested),
         frozenset(book.forgotten), repeats,
     )  # fmt: skip
-    labels = list(book.labels)
+    labels, room = list(book.labels), room_of(line, settings)
     if settings.task == "classify":
         seen = {row["label"] for row in [*parts.train, *parts.test]}
         labels += sorted(seen - set(labels))
-        room = settings.room
-        wide = f"at most {room}, for which the head has room (see --room)"
-        check(len(labels) <= room, "number of labels", len(labels), wide)
-    last = line[-1].facts["method"] if line else settings.method
+        room = room if len(labels) <= room else room_for(len(labels))
+    if method:
+        method = own.absolute(method, Path.cwd())
+        files = own.digests([method])
+    elif line:
+        method, files = line[-1].facts["method"], line[-1].facts["files"]
     plan = {
         "name": name, "digest": digest_of(rows, tests), "parent": book.current, "labels": labels,
-        "method": method or last, "accept": ", ".join(map(str, wanted)), "counts": parts.counts,
-        "source": dict(source or {}),
+        "room": room, "method": method or settings.method, "files": dict(files),
+        "accept": ", ".join(map(str, wanted)), "counts": parts.counts, "source": dict(source or {}),
     }  # fmt: skip
     return plan, parts
+
+
+def room_of(line: Sequence[Stage], settings: Settings) -> int:
+    """How many columns the head has after the stages that led to a state."""
+    return line[-1].facts["room"] if line else settings.room
+
+
+def keep_log(place: Path) -> None:
+    """Keeps a stage's log, which its training's folder has, for as long as the stage is kept."""
+    shutil.copyfile(place / "training" / "metrics.jsonl", place / "metrics.jsonl")
 
 
 def write_items(

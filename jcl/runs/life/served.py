@@ -28,7 +28,7 @@ def parts(folder: Path) -> tuple[Experiment, Setup, State, list[int]]:
     """
     life = Life(folder)
     state, settings = life.state, life.settings
-    work = life._work()
+    work = life.work()
     line = life.book.lineage()
     streams = []
     for task, stage in enumerate(line):

@@ -105,13 +105,18 @@ def rate_for(parameters: int, method: str) -> float:
     return 1e-3 if parameters < 5_000_000 else 1e-4 if parameters < 10 * SMALL else 2e-5
 
 
+def room_for(labels: int) -> int:
+    """How many columns a head has for so many labels: twice as many, and eight more."""
+    return 2 * labels + 8
+
+
 def length_for(longest: int, context: int) -> int:
     """The least power of two from 32 on that holds rows of so many tokens, at most 512."""
     return min(2 ** math.ceil(math.log2(max(longest, 32))), context, 512)
 
 
-def restored(saved: dict[str, Any], folder: Path) -> Settings:
-    """The settings of a life's config.json.
+def restored(saved: dict[str, Any], folder: Path, mesh: str | None = None) -> Settings:
+    """The settings of a life's config.json, with another mesh if one is given.
 
     Raises:
       ValueError: if they are no life's.
@@ -122,4 +127,5 @@ def restored(saved: dict[str, Any], folder: Path) -> Settings:
         raise ValueError(
             f"{folder} is no run to which data can be added, but must be one of jcl run finetune"
         )
-    return check_settings(Settings(**{**given, "probe": tuple(given.get("probe", ()))}))
+    found = Settings(**{**given, "probe": tuple(given.get("probe", ()))})
+    return check_settings(dataclasses.replace(found, mesh=mesh or found.mesh))

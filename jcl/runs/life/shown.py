@@ -31,6 +31,7 @@ def write(life: Life) -> Path | None:
     facts = {
         "method": method, "experiment": life.folder.name, "scenario": "a life",
         "measure": task.measure, "higher_is_better": task.higher_is_better, "seeds": 1,
+        "entries": len(life.book.entries),
         "stages": [s.name for s in shown], "stage_tasks": list(range(len(shown))),
         "tasks": [s.name for s in shown], "family": method, "outer": {},
         "wall_seconds": sum(s.facts["wall_seconds"] for s in line),
@@ -69,7 +70,7 @@ def _join_logs(life: Life, line: list[Stage]) -> None:
 
 def log_lines(life: Life) -> list[str]:
     """A line for each entry of the book: when, what of which data, scores, and bytes."""
-    sizes = life.sizes()
+    sizes = life.book.sizes()
     line = {stage.number for stage in life.book.lineage()}
     lines: list[str] = []
     for entry in life.book.entries:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jcl.method import check
-from jcl.parallel import signals
+from jcl.parallel import processes, signals
 from jcl.runs.life.life import Life, Outcome
 from jcl.runs.life.plan import source_of
 from jcl.runs.life.rows import ENDINGS, read_rows
@@ -48,13 +49,12 @@ def watch(
     inbox = Path(inbox)
     check(inbox.is_dir(), "inbox", str(inbox), "a folder that is there")
     check(every > 0, "every", every, "above 0")
-    before: dict[Path, tuple[int, int]] = {}
+    before: dict[str, list[int]] = {}
     bad: set[str] = set()
     done: list[Outcome] = []
     with signals.note():
-        while not (inbox / STOP).exists():
-            now = _files(inbox)
-            for path in (p for p, seen in now.items() if before.get(p) == seen):
+        while (now := processes.from_leader(lambda: _files(inbox))) is not None:
+            for path in (inbox / name for name in now if before.get(name) == now[name]):
                 source = source_of([path])
                 digest = source["files"][0]["sha256"]
                 if digest in bad or digest in met(life):
@@ -84,14 +84,16 @@ def met(life: Life) -> set[str]:
     }  # fmt: skip
 
 
-def _files(inbox: Path) -> dict[Path, tuple[int, int]]:
-    """The files of a folder that can be read, with their sizes and times."""
+def _files(inbox: Path) -> dict[str, list[int]] | None:
+    """The files of a folder that can be read, with sizes and times; None if it is to be left."""
+    if (inbox / STOP).exists():
+        return None
     endings = tuple(f".{one}" for one in ENDINGS) + tuple(f".{one}.gz" for one in ENDINGS)
     found = {}
     for path in sorted(inbox.iterdir()):
         if path.is_file() and path.name.endswith(endings) and not path.name.startswith("."):
             about = path.stat()
-            found[path] = (about.st_size, about.st_mtime_ns)
+            found[path.name] = [about.st_size, about.st_mtime_ns]
     return found
 
 
@@ -109,7 +111,7 @@ def _mean(one: Outcome) -> str:
 
 def _wait(seconds: float) -> None:
     """Waits, and looks for signals meanwhile."""
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
+    looks = math.ceil(seconds / 0.2)
+    for _ in range(looks):  # as many on all processes, which look together
         signals.stop()
-        time.sleep(min(left, 0.2))
+        time.sleep(seconds / looks)

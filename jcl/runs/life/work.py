@@ -19,7 +19,7 @@ from jcl.measures import probes
 from jcl.method import Params, check
 from jcl.models import decoder, encoder
 from jcl.parallel import mesh as meshes
-from jcl.parallel import signals
+from jcl.parallel import processes, signals
 from jcl.program import Program, State, make
 from jcl.runs import expression
 from jcl.runs.life.rows import Row
@@ -53,8 +53,9 @@ def load_model(settings: Settings) -> models.Model:
 
 
 def mesh_of(settings: Settings) -> jax.sharding.Mesh | None:
-    """The mesh that the settings name."""
-    return None if settings.mesh is None else meshes.make(None, **meshes.parse(settings.mesh))
+    """The mesh that the settings name; several processes have one, whether they name it or not."""
+    named = settings.mesh or ("data=-1" if processes.has_peers() else None)
+    return None if named is None else meshes.make(None, **meshes.parse(named))
 
 
 class Work:
@@ -69,7 +70,8 @@ class Work:
         Raises:
           ValueError: if the method can't be composed, or not with this model and task.
         """
-        self.settings, self.model, self.method, self.room = settings, model, method, room
+        self.settings, self.model, self.method = settings, model, method
+        self.labels, self.room = labels, room
         self.task: Task = task_of(settings.task, model.tokenizer, settings.length, labels)
         made = expression.build(expression.parse(method))
         learns = made.learns
@@ -81,7 +83,19 @@ class Work:
             boundary=settings.optimizer, mesh=mesh_of(settings),
         )  # fmt: skip
         self.key = jax.random.key(settings.seed)
-        self.scorer: Callable[..., Any] = jax.jit(score_rows(self.task, self.program))
+        self.scorer = self._read_by_all(score_rows(self.task, self.program))
+
+    def _read_by_all(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiles what is computed of a state, so that every process has all of it."""
+        layout = self.program.layout
+        if layout is None:
+            return jax.jit(compute)
+        everywhere = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
+        return jax.jit(compute, out_shardings=everywhere)
+
+    def wider(self, room: int) -> Work:
+        """The same with so many columns of the head."""
+        return Work(self.settings, self.model, self.method, self.labels, room)
 
     @cached_property
     def params(self) -> Params:
@@ -89,7 +103,9 @@ class Work:
         if not self.room:
             return self.model.params
         wide = self.model.config.width
-        kernel = 0.02 * jax.random.normal(self.key, (wide, self.room))
+        # each column has a key of its own, so that a wider head begins with the same columns
+        keys = jax.vmap(partial(jax.random.fold_in, self.key))(jnp.arange(self.room))
+        kernel = 0.02 * jax.vmap(lambda key: jax.random.normal(key, (wide,)))(keys).T
         return {**self.model.params, HEAD: {"kernel": kernel, "bias": jnp.zeros(self.room)}}
 
     @cached_property
@@ -110,7 +126,7 @@ class Work:
         asked = [probes.read(name, limit=self.settings.items) for name in names]
         length = min(512, model.config.context)
         found = probes.evaluator(probes.encode(asked, model.tokenizer, length, rows=4))
-        answer = jax.jit(partial(found, self.program))
+        answer = self._read_by_all(partial(found, self.program))
         return lambda state: dict(zip(names, np.asarray(answer(state)).tolist(), strict=True))
 
     def first(self, example: Arrays, params: Params = None) -> State:
@@ -144,9 +160,11 @@ class Work:
         kept = state._replace(params=trees.partition(state.params, self.learns)[0])
         kept = kept if whole else kept._replace(optimizer=())
         place = folder / (WHOLE if whole else SLIM)
-        checkpoint.save(place, checkpoint.newest(place) + 1 if replace else 0, {"state": kept})
+        processes.from_leader(lambda: checkpoint.tidy(place))  # of a save that was cut short
+        step = processes.from_leader(lambda: checkpoint.newest(place)) + 1 if replace else 0
+        checkpoint.save(place, step, {"state": kept})
         if replace:
-            checkpoint.drop_older(place)
+            processes.from_leader(lambda: checkpoint.drop_older(place))
 
     def load(self, folder: Path, example: Arrays) -> tuple[State, bool]:
         """A stage's state, and whether it is whole; else its optimizer begins anew.

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_life import month
 
@@ -40,6 +46,33 @@ def test_three_months_on_three_days(files: Path, stored: Path, capfd: Any) -> No
                  "more is rejected, and the state before it stays: average is"):  # fmt: skip
         assert part in said
     assert Life("run").stages == ["jan"]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
+def test_two_processes_live_as_one(files: Path, stored: Path, lived: Path) -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+    tuned = ["run", "finetune", "--model", str(stored), "--data", "jan.jsonl", "--data",
+             "feb.jsonl", "--out", "run", "--steps", "10", "--length", "16", "--batch", "4", "--lr",
+             "0.01", "--held-out", "0.2", "--method", "er(capacity=8, rows=2)"]  # fmt: skip
+    flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", "import sys; from jcl.cli import main; sys.exit(main())", *tuned,
+             "--distributed", f"localhost:{port},2,{i}"],
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) for i in range(2)
+    ]  # fmt: skip
+    said = [p.communicate(timeout=300) for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    assert "after feb: jan" in said[0][0] and "after feb" not in said[1][0]
+    life = Life("run")  # which one process reads
+    np.testing.assert_allclose(life.scores, Life(lived).scores, rtol=1e-3)
+    mine, theirs = (x.state.methods["er"].buffer.rows for x in (life, Life(lived)))
+    assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
+    assert life.stage("march", month("march")).accepted  # and goes on with
 
 
 @pytest.mark.parametrize(

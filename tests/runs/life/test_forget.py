@@ -28,7 +28,7 @@ def remembered(life: Life) -> int:
     for stage in life.book.stages:
         if not stage.accepted:
             continue
-        work = life._work(stage.facts["method"])
+        work = life.work(stage)
         gone = forget.documents_of(work.task, [ROW])
         state, _ = work.load(life.book.place(stage.number), zeros_of(stage.facts["example"]))
         rows = state.methods["er"].buffer.rows
@@ -138,5 +138,10 @@ def test_a_bank_by_task_forgets_a_stage_exactly(born: Callable[..., Life]) -> No
         np.testing.assert_array_equal(new[[0, 2]], old[[0, 2]])
         assert not new[1].any() and old[1].any()
     assert in_files(life, "def f(x)") == []
+    line = life.book.lineage()
+    with_head = forget.said(life.book, 3, line[1:2], 0, ["inclora"], head=True)
+    assert "inclora has nothing of feb any more; the weights of the head were trained with it" in (
+        with_head
+    )
     life.rollback("jan")  # of which February is no part
     assert life.state.methods["inclora"].last.tolist() == [0, -1, -1, -1]

@@ -20,13 +20,13 @@ GIVEN = Settings("model", "text", "er()", 1e-3, 16)
 
 def test_a_plan_says_what_is_to_be_done(tmp_path: Path) -> None:
     plan, parts = plan_stage(
-        Book(tmp_path), GIVEN, "jan", month("jan"), None, parse("jan<3"), None, None, False
+        Book(tmp_path), GIVEN, "jan", month("jan"), None, parse("jan<3"), None, None, False, {}
     )
     assert plan["name"] == "jan" and plan["parent"] == -1 and plan["method"] == "er()"
     assert plan["accept"] == "jan<3" and plan["counts"]["train"] == len(parts.train)
     with pytest.raises(ValueError, match="accept asks for 'feb', which isn't measured"):
         plan_stage(
-            Book(tmp_path), GIVEN, "jan", month("jan"), None, parse("feb<3"), None, None, False
+            Book(tmp_path), GIVEN, "jan", month("jan"), None, parse("feb<3"), None, None, False, {}
         )
 
 

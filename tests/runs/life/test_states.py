@@ -14,12 +14,12 @@ from jcl.runs.life.work import SLIM, WHOLE, example
 
 def test_only_old_states_lose_the_optimizer(life: Life) -> None:
     first, second = life.book.lineage()
-    before, _ = life._state(life._work(), first.number)
-    states.slim(life.book, 1, life._work)
+    before, _ = life.state_after(first)
+    states.slim(life.book, 1, life.work)
     places = [life.book.place(s.number) for s in (first, second)]
     assert [(p / WHOLE).is_dir() for p in places] == [False, True]
     assert (places[0] / SLIM).is_dir()
-    after, whole = life._state(life._work(), first.number)
+    after, whole = life.state_after(first)
     assert not whole
     for field in ("params", "methods", "stage"):
         pairs = zip(
@@ -30,7 +30,7 @@ def test_only_old_states_lose_the_optimizer(life: Life) -> None:
 
 @pytest.mark.quick
 def test_without_a_stage_it_is_where_the_life_began(life: Life) -> None:
-    work = life._work()
+    work = life.work()
     batch = example(work.task, month("jan", 4), 4)
     life.book.current = -1
-    assert states.start_of_stage(life.book, life._work, work, None, batch) is None  # type: ignore[arg-type]
+    assert states.start_of_stage(life.book, life.work, work, None, batch) is None  # type: ignore[arg-type]

@@ -12,7 +12,9 @@ from tiny_life import SMALL
 
 from jcl.runs.life.life import Life
 from jcl.runs.life.rows import Row
+from jcl.runs.life.states import start_of_stage
 from jcl.runs.life.tasks import longest, stage_of, task_of
+from jcl.runs.life.work import zeros_of
 
 ANSWERS = [{"prompt": f"the cat {i}", "answer": " sat on the mat"} for i in range(24)]
 CHATS = [
@@ -43,14 +45,30 @@ def test_each_kind_is_learned(
     )
 
 
-def test_a_head_has_room_for_later_labels(born: Callable[..., Life]) -> None:
-    life = born(LABELLED, method="er(capacity=8, rows=2)", room=3, **SMALL)
+def test_a_head_has_room_for_later_labels_and_grows_beyond(born: Callable[..., Life]) -> None:
+    life = born(LABELLED, method="ewc(strength=1.) + er(capacity=8, rows=2)", room=3, **SMALL)
     life.stage("jan", LABELLED)
     later = [{"text": f"mat {i}", "label": "c"} for i in range(20)]
     assert life.stage("feb", later).accepted and life.book.labels == ["a", "b", "c"]
+    narrow, stage = life.work(), life.book.lineage()[-1]
+    old = life.state
+    batch = zeros_of(stage.facts["example"])
+    wide = life.works.of(narrow.method, "abcd", 16)
+    grown = start_of_stage(life.book, life.work, wide, wide.first(batch), batch)
+    before, after = (w.program.predict(s, batch) for w, s in ((narrow, old), (wide, grown)))
+    assert before.shape[-1] == 3 and after.shape[-1] == 16
+    np.testing.assert_array_equal(after[..., :3], before)  # the function is kept
+    fisher = np.asarray(grown.methods["ewc"].fisher["classifier"]["kernel"])
+    assert fisher[:, :3].any() and not fisher[:, 3:].any()
+    assert np.asarray(grown.params["classifier"]["kernel"])[:, 3:].all()
+    said: list[str] = []
     more = [{"text": f"on {i}", "label": "d"} for i in range(20)]
-    with pytest.raises(ValueError, match="number of labels is 4, but must be at most 3, for which"):
-        life.stage("march", more)
+    done = life.stage("march", more, say=said.append)
+    assert done.accepted and said[-1] == "room: 16 classes from here on, where the head had 3"
+    assert life.state.params["classifier"]["bias"].shape == (16,)
+    life.rollback("feb")
+    assert life.state.params["classifier"]["bias"].shape == (3,)
+    assert life.stage("april", more[:10]).accepted  # its label is known, and the head grows again
 
 
 @pytest.mark.quick

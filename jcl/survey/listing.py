@@ -1,0 +1,110 @@
+"""What `jcl survey` shows: rows of the table, one paper whole, and the counts on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from json import dumps
+from typing import Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from jcl.report import screen
+from jcl.report.format import replace_between
+from jcl.runs import experiment
+from jcl.survey.table import (
+    SECTIONS,
+    STATUSES,
+    Paper,
+    choose,
+    counts,
+    find,
+    papers,
+    primitives,
+)
+
+BEGIN, END = "<!-- jcl survey --table -->", "<!-- end of the survey -->"
+"""What stands in experiments/README.md before and after the counts."""
+HEADS = ("id", "section", "system", "status", "how")
+
+
+def as_objects(rows: Sequence[Paper]) -> list[dict[str, Any]]:
+    """Rows as JSON has them."""
+    return [{**row._asdict(), "needs": list(row.needs)} for row in rows]
+
+
+def as_markdown() -> str:
+    """How many systems of each section have which status, and what the planned ones need."""
+    head = ["section", *STATUSES, "all"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    listed = [row for row in papers() if not row.later]
+    parts = {
+        f"{name}: {words}": [row for row in listed if row.section.partition("/")[0] == name]
+        for name, words in SECTIONS.items()
+    }
+    parts["**the survey**"] = listed
+    parts["later systems"] = [row for row in papers() if row.later]
+    for name, rows in parts.items():
+        cells = [*map(str, counts(rows).values()), str(len(rows))]
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    wanted = [(one, sum(one.name in row.needs for row in papers())) for one in primitives()]
+    most = sorted(wanted, key=lambda pair: -pair[1])[:8]
+    named = ", ".join(f"`{one.name}` ({number})" for one, number in most)
+    return "\n".join([*lines, "", f"What most of the planned ones need: {named}.", ""])
+
+
+def describe(paper: Paper) -> str:
+    """All that is known of a row, as text."""
+    lines = [f"{paper.title} ({paper.section}), {paper.link}", f"  what:   {paper.mechanism}"]
+    if not paper.checked or paper.doubt:
+        doubt = "a detail is in doubt" if paper.doubt else "from general knowledge of the paper"
+        lines.append(f"          ({doubt}: to be checked against it)")
+    lines += [f"  status: {paper.status}", f"  how:    {paper.recipe}"]
+    known = {one.name: one for one in primitives()}
+    lines += [f"  needs:  {name}: {known[name].what}" for name in paper.needs]
+    if paper.code:
+        lines.append(f"  code:   https://github.com/{paper.code.partition(' ')[0]}")
+    return "\n".join(lines)
+
+
+def command(
+    paper: Annotated[str, Positional, arg(metavar="ID")] = "",
+    section: str = "",
+    status: Literal["", "ready", "recipe", "planned", "outside"] = "",
+    mechanism: Annotated[str, arg(metavar="WORD")] = "",
+    needs: Annotated[str, arg(metavar="PRIMITIVE")] = "",
+    json: FlagCreatePairsOff[bool] = False,
+    table: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Shows the papers of the survey of arXiv 2404.16789, and how each is done here.
+
+    Args:
+      paper: an arXiv number or a system's name; by default all that the filters leave.
+      section: how its section begins, such as CPT, DAP, CIT, CMR, CMA or CMLLM.
+      status: whether it is ready, a recipe, planned or outside.
+      mechanism: a word of what it does.
+      needs: a primitive that it lacks here, such as masking.
+      json: prints all that is known of the rows as JSON.
+      table: writes the counts into experiments/README.md.
+
+    Raises:
+      ValueError: if the arguments don't go together, or name what isn't there.
+    """
+    filters = section, status, mechanism, needs
+    if table and (paper or json or any(filters)):
+        raise ValueError("--table is of all papers, so it takes no other argument")
+    if paper and any(filters):
+        raise ValueError(f"{paper!r} is one paper, so it takes no filter")
+    if table:
+        page = experiment.folder() / "README.md"
+        page.write_text(replace_between(page.read_text(), BEGIN, END, as_markdown()))
+        print(page)
+        return
+    rows = [find(paper)] if paper else choose(*filters)
+    if json:
+        print(dumps(as_objects(rows), indent=1, ensure_ascii=False))
+    elif paper:
+        print(describe(rows[0]))
+    else:
+        screen.rows(HEADS, [(r.id, r.section, r.title, r.status, r.recipe) for r in rows])
+        said = ", ".join(f"{number} {status}" for status, number in counts(rows).items() if number)
+        screen.lines(f"{len(rows)} systems: {said}" if rows else "no system is like that")

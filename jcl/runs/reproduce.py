@@ -205,11 +205,10 @@ def complete(protocol: Protocol, results: Path, only: Sequence[str] = ()) -> Non
             near = expression.near(slug(wanted), names)
             raise ValueError(f"{protocol.name} has no cell {wanted!r}{near}")
     chosen = {names[slug(wanted)] for wanted in only} or set(names.values())
-    there = kept(protocol, results)
     for cell in protocol.cells:
-        if cell.name not in chosen or there[cell.name] is not None:
-            continue
         path = results / protocol.name / f"{slug(cell.name)}.json"
+        if cell.name not in chosen or path.exists():  # by now, for others may run cells beside
+            continue
         work = path.with_suffix(".work")
         found = measure(cell, work)
         seeds = {

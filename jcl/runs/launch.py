@@ -126,13 +126,7 @@ def _pipeline(
         raise ValueError(
             f"{name} is a pipeline, which runs in one process; leave out --distributed"
         )
-    if options.method or options.sweep:
-        raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
-    if options.evaluate_every is not None or options.select_on == "validation":
-        raise ValueError(
-            f"{name} is a pipeline, whose nodes are evaluated between their stages alone; leave "
-            "out --evaluate-every and --select-on"
-        )
+    flags.check_pipeline(name, options)
     with _mesh_context(mesh):
         listed = pipeline.nodes_of(module, config)
     beside = Path(request["file"]).parent

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import re
 import typing
@@ -178,6 +179,21 @@ def read(name: str, module: ModuleType, args: list[str]) -> tuple[Options, Any]:
     text = inspect.cleandoc(module.__doc__ or "")
     parsed = parse(flags, expanded(args, module.Config), f"jcl run {name}", text, names)
     return parsed.run, parsed.experiment
+
+
+def wants_devices(args: Sequence[str]) -> bool:
+    """Whether a run has members or a mesh, by its arguments or by those that it was begun with."""
+    if any(a.startswith(("--seeds", "--sweep", "--mesh")) for a in args):
+        return True
+    given = [(*a.partition("=")[::2], b) for a, b in itertools.pairwise([*args, ""])]
+    out = [value or following for flag, value, following in given if flag == "--out"]
+    if "--resume" not in args or not out:
+        return False
+    try:
+        saved = report.load_settings(Path(out[-1]))
+    except ValueError:  # which is said later
+        return False
+    return bool(saved.get("mesh") or saved.get("sweep") or saved.get("seeds", 1) != 1)
 
 
 def check_options(options: Options) -> None:

@@ -48,7 +48,7 @@ def run(args: list[str]) -> int:
     name, rest = args[0], args[1:]
     path = experiment.find(name)
     distributed = any(a.startswith("--distributed") for a in rest)
-    if not distributed and any(a.startswith(("--seeds", "--sweep", "--mesh")) for a in rest):
+    if not distributed and flags.wants_devices(rest):
         split_cpu()
     cache()
     module = experiment.load(path)

@@ -1,6 +1,7 @@
 """Three months on three days: a model learns files as they come, each day in a process of its own.
 
     python experiments/months.py         # glassllm, whole; SmolLM2 by low-rank pairs; both replay
+    python experiments/months.py --optimizers    # what becomes of the optimizer between months
 
 A month is some speeches of one era of the State of the Union, as a JSONL file. The first day is
 `jcl run finetune`, the others are `jcl continue`; nothing but the folder goes from one to the next.
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from jcl import metrics
 from jcl.data.corpora import state_of_the_union
 from jcl.report.numbers import beside
 from jcl.report.style import HEAT, INK, drawing
@@ -75,6 +77,29 @@ def run_months(model: str, out: Path) -> list[list[list[float | None]]]:
     return matrices
 
 
+def compare_optimizers(out: Path, seeds: int = 3) -> None:
+    """Prints what a life ends with, by what becomes of the optimizer's state between its months."""
+    from jcl.runs.life.begin import begin
+
+    files = write_months(out / "files")
+    rows = [json.loads(line) for line in files["jan"].read_text().splitlines()]
+    for word in ("keep", "reset", "reset_moments"):
+        ends = []
+        for seed in range(seeds):
+            life = begin(
+                out / f"{word}-{seed}", "glassllm", rows, length=128, steps=60, seed=seed,
+                optimizer=word,
+            )  # fmt: skip
+            for name, path in files.items():
+                life.stage(name, path)
+            R = life.scores
+            forgotten = metrics.forgetting(-R)  # of losses
+            ends.append([R[-1].mean(), float(np.mean(forgotten)), np.diag(R[1:]).mean()])
+        parts = [metrics.interval(values) for values in np.transpose(ends).tolist()]
+        named = zip(("average", "forgetting", "when learned"), parts, strict=True)
+        print(f"{word:>13}:", "  ".join(f"{n} {m:.3f} ± {h:.3f}" for n, (m, h) in named))
+
+
 def draw(found: dict[str, Any], to: Path) -> None:
     """A row of matrices for each model, one for each day."""
     models, names = list(found), list(MONTHS)
@@ -106,8 +131,11 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[*SETTINGS], choices=[*SETTINGS])
     parser.add_argument("--out", type=Path, default=Path("runs/months"))
     parser.add_argument("--figure", type=Path, default=Path("experiments/figures/months.png"))
+    parser.add_argument("--optimizers", action="store_true", help="compare what becomes of them")
     parser.add_argument("--redraw", action="store_true", help="from the JSON beside the figure")
     given = parser.parse_args()
+    if given.optimizers:
+        return compare_optimizers(given.out)
 
     def measure() -> dict[str, Any]:
         return {model: run_months(model, given.out) for model in given.models}

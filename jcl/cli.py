@@ -1,8 +1,8 @@
 """The command line: `jcl run`, `list`, `explain`, `compare`, `report`, `export`, `edit`, and so on.
 
-Exit codes: 0 done, 2 wrong arguments, 3 the run diverged, 4 a stage's state wasn't accepted, 75
-stopped by SIGTERM, 76 another process was lost (start again with `--resume` after either), 130
-stopped by Ctrl-C.
+Exit codes: 0 done, 1 a short form isn't as expected, 2 wrong arguments, 3 the run diverged, 4 a
+stage's state wasn't accepted, 75 stopped by SIGTERM, 76 another process was lost (start again with
+`--resume` after either), 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ USAGE = """usage: jcl COMMAND ...
                                --adapters alone for PEFT, --to model.gguf for llama.cpp
   jcl edit MODEL PROMPT ANSWER --to DIR      writes a fact into a model
   jcl shardings --model NAME --mesh fsdp=8   where a model's parameters lie on a mesh
+  jcl reproduce NAME           runs a published protocol; without a name, lists them and verdicts;
+                               --quick is a short form, --table writes the page's table
   jcl fetch NAME               gets a model or a data set; without a name, lists them;
                                --list shows what is cached, --remove NAME removes it
 
@@ -73,6 +75,7 @@ COMMANDS = (
     "export",
     "edit",
     "shardings",
+    "reproduce",
     "fetch",
 )
 
@@ -158,6 +161,7 @@ def _dispatch(args: list[str]) -> int:
         "export": lambda a: _call(_export, "export", a),
         "edit": lambda a: _call(_edit, "edit", a),
         "shardings": lambda a: _call(_shardings, "shardings", a),
+        "reproduce": lambda a: _call(_reproduce, "reproduce", a),
         "fetch": lambda a: _call(_fetch, "fetch", a),
     }[command](rest)
 
@@ -313,6 +317,32 @@ def _shardings(
     if json is not None:
         report.save_json(json, shardings.facts(found))
     screen.shardings(f"{found.model} over {found.axes}", found.rows, found.totals)
+
+
+def _reproduce(
+    name: Annotated[str, tyro.conf.Positional, arg(metavar="NAME")] = "",
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False,
+    table: tyro.conf.FlagCreatePairsOff[bool] = False,
+    show: tyro.conf.FlagCreatePairsOff[bool] = False,
+    cells: tuple[str, ...] = (),
+    out: Annotated[Path | None, arg(metavar="DIR")] = None,
+) -> int:
+    """Runs a published protocol and judges ours beside the paper's; without a name, lists them.
+
+    Cells that are kept already aren't run again; one that was cut short goes on.
+
+    Args:
+      name: a protocol.
+      quick: a short form, without NAME those of all, with expectations of their own; the exit
+        code is 1 if one isn't met.
+      table: writes the table of all protocols into experiments/README.md.
+      show: what is kept already; runs nothing.
+      cells: the cells to run, such as "none task"; all by default.
+      out: the folder of results; by default that beside the protocols.
+    """
+    from jcl.runs import reproduce
+
+    return reproduce.command(name, quick, table, show, cells, out)
 
 
 def _fetch(

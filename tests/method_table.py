@@ -159,6 +159,35 @@ TABLE = [
         bad=({"strength": -1.0}, {"start": -1}),
     ),
     Row(
+        "shrink_and_perturb",
+        methods.shrink_and_perturb,
+        {"shrink": 0.7, "noise": 0.1},
+        neutral={"shrink": 1.0, "noise": 0.0},
+        bad=({"shrink": 1.5}, {"noise": -1.0}, {"at": "epoch"}),
+        disturb="it has no state",
+    ),
+    Row(
+        "shrink_and_perturb + ewc",  # in every step
+        lambda: jcl.chain(
+            methods.shrink_and_perturb(0.9, 0.01, at="step"), methods.ewc(strength=10.0)
+        ),
+        neutral="the row above has its neutral numbers",
+    ),
+    Row(
+        "redo",
+        methods.redo,
+        {"threshold": 0.5, "every": 2},
+        neutral={"every": 1000},
+        bad=({"threshold": -1.0}, {"every": 0}, {"over": 0}, {"every": 3, "over": 4}),
+    ),
+    Row(
+        "continual_backprop",
+        methods.continual_backprop,
+        {"replacement": 0.05, "decay": 0.9, "maturity": 1},
+        neutral={"replacement": 0.0},
+        bad=({"replacement": 1.5}, {"decay": 1.0}, {"maturity": -1}),
+    ),
+    Row(
         "recadam",
         methods.recadam,
         {"midpoint": 2.0, "speed": 1.0},

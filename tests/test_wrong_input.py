@@ -900,6 +900,12 @@ COMMANDS = {
     "explained by its place": ("explain ewc", "Missing from jcl explain: --method EXPR"),
     "explained of none": ("explain --method ewk", "'ewk'; did you mean ewc"),
     "explained out of range": ("explain --method ewc(-1.)", "strength is -1.0, but must be at"),
+    # reproduce
+    "a protocol that isn't there": ("reproduce liner", "called 'liner'; did you mean linear?"),
+    "a cell that isn't there": ("reproduce linear --cells x", "linear has no cell 'x'; there are"),
+    "a table of one": ("reproduce linear --table", "--table is of all protocols, but 'linear' is"),
+    "cells of none": ("reproduce --cells x", "are of one protocol, whose NAME is missing"),
+    "two of one": ("reproduce --quick --table", "takes one of --quick, --table and --show at a"),
     # compare and report
     "a comparison of none": ("compare", "jcl compare needs folders of runs"),
     "a comparison without a run": ("compare full", "full has no summary.json, so it is no"),

@@ -33,6 +33,9 @@ from jcl.methods.merges.online_merging import online_merging
 from jcl.methods.merges.task_arithmetic import task_arithmetic
 from jcl.methods.merges.ties import ties
 from jcl.methods.merges.wise_ft import wise_ft
+from jcl.methods.plasticity.continual_backprop import continual_backprop
+from jcl.methods.plasticity.redo import redo
+from jcl.methods.plasticity.shrink_and_perturb import shrink_and_perturb
 from jcl.methods.projections.agem import agem
 from jcl.methods.projections.gem import gem
 from jcl.methods.projections.gpm import gpm
@@ -51,6 +54,7 @@ __all__ = [
     "agem",
     "bottleneck",
     "constant",
+    "continual_backprop",
     "copr",
     "der",
     "derpp",
@@ -90,10 +94,12 @@ __all__ = [
     "progressive_prompts",
     "prompt_tuning",
     "recadam",
+    "redo",
     "rewarm",
     "rho",
     "rwalk",
     "seq",
+    "shrink_and_perturb",
     "si",
     "soft_mask",
     "task_arithmetic",

@@ -270,8 +270,8 @@ class _Watch:
         how = "ended early" if lost in self.failed else "is lost"
         text = (
             f"jcl: process {lost} of {jax.process_count()} {how}, so process "
-            f"{jax.process_index()} ends too; start all of them again (jcl run with --resume), to go "
-            "on from the last checkpoint\n"
+            f"{jax.process_index()} ends too; start all of them again (jcl run with --resume), to "
+            "go on from the last checkpoint\n"
         )
         os.write(2, text.encode())
         if is_leader():

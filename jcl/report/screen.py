@@ -196,3 +196,19 @@ def comparison(found: Comparison) -> None:
     console().print(out)
     for note in found.notes[1:]:
         console().print(f"  {escape(note)}")
+
+
+def lines(*text: str) -> None:
+    """Prints lines of plain text."""
+    for line in text:
+        console().print(line, markup=False, soft_wrap=True)
+
+
+def rows(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Prints a table of plain texts."""
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in heads:
+        out.add_column(head, overflow="fold")
+    for row in cells:
+        out.add_row(*map(escape, row))
+    console().print(out)

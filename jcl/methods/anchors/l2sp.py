@@ -21,7 +21,8 @@ def l2sp(strength: float = 0.1, start: int = 0) -> Method:
     """L2-SP: ½ λ ‖θ - θ⁰‖², its gradient added before the optimizer.
 
     Source: Li et al., arXiv 1802.01483, the L2-SP penalty with λ for α; the plain weight decay (β)
-    that the paper has for a new head is left to the optimizer.
+    that the paper has for a new head is left to the optimizer. With λ twice theirs it is also L2
+    Init, λ ‖θ - θ⁰‖², which keeps a model plastic: Kumar et al., arXiv 2308.11958, section 3.
 
     Args:
       strength: λ; may be traced.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +30,11 @@ def er(
     select: str = "random",
     pool: int = 4,
     share: str | None = None,
+    fill: Literal["step", "stage"] = "step",
 ) -> Method:
     """Experience replay: L = Σ w·l / Σ w over B fresh rows and some from memory, in one pass.
 
-    Rows are stored after the step that saw them.
+    Rows are stored after the step that saw them, see `fill`.
 
     Source: Chaudhry et al., arXiv 1902.10486, algorithm 1 (there with as many old rows as new);
     mammoth's models/er.py.
@@ -55,6 +56,8 @@ def er(
       pool: how many candidates `select="loss"` draws for each row that it replays.
       share: name of another method in the chain, whose `buffer` is read; then nothing is stored
         here, and `capacity` and `policy` are that method's.
+      fill: whether rows are stored after each `step`, or once a `stage` has ended, so that the
+        memory never holds rows of the present one, as in van de Ven's code and A-GEM's.
 
     Raises:
       ValueError: if an argument is out of range, or both `rows` and `fraction` are given.
@@ -66,6 +69,7 @@ def er(
     check(start >= 0, "start", start, "at least 0")
     check(select in ("random", "loss"), "select", select, "'random' or 'loss'")
     check(pool >= 1, "pool", pool, "at least 1")
+    check(fill in ("step", "stage"), "fill", fill, "'step' or 'stage'")
     keep = memory.policy(policy, capacity, groups)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, ErState]:
@@ -98,7 +102,9 @@ def er(
     def consolidate(
         state: ErState, ctx: Ctx, params: Params, batches: Batch
     ) -> tuple[Params, ErState]:
-        return params, ErState(keep.finish(state.buffer, ctx, params, batches))
+        if fill == "step":
+            return params, ErState(keep.finish(state.buffer, ctx, params, batches))
+        return params, ErState(memory.insert_batches(keep, state.buffer, ctx, params, batches))
 
     def report(state: ErState, info: Info) -> dict[str, jax.Array]:
         return {"stored": memory.count_filled(state.buffer)}
@@ -119,6 +125,6 @@ def er(
     if share:
         return method._replace(needs=(share,))
     method = method._replace(limits=keep.limits)
-    if policy == "herding":
+    if policy == "herding" or fill == "stage":
         return method._replace(consolidate=consolidate, report=report)
     return method._replace(observe=observe, report=report)

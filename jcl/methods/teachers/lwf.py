@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,10 @@ from jcl.method import Aux, Batch, Call, Ctx, LossFn, Method, Params, check
 
 
 def lwf(
-    strength: float = 1.0, temperature: float = 2.0, classes: Any = None, rescale: bool = False
+    strength: float | Callable[[Ctx], jax.Array] = 1.0,
+    temperature: float = 2.0,
+    classes: Any = None,
+    rescale: bool = False,
 ) -> Method:
     """LwF: L + λ KL(softmax(z_old / T) ‖ softmax(z / T)), the mean over what the loss counts.
 
@@ -36,7 +40,9 @@ def lwf(
     its softmax too, mammoth's, as ours, has not.
 
     Args:
-      strength: λ; may be traced. It is 1 in the paper and .5 in mammoth.
+      strength: λ; may be traced. It is 1 in the paper and .5 in mammoth. It may be a function of
+        `Ctx`, such as `lambda ctx: ctx.stage`, as van de Ven's code has it in a domain-incremental
+        stream.
       temperature: T; may be traced.
       classes: bool [stages, C], which classes a stage brought, in place of the loss's mask.
       rescale: whether the term is multiplied by T², which keeps its gradient's size as T grows
@@ -46,7 +52,8 @@ def lwf(
       ValueError: if an argument is out of range; at `init`, if the loss gives neither `Logits` nor
         `TokenScores`.
     """
-    check(strength >= 0, "strength", strength, "at least 0")
+    ok = callable(strength) or strength >= 0
+    check(ok, "strength", strength, "at least 0, or a function of Ctx")
     check(temperature > 0, "temperature", temperature, "above 0")
 
     def old_softmaxes(ctx: Ctx, outputs: Any) -> jax.Array | None:
@@ -70,13 +77,15 @@ def lwf(
             groups = old_softmaxes(ctx, aux.outputs)
             apart = losses.divergence(aux.outputs, old, temperature, groups)
             scale = jnp.asarray(temperature) ** 2 if rescale else 1.0
-            active = jnp.where(ctx.stage > 0, strength * scale, 0.0)
+            factor = strength(ctx) if callable(strength) else strength
+            active = jnp.where(ctx.stage > 0, factor * scale, 0.0)
             return value + active * losses.mean_of(apart, aux.outputs), aux
 
         return loss_with_teacher
 
     def skips(state: tuple[()], ctx: Ctx) -> jax.Array:
-        return (ctx.stage < 1) | (strength == 0)
+        neutral = False if callable(strength) else strength == 0
+        return (ctx.stage < 1) | neutral
 
     return Method(
         "lwf",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from jcl.method import check
 from jcl.parallel import processes
 from jcl.runs import own
 from jcl.runs.life.life import Life
-from jcl.runs.life.rows import Kind, Row, form_of
+from jcl.runs.life.plan import Given, rows_of
+from jcl.runs.life.rows import Kind, form_of
 from jcl.runs.life.settings import (
     Settings,
     check_settings,
@@ -33,7 +34,7 @@ from jcl.training import folder as folders
 def begin(
     folder: str | Path,
     model: str,
-    rows: Sequence[Row],
+    rows: Given,
     *,
     task: Kind | None = None,
     method: str = "",
@@ -49,7 +50,8 @@ def begin(
     Args:
       folder: new or empty.
       model: a folder, a name that `jcl fetch` knows, or a Hugging Face id.
-      rows: the first stage's, by whose size and labels what is left out here is chosen.
+      rows: the first stage's, as for `Life.stage`, by whose size and labels what is left out here
+        is chosen.
       task: what rows are; None is what their columns say.
       method: an expression; "" is replay, on low-rank pairs where the model is large.
       lr: AdamW's rate; 0 is one for the model's size.
@@ -63,6 +65,7 @@ def begin(
       ValueError: if something can't be as it is given.
     """
     folder = Path(folder)
+    rows = rows_of(rows, task)
     check(bool(rows), "number of rows", 0, "at least 1")
     with contextlib.ExitStack() as held:
         processes.from_leader(lambda: _hold_new(folder, held))

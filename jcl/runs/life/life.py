@@ -142,8 +142,8 @@ class Life:
 
         Args:
           name: the stage's.
-          rows: files or a folder, or rows as `rows.read_rows` gives them; none for a stage that was
-            cut short.
+          rows: a file or a folder, or an iterable of rows as a file has them; none for a stage
+            that was cut short.
           tests: likewise, to test on; None holds a part of `rows` out, by their hashes.
           accept: conditions for the new state to become the current one.
           method: another expression from here on; None is that of the stage before.
@@ -221,7 +221,7 @@ class Life:
         They never come back: a later stage leaves them out, by their hashes.
 
         Args:
-          rows: files, or rows as `rows.read_rows` gives them.
+          rows: a file or a folder, or an iterable of rows as a file has them.
           stage: in their place all rows of a stage; a bank by task then forgets its entry too.
 
         Raises:
@@ -229,9 +229,9 @@ class Life:
           OSError: if something can't be written; the next command goes on with it.
         """
         self._refuse_peers()
+        rows = read_given(rows, None, None, self.settings.task)[0]
         check(bool(rows) != bool(stage), "rows", "given" if rows else "not given",
               "given, or a stage in their place")  # fmt: skip
-        rows = read_given(rows, None, None, self.settings.task)[0]
         with self._held():
             self._refuse_pending()
             whole = self.book.find(stage).number if stage else -1

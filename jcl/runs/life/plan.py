@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,27 @@ from jcl.runs import own
 from jcl.runs.life import accept, matrix
 from jcl.runs.life.book import Book, Stage, load_rows
 from jcl.runs.life.forget import ITEMS
-from jcl.runs.life.rows import Kind, Row, Sorted, digest_of, hash_of, read_rows, sort
+from jcl.runs.life.rows import Kind, Row, Sorted, digest_of, hash_of, read_rows, sort, take_rows
 from jcl.runs.life.settings import Settings, room_for
 from jcl.training.folder import whole
 
-Given = Sequence[Row] | str | Path
-"""Rows, or a file or a folder with them."""
+Given = Iterable[Row] | str | Path
+"""Rows as dicts with the columns of a file's, or a file or a folder with them."""
 
 
 def read_given(
     rows: Given, tests: Given | None, source: Mapping[str, Any] | None, kind: Kind
 ) -> tuple[Sequence[Row], Sequence[Row] | None, Mapping[str, Any] | None]:
     """The rows of what `Life.stage` was given, and where they are from."""
-    if isinstance(rows, str | Path):
-        source = source_of([Path(rows)]) if source is None else source
-        rows = read_rows(rows, kind)
-    return rows, read_rows(tests, kind) if isinstance(tests, str | Path) else tests, source
+    if isinstance(rows, str | Path) and source is None:
+        source = source_of([Path(rows)])
+    taken = [x if x is None else rows_of(x, kind) for x in (rows, tests)]
+    return taken[0] or (), taken[1], source
+
+
+def rows_of(given: Given, kind: Kind | None) -> list[Row]:
+    """The rows that were given or are in files, in the form of their kind."""
+    return read_rows(given, kind) if isinstance(given, str | Path) else take_rows(given, kind)
 
 
 def plan_stage(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -45,18 +45,39 @@ def read_rows(paths: str | Path | Sequence[str | Path], kind: Kind | None = None
       ValueError: naming file and line, if a file can't be read or a row hasn't the columns that its
         kind needs; or if there is no row.
     """
+    objects = (
+        (f"{where} of {path}", given)
+        for path in files_of(paths, ENDINGS) for where, given in _objects(path)
+    )  # fmt: skip
+    found = _formed(objects, kind)
+    check(bool(found), "number of rows", 0, f"at least 1 in {paths}")
+    return found
+
+
+def take_rows(given: Iterable[Mapping[str, Any]], kind: Kind | None = None) -> list[Row]:
+    """The same of objects in Python, such as dicts, a generator of them, or a `datasets.Dataset`.
+
+    Raises:
+      ValueError: as `read_rows` does, but none is none.
+
+    >>> take_rows({"question": f"{i} + {i} =", "answer": f" {2 * i}"} for i in range(1, 3))[0]
+    {'prompt': '1 + 1 =', 'answer': ' 2'}
+    """
+    return _formed(((f"row {i}", row) for i, row in enumerate(given, 1)), kind)
+
+
+def _formed(objects: Iterable[tuple[str, Any]], kind: Kind | None) -> list[Row]:
+    """Objects in the form of their kind, without blank ones; each comes with where it is."""
     check(kind is None or kind in KINDS, "task", kind, f"one of {', '.join(KINDS)}")
     found: list[Row] = []
-    for path in files_of(paths, ENDINGS):
-        for where, given in _objects(path):
-            try:
-                kind = kind or kind_of(given)
-                row = _FORMS[kind](given)
-            except ValueError as error:
-                raise ValueError(f"{where} of {path} can't be used: {error}") from error
-            if row is not None:
-                found.append(row)
-    check(bool(found), "number of rows", 0, f"at least 1 in {paths}")
+    for where, given in objects:
+        try:
+            kind = kind or kind_of(given)
+            row = _FORMS[kind](given)
+        except ValueError as error:
+            raise ValueError(f"{where} can't be used: {error}") from error
+        if row is not None:
+            found.append(row)
     return found
 
 

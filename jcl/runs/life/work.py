@@ -160,6 +160,7 @@ class Work:
         kept = state._replace(params=trees.partition(state.params, self.learns)[0])
         kept = kept if whole else kept._replace(optimizer=())
         place = folder / (WHOLE if whole else SLIM)
+        processes.from_leader(lambda: checkpoint.tidy(place))  # of a save that was cut short
         step = processes.from_leader(lambda: checkpoint.newest(place)) + 1 if replace else 0
         checkpoint.save(place, step, {"state": kept})
         if replace:

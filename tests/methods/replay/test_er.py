@@ -67,6 +67,18 @@ def test_a_schedule_of_the_share_is_a_function_of_the_context() -> None:
         assert (apart > 1e-2) == (i == 1)
 
 
+@pytest.mark.quick
+def test_a_memory_may_be_filled_when_a_stage_has_ended() -> None:
+    program, state = begin(methods.er(capacity=3, rows=2, fill="stage"), OLD)
+    held = memory.count_filled(state.methods["er"].buffer)
+    after, _ = jax.jit(program.step)(state, NEW)
+    assert held == 1 and memory.count_filled(after.methods["er"].buffer) == 1
+    ended = jax.jit(program.consolidate)(after, jax.tree.map(lambda v: v[None], NEW))
+    assert memory.count_filled(ended.methods["er"].buffer) == 3
+    with pytest.raises(ValueError, match="fill is 'epoch', but must be 'step' or 'stage'"):
+        methods.er(fill="epoch")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("fraction, drawn", [(0.25, 1), (0.5, 3), (0.8, 12), (0.9, 27)])
 def test_a_fraction_is_of_the_whole_batch(fraction: float, drawn: int) -> None:
     sizes = []

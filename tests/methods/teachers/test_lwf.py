@@ -85,6 +85,18 @@ def test_the_first_stage_is_plain_fine_tuning() -> None:
 
 
 @pytest.mark.quick
+def test_a_strength_may_grow_with_the_stage() -> None:
+    batch = rows()
+    step, state = after_a_stage(methods.lwf(lambda ctx: 2.0 * ctx.stage))
+    fixed, _ = after_a_stage(methods.lwf(2.0))
+    ends = []
+    for one in (step, fixed):
+        moved, _ = one(state, batch)
+        ends.append(one(moved, batch)[0].params["w"])
+    np.testing.assert_allclose(*ends, rtol=1e-6)
+
+
+@pytest.mark.quick
 def test_with_classes_only_those_of_earlier_stages_are_distilled() -> None:
     classes = np.array([[1, 1, 0, 0], [0, 0, 1, 1]], bool)
     step, state = after_a_stage(methods.lwf(strength=2.0, classes=classes))

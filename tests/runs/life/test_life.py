@@ -62,7 +62,9 @@ def test_a_life_is_the_run_that_had_known_all_stages(life: Life, lived: Path) ->
 def test_the_matrix_grows_by_a_row_and_a_column(life: Life) -> None:
     R = life.scores
     assert R.shape == (3, 2) and np.isfinite(R).all()
-    done = life.stage("march", month("march"))
+    others = ({"content": row["text"], "id": i} for i, row in enumerate(month("march")))
+    done = life.stage("march", others)  # as a file may have them
+    assert living.load_rows(life.book.place(2) / "train.jsonl")[0].keys() == {"text"}
     grown = life.scores
     assert grown.shape == (4, 3)
     np.testing.assert_array_equal(grown[:3, :2], R)
@@ -135,6 +137,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(life: Life) -> Non
         (lambda: life.stage("jan", month("march")), "name of the stage is 'jan', but must"),
         (lambda: life.stage("x", month("march"), accept="boolq>1"), "accept asks for 'boolq'"),
         (lambda: life.stage("x", []), "number of rows is 0, but must be at least 1"),
+        (lambda: life.stage("x", [{"words": "a"}]), r"row 1 can't be used: its columns are \['wor"),
         (lambda: life.stage("x", month("feb")), "number of new rows to train on is 0"),
         (lambda: life.stage("x", month("march"), method="er(rows=0)"), "rows is 0"),
     ):  # fmt: skip

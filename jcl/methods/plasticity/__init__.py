@@ -1,0 +1,1 @@
+"""Plasticity: what was learned doesn't keep from learning what is new."""

@@ -872,6 +872,14 @@ COMMANDS = {
         "run digits --resume --out begun --method ewc()", "begun with methods ['naive()'], so it",
     ),
     "going on with more seeds": ("run digits --resume --out begun --seeds 2", "with seeds 1, so"),
+    "going on by rows held out": (
+        "run digits --resume --out begun --select-on validation",
+        "begun was begun without rows held out of training, so it can't go on with --select-on va",
+    ),
+    "going on with the best": (
+        "run digits --resume --out begun --evaluate-every 5 --keep best",
+        "begun was begun with evaluate_every None, so it can't go on with 5",
+    ),
     "going on at a rate": ("run digits --resume --out begun --lr 3", "begun with lr 0.001, so it"),
     "going on without a file": (
         "run digits --resume --out begun_with_files", "/gone.py, which isn't there any more",
@@ -965,7 +973,8 @@ COMMANDS = {
     ),
     "the worst kept": ("run digits --keep worst", "'last', 'best'"),
     "evaluations within nodes": (
-        "run regimes --evaluate-every 5", "regimes is a pipeline, whose nodes are evaluated betw",
+        "run regimes --evaluate-every 5 --keep best",
+        "regimes is a pipeline, whose nodes don't take --evaluate-every and --keep; leave it out",
     ),
     "validation where no rows are held out": (
         "run no_experiment.py --select-on validation --sweep lr=1,2", "has no setting validation,",

@@ -33,7 +33,7 @@ from jcl.models.peft_prompts import (
     write_prompt,
 )
 from jcl.models.pretrained import FAMILIES, Model
-from jcl.models.tensors import check_free
+from jcl.models.tensors import check_free, make_readable
 from jcl.records import record
 
 _UNREAD = (
@@ -254,6 +254,7 @@ def save_adapter(
         work.mkdir()
         whole = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
         save_file(whole, work / "adapter_model.safetensors", metadata={"format": "pt"})
+        make_readable(work)
         (work / "adapter_config.json").write_text(json.dumps(given, indent=2))
         if out.exists():
             out.rmdir()

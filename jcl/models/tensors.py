@@ -125,6 +125,7 @@ def write_folder(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], shard_
         size += tensor.nbytes
         total += tensor.nbytes
     flush()
+    make_readable(folder)
     if len(shards) == 1:
         (folder / _shard(1, 0)).rename(folder / "model.safetensors")
         return
@@ -134,6 +135,18 @@ def write_folder(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], shard_
         (folder / _shard(i, 0)).rename(folder / final)
         index["weight_map"].update(dict.fromkeys(names, final))
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def make_readable(folder: Path) -> None:
+    """Gives a folder's safetensors files the mode of any new file, where theirs is 0600.
+
+    So a server that runs under another user can read them.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    for path in folder.glob("*.safetensors"):
+        path.chmod(probe.stat().st_mode)
+    probe.unlink()
 
 
 def _shard(number: int, count: int) -> str:

@@ -25,6 +25,7 @@ from jcl.data.registry.archives import SOURCES
 from jcl.data.registry.fetch import fetched
 from jcl.mechanisms import adapters
 from jcl.method import Batch, Call, Params, check
+from jcl.models.tensors import make_readable
 from jcl.program import State
 from jcl.runs import experiment, expression, reading
 from jcl.runs.export import Ended, card
@@ -201,6 +202,7 @@ def _routers(ended: Ended, names: list[str], work: Path) -> list[str]:
             state = ended.state.methods[part.name]
             tensors = {k: np.array(x) for k, x in trees.by_path(state).items()}
             save_file(tensors, work / "router.safetensors")
+            make_readable(work)
             factory = expression.factories().get(part.name)
             about = (inspect.getdoc(factory) or "").split("\n\n")[:2]
             said = {

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import inspect
 import io
+import itertools
 import json
 import re
 import typing
@@ -180,6 +181,21 @@ def read(name: str, module: ModuleType, args: list[str]) -> tuple[Options, Any]:
     return parsed.run, parsed.experiment
 
 
+def wants_devices(args: Sequence[str]) -> bool:
+    """Whether a run has members or a mesh, by its arguments or by those that it was begun with."""
+    if any(a.startswith(("--seeds", "--sweep", "--mesh")) for a in args):
+        return True
+    given = [(*a.partition("=")[::2], b) for a, b in itertools.pairwise([*args, ""])]
+    out = [value or following for flag, value, following in given if flag == "--out"]
+    if "--resume" not in args or not out:
+        return False
+    try:
+        saved = report.load_settings(Path(out[-1]))
+    except ValueError:  # which is said later
+        return False
+    return bool(saved.get("mesh") or saved.get("sweep") or saved.get("seeds", 1) != 1)
+
+
 def check_options(options: Options) -> None:
     """Refuses flags that can't be followed, before a run has a folder.
 
@@ -276,6 +292,21 @@ def check_choice(options: Options, points: int) -> None:
         )
 
 
+def check_pipeline(name: str, options: Options) -> None:
+    """Refuses options that the nodes of a pipeline don't take.
+
+    Raises:
+      ValueError: if one is given.
+    """
+    if options.method or options.sweep:
+        raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
+    usual = Options()
+    given = [f for f in FIXED if getattr(options, f) != getattr(usual, f)]
+    if given:
+        flags = expression.listed([f"--{f.replace('_', '-')}" for f in given], "and")
+        raise ValueError(f"{name} is a pipeline, whose nodes don't take {flags}; leave it out")
+
+
 def check_resume(
     options: Options, module: ModuleType, request: dict[str, Any], args: Sequence[str]
 ) -> tuple[dict[str, Any], Any]:
@@ -302,6 +333,11 @@ def check_resume(
     now = json.loads(json.dumps(request))
     flagged = [a.partition("=")[0] for a in expanded(args, module.Config) if a.startswith("--")]
     given = {flag[2:].removeprefix("no-").replace("-", "_") for flag in flagged}
+    if options.select_on == "validation" and not saved["config"].get("validation"):
+        raise ValueError(
+            f"{options.out} was begun without rows held out of training, so it can't go on with "
+            "--select-on validation"
+        )
     asked_for = ("experiment", "methods", "seeds", "sweep", *FIXED)
     pairs = {k: (saved[k], now[k]) for k in asked_for if k in now}
     pairs |= {k: (v, now["config"].get(k)) for k, v in saved["config"].items()}

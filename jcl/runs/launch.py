@@ -48,7 +48,7 @@ def run(args: list[str]) -> int:
     name, rest = args[0], args[1:]
     path = experiment.find(name)
     distributed = any(a.startswith("--distributed") for a in rest)
-    if not distributed and any(a.startswith(("--seeds", "--sweep", "--mesh")) for a in rest):
+    if not distributed and flags.wants_devices(rest):
         split_cpu()
     cache()
     module = experiment.load(path)
@@ -126,13 +126,7 @@ def _pipeline(
         raise ValueError(
             f"{name} is a pipeline, which runs in one process; leave out --distributed"
         )
-    if options.method or options.sweep:
-        raise ValueError(f"{name} is a pipeline, whose nodes have their methods; see its settings")
-    if options.evaluate_every is not None or options.select_on == "validation":
-        raise ValueError(
-            f"{name} is a pipeline, whose nodes are evaluated between their stages alone; leave "
-            "out --evaluate-every and --select-on"
-        )
+    flags.check_pipeline(name, options)
     with _mesh_context(mesh):
         listed = pipeline.nodes_of(module, config)
     beside = Path(request["file"]).parent

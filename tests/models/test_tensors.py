@@ -34,6 +34,9 @@ def same(folder: Path) -> None:
 
 def test_what_fits_one_file_is_in_one_without_an_index(tmp_path: Path) -> None:
     write_folder(tmp_path, iter(GIVEN.items()), 10**6)
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    (tmp_path / "usual").unlink()
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     same(tmp_path)
 

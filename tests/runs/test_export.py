@@ -19,7 +19,6 @@ import jcl
 from jcl import cli, models, trees
 from jcl.models import decoder
 from jcl.runs import reading
-from jcl.runs.life import work
 from jcl.runs.life.life import Life
 
 pytest.importorskip("transformers")
@@ -212,16 +211,9 @@ def test_adapters_alone_learn_where_a_method_brings_them(script: Path) -> None:
 
 @pytest.mark.parametrize("method", ["naive()", "lora(rank=2)"])
 def test_a_life_of_labels_is_exported_with_its_head_of_classes(
-    born: Callable[..., Life], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    born: Callable[..., Life], tmp_path: Path, method: str
 ) -> None:
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    begun = work.Work.params.func
-
-    def without_bias(self: work.Work) -> Any:  # which transformers' heads have none of
-        params = begun(self)
-        return {**params, "classifier": {"kernel": params["classifier"]["kernel"]}}
-
-    monkeypatch.setattr(work.Work, "params", property(without_bias))
     names = ("odd", "even")
     rows: Any = [{"text": f"row {i}", "label": names[i % 2]} for i in range(30)]
     life = born(rows, method=method, **tiny_life.SMALL)

@@ -112,6 +112,21 @@ def test_what_is_given_again_must_be_the_same(tmp_path, args, changes, said):
         flags.check_resume(options, MODULE, begun(tmp_path, **changes), args)
 
 
+@pytest.mark.parametrize(
+    "begun, wanted",
+    [({}, False), ({"seeds": 3}, True), ({"sweep": ["lr=1,2"]}, True), ({"mesh": "data=2"}, True)],
+)
+def test_a_resumed_run_gets_the_devices_that_it_began_with(tmp_path, begun, wanted):
+    plain = {"seeds": 1, "sweep": [], "mesh": None}
+    (tmp_path / "config.json").write_text(json.dumps({**plain, **begun}))
+    for out in (["--out", str(tmp_path)], [f"--out={tmp_path}"]):
+        assert flags.wants_devices([*out, "--resume"]) == wanted
+        assert not flags.wants_devices(out)
+    assert flags.wants_devices(["--seeds", "3"]) and flags.wants_devices(["--mesh=data=2"])
+    (tmp_path / "config.json").write_text("{")
+    assert not flags.wants_devices(["--out", str(tmp_path), "--resume"])
+
+
 def test_resuming_needs_a_folder_and_begins_where_there_is_nothing(tmp_path):
     with pytest.raises(ValueError, match="--resume needs --out"):
         flags.check_resume(flags.Options(resume=True), MODULE, {"config": {}}, [])

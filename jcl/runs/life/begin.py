@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from jcl.runs.life.rows import Kind, form_of
 from jcl.runs.life.settings import (
     Settings,
     check_settings,
+    flags_of,
     length_for,
     method_for,
     rate_for,
@@ -57,7 +59,7 @@ def begin(
       lr: AdamW's rate; 0 is one for the model's size.
       length: how many tokens a row has; 0 is what holds 95 % of the rows.
       room: how many classes the head has room for; 0 is twice as many as there are, and eight more.
-      facts: what config.json says beside the settings, such as the command.
+      facts: what config.json says beside the settings; its command is made whole by their flags.
       say: takes a line for each thing that was chosen.
       more: other fields of `Settings`.
 
@@ -93,8 +95,10 @@ def begin(
         settings = dataclasses.replace(start, method=method, lr=lr, length=length, room=room)
         work = Work(check_settings(settings), loaded, method, (), settings.room)
         _ = work.ask  # which may not be there
+        facts = facts or {}
+        typed = facts.get("command", f"jcl run finetune --model {shlex.quote(model)}")
         told = {
-            **(facts or {"command": "jcl.runs.life.begin(...)"}),
+            **facts, "command": f"{typed} {shlex.join(flags_of(settings))}",
             "life": dataclasses.asdict(settings), "weights": work.fingerprint,
             "files": own.digests([method]),
         }  # fmt: skip

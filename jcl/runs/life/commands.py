@@ -98,7 +98,8 @@ def finetune(
         lambda: str(launch.next_folder("finetune", [name]) if out is None else out)
     ))  # fmt: skip
     pairs = [*(f"--data={d}" for d in data), *(f"--test={t}" for t in test)]
-    command = shlex.join(["jcl", "run", "finetune", "--model", model, *pairs])
+    judged = [*(["--accept", accept] if accept else []), *(["--repeats"] if repeats else [])]
+    command = shlex.join(["jcl", "run", "finetune", "--model", model, *pairs, *judged])
     facts = {
         "command": command, **launch.versions(), "accept": accept, "repeats": repeats,
         "given": [[name, [str(p.resolve()) for p in files],

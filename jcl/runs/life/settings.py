@@ -66,6 +66,24 @@ class Settings:
         return math.ceil(wanted / CHUNK) * CHUNK
 
 
+def flags_of(given: Settings) -> list[str]:
+    """The flags of `jcl run finetune` that make these settings, whatever the model and the rows.
+
+    >>> flags_of(Settings("glassllm", "text", "er()", 1e-3, 32, steps=20, probe=("boolq", "piqa")))
+    ... # doctest: +NORMALIZE_WHITESPACE
+    ['--task', 'text', '--method', 'er()', '--lr', '0.001', '--length', '32', '--steps', '20',
+     '--probe', 'boolq', 'piqa']
+    """
+    found: list[str] = []
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if field.name == "model" or value == field.default:
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        found += [f"--{field.name.replace('_', '-')}", *map(str, values)]
+    return found
+
+
 def check_settings(given: Settings) -> Settings:
     """The settings, if all of them can be.
 

@@ -106,7 +106,10 @@ class Work:
         # each column has a key of its own, so that a wider head begins with the same columns
         keys = jax.vmap(partial(jax.random.fold_in, self.key))(jnp.arange(self.room))
         kernel = 0.02 * jax.vmap(lambda key: jax.random.normal(key, (wide,)))(keys).T
-        return {**self.model.params, HEAD: {"kernel": kernel, "bias": jnp.zeros(self.room)}}
+        head = {"kernel": kernel}
+        if isinstance(self.model.config, encoder.Config):  # as transformers has such models
+            head["bias"] = jnp.zeros(self.room)
+        return {**self.model.params, HEAD: head}
 
     @cached_property
     def fingerprint(self) -> str:

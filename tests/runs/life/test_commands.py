@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -35,6 +36,12 @@ def test_three_months_on_three_days(files: Path, stored: Path, capfd: Any) -> No
              "feb.jsonl", "--out", "run", "--steps", "10", "--length", "16", "--lr", "0.01",
              "--method", "er(capacity=8, rows=2)"]  # fmt: skip
     assert cli.main(tuned) == 0
+    made = shlex.split(Life("run").saved["command"])
+    assert set(tuned[4:]) - {"--out", "run", "feb.jsonl", "0.01"} <= {
+        *made,
+        "jan=jan.jsonl",
+        "--data",
+    }
     assert cli.main(["continue", "run", "--data", "march.jsonl"]) == 0
     assert Life("run").stages == ["jan", "feb", "march"]
     assert cli.main(["log", "run"]) == 0 and cli.main(["diff", "run", "jan", "feb"]) == 0

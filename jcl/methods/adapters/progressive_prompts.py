@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import moved, trees
-from jcl.mechanisms import adapters
+from jcl.mechanisms import adapters, prompts
 from jcl.method import Apply, Batch, Call, Ctx, Info, Method, Params, check
 
 
@@ -43,8 +43,8 @@ def progressive_prompts(
         row's `task`, or with those of all stages if none did; `all` with those of all stages.
 
     Raises:
-      ValueError: if an argument is out of range, or, at `init`, there is no `embed/table`, or the
-        model doesn't read `embeddings`.
+      ValueError: if an argument is out of range, or, at `init`, there is no `embed/table`, the
+        model doesn't read `embeddings`, or the chain has a prompt already.
     """
     check(stages >= 1, "stages", stages, "at least 1")
     check(length >= 1, "length", length, "at least 1")
@@ -54,10 +54,7 @@ def progressive_prompts(
         return table[jax.random.randint(key, (length,), 0, len(table))].astype(jnp.float32)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, ProgressivePromptsState]:
-        whole = trees.merge(params, ctx.frozen)
-        there = "embed" in whole and "table" in whole["embed"]
-        check(there, "parameters", sorted(whole), "a language model's, with embed/table")
-        table = whole["embed"]["table"]
+        table = prompts.embedding_table("progressive_prompts", ctx, params)
         empty = jnp.zeros((stages, length, table.shape[1]))
         state = ProgressivePromptsState(empty, jnp.full(stages, -1, jnp.int32))
         params = adapters.with_subtree(params, "prompt", {"table": drawn(ctx.key, table)})

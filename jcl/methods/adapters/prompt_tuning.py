@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import trees
-from jcl.mechanisms import adapters
+from jcl.mechanisms import adapters, prompts
 from jcl.method import Apply, Batch, Call, Ctx, Method, Params, check
 
 
@@ -28,18 +28,15 @@ def prompt_tuning(length: int = 20) -> Method:
       length: how many tokens long the prompt is.
 
     Raises:
-      ValueError: if `length` is out of range, or, at `init`, there is no `embed/table`, or the
-        model doesn't read `embeddings`.
+      ValueError: if `length` is out of range, or, at `init`, there is no `embed/table`, the model
+        doesn't read `embeddings`, or the chain has a prompt already.
     """
     check(length >= 1, "length", length, "at least 1")
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
-        whole = trees.merge(params, ctx.frozen)
-        there = "embed" in whole and "table" in whole["embed"]
-        check(there, "parameters", sorted(whole), "a language model's, with embed/table")
-        if "prompt" in whole:
+        table = prompts.embedding_table("prompt_tuning", ctx, params)
+        if "prompt" in trees.merge(params, ctx.frozen):  # such as one that was loaded
             return params, ()
-        table = whole["embed"]["table"]
         rows = jax.random.randint(ctx.key, (length,), 0, len(table))
         new = {"table": table[rows].astype(jnp.float32)}
         params = adapters.with_subtree(params, "prompt", new)

@@ -52,6 +52,11 @@ def _validate(parts: tuple[Method, ...]) -> None:
                         f"{holder.name} promises that the weights of finished stages never change, "
                         f"and {m.name} changes them at a boundary, so they can't be in one chain"
                     )
+        for one in (one for one in parts[:i] if m.replaces and defines(one, "loss")):
+            raise ValueError(
+                f"{m.name} replaces the objective, to which {one.name} adds, so {m.name} must come "
+                f"before {one.name}"
+            )
         for name in m.recalls:
             if name not in REFERENCES:
                 raise ValueError(f"{m.name} recalls {name!r}, but must recall one of {REFERENCES}")

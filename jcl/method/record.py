@@ -70,6 +70,8 @@ class Method(NamedTuple):
         that is exact, as of a bank whose entries were each trained alone; None where it can't be.
       routes: whether `forward` says which `task` rows are of. It then wraps outermost, wherever the
         method stands in a chain, so that all who go by the task go by what it says.
+      replaces: whether its `loss` takes the place of the objective rather than adding to it; it
+        then comes before all others in a chain that have one.
       limits: for which values of integer columns it has room, such as {"y": (10, "groups")}; `fit`
         refuses a stream with others (see `trees.Limits`).
     """
@@ -101,6 +103,7 @@ class Method(NamedTuple):
     limits: trees.Limits = MappingProxyType({})
     routes: bool = False
     forgets: Callable[[Any, int], Any] | None = None
+    replaces: bool = False
 
     def __add__(self, other: Method) -> Method:  # type: ignore[override]
         """Composes two methods, as `chain(self, other)` does."""

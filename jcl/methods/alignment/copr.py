@@ -92,7 +92,7 @@ def copr(
         that of the whole `answer`, as in the paper's equations; there β had better be smaller.
 
     Raises:
-      ValueError: if an argument is out of range, or another method's loss comes before.
+      ValueError: if an argument is out of range.
     """
     check(stages >= 1, "stages", stages, "at least 1")
     check(beta > 0, "beta", beta, "above 0")
@@ -145,9 +145,6 @@ def copr(
         return memory.append({**fresh, _ODDS: target, _NEW: new}, old)
 
     def loss(state: CoprState, ctx: Ctx, loss_fn: LossFn) -> LossFn:
-        first = loss_fn is ctx.loss
-        check(first, "the loss before copr's", "another method's", "the objective: put copr first")
-
         def loss_with_policy(
             params: Params, pairs: Batch, call: Call = ctx.call
         ) -> tuple[jax.Array, Aux]:
@@ -202,4 +199,5 @@ def copr(
         report=report,
         reads=("parameters", "samples", "logits"),
         recalls=("previous",),
+        replaces=True,
     )

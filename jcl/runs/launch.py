@@ -55,9 +55,7 @@ def run(args: list[str]) -> int:
     options, config = flags.read(path.stem, module, rest)
     flags.check_options(options)
     if options.distributed is not None:
-        processes.start(options.distributed)
-        if not processes.is_leader():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
+        join(options.distributed)
     if options.select_on == "validation":
         config = flags.with_validation(path.stem, config)
     given = options.method or getattr(module, "METHODS", ())
@@ -103,6 +101,13 @@ def run(args: list[str]) -> int:
         signals.stop()
         _train(built, found, request["seeds"], out, options, mesh)
     return code[0]
+
+
+def join(distributed: str) -> None:
+    """Makes this process one of several, of which process 0 alone speaks."""
+    processes.start(distributed)
+    if not processes.is_leader():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
 
 
 def _mesh_context(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

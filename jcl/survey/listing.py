@@ -36,17 +36,18 @@ def as_markdown() -> str:
     """How many systems of each section have which status, and what the planned ones need."""
     head = ["section", *STATUSES, "all"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    listed = [row for row in papers() if not row.later]
+    everything = papers()
+    listed = [row for row in everything if not row.later]
     parts = {
         f"{name}: {words}": [row for row in listed if row.section.partition("/")[0] == name]
         for name, words in SECTIONS.items()
     }
     parts["**the survey**"] = listed
-    parts["later systems"] = [row for row in papers() if row.later]
+    parts["later systems"] = [row for row in everything if row.later]
     for name, rows in parts.items():
         cells = [*map(str, counts(rows).values()), str(len(rows))]
         lines.append("| " + " | ".join([name, *cells]) + " |")
-    wanted = [(one, sum(one.name in row.needs for row in papers())) for one in primitives()]
+    wanted = [(one, sum(one.name in row.needs for row in everything)) for one in primitives()]
     most = sorted(wanted, key=lambda pair: -pair[1])[:8]
     named = ", ".join(f"`{one.name}` ({number})" for one, number in most)
     return "\n".join([*lines, "", f"What most of the planned ones need: {named}.", ""])

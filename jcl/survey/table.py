@@ -16,13 +16,6 @@ Status = Literal["ready", "recipe", "planned", "outside"]
 """A method, function or experiment is it; it is an expression or a pipeline of what is there; a
 primitive is missing; it is no matter for this library."""
 STATUSES: tuple[Status, ...] = get_args(Status)
-STAGES = {
-    "continual pre-training": ("CPT",),
-    "domain-adaptive pre-training": ("DAP",),
-    "continual fine-tuning": ("CFT-general", "CIT", "CMR", "CMA", "CMLLM"),
-    "miscellaneous": ("Misc",),
-}
-"""The survey's stages, and how its sections begin; all others came later."""
 SECTIONS = {
     "CPT": "continual pre-training",
     "DAP": "domain-adaptive pre-training",

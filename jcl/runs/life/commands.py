@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -239,9 +237,7 @@ def diff(
 def _gather(mesh: str, distributed: str) -> None:
     """Makes the devices of a mesh, of this process or of several, before anything is computed."""
     if distributed:
-        processes.start(distributed)
-        if not processes.is_leader():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 process 0 says it
+        launch.join(distributed)
     elif mesh:
         launch.split_cpu()
     launch.cache()

@@ -29,8 +29,9 @@ from jcl.chain import explain
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.report import screen
-from jcl.runs import expression, flags, launch
+from jcl.runs import expression, flags
 from jcl.runs.cache import cache
+from jcl.survey import commands
 from jcl.survey import listing as survey
 
 USAGE = """usage: jcl COMMAND ...
@@ -53,7 +54,8 @@ USAGE = """usage: jcl COMMAND ...
   jcl reproduce NAME           runs a published protocol; without a name, lists them and verdicts;
                                --quick is a short form, --table writes the page's table
   jcl survey ID                what a paper does and how it is done here; without an id, all of
-                               them, by --section, --status, --mechanism, --needs; --json
+                               them, by --section, --status, --mechanism, --needs; --json;
+                               jcl run survey:ID runs it
   jcl fetch NAME               gets a model or a data set; without a name, lists them;
                                --list shows what is cached, --remove NAME removes it
 
@@ -151,13 +153,13 @@ def _dispatch(args: list[str]) -> int:
     if command not in COMMANDS:
         raise ValueError(f"no command is called {command!r}{expression.near(command, COMMANDS)}")
     if command in LIFE or args[:2] == ["run", "finetune"]:
-        from jcl.runs.life import commands  # transformers, which others shouldn't wait for
+        from jcl.runs.life import commands as life  # transformers, which others shouldn't wait for
 
         if command in LIFE:
-            return _call(getattr(commands, LIFE[command]), command, rest)
-        return _call(commands.finetune, "run finetune", rest[1:])
+            return _call(getattr(life, LIFE[command]), command, rest)
+        return _call(life.finetune, "run finetune", rest[1:])
     return {
-        "run": launch.run,
+        "run": commands.run,
         "list": lambda a: _call(_list, "list", a),
         "explain": lambda a: _call(_explain, "explain", a),
         "compare": lambda a: _call(_compare, "compare", flags.with_default(a, "--latex", "-")),

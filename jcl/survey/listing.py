@@ -11,6 +11,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 from jcl.report import screen
 from jcl.report.format import replace_between
 from jcl.runs import experiment
+from jcl.survey import commands
 from jcl.survey.table import (
     SECTIONS,
     STATUSES,
@@ -29,7 +30,7 @@ HEADS = ("id", "section", "system", "status", "how")
 
 def as_objects(rows: Sequence[Paper]) -> list[dict[str, Any]]:
     """Rows as JSON has them."""
-    return [{**row._asdict(), "needs": list(row.needs)} for row in rows]
+    return [{**row._asdict(), "command": commands.here(row)} for row in rows]
 
 
 def as_markdown() -> str:
@@ -54,7 +55,7 @@ def as_markdown() -> str:
 
 
 def describe(paper: Paper) -> str:
-    """All that is known of a row, as text."""
+    """All that is known of a row and the commands that run it, as text."""
     lines = [f"{paper.title} ({paper.section}), {paper.link}", f"  what:   {paper.mechanism}"]
     if not paper.checked or paper.doubt:
         doubt = "a detail is in doubt" if paper.doubt else "from general knowledge of the paper"
@@ -62,8 +63,14 @@ def describe(paper: Paper) -> str:
     lines += [f"  status: {paper.status}", f"  how:    {paper.recipe}"]
     known = {one.name: one for one in primitives()}
     lines += [f"  needs:  {name}: {known[name].what}" for name in paper.needs]
+    if command := commands.here(paper):
+        own = commands.on_files(paper) or "a few lines of Python, with the readers of jcl.data"
+        lines += [f"  run:    jcl run {commands.PREFIX}{paper.id}, that is", f"    {command}"]
+        lines += ["  files:  on the paper's, or your own", f"    {own}"]
+        lines += [f"  differs from the paper: {paper.differs or 'in sizes and data alone'}"]
+        lines += [f"  evidence: {', '.join(paper.evidence) or 'none yet, but that it runs'}"]
     if paper.code:
-        lines.append(f"  code:   https://github.com/{paper.code.partition(' ')[0]}")
+        lines.append(f"  code:   https://github.com/{paper.code.partition(' ')[0].rstrip(',')}")
     return "\n".join(lines)
 
 

@@ -43,6 +43,21 @@ class Paper(NamedTuple):
     status: Status
     recipe: str
     """How it is done here, what of it is missing, or why it is outside."""
+    experiment: str = ""
+    """The experiment that shows it, as `jcl run` takes it; else `nodes` or `script` do, or nothing
+    does yet."""
+    methods: tuple[str, ...] = ()
+    """The expressions that run side by side in it; by default the experiment's own."""
+    nodes: str = ""
+    """The nodes of a pipeline, as `jcl run recipe --nodes` takes them."""
+    script: str = ""
+    """A script of experiments/ with its arguments."""
+    flags: str = ""
+    """Of the experiment or the pipeline."""
+    differs: str = ""
+    """What of that isn't as in the paper, beside sizes and data."""
+    evidence: tuple[str, ...] = ()
+    """What of ours supports it: files of tests, figures of experiments, `jcl reproduce NAME`."""
     where: str = ""
     """Where it stands, if arXiv doesn't have it or there is more to say."""
     needs: tuple[str, ...] = ()
@@ -81,7 +96,11 @@ def _table() -> dict[str, Any]:
 def papers() -> tuple[Paper, ...]:
     """All rows, those of the survey in its order first."""
     rows = _table()["paper"]
-    return tuple(Paper(**{**row, "needs": tuple(row.get("needs", ()))}) for row in rows)
+    return tuple(Paper(**{name: _frozen(value) for name, value in row.items()}) for row in rows)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def primitives() -> tuple[Primitive, ...]:

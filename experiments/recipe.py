@@ -213,20 +213,24 @@ def _of_files(paths: Sequence[str]) -> Source:
     return _cut([document(row) for row in rows])
 
 
+def _own(files: Sequence[str]) -> dict[str, str]:
+    """The user's own sources by name."""
+    found = {}
+    for file in files:
+        name, _, paths = file.partition("=")
+        check(bool(name and paths), "files", file, "a source's name and its files: law=cases.jsonl")
+        found[name] = paths
+    return found
+
+
 @cache
 def _source(name: str, files: tuple[str, ...], model: str) -> Source:
-    """A source by its name.
-
-    Raises:
-      ValueError: if it is neither here nor among the files.
-    """
-    own = dict(file.partition("=")[::2] for file in files)
-    if own.get(name):
+    """A source by its name."""
+    own = _own(files)
+    if name in own:
         return _of_files(own[name].split(","))
     if name == WRITTEN:
         return _written(pretrained(model))
-    known = [*HERE, WRITTEN, *own]
-    check(name in HERE, "source", name, f"one of {expression.listed(known)}, or among --files")
     return HERE[name]()
 
 
@@ -248,8 +252,14 @@ def nodes(config: Config) -> list[Node]:
     """The nodes of the recipe; those of equal sources share their tests.
 
     Raises:
-      ValueError: if the recipe can't be read, or mixes pairs of answers with texts.
+      ValueError: if the recipe can't be read, names a source that isn't there, or mixes pairs of
+        answers with texts.
     """
+    listed = plans(config.nodes)
+    known = [*HERE, WRITTEN, *_own(config.files)]
+    for name in [name for plan in listed for name in plan.sources]:
+        there = f"one of {expression.listed(known)}, or among --files"
+        check(name in known, "source", name, there)
     model = pretrained(config.model)
     length = min(config.length, model.config.context)
     judges: dict[tuple[str, ...], Evaluate] = {}
@@ -303,7 +313,6 @@ def nodes(config: Config) -> list[Node]:
             model=model,
         )
 
-    listed = plans(config.nodes)
     return [Node(name, experiment(plan), plan.method) for name, plan in _named(listed)]
 
 

@@ -82,6 +82,7 @@ def command(
     needs: Annotated[str, arg(metavar="PRIMITIVE")] = "",
     json: FlagCreatePairsOff[bool] = False,
     table: FlagCreatePairsOff[bool] = False,
+    draw: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Shows the papers of the survey of arXiv 2404.16789, and how each is done here.
 
@@ -93,19 +94,28 @@ def command(
       needs: a primitive that it lacks here, such as masking.
       json: prints all that is known of the rows as JSON.
       table: writes the counts into experiments/README.md.
+      draw: draws all of them, stage by mechanism, as experiments/figures/survey.png.
 
     Raises:
       ValueError: if the arguments don't go together, or name what isn't there.
     """
     filters = section, status, mechanism, needs
-    if table and (paper or json or any(filters)):
-        raise ValueError("--table is of all papers, so it takes no other argument")
+    for flag, given in (("table", table), ("draw", draw)):
+        if given and (paper or json or any(filters) or (table and draw)):
+            raise ValueError(f"--{flag} is of all papers, so it takes no other argument")
     if paper and any(filters):
         raise ValueError(f"{paper!r} is one paper, so it takes no filter")
     if table:
         page = experiment.folder() / "README.md"
         page.write_text(replace_between(page.read_text(), BEGIN, END, as_markdown()))
         print(page)
+        return
+    if draw:
+        from jcl.survey import plane  # matplotlib, which others shouldn't wait for
+
+        picture = experiment.folder() / "figures" / "survey.png"
+        plane.draw(papers()).savefig(picture)
+        print(picture)
         return
     rows = [find(paper)] if paper else choose(*filters)
     if json:

@@ -27,6 +27,20 @@ SECTIONS = {
     "Misc": "miscellaneous",
 }
 """What the sections' names, before a slash, stand for."""
+FAMILIES = {
+    "stages": "plain stages, one after another",
+    "data": "data chosen, mixed or made",
+    "objective": "what the loss counts",
+    "updates": "what moves, and how fast",
+    "anchors": "pulled to old weights or answers",
+    "replay": "old rows again",
+    "parts": "adapters, prompts, experts",
+    "merging": "weights merged",
+    "editing": "facts written in",
+    "alignment": "preferences and rewards",
+    "study": "measured, with nothing new",
+}
+"""The kinds of mechanism, of which a row has its foremost."""
 
 
 class Paper(NamedTuple):
@@ -40,6 +54,8 @@ class Paper(NamedTuple):
     """The system's or the paper's short name."""
     mechanism: str
     """What it does."""
+    family: str
+    """The foremost kind of that, of `FAMILIES`."""
     status: Status
     recipe: str
     """How it is done here, what of it is missing, or why it is outside."""

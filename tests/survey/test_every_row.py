@@ -44,7 +44,7 @@ OF_DECODERS = {"lora", "inclora", "olora", "moelora", "ia3", "bottleneck", "llam
 def language() -> Problem:
     """A decoder with as many blocks as rows name, whose next tokens are learned."""
     config = decoder.Config(
-        vocabulary=8, layers=7, width=16, heads=2, kv_heads=1, hidden=24, context=32
+        vocabulary=8, layers=6, width=16, heads=2, kv_heads=1, hidden=24, context=32
     )
     params = decoder.init(jax.random.key(1), config)
     return Problem(decoder.apply_fn(config), params, loss=losses.next_token)

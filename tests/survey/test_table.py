@@ -37,6 +37,7 @@ def test_there_are_all_papers_of_the_list_and_later_ones() -> None:
     assert set(sections) == set(table.SECTIONS)
     for row in rows:
         assert row.title and row.mechanism and row.recipe and row.status in table.STATUSES, row
+        assert row.family in table.FAMILIES, row
         assert bool(row.needs) == (row.status == "planned"), row
         assert set(row.needs) <= {one.name for one in primitives()}, row
         assert row.id[:1].isalpha() or re.fullmatch(r"\d{4}\.\d{5}", row.id), row

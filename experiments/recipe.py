@@ -163,6 +163,12 @@ def _pages(release: bool) -> Source:
     return _texts([page for page in pages if page.path.startswith("releases/") == release])
 
 
+def _worked() -> Source:
+    """Questions with their answers as plain text, all of which is learned."""
+    train, test = ([a + b for a, b in side] for side in _answered("commonsenseqa"))
+    return train, test
+
+
 def _tagged() -> Source:
     """The documentation's paragraphs, each as the answer to an instruction that says nothing."""
     train, test = ([("Go on.\n", p) for text in side for p in data.snapshots.paragraphs(text)]
@@ -182,7 +188,7 @@ HERE: dict[str, Callable[[], Source]] = {
     "instructions": lambda: _answered("commonsenseqa"),
     "wrong": lambda: _answered("commonsenseqa", lambda right, all: (right + 1) % all),
     "tasks": lambda: _answered("piqa"),
-    "worked": lambda: tuple([a + b for a, b in side] for side in _answered("commonsenseqa")),
+    "worked": _worked,
     "tagged": _tagged,
     "preferences": lambda: _cut(data.right_over_wrong(questions.read("piqa").items)),
 }  # fmt: skip
@@ -266,11 +272,10 @@ def nodes(config: Config) -> list[Node]:
 
     def experiment(plan: Plan) -> Experiment:
         found = {name: _source(name, config.files, config.model) for name in plan.sources}
-        most = (config.documents, 4 * config.test_rows)
         kept = {
-            name: tuple(_kept(name, rows, n, model.tokenizer, length)
-                        for rows, n in zip(sides, most, strict=True))
-            for name, sides in found.items()
+            name: (_kept(name, train, config.documents, model.tokenizer, length),
+                   _kept(name, test, 4 * config.test_rows, model.tokenizer, length))
+            for name, (train, test) in found.items()
         }  # fmt: skip
         pairs = [isinstance(train[0], Pair) for train, _ in kept.values()]
         ranks = all(pairs) and len(plan.stages) == len(pairs)

@@ -72,9 +72,10 @@ def draw(rows: Sequence[Paper]) -> Figure:
         axes.xaxis.tick_top()
         axes.set_yticks(middles, list(FAMILIES.values()))
         axes.spines["bottom"].set_visible(False)
-        for status, count in counts(rows).items():
+        number_of = counts(rows)
+        for status, colour in COLOURS.items():
             axes.plot(
-                [], [], "o", color=COLOURS[status], label=f"{status} ({count})", markersize=6,
+                [], [], "o", color=colour, label=f"{status} ({number_of[status]})", markersize=6,
                 markerfacecolor="white" if status in HOLLOW else None,
             )  # fmt: skip
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=4)

@@ -894,6 +894,11 @@ COMMANDS = {
     "a class as a function": ("run digits --method ./mine.py:Kind()", "Kind is a class, but"),
     "a method for a pipeline": ("run vertical --method ewc()", "whose nodes have their methods"),
     "a sweep of a pipeline": ("run vertical --sweep lr=1", "whose nodes have their methods"),
+    "a row that isn't there": ("run survey:olor", "no paper of the survey is 'olor'; did you mean"),
+    "a row that is outside": ("run survey:2405.14831", "HippoRAG is outside, so nothing runs it"),
+    "a recipe of no stages": ("run recipe --nodes '1 law 2'", "'1 law 2' is no stage of a recipe;"),
+    "a recipe of no source": ("run recipe --nodes law", "source is 'law', but must be one of gen"),
+    "a source of no files": ("run recipe --files law", "files is 'law', but must be a source's"),
     # where, and going on
     "results into a file": ("run digits --out file", "--out file is a file, but must be a folder"),
     "results into a full folder": ("run digits --out full", "full isn't empty; go on with"),

@@ -230,3 +230,11 @@ def test_recipes_that_differ_read_other_rows_or_have_other_methods(
                 marks.append(np.asarray(batch["tokens"]).tobytes())
             marks.append(node.method.encode())
         assert seen.setdefault(tuple(marks), text) == text
+
+
+def test_a_node_of_texts_takes_no_pairs_of_answers(
+    recipe: ModuleType, folder: Path, files: tuple[str, ...]
+) -> None:
+    for text in ("preferences, domain", "1 preferences & 1 domain", "preferences, preferences"):
+        with pytest.raises(ValueError, match="pairs of answers need stages of their own"):
+            nodes_of(recipe, text, folder, files)

@@ -90,7 +90,8 @@ def command(
       paper: an arXiv number or a system's name; by default all that the filters leave.
       section: how its section begins, such as CPT, DAP, CIT, CMR, CMA or CMLLM.
       status: whether it is ready, a recipe, planned or outside.
-      mechanism: a word of what it does.
+      mechanism: a word of what it does, or its kind: stages, data, objective, updates, anchors,
+        replay, parts, merging, editing, alignment or study.
       needs: a primitive that it lacks here, such as masking.
       json: prints all that is known of the rows as JSON.
       table: writes the counts into experiments/README.md.

@@ -146,7 +146,7 @@ def choose(
     Args:
       section: how the section begins, such as `DAP` or `CMR`, in any case.
       status: one of `STATUSES`.
-      mechanism: a word of the mechanism, the title or the recipe, in any case.
+      mechanism: a word of the mechanism, its family, the title or the recipe, in any case.
       needs: the name of a primitive.
 
     Raises:
@@ -168,7 +168,7 @@ def choose(
         for paper in found
         if (not status or paper.status == status)
         and (not needs or needs in paper.needs)
-        and word in f"{paper.mechanism} {paper.title} {paper.recipe}".lower()
+        and word in f"{paper.family} {paper.mechanism} {paper.title} {paper.recipe}".lower()
     ]
 
 

@@ -114,7 +114,8 @@ DEFAULT = first_of_each(METHODS)
 @pytest.mark.parametrize(
     ("problem", "method"),
     [pytest.param(*one, id=f"{row}-{'-'.join(names_of(one[1]))}",
-                  marks=[] if one in DEFAULT else pytest.mark.whole)
+                  marks=[pytest.mark.xdist_group(f"survey {one[0]}"),
+                         *([] if one in DEFAULT else [pytest.mark.whole])])
      for one, row in METHODS.items()],
 )  # fmt: skip
 def test_a_method_of_a_row_is_no_plain_fine_tuning(problem: str, method: str) -> None:
@@ -130,6 +131,8 @@ def test_a_row_without_a_method_has_another_stream_or_measure() -> None:
 
 
 # Pipelines, over small files.
+
+TOGETHER = pytest.mark.xdist_group("survey recipes")
 
 WORDS = {
     "general": "the cat sat on the mat", "domain": "def f(x): return x + 1", "code": "int f(int x)",
@@ -209,7 +212,7 @@ WHOLE = "1 domain & 1 instructions -> preferences: dpo()"
 
 @pytest.mark.parametrize(
     "text",
-    [pytest.param(text, id=row, marks=[] if text == WHOLE else pytest.mark.whole)
+    [pytest.param(text, id=row, marks=[TOGETHER, *([] if text == WHOLE else [pytest.mark.whole])])
      for text, row in PIPELINES.items()],
 )  # fmt: skip
 def test_a_recipe_is_not_plain_training_on_text(
@@ -221,6 +224,7 @@ def test_a_recipe_is_not_plain_training_on_text(
     assert np.abs(one - other).max() > 1e-4
 
 
+@TOGETHER
 def test_recipes_that_differ_read_other_rows_or_have_other_methods(
     recipe: ModuleType, folder: Path, files: tuple[str, ...]
 ) -> None:
@@ -238,6 +242,7 @@ def test_recipes_that_differ_read_other_rows_or_have_other_methods(
         assert seen.setdefault(tuple(marks), text) == text
 
 
+@TOGETHER
 def test_a_node_of_texts_takes_no_pairs_of_answers(
     recipe: ModuleType, folder: Path, files: tuple[str, ...]
 ) -> None:

@@ -409,6 +409,27 @@ TABLE = [
         problem=MLP._replace(trainable=adapters.is_adapter),
     ),
     Row(
+        "svd_lora",
+        methods.svd_lora,
+        {"rank": 2, "targets": DENSE},
+        neutral="its pairs, a part of the kernels, learn from the first step",
+        bad=(
+            {"rank": 0},
+            {"start": "null space"},
+            {"train": "a"},
+            {"alpha": 0.0},
+            {"start": "minor", "moments": {}},
+            {"start": "null"},
+        ),
+    ),
+    Row(
+        "oplora",
+        methods.oplora,
+        {"rank": 2, "targets": DENSE, "preserved": 2},
+        neutral={"alpha": 0.0},
+        bad=({"rank": 0}, {"preserved": 0}),
+    ),
+    Row(
         "inclora",
         methods.inclora,
         {"stages": TASKS, "rank": 2, "targets": DENSE},

@@ -430,6 +430,13 @@ TABLE = [
         bad=({"rank": 0}, {"preserved": 0}),
     ),
     Row(
+        "osf",
+        methods.osf,
+        {"targets": DENSE},
+        neutral="it has no strength: some directions rest from the first step on",
+        bad=({"preserved": 0.0}, {"preserved": 1.0}),
+    ),
+    Row(
         "inclora",
         methods.inclora,
         {"stages": TASKS, "rank": 2, "targets": DENSE},

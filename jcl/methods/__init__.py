@@ -7,6 +7,7 @@ from jcl.methods.adapters.lora import lora
 from jcl.methods.adapters.moelora import moelora
 from jcl.methods.adapters.olora import inclora, olora
 from jcl.methods.adapters.oplora import oplora
+from jcl.methods.adapters.osf import osf
 from jcl.methods.adapters.prefix_tuning import prefix_tuning
 from jcl.methods.adapters.progressive_prompts import progressive_prompts
 from jcl.methods.adapters.prompt_tuning import prompt_tuning
@@ -92,6 +93,7 @@ __all__ = [
     "online_ewc",
     "online_merging",
     "oplora",
+    "osf",
     "packnet",
     "prefix_tuning",
     "progressive_prompts",

@@ -6,9 +6,12 @@ from jcl.methods.adapters.ia3 import ia3
 from jcl.methods.adapters.lora import lora
 from jcl.methods.adapters.moelora import moelora
 from jcl.methods.adapters.olora import inclora, olora
+from jcl.methods.adapters.oplora import oplora
+from jcl.methods.adapters.osf import osf
 from jcl.methods.adapters.prefix_tuning import prefix_tuning
 from jcl.methods.adapters.progressive_prompts import progressive_prompts
 from jcl.methods.adapters.prompt_tuning import prompt_tuning
+from jcl.methods.adapters.svd_lora import svd_lora
 from jcl.methods.alignment.copr import copr
 from jcl.methods.alignment.dpo import dpo
 from jcl.methods.anchors.ewc import ewc, online_ewc
@@ -89,6 +92,8 @@ __all__ = [
     "olora",
     "online_ewc",
     "online_merging",
+    "oplora",
+    "osf",
     "packnet",
     "prefix_tuning",
     "progressive_prompts",
@@ -102,6 +107,7 @@ __all__ = [
     "shrink_and_perturb",
     "si",
     "soft_mask",
+    "svd_lora",
     "task_arithmetic",
     "ties",
     "wise_ft",

@@ -136,14 +136,23 @@ def _of_python(*domains: str) -> Source:
     return [x.decode(errors="ignore") for x in train], [x.decode(errors="ignore") for x in test]
 
 
-def _compiled() -> list[str]:
-    """Functions of Python's library, each followed by its bytecode."""
-    found = []
+def _functions() -> Iterator[Any]:
+    """Functions of some modules of Python's library."""
     for module in map(importlib.import_module, LIBRARY):
         for _, function in sorted(inspect.getmembers(module, inspect.isfunction)):
             if function.__module__ == module.__name__:
-                found.append(f"{inspect.getsource(function)}\n{dis.Bytecode(function).dis()}")
-    return found
+                yield function
+
+
+def _compiled() -> list[str]:
+    """Functions, each followed by its bytecode."""
+    return [f"{inspect.getsource(f)}\n{dis.Bytecode(f).dis()}" for f in _functions()]
+
+
+def _infilled() -> list[Any]:
+    """Functions, of which half have their middle last, after marks."""
+    found = [inspect.getsource(function) for function in _functions()]
+    return [*data.fill_in_the_middle(found, "<PRE>", "<SUF>", "<MID>")]
 
 
 def _parallel() -> list[str]:
@@ -185,6 +194,7 @@ HERE: dict[str, Callable[[], Source]] = {
     "code": lambda: _of_python("headers", "markup"),
     "python": lambda: _of_python("code"),
     "compiled": lambda: _cut(_compiled()),
+    "infilled": lambda: _cut(_infilled()),
     "instructions": lambda: _answered("commonsenseqa"),
     "wrong": lambda: _answered("commonsenseqa", lambda right, all: (right + 1) % all),
     "tasks": lambda: _answered("piqa"),
@@ -193,9 +203,10 @@ HERE: dict[str, Callable[[], Source]] = {
     "preferences": lambda: _cut(data.right_over_wrong(questions.read("piqa").items)),
 }  # fmt: skip
 """What is here. Texts: addresses of presidents, a program's documentation and its release notes, a
-handbook in German, the same with English line by line, C headers and HTML, Python, Python with its
-bytecode. Pairs: questions with right and with wrong answers, tasks with solutions; questions as
-plain text, and the documentation as answers. Preferences: the right solution over the wrong."""
+handbook in German, the same with English line by line, C headers and HTML, Python, functions with
+their bytecode, functions whose middle comes last. Pairs: questions with right and with wrong
+answers, tasks with solutions; questions as plain text, and the documentation as answers.
+Preferences: the right solution over the wrong."""
 WRITTEN = "written"
 """A source that the model writes itself, before it is trained."""
 

@@ -30,13 +30,18 @@ from jcl.testing.bench import Problem, program_of, stream
 
 ROWS = [row for row in papers() if row.status in ("ready", "recipe")]
 QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-SOON = {"continual_backprop.replacement": 0.5, "continual_backprop.maturity": 1}
-"""Arguments at which four steps show what otherwise takes hundreds."""
+SOON = {
+    "continual_backprop.replacement": 0.5, "continual_backprop.maturity": 1,
+    "oplora.preserved": 4,
+}  # fmt: skip
+"""Arguments at which four steps of a tiny model show what else takes hundreds, or a large one."""
 
 
 # Methods, in an experiment.
 
-OF_DECODERS = {"lora", "inclora", "olora", "moelora", "ia3", "bottleneck", "llama_pro", "rho"}
+OF_DECODERS = {
+    "lora", "inclora", "olora", "moelora", "ia3", "bottleneck", "llama_pro", "rho", "oplora", "osf",
+}  # fmt: skip
 """Methods that a perceptron has no place for."""
 
 
@@ -137,7 +142,8 @@ TOGETHER = pytest.mark.xdist_group("survey recipes")
 WORDS = {
     "general": "the cat sat on the mat", "domain": "def f(x): return x + 1", "code": "int f(int x)",
     "releases": "release 2.0 adds f", "german": "die Katze sass dort", "python": "import f as g",
-    "compiled": "f(x)\nLOAD x", "parallel": "the cat\ndie Katze", "worked": "Q: 1 + 1 = A: 2",
+    "compiled": "f(x)\nLOAD x", "infilled": "<PRE>f<SUF>)<MID>(x", "parallel": "the cat\ndie Katze",
+    "worked": "Q: 1 + 1 = A: 2",
 }  # fmt: skip
 """What is read, as plain text."""
 ANSWERED = {"instructions": " yes", "wrong": " no", "tasks": " do", "tagged": " the text"}

@@ -604,6 +604,10 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: methods.svd_lora(start="largest"),
         r"^start is 'largest', but must be one of \['principal', 'minor', 'previewed', 'preserved'",
     ),
+    "dpo where nothing asks for rewards": (
+        lambda: step(method=methods.dpo()),
+        r"^loss is CrossEntropy, which asks for no rewards, but must be preference.ranking\(\) or",
+    ),
     "fewer bytes than a window": (
         lambda: byte_stream(b"hello"),
         r"^number of bytes of domain 'a' is 5, but must be at least 12, length",

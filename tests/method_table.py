@@ -384,7 +384,7 @@ TABLE = [
         "opcm",
         methods.opcm,
         neutral="every stage but the first starts from somewhere else",
-        bad=({"share": 1.5}, {"start": "merged"}),
+        bad=({"share": 1.0}, {"start": "merged"}),
     ),
     Row(
         "ties",

@@ -42,7 +42,7 @@ def opcm(share: float = 0.5, start: experts.Start = "initial") -> Method:
     the first index at which the share is exceeded, so that at α = 0 only the diagonal is taken out.
 
     Args:
-      share: α in [0, 1]; may be traced.
+      share: α in [0, 1); may be traced.
       start: each stage starts from θ₀ (`initial`, the paper's), or from the expert of the one
         before (`previous`).
 
@@ -50,7 +50,7 @@ def opcm(share: float = 0.5, start: experts.Start = "initial") -> Method:
       ValueError: if an argument is out of range, or, at `init`, there are low-rank pairs, whose
         factors can't be merged one by one, or another method renews all that learns.
     """
-    check((share >= 0) & (share <= 1), "share", share, "in [0, 1]")
+    check((share >= 0) & (share < 1), "share", share, "in [0, 1)")
 
     def outside(merged: jax.Array, vector: jax.Array) -> jax.Array:
         """P(τ), of kernels [..., in, out]."""

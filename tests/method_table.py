@@ -381,6 +381,12 @@ TABLE = [
         bad=({"scale": -1.0}, {"start": "merged"}),
     ),
     Row(
+        "opcm",
+        methods.opcm,
+        neutral="every stage but the first starts from somewhere else",
+        bad=({"share": 1.0}, {"start": "merged"}),
+    ),
+    Row(
         "ties",
         methods.ties,
         {"density": 445.5 / 1864},  # of 1,864 weights: where no stage has two that are nearly equal

@@ -33,6 +33,7 @@ from jcl.methods.merges.ema import ema
 from jcl.methods.merges.hma import hma
 from jcl.methods.merges.magmax import magmax
 from jcl.methods.merges.online_merging import online_merging
+from jcl.methods.merges.opcm import opcm
 from jcl.methods.merges.task_arithmetic import task_arithmetic
 from jcl.methods.merges.ties import ties
 from jcl.methods.merges.wise_ft import wise_ft
@@ -92,6 +93,7 @@ __all__ = [
     "olora",
     "online_ewc",
     "online_merging",
+    "opcm",
     "oplora",
     "osf",
     "packnet",

@@ -69,6 +69,7 @@ def osf(preserved: float = 0.5, targets: str = r"blocks/(query|key|value|output)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, OsfState]:
         kernels = adapters.dense_kernels(ctx, params, targets)
+        adapters.refuse_pairs_of_others("osf", ctx, params)
         whole = trees.merge(params, ctx.frozen)
         adapted = [path for path in kernels if "lora" in adapters.subtree(whole, path)]
         check(not adapted, "targets", targets, f"layers without a pair, unlike {adapted}")

@@ -77,6 +77,7 @@ def svd_lora(
         kernels = adapters.dense_kernels(ctx, params, targets)
         least = min(min(adapters.shape(kernel)[-2:]) for kernel in kernels.values())
         check(rank <= least, "rank", rank, f"at most {least}, the smaller side of a kernel")
+        adapters.refuse_pairs_of_others("svd_lora", ctx, params)
         whole = trees.merge(params, ctx.frozen)
         adapted = [path for path in kernels if "lora" in adapters.subtree(whole, path)]
         check(not adapted, "targets", targets, f"layers without a pair, unlike {adapted}")

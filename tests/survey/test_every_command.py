@@ -27,7 +27,7 @@ SMALL = {
     "vertical": "--steps 2 --test-rows 4 --items 2",
     "digits": "--steps 2",
     "recipe": "--steps 2 --test-rows 4 --documents 50",
-    "editing": "--seeds 1 --edits 1 --every 1 --tokens 2048 --rows 4",
+    "editing": "--seeds 1 --edits 2 --every 1 --tokens 2048 --rows 4",
     "recycling": "--seeds 1 --upgrade 2 --tune 2 --every 1",
     "dynamics": "--seeds 1 --steps 2 --documents 2 --rounds 2 --visits 1",
     "instructions rehearse": "--seeds 1 --writer glassllm",

@@ -38,6 +38,8 @@ from jcl.parallel import mesh as meshes
 from jcl.records import record
 
 FAMILIES = DECODERS | ENCODERS | TOWERS
+HEAD = "classifier"
+"""Where the parameters of a head of classes stand in a tree."""
 """The families of models that can be loaded and saved, by `model_type`."""
 
 

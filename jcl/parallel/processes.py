@@ -40,6 +40,13 @@ def has_peers() -> bool:
     return jax.process_count() > 1
 
 
+def axes_or_all(named: str | None) -> str | None:
+    """A mesh's axes as they are named, or else the devices of all processes, where there are more
+    than one, along `data`.
+    """
+    return named or ("data=-1" if has_peers() else None)
+
+
 def is_leader() -> bool:
     """Whether this is process 0, which alone writes logs and reports."""
     return jax.process_index() == 0

@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 from jcl import report
 from jcl.method import Params, check
 from jcl.models.gguf_write import QUANTISATIONS
+from jcl.models.pretrained import HEAD
 from jcl.models.tensors import check_free
 from jcl.program import State
 from jcl.runs import experiment
 from jcl.runs.load import load_run
-
-HEAD = "classifier"
-"""The parameters of a decoder's head of classes."""
 
 
 class Ended(NamedTuple):

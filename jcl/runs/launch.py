@@ -81,9 +81,7 @@ def run(args: list[str]) -> int:
         config = flags.restored(module, request)
         kept = {name: request[name] for name in ("checkpoint_every", *flags.FIXED)}
         options = dataclasses.replace(options, **kept)
-    if request["mesh"] is None and processes.has_peers():
-        request["mesh"] = "data=-1"
-    axes = request["mesh"]
+    axes = request["mesh"] = processes.axes_or_all(request["mesh"])
     mesh = meshes.make(None, **meshes.parse(axes)) if axes is not None else None
     if hasattr(module, "nodes"):
         return _pipeline(module, config, name, rest, options, request, mesh)

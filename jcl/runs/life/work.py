@@ -18,6 +18,7 @@ from jcl.data.stream import Arrays
 from jcl.measures import probes
 from jcl.method import Params, check
 from jcl.models import decoder, encoder
+from jcl.models.pretrained import HEAD
 from jcl.parallel import mesh as meshes
 from jcl.parallel import processes, signals
 from jcl.program import Program, State, make
@@ -33,7 +34,6 @@ WIDTH = 32
 """How many rows are scored at once."""
 WHOLE, SLIM = "state", "slim"
 """Folders of a stage's state: all of it; or all but the optimizer's."""
-HEAD = "classifier"
 
 
 def load_model(settings: Settings) -> models.Model:
@@ -54,7 +54,7 @@ def load_model(settings: Settings) -> models.Model:
 
 def mesh_of(settings: Settings) -> jax.sharding.Mesh | None:
     """The mesh that the settings name; several processes have one, whether they name it or not."""
-    named = settings.mesh or ("data=-1" if processes.has_peers() else None)
+    named = processes.axes_or_all(settings.mesh)
     return None if named is None else meshes.make(None, **meshes.parse(named))
 
 

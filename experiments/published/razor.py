@@ -202,7 +202,7 @@ def moved_digits() -> Any:
 
 
 SHORT = family(
-    3, 1, new=data.digits, old=moved_digits, few=300, hidden=(64,), batch=32, epochs=(20, 3),
+    1, 1, new=data.digits, old=moved_digits, few=300, hidden=(64,), batch=32, epochs=(20, 3),
     rates=(1e-3, 3e-3, 1e-2),
 )  # fmt: skip
 QUICK = (

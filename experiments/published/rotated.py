@@ -64,14 +64,7 @@ CELLS = (
     *cells("plain descent", methods.naive(), 0.003, "GEM", tuple(MEASURES), seeds=3),
 )
 SMALL: Any = {"images": data.digits, "tasks": 5, "rows": 400, "seeds": 8}
-QUICK = (
-    *(
-        replace(cell, published=69.9, tolerance=0.05)
-        for cell in cells(
-            "GEM, 8×8 digits", methods.gem(5, 64, margin=0.5), 0.1, "", ("accuracy",), **SMALL
-        )
-    ),
-    *cells(
-        "plain descent, 8×8 digits", methods.naive(), 0.1, "GEM, 8×8 digits", ("accuracy",), **SMALL
-    ),
+QUICK = tuple(
+    replace(cell, published=52.5, tolerance=0.05)
+    for cell in cells("8×8 digits", methods.naive(), 0.1, "", ("accuracy",), **SMALL)
 )

@@ -146,12 +146,12 @@ def accuracies(
         own = rows_of(rng, task, train)
         tokens = own[rng.integers(train, size=(steps, batch))]
         weight = np.ones((steps, batch), np.float32)
-        if replay and place > 0:
-            earlier = np.array([1 + TASKS.index(name) for name in tasks[:place]])
-            signs = jnp.asarray(earlier[np.arange(batch) % place], jnp.int32)
+        if replay:  # beside the first task, where nothing is to be replayed, rows that count 0
+            earlier = np.array([1 + TASKS.index(name) for name in tasks[: max(1, place)]])
+            signs = jnp.asarray(earlier[np.arange(batch) % len(earlier)], jnp.int32)
             old = write(params, signs, jax.random.split(keys[place], steps))
             tokens = np.concatenate([tokens, old], axis=1)
-            weight = np.concatenate([weight, WEIGHT * weight], axis=1)
+            weight = np.concatenate([weight, (WEIGHT if place else 0) * weight], axis=1)
         stream = {"tokens": tokens[None], "weight": weight[None]}
         params = learn(params, jax.tree.map(jnp.asarray, stream), keys[place])
         found.append(np.asarray(score(params), np.float64))

@@ -58,7 +58,13 @@ def cells() -> tuple[Cell, ...]:
     def matrix(name: str, folder: Path) -> np.ndarray:
         if name not in done:
             done[name] = scores(
-                METHODS[name](), 0.1, folder / name, permutations, hidden=(256, 256), tasks=TASKS
+                METHODS[name](),
+                0.1,
+                folder / name,
+                permutations,
+                hidden=(256, 256),
+                tasks=TASKS,
+                seeds=3,
             )
         return done[name]
 

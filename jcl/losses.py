@@ -52,6 +52,7 @@ __all__ = [
     "evaluate",
     "fused_next_token",
     "largest",
+    "masked_token",
     "mean_of",
     "next_token",
     "next_token_nll",
@@ -198,6 +199,7 @@ def with_targets(batch: Batch) -> Batch:
 def predictions(batch: Batch) -> jax.Array:
     """How much predicting each of `tokens[:, 1:]` counts in its row, float32 [B, L - 1]: `mask`."""
     rows, length = batch["tokens"].shape
+    refusals.check_mask(batch, length - 1, "what predicts the next token")
     return jnp.broadcast_to(batch.get("mask", 1.0), (rows, length - 1)).astype(jnp.float32)
 
 
@@ -286,6 +288,30 @@ def next_token_nll(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     logits, targets = logits[:, :-1].astype(jnp.float32), tokens[:, 1:]
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def masked_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, TokenScores]:
+    """Cross-entropy in nats of the tokens that `jcl.data.masked` hid, given all that it left.
+
+    The mean is over the places of `batch["mask"]` float32 [B, L]; what stood there is
+    `batch["targets"]` int32 [B, L]. The outputs are the model's `TokenScores` [B, L], so that
+    logits [B, L, V] are never held. A batch of which nothing is hidden costs 0.
+
+    Source: Devlin et al., arXiv 1810.04805, section 3.1.
+    """
+    refusals.check_mask(batch, batch["tokens"].shape[1], "masked_token", "targets")
+    scores = apply(params, {**batch, "logits": jnp.ones_like(batch["weight"])})
+    refusals.check_scores(scores, "masked_token")
+    counted = scores._replace(weight=batch["weight"], mask=masked_predictions(batch))
+    return weighted_mean(scores.nll, counted.counted), counted
+
+
+def masked_predictions(batch: Batch) -> jax.Array:
+    """How much each hidden token counts in its row, float32 [B, L]: `mask`."""
+    return batch["mask"].astype(jnp.float32)
+
+
+masked_token.predictions = masked_predictions  # type: ignore[attr-defined]
 
 
 def evaluate(

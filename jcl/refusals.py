@@ -101,6 +101,32 @@ def check_scores(outputs: Any, asks: str) -> None:
         )
 
 
+def check_mask(batch: Batch, length: int, asks: str, *needed: str) -> None:
+    """Refuses rows that were made for another objective of tokens.
+
+    Args:
+      batch: the rows.
+      length: how many predictions a row's `mask` must be about, if there is one.
+      asks: what asks, for the sentence.
+      needed: columns without which the rows, and their `mask`, can't be used.
+
+    Raises:
+      ValueError: in one sentence.
+    """
+    hint = "; jcl.data.masked makes rows for losses.masked_token"
+    missing = [name for name in ("mask", *needed) if needed and name not in batch]
+    if missing:
+        raise ValueError(
+            f"the batch's columns are {sorted(batch)}, but must include {' and '.join(missing)} "
+            f"for {asks}{hint}"
+        )
+    mask = batch.get("mask")
+    if mask is not None and jnp.ndim(mask) == 2 and mask.shape[1] not in (1, length):
+        raise ValueError(
+            f"mask is {described(mask)}, but must be [{mask.shape[0]}, {length}] for {asks}{hint}"
+        )
+
+
 def check_added(method: Method, before: Params, after: Params, learns: trees.Trainable) -> None:
     """Refuses to freeze all that a method adds to learn, for then it would do nothing.
 

@@ -17,6 +17,9 @@ if "xla_force_host_platform_device_count" not in flags:
         # the older emitter of fused loops is a few times as fast, if not what it writes; and for
         # modules as small as these, cutting each up for several threads is work for nothing
         flags += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        # the runtime starts what doesn't depend on each other in any order, collectives too, and
+        # the devices then wait in different ones for ever; it happened with this scheduler alone
+        flags += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
     os.environ["XLA_FLAGS"] = flags.strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")

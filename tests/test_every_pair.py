@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import re
-from functools import cache, cached_property, wraps
+from functools import cache, cached_property, partial, wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -395,30 +395,30 @@ def test_all_hold_the_laws(some: Chain) -> None:
     assert some.traces == 1
 
 
-def trained(chain: Chain, stream: Any, key: jax.Array = KEY, **options: Any) -> Any:
-    """Parameters and predictions at the end of a stream."""
+def training(chain: Chain, **options: Any) -> Any:
+    """`(stream, key)` -> parameters and predictions at the end of a stream; compiled once."""
 
-    def run(values: Any, params: Any, stream: Any) -> Any:
+    def run(values: Any, params: Any, stream: Any, key: jax.Array) -> Any:
         program = chain.program(values, **options)
         state, _ = jcl.run(program, params, key, stream)
         return state.params, program.predict(state, probe(chain.problem))
 
-    return jax.jit(run)(jax.tree.map(jnp.float32, chain.active), chain.problem.params, stream)
+    values = jax.tree.map(jnp.float32, chain.active)
+    return partial(jax.jit(run), values, chain.problem.params)
 
 
 @pytest.mark.pairs
 def test_all_hold_in_other_shapes(some: Chain) -> None:
     """More padding, microbatches, a mesh of eight devices and members change only the rounding."""
-    stream = some.problem.stream
-    wanted = trained(some, stream)
+    stream, plain = some.problem.stream, training(some)
+    wanted = plain(stream, KEY)
     more = {
         k: jnp.concatenate([v, jnp.zeros_like(v) if k == "weight" else v[:, :, ::-1]], axis=2)
         for k, v in stream.items()
     }
-    close(trained(some, more), wanted, "appended padding")
-    close(trained(some, stream, microbatches=2), wanted, "microbatches")
+    close(training(some, microbatches=4)(more, KEY), wanted, "appended padding, microbatches")
     devices = meshes.make(data=2, fsdp=2, tensor=2)
-    close(trained(some, stream, mesh=devices), wanted, "mesh")
+    close(training(some, mesh=devices)(stream, KEY), wanted, "mesh")
 
     def member(program: jcl.Program, key: jax.Array) -> Any:
         state, _ = jcl.run(program, some.problem.params, key, stream)
@@ -427,4 +427,4 @@ def test_all_hold_in_other_shapes(some: Chain) -> None:
     many = jcl.replicate(lambda _: some.program(some.active), jnp.arange(2), how="vmap")
     keys = jax.random.split(KEY, 2)
     members = jax.jit(lambda keys: many.over_members(member, keys))(keys)
-    close(jax.tree.map(lambda x: x[1], members), trained(some, stream, keys[1]), "member")
+    close(jax.tree.map(lambda x: x[1], members), plain(stream, keys[1]), "member")

@@ -560,6 +560,42 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: texts(3),
         r"document 0 is int, but must be a text, a \(prompt, answer\) or a list of messages",
     ),
+    "a mask that the vocabulary lacks": (
+        lambda: data.masked(byte_stream(b"hello world!"), mask=256, vocabulary=256),
+        r"^mask is 256, but must be an id from 0 to 255",
+    ),
+    "more masks and others than there are": (
+        lambda: data.masked(byte_stream(b"hello world!"), mask=1, vocabulary=2, replaced=0.3),
+        r"^hidden \+ replaced is 1.1, but must be at most 1",
+    ),
+    "a mask on numbers": (
+        lambda: data.masked(stream(), mask=1, vocabulary=2),
+        r"^columns of the stream is \['task', 'weight', 'x', 'y'\], but must be of text, with tok",
+    ),
+    "a phrase of nothing": (
+        lambda: data.phrases([[1], []]),
+        r"^ids is \[\[1\], \[\]\], but must be phrases of at least one token",
+    ),
+    "too few sentinels": (
+        lambda: data.spans(byte_stream(b"hello world!"), sentinels=[300], end=1, share=0.5),
+        r"^number of sentinels is 1, but must be at least 2 ids, as many as a row of 12 tokens has",
+    ),
+    "marks that are alike": (
+        lambda: data.fill_in_the_middle([], "<", "<", ">"),
+        r"^marks is \('<', '<', '>'\), but must be three different texts, none empty",
+    ),
+    "a mark in a document": (
+        lambda: list(data.fill_in_the_middle(["a < b"], "<", "|", ">")),
+        r"^document is 'a < b', but must be without \['<'\], which mark its parts",
+    ),
+    "a pair to fill in": (
+        lambda: list(data.fill_in_the_middle([("a", "b")], "<", "|", ">")),
+        r"^document is 'tuple', but must be a str to cut in three",
+    ),
+    "rows without masks": (
+        lambda: step({"tokens": np.ones((2, 4), int)}, loss=losses.masked_token),
+        r"^the batch's columns are .*, but must include mask and targets for masked_token",
+    ),
     "fewer bytes than a window": (
         lambda: byte_stream(b"hello"),
         r"^number of bytes of domain 'a' is 5, but must be at least 12, length",

@@ -7,6 +7,7 @@ from jcl.data.chats import chat, pair
 from jcl.data.class_orders import split_by_seed
 from jcl.data.datasets import read_dataset, read_tfds
 from jcl.data.documents import Documents, read_jsonl, read_text
+from jcl.data.infilling import fill_in_the_middle
 from jcl.data.instructions import (
     as_instructions,
     questions_as_instructions,
@@ -15,6 +16,7 @@ from jcl.data.instructions import (
     read_trace,
 )
 from jcl.data.labelled import encode_labelled, read_csv, read_images
+from jcl.data.masking import masked, phrases, spans
 from jcl.data.packed_stream import from_text
 from jcl.data.packing import Rows, gather, pack_rows
 from jcl.data.preferences import from_pairs, read_hh, read_shp, right_over_wrong
@@ -50,6 +52,7 @@ __all__ = [
     "digits",
     "encode_labelled",
     "fashion_mnist",
+    "fill_in_the_middle",
     "from_arrays",
     "from_bytes",
     "from_leaves",
@@ -61,6 +64,7 @@ __all__ = [
     "hold_out",
     "hold_rows_out",
     "joint",
+    "masked",
     "members",
     "mnist",
     "mnist5k",
@@ -69,6 +73,7 @@ __all__ = [
     "pack_rows",
     "pair",
     "permuted",
+    "phrases",
     "python_domains",
     "questions_as_instructions",
     "read_citb",
@@ -89,6 +94,7 @@ __all__ = [
     "rotation",
     "scenario",
     "snapshots",
+    "spans",
     "split",
     "split_by_seed",
     "stack",

@@ -227,6 +227,22 @@ def token_nll() -> Score:
     return _called(score, "log perplexity", False)
 
 
+def masked_nll() -> Score:
+    """A score: the negative log-likelihood in nats of each token that `jcl.data.masked` hid.
+
+    It takes the `TokenScores` [B, L] of `targets`, which such rows have; `mask` [B, L] says which
+    tokens count.
+    """
+
+    def score(outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        refusals.check_mask(batch, batch["tokens"].shape[1], "masked_nll", "targets")
+        refusals.check_scores(outputs, "masked_nll")
+        weight = batch["weight"][:, None] * losses.masked_predictions(batch)
+        return jnp.sum(outputs.nll * weight), jnp.sum(weight)
+
+    return _called(score, "masked log perplexity", False)
+
+
 def bits_per_byte() -> Score:
     """A score: Σ nll / ln 2 / Σ bytes, comparable between tokenizers; lower is better.
 

@@ -28,14 +28,15 @@ y                   [B] int32             labels, or targets [B, D] float32; arr
 tokens              [B, L] int32          token ids; streams of text -> models, losses
 segments            [B, L] int32          documents of a row, 0 pads; streams of text -> models
 mask                [B, L-1] float32      which predictions count; streams of text, rho -> losses
+mask                [B, L] float32        which tokens are hidden; masked streams -> masked_token
 bytes               [B] float32           bytes that a row predicts; packed streams -> evaluation
-targets             [B, L] int32          tokens to score; losses, probes -> language models
+targets             [B, L] int32          tokens to score; losses, masked streams -> their models
 logits              [B] float32           asks for all logits beside; losses -> language models
 types               [B, L] int32          token types; the user -> encoder
 embeddings          [B, P, d] float       what stands before the tokens; prompts, images -> models
 embedding_segments  [B, P] int32          segments of these; prompts, images -> models
-inputs              [B, S] int32          what t5 reads, where it writes `tokens`; generation -> t5
-input_segments      [B, S] int32          segments of these; generation -> t5
+inputs              [B, S] int32          what t5 reads to write tokens; spans, generation -> t5
+input_segments      [B, S] int32          segments of these; spans, generation -> t5
 prefill             a model's Cache       keys and values to fill; generation -> models
 cache               a model's Cache       keys and values to go on from; generation -> models
 image               [B, H, W, C] float32  pixels, stored as uint8; images -> vision, multimodal
@@ -61,6 +62,7 @@ essence_segments    [N, L] int32          segments of these; editing -> editors
 essence_subject     [N] int32             place of its subject's last token; editing -> editors
 row                 [B] int32             in a slice: which row of the data; streams -> their fetch
 start               [B] int32             in a slice: the first byte; byte streams -> their fetch
+draw                [B] uint32            in a slice: seeds what is hidden; masking -> its fetch
 """
 Tap = Callable[[str, Any, jax.Array], jax.Array]
 """`tap(site, layer, h) -> h`, which a model calls at its named sites (see `jcl.taps`)."""

@@ -100,7 +100,11 @@ def _method(
             # sums over rows, not means, so that microbatches add up to the batch
             total = value * losses.total_weight(labelled) + apart * losses.total_weight(stored)
             mass = losses.total_weight(batch)
-            return growth * total / jnp.where(mass == 0, 1.0, mass), aux
+            # all of these rows count, whichever term they count in: what another method takes
+            # the mean of then has the same mass as the loss, and parts of a batch add up
+            counted = outputs._replace(weight=batch["weight"])
+            value = growth * total / jnp.where(mass == 0, 1.0, mass)
+            return value, aux._replace(outputs=counted)
 
         return loss_with_memory
 

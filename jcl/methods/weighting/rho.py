@@ -11,6 +11,9 @@ from jcl import losses, memory
 from jcl.mechanisms import merging
 from jcl.method import Apply, Batch, Ctx, LossFn, Method, Params, Reference, check
 
+NOISE = 1e-5
+"""Two forward passes of the same weights give losses that differ by less than this share."""
+
 
 class RhoState(NamedTuple):
     """The state of `rho`."""
@@ -28,8 +31,8 @@ def rho(
 
     The excess is ℓ_θ(x_i) - ℓ_ref(x_i). It is high where the model is bad at what can be learned,
     and low for what it knows and for noise, at which the reference is bad too. Of a batch's n
-    predicted tokens exactly n - round((1 - k) n) are learned, the earliest of equal ones; their
-    mean is the loss.
+    predicted tokens exactly n - round((1 - k) n) are learned, the earliest of equal ones, where
+    equal is what differs by the rounding of a forward pass only; their mean is the loss.
 
     The choice is made over the whole batch before the step, with the rows that methods before this
     one replay, by setting `mask` (or, for rows, `weight`). So it means the same with any
@@ -86,6 +89,9 @@ def rho(
             known = source == "previous"
             best = cost_of(ctx, ctx.references["previous"] if known else state.reference, rows)
         excess = cost(ctx.apply, ctx.loss, ctx.params, rows) - best
+        # a model that is its reference, as at the first step of a stage, exceeds it nowhere; how
+        # its two passes were rounded, which differs from mesh to mesh, is nothing to choose by
+        excess = jnp.where(jnp.abs(excess) > NOISE * jnp.maximum(best, 1), excess, 0)
         weight = rows["weight"] if unit == "row" else losses.token_weight(rows)
         there = weight > 0
         order = jnp.argsort(jnp.where(there, -excess, jnp.inf).reshape(-1))

@@ -90,6 +90,19 @@ def test_a_step_follows_the_equation(name: str, microbatches: int) -> None:
             break
 
 
+@pytest.mark.parametrize("teacher", [methods.distil(START, strength=0.4), methods.lwf(0.4)])
+def test_a_teacher_beside_the_memory_counts_rows_alike_in_any_microbatches(
+    teacher: jcl.Method,
+) -> None:
+    """Its mean is over all rows, replayed ones too, as the loss is; not over the labelled ones."""
+    first, batch = rows(4), rows()
+    ends = []
+    for parts in (1, 4):
+        step, state = begin(jcl.chain(methods.der(4, 5), teacher), first, microbatches=parts)
+        ends.append(step(step(state, batch)[0], batch)[0].params["w"])
+    np.testing.assert_allclose(*ends, rtol=1e-5, atol=1e-6)
+
+
 def test_padding_does_not_change_the_terms_of_the_memory() -> None:
     first = rows(1)
     step, state = begin(methods.derpp(capacity=1, rows=5), first)

@@ -56,7 +56,7 @@ def rotations(pixels: int, tasks: int, seeds: int) -> dict[str, np.ndarray]:
     inside = (share > 0).any(-1, keepdims=True)
     return {
         "source": np.take_along_axis(source, best, -1),
-        "weight": inside.astype(np.float32),
+        "weight": np.asarray(inside, np.float32),
     }
 
 

@@ -97,7 +97,7 @@ def points(
     rng = np.random.default_rng((41, seed))
     y, old_y = np.asarray(train["y"]), np.asarray(old_train["y"])
     x, old_x = inputs(train, "new"), inputs(old_train, "old")
-    test_x, old_test_x = inputs(test, "new"), inputs(old_test, "old")
+    test_x, old_test_x = jnp.asarray(inputs(test, "new")), jnp.asarray(inputs(old_test, "old"))
     test_y, old_test_y = jnp.asarray(test["y"]), jnp.asarray(old_test["y"])
     own, older = rng.permutation(len(y))[:few], rng.permutation(len(old_y))[:few]
     weights, key = jax.random.split(jax.random.key(seed))
@@ -165,6 +165,11 @@ def explained(found: np.ndarray) -> float:
     return float(1 - rest.var() / fell.var())
 
 
+def entry(place: tuple[int, int, int], found: np.ndarray) -> float:
+    """What stands at a place of what `points` gives."""
+    return float(found[place])
+
+
 def family(seeds: int, rate: int, **given: Any) -> dict[str, Any]:
     """What cells run, by name; all measure the same runs, made when the first of them asks."""
     done: dict[int, np.ndarray] = {}
@@ -176,12 +181,12 @@ def family(seeds: int, rate: int, **given: Any) -> dict[str, Any]:
                 np.save(kept, points(seed, **given))
             if seed not in done:
                 done[seed] = np.load(kept)
-        return {seed: float(measure(found)) for seed, found in done.items()}
+        return {seed: measure(found) for seed, found in done.items()}
 
     ways: dict[str, Any] = {"R² of KL and forgetting": partial(measured, explained)}
     for i, kind in enumerate(KINDS):
-        ways[f"{kind}, forgetting"] = partial(measured, lambda found, i=i: found[i, rate, 1])
-        ways[f"{kind}, parity"] = partial(measured, lambda found, i=i: found[i, rate, 2])
+        for column, what in ((1, "forgetting"), (2, "parity")):
+            ways[f"{kind}, {what}"] = partial(measured, partial(entry, (i, rate, column)))
     return ways
 
 

@@ -5,17 +5,20 @@ on 500 digits of MNIST and 500 pieces of Fashion-MNIST at once, 50 epochs of Ada
 is right with any output of its parity, so its label is drawn anew from the five. Then it is tuned
 on the parity of all of MNIST's digits for one epoch, from labels of one of three kinds: always 0 or
 1 (SFT-1); 0 or 4, 1 or 5 by a coin (SFT-2); or the distribution nearest to the first network's
-among those that are right (the oracle: its probabilities of the right outputs, made to sum to 1).
-Each kind is tuned at each of the rates 3e-5, 1e-4, 3e-4, 1e-3 and 3e-3. Batches have 64 rows; rates
-warm up over a tenth of the steps and fall as a cosine.
+among those that are right (the oracle: its probabilities of the right outputs, made to sum to 1; it
+is the target itself, where the paper draws labels from it). Each kind is tuned at each of the rates
+3e-5, 1e-4, 3e-4 and 1e-3; the paper has fifteen from 3e-6 to 1e-3, two schedules, one or two epochs
+and what was on the way. Batches have 64 rows; rates warm up over a tenth of the steps and fall as a
+cosine.
 
 A run's forgetting is by how many points its accuracy on Fashion-MNIST's test fell, its divergence
-KL(first || tuned) in nats on MNIST's test. R² is of a quadratic fit to a seed's fifteen runs; the
-paper has .96, and .9 is asked for. At a rate of 1e-3, where all three kinds are right in more than
-95 of 100, the oracle is to forget less than SFT-1 and SFT-2. The on-policy runs of the paper aren't
-here yet. The paper itself was read in abstracts and summaries; the protocol's numbers are those of
-SakanaAI/rl-razor-mnist, a replication, of which some files were at hand. The paper's sweep has more
-rates and also two epochs.
+KL(first || tuned) in nats on MNIST's test. R² is of a quadratic fit to a seed's twelve runs; the
+paper has .96, and .9 is asked for. It depends on where the sweep ends: with 3e-3 among the rates,
+beyond the paper's, it was .80 ± .16 here, for there the oracle forgets more than 40 points at a
+divergence of .35. At 1e-3 the oracle is to forget less than SFT-1, which is as often right. The
+on-policy runs of the paper aren't here yet. Of the paper section 4's numbers and appendix B.3 were
+read; batch, depth and schedule are those of SakanaAI/rl-razor-mnist, a replication, of which some
+files were at hand.
 """
 
 from __future__ import annotations
@@ -37,11 +40,11 @@ from jcl.models import mlp
 from jcl.runs.reproduce import Cell
 
 SOURCE = (
-    "Shenfeld, Pari & Agrawal, arXiv 2509.04259, section 4 and figure 3, as summaries have it; "
+    "Shenfeld, Pari & Agrawal, arXiv 2509.04259, section 4, figure 3 and appendix B.3; "
     "SakanaAI/rl-razor-mnist (scripts for pretraining and tuning, sft.py, oracle.py, data.py)"
 )
 KINDS = ("SFT-1", "SFT-2", "oracle")
-RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 SCALES = {"new": (0.1307, 0.3081), "old": (0.2860, 0.3530)}
 """Mean and standard deviation of the pixels of MNIST and of Fashion-MNIST."""
 

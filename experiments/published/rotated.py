@@ -7,17 +7,18 @@ biases are 0. GEM descends at .1, remembers the last 256 rows of each task, and 
 descent has the rate that the authors chose for it, .003. Angles and rows are drawn anew for each
 seed.
 
-The figures are GEM's own: the average accuracy over all twenty tests of 10,000 images in the end,
-backward transfer (what later tasks did to a task's accuracy) and forward transfer (by how much a
-task that is still to come is better than before any training), in points. The paper shows them as
-bars, without numbers in its text or code, so all that is asked for is that plain descent stays
-below GEM. The code was read, of the paper what ar5iv's copy has as text.
+The figures are GEM's own, in points: the average accuracy over all twenty tests of 10,000 images in
+the end, backward transfer (what later tasks did to a task's accuracy) and forward transfer (by how
+much a task that is still to come is better than before any training), both over twenty tasks, of
+which one adds 0, as in the authors' code. The numbers are those of the paper's appendix B, which
+was read in another's notes; they are of one run each, as the authors' script has one seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,41 +31,52 @@ from jcl.method import Method
 from jcl.runs.reproduce import Cell
 
 SOURCE = (
-    "Lopez-Paz & Ranzato, arXiv 1706.08840, figure 1; run_experiments.sh, data/mnist_rotations.py, "
-    "main.py, metrics/metrics.py and model/ of facebookresearch/GradientEpisodicMemory"
+    "Lopez-Paz & Ranzato, arXiv 1706.08840, appendix B; run_experiments.sh, "
+    "data/mnist_rotations.py, main.py, metrics/metrics.py and model/ of "
+    "facebookresearch/GradientEpisodicMemory"
 )
+
+
+def forward(found: np.ndarray) -> np.ndarray:
+    """Forward transfer as GEM's code has it, the sum over T tasks, the first adding 0."""
+    tasks = found.shape[-1]
+    return np.asarray(metrics.forward_transfer(found)) * (tasks - 1) / tasks
+
+
 MEASURES: dict[str, Callable[[np.ndarray], Any]] = {
     "accuracy": metrics.average,
     "backward transfer": metrics.gem_backward_transfer,
-    "forward transfer": metrics.forward_transfer,
+    "forward transfer": forward,
 }
 
 
 def cells(
-    name: str, method: Method, rate: float, below: str, measures: tuple[str, ...], **given: Any
+    name: str, method: Method, rate: float, published: dict[str, float], **given: Any
 ) -> tuple[Cell, ...]:
     """A cell for each measure of one run, which is made when the first of them is asked for."""
     done: list[np.ndarray] = []
 
-    def run(measure: str) -> Callable[[Path], dict[int, float]]:
-        def measured(folder: Path) -> dict[int, float]:
-            if not done:
-                done.append(scores(method, rate, folder, rotations, **given))
-            return dict(enumerate((100 * MEASURES[measure](done[0])).tolist()))
-
-        return measured
+    def run(measure: str, folder: Path) -> dict[int, float]:
+        if not done:
+            done.append(scores(method, rate, folder, rotations, **given))
+        return dict(enumerate((100 * MEASURES[measure](done[0])).tolist()))
 
     return tuple(
-        Cell(f"{name}, {m}", run(m), below=f"{below}, {m}" if below else "") for m in measures
+        Cell(f"{name}, {measure}", partial(run, measure), number)
+        for measure, number in published.items()
     )
 
 
+def numbers(*points: float) -> dict[str, float]:
+    return dict(zip(MEASURES, points, strict=True))
+
+
 CELLS = (
-    *cells("GEM", methods.gem(20, 256, margin=0.5), 0.1, "", tuple(MEASURES), seeds=3),
-    *cells("plain descent", methods.naive(), 0.003, "GEM", tuple(MEASURES), seeds=3),
+    *cells("plain descent", methods.naive(), 0.003, numbers(53.1, -9.0, 42.5)),
+    *cells("GEM", methods.gem(20, 256, margin=0.5), 0.1, numbers(86.1, 0.5, 66.5), seeds=3),
 )
 SMALL: Any = {"images": data.digits, "tasks": 5, "rows": 400, "seeds": 8}
 QUICK = tuple(
-    replace(cell, published=52.5, tolerance=0.05)
-    for cell in cells("8×8 digits", methods.naive(), 0.1, "", ("accuracy",), **SMALL)
+    replace(cell, tolerance=0.05)
+    for cell in cells("8×8 digits", methods.naive(), 0.1, {"accuracy": 52.5}, **SMALL)
 )

@@ -4,20 +4,18 @@ A task permutes the pixels of MNIST in its own way, the first leaves them as the
 images of a task come in batches of 256 to a perceptron with ten outputs that all tasks share,
 trained by Adam at 1e-3 whose moments are kept. SI is as in its authors' notebook: 2 × 2,000 units,
 20 epochs a task, damping ξ = .1 and c = .1, plain Adam being c = 0. Their numbers are those of the
-single run that they keep beside their plot. EWC's paper has a plot alone, of 2 hidden layers of 400
-to 2,000 units found by a search; .94 is what continual-learning-baselines reads off it, and .95 for
-SI, where Avalanche gets .83 for each.
+single run that they keep beside their plot. EWC's paper wasn't at hand; .94 for it and .95 for SI
+are what continual-learning-baselines gives, where Avalanche gets .83 for each.
 
 The authors' size is more than an hour of a processor for each run. The cells of 2 × 400 units see
 three epochs of each task and ask how near a twelfth of the weights comes to these values, with
 strengths chosen by one seed that doesn't count: EWC had 92.0, 92.7, 88.7 and 77.9 with λ = 50, 100,
-300 and 1,000 and the exact Fisher of 2,048 rows, SI 86.3, 92.9 and 92.4 with c = .3, 1 and 3. With
-fewer steps a path integral is smaller, so c is more than the authors'.
+300 and 1,000 and the exact Fisher of 2,048 rows, SI 86.3, 92.9 and 92.4 with c = .3, 1 and 3.
 
-Avalanche's script has SI with λ = 10, which its
-plugin halves and multiplies by .0015: c is .0075, below every value in the authors' plot but 0, and
-importances are clipped at .001. Its script for EWC descends at 1e-3 without Adam for ten epochs,
-and its Fisher squares the mean gradient of 256 rows.
+Avalanche's script has SI with λ = 10, which its plugin halves and multiplies by .0015: c is .0075,
+below every value in the authors' plot but 0, and importances are clipped at .001. Its script for
+EWC descends at 1e-3 without Adam for ten epochs, and its Fisher squares the mean gradient of 256
+rows.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from jcl import data, losses, models, preference
 from jcl.data import corpora, questions
 from jcl.data.preferences import Pair
 from jcl.measures.evaluation import bits_per_byte, evaluator
+from jcl.method import Objective
 from jcl.models.generation import generate
 from jcl.program import Evaluate, Program, State
 from jcl.report.labels import name_points
@@ -58,6 +59,13 @@ METHODS = (
     "online_merging(alpha=0.003) + dpo()",
 )
 
+LOSSES: dict[str, Objective] = {
+    "ranking": preference.ranking(),
+    "ipo": preference.ranking("ipo"),
+    "simpo": preference.simpo(),
+    "orpo": preference.orpo(),
+}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -71,6 +79,8 @@ class Config:
     """Stages: `spam`, `r8`, `newsgroups` (a text's label over another), a probe such as `piqa` (the
     right choice over a wrong one), or `hh:FOLDER` and `shp:FOLDER` with their files for training
     and test. By default those of the preset."""
+    loss: Literal["ranking", "ipo", "simpo", "orpo"] = "ranking"
+    """What is learned of a pair; the last two have no reference, so that `dpo` isn't for them."""
     model: str = ""
     """What `jcl fetch` gets, a folder, or a Hugging Face id; default is the preset's."""
     steps: int = 30
@@ -189,7 +199,7 @@ def build(config: Config) -> Experiment:
         stream=stream,
         init=lambda key: model.params,
         apply=models.decoder.apply_fn(model.config),
-        loss=preference.ranking(),
+        loss=LOSSES[config.loss],
         optimizer=lambda lr: optax.adamw(lr),
         evaluate=judge(stream(0)),
         measure="pairs ranked rightly",

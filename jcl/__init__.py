@@ -4,7 +4,7 @@ from jcl import data, losses, memory, methods, models, moved, taps, trees
 from jcl.chain import chain, explain
 from jcl.measures import budget, evaluation, flops, landscape, metrics, probes, scoring
 from jcl.measures.evaluation import evaluator
-from jcl.mechanisms import adapters, growth, importance, merging, preference
+from jcl.mechanisms import adapters, growth, importance, merging, preference, subspaces
 from jcl.method import Aux, Call, Ctx, Info, Method, Structure
 from jcl.parallel import mesh, storage
 from jcl.program import Program, State, advance, make, run
@@ -67,6 +67,7 @@ __all__ = [
     "run",
     "scoring",
     "storage",
+    "subspaces",
     "taps",
     "trackers",
     "trees",

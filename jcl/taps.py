@@ -186,7 +186,7 @@ def moments(
 
     A row counts by its `weight`. Of its tokens those count that aren't padding, where `segments` is
     0; if the batch has a `mask`, those alone that a counted token of the same segment is, or can
-    look back to. So neither padding rows nor padding tokens nor documents that nothing is learned
+    look at. So neither padding rows nor padding tokens nor documents that nothing is learned
     of change a sum, and neither do images that only fill a batch.
 
     Args:
@@ -276,12 +276,18 @@ def _folder(mark: str) -> str:
 
 
 def _is_read(mask: jax.Array, segments: jax.Array) -> jax.Array:
-    """Whether a token [B, L] is counted by `mask`, or one behind it in the same segment is.
+    """Whether a token [B, L] is counted by `mask`, or one that looks at it in its segment is.
 
-    `mask` [B, L - 1] is of the tokens but the first, or [B, L] of all.
+    `mask` [B, L - 1] is of the tokens but the first, each predicted from those before it; or
+    [B, L] of hidden ones, which are predicted from those on both sides.
     """
     length = segments.shape[1]
     counted = jnp.pad(mask > 0, ((0, 0), (length - mask.shape[1], 0)))
     nearest = lax.cummin(jnp.where(counted, jnp.arange(length), length), axis=1, reverse=True)
     there = jnp.take_along_axis(segments, jnp.minimum(nearest, length - 1), axis=1)
-    return (nearest < length) & (there == segments)
+    behind = (nearest < length) & (there == segments)
+    if mask.shape[1] < length:
+        return behind
+    last = lax.cummax(jnp.where(counted, jnp.arange(length), -1), axis=1)
+    there = jnp.take_along_axis(segments, jnp.maximum(last, 0), axis=1)
+    return behind | ((last >= 0) & (there == segments))

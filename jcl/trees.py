@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -71,6 +72,11 @@ def match_path(pattern: str) -> Trainable:
 def path_name(path: tuple[Any, ...]) -> str:
     """A key path of `jax.tree_util` as `a/b/c`."""
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def path_key(key: jax.Array, path: str) -> jax.Array:
+    """A leaf's own key, by its path, so that leaves that others add or leave out change no draw."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def by_path(tree: Tree) -> dict[str, Any]:

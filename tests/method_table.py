@@ -381,6 +381,12 @@ TABLE = [
         bad=({"scale": -1.0}, {"start": "merged"}),
     ),
     Row(
+        "opcm",
+        methods.opcm,
+        neutral="every stage but the first starts from somewhere else",
+        bad=({"share": 1.0}, {"start": "merged"}),
+    ),
+    Row(
         "ties",
         methods.ties,
         {"density": 445.5 / 1864},  # of 1,864 weights: where no stage has two that are nearly equal
@@ -407,6 +413,34 @@ TABLE = [
         ),
         neutral=FROZEN,
         problem=MLP._replace(trainable=adapters.is_adapter),
+    ),
+    Row(
+        "svd_lora",
+        methods.svd_lora,
+        {"rank": 2, "targets": DENSE},
+        neutral="its pairs, a part of the kernels, learn from the first step",
+        bad=(
+            {"rank": 0},
+            {"start": "null space"},
+            {"train": "a"},
+            {"alpha": 0.0},
+            {"start": "minor", "moments": {}},
+            {"start": "null"},
+        ),
+    ),
+    Row(
+        "oplora",
+        methods.oplora,
+        {"rank": 2, "targets": DENSE, "preserved": 2},
+        neutral={"alpha": 0.0},
+        bad=({"rank": 0}, {"preserved": 0}),
+    ),
+    Row(
+        "osf",
+        methods.osf,
+        {"targets": DENSE},
+        neutral="it has no strength: some directions rest from the first step on",
+        bad=({"preserved": 0.0}, {"preserved": 1.0}),
     ),
     Row(
         "inclora",

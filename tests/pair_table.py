@@ -242,7 +242,8 @@ def _of_row(row: Row) -> Kind:
 
 
 ON_BOTH: dict[str, dict[str, Any]] = {
-    name: {"targets": r"blocks/(query|value)"} for name in ("lora", "inclora", "olora")
+    name: {"targets": r"blocks/(query|value)"}
+    for name in ("lora", "svd_lora", "oplora", "osf", "inclora", "olora")
 } | {"ia3": {"outputs": "blocks/key", "inputs": "blocks/down"}}
 """What rows with a perceptron's layers are told of a decoder's."""
 

@@ -126,6 +126,12 @@ def test_a_token_counts_if_a_counted_one_of_its_segment_is_it_or_comes_later(mod
     seen, _ = taps.read(apply, params, packed, {"blocks/up:in": ([0, 1, 2, 3], whole)})
     wanted = np.einsum("bt,lbti->li", np.float64(real), np.float64(seen["blocks/up:in"]))
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    # a mask of hidden tokens, each predicted from both sides, counts all of its segment
+    hidden = {**packed, "mask": jnp.pad(packed["mask"], ((0, 0), (1, 0)))}
+    got = layer_sums(apply, params, hidden, "blocks/up:in", 4)
+    real = [[1, 1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0, 0], [0] * 7]
+    wanted = np.einsum("bt,lbti->li", np.float64(real), np.float64(seen["blocks/up:in"]))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
     # without a mask every real token counts, and as much as with a mask of ones
     both = [{**packed, "mask": jnp.ones((3, 6))}, {k: packed[k] for k in ("tokens", "segments")}]
     ones, none = (layer_sums(apply, params, b, "blocks/up:in", 4) for b in both)

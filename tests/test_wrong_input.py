@@ -596,6 +596,18 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: step({"tokens": np.ones((2, 4), int)}, loss=losses.masked_token),
         r"^the batch's columns are .*, but must include mask and targets for masked_token",
     ),
+    "a start by inputs of which nothing is known": (
+        lambda: methods.svd_lora(start="null"),
+        r"^moments is 'None', but must be of the layers' inputs, where start is 'null'",
+    ),
+    "a start of an unknown kind": (
+        lambda: methods.svd_lora(start="largest"),
+        r"^start is 'largest', but must be one of \['principal', 'minor', 'previewed', 'preserved'",
+    ),
+    "dpo where nothing asks for rewards": (
+        lambda: step(method=methods.dpo()),
+        r"^loss is CrossEntropy, which asks for no rewards, but must be preference.ranking\(\) or",
+    ),
     "fewer bytes than a window": (
         lambda: byte_stream(b"hello"),
         r"^number of bytes of domain 'a' is 5, but must be at least 12, length",

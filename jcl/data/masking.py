@@ -160,8 +160,9 @@ def spans(
     will do. A row is one text here, whatever documents it holds, as in T5's own training; a row of
     fewer than two tokens counts for nothing.
 
-    Source: Raffel et al., arXiv 1910.10683, section 3.1.4 and appendix E.3 of the code
-    (`random_spans_noise_mask`; 568 tokens give inputs of 512 and targets of 114).
+    Source: Raffel et al., arXiv 1910.10683, section 3.1.4, and the authors' way to draw spans
+    (`random_spans_noise_mask` in t5/data/preprocessors.py, read in copies of it), by which 568
+    tokens give inputs of 512 and targets of 114.
 
     Args:
       stream: of rows with `tokens`, such as `from_text(packing="split")` or `from_bytes` gives.

@@ -13,7 +13,6 @@ model as the batch's `embeddings`. Leading axes are stacked layers.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Set
 from typing import Any, Literal
 
@@ -147,10 +146,10 @@ def init_pair(key: jax.Array, path: str, size: tuple[int, ...], rank: int) -> Pa
     Both are float32; the draw depends on `key` and `path`.
     """
     *stack, fan_in, fan_out = size
-    # the key comes from the path, so that another target never changes this one's draw
-    own = jax.random.fold_in(key, zlib.crc32(path.encode()))
     limit = fan_in**-0.5
-    a = jax.random.uniform(own, (*stack, fan_in, rank), jnp.float32, -limit, limit)
+    a = jax.random.uniform(
+        trees.path_key(key, path), (*stack, fan_in, rank), jnp.float32, -limit, limit
+    )
     return {"a": a, "b": jnp.zeros((*stack, rank, fan_out))}
 
 

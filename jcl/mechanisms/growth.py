@@ -7,7 +7,6 @@ model's `apply`; its optimizer and methods start anew.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -220,9 +219,11 @@ def widen(
             return grown.astype(x.dtype)
         reads, makes = sides.get(owner, (stream, every(x.shape[-1])))
         if leaf == "kernel":
-            # by name, so that another leaf never changes this one's draw
-            own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-            x = _split(own, x, reads, noise) if len(reads) > x.shape[-2] else x
+            x = (
+                _split(trees.path_key(key, name), x, reads, noise)
+                if len(reads) > x.shape[-2]
+                else x
+            )
         return jnp.take(x, makes, axis=-1)
 
     grown = jax.tree_util.tree_map_with_path(one, params)

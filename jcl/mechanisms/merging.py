@@ -255,13 +255,12 @@ def dare(key: jax.Array, vector: Params, drop: jax.Array | float) -> Params:
 
     Source: Yu et al., arXiv 2311.03099, equation 2 and algorithm 1.
     """
-    leaves, structure = jax.tree.flatten(vector)
-    keys = jax.random.split(key, len(leaves))
-    kept = [
-        jnp.where(jax.random.bernoulli(k, 1 - drop, x.shape), x / (1 - drop), 0).astype(x.dtype)
-        for k, x in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, kept)
+
+    def one(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        own = trees.path_key(key, trees.path_name(path))
+        return jnp.where(jax.random.bernoulli(own, 1 - drop, x.shape), x / (1 - drop), 0)
+
+    return trees.like(jax.tree_util.tree_map_with_path(one, vector), vector)
 
 
 def trim(vector: Params, density: jax.Array | float) -> Params:

@@ -8,14 +8,14 @@ no `mask`, for a pair counts as one however long its answers are.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jcl import losses
 from jcl.losses import LogProbs, Rewards, TokenScores
-from jcl.method import Apply, Batch, Params, check
+from jcl.method import Apply, Batch, Ctx, Params, check
 
 REWARDS = "rewards"
 """A key of a batch: where it is there, a model is asked for rewards, as `implicit_rewards` gives
@@ -66,6 +66,35 @@ def rewards(apply: Apply, params: Params, batch: Batch) -> Rewards:
     summed = log_probs(apply(params, rows), rows["answer"])
     preferred, rejected = jnp.split(summed, 2)
     return Rewards(preferred, rejected, batch["weight"])
+
+
+def check_asks(name: str, ctx: Ctx, params: Params) -> None:
+    """Refuses a loss that never asks the model for rewards, beside a method that defines them.
+
+    Args:
+      name: the method's.
+      ctx: of its `init`.
+      params: the leaves that learn.
+
+    Raises:
+      ValueError: if the loss makes no batch with the key `rewards`.
+    """
+    asked = []
+
+    def noting(params: Params, batch: Batch, *call: Any) -> Any:
+        asked.append(REWARDS in batch)
+        return ctx.apply(params, {k: v for k, v in batch.items() if k != REWARDS}, *call)
+
+    def loss(params: Params) -> Any:
+        return losses.evaluate(ctx.objective, noting, params, ctx.batch, ctx.stage)[0]
+
+    jax.eval_shape(loss, params)
+    loss_name = getattr(ctx.objective, "__name__", type(ctx.objective).__name__)
+    if not any(asked):
+        raise ValueError(
+            f"loss is {loss_name}, which asks for no rewards, but must be preference.ranking() or "
+            f"another one of preference.rewards for {name}, which would else do nothing"
+        )
 
 
 def logistic(margin: jax.Array, smoothing: jax.Array | float = 0.0) -> jax.Array:
@@ -120,6 +149,81 @@ def ranking(
     check(form in ("logistic", "ipo"), "form", form, "'logistic' or 'ipo'")
     check((smoothing >= 0) & (smoothing < 0.5), "smoothing", smoothing, "in [0, 0.5)")
     return Ranking(form, smoothing)
+
+
+class Simpo(NamedTuple):
+    """The loss over the margin of mean log-probabilities; see `simpo`."""
+
+    beta: float | jax.Array = 2.0
+    gamma: float | jax.Array = 1.0
+
+    def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Rewards]:
+        """The mean over pairs, and the rewards."""
+        preferred, rejected = mean_log_probs(apply, params, batch)
+        found = Rewards(self.beta * preferred, self.beta * rejected, batch["weight"])
+        return losses.weighted_mean(logistic(found.margin - self.gamma), batch["weight"]), found
+
+
+def simpo(beta: float | jax.Array = 2.0, gamma: float | jax.Array = 1.0) -> Simpo:
+    """SimPO: -log σ(r_preferred - r_rejected - γ) with r = β / |y| · log π(y | x), no reference.
+
+    Source: Meng et al., arXiv 2405.14734, equation 6; β of 2 to 10 and γ of about β / 2 there.
+
+    Args:
+      beta: β; may be traced.
+      gamma: γ, the margin that is asked for, in the rewards' unit; may be traced.
+
+    Raises:
+      ValueError: if `beta` isn't above 0, or `gamma` is negative.
+    """
+    check(beta > 0, "beta", beta, "above 0")
+    check(gamma >= 0, "gamma", gamma, "at least 0")
+    return Simpo(beta, gamma)
+
+
+class Orpo(NamedTuple):
+    """Imitation and the odds of the preferred answer against the rejected one; see `orpo`."""
+
+    strength: float | jax.Array = 0.1
+
+    def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Rewards]:
+        """The mean over pairs, and the answers' log odds as rewards."""
+        preferred, rejected = mean_log_probs(apply, params, batch)
+        found = Rewards(log_odds(preferred), log_odds(rejected), batch["weight"])
+        cost = self.strength * logistic(found.margin) - preferred
+        return losses.weighted_mean(cost, batch["weight"]), found
+
+
+def orpo(strength: float | jax.Array = 0.1) -> Orpo:
+    """ORPO: -log P(y_w) - λ log σ(log odds(y_w) - log odds(y_l)), no reference, one stage.
+
+    P(y) is the geometric mean of the probabilities of y's tokens, and odds P / (1 - P).
+
+    Source: Hong et al., arXiv 2403.07691, equations 3, 6 and 7; λ of .1 to .25 there. In TRL's code
+    the first term is a mean over all tokens of a batch, so that long answers count more; here, and
+    in the paper, it is one over pairs.
+
+    Args:
+      strength: λ; may be traced. At 0 it imitates the preferred answers, token by token.
+
+    Raises:
+      ValueError: if `strength` is negative.
+    """
+    check(strength >= 0, "strength", strength, "at least 0")
+    return Orpo(strength)
+
+
+def mean_log_probs(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """log π(y | x) / |y| in nats of the preferred and the rejected answers, float32 [B] each."""
+    rows = pair_rows(batch)
+    length = jnp.maximum(jnp.sum(rows["answer"], axis=-1), 1)
+    preferred, rejected = jnp.split(log_probs(apply(params, rows), rows["answer"]) / length, 2)
+    return preferred, rejected
+
+
+def log_odds(logp: jax.Array) -> jax.Array:
+    """log(p / (1 - p)) of log p; a p that rounds to 1 counts as the largest float32 below it."""
+    return logp - jnp.log(-jnp.expm1(jnp.minimum(logp, -(2.0**-24))))
 
 
 def imitation(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, LogProbs]:

@@ -6,9 +6,12 @@ from jcl.methods.adapters.ia3 import ia3
 from jcl.methods.adapters.lora import lora
 from jcl.methods.adapters.moelora import moelora
 from jcl.methods.adapters.olora import inclora, olora
+from jcl.methods.adapters.oplora import oplora
+from jcl.methods.adapters.osf import osf
 from jcl.methods.adapters.prefix_tuning import prefix_tuning
 from jcl.methods.adapters.progressive_prompts import progressive_prompts
 from jcl.methods.adapters.prompt_tuning import prompt_tuning
+from jcl.methods.adapters.svd_lora import svd_lora
 from jcl.methods.alignment.copr import copr
 from jcl.methods.alignment.dpo import dpo
 from jcl.methods.anchors.ewc import ewc, online_ewc
@@ -30,6 +33,7 @@ from jcl.methods.merges.ema import ema
 from jcl.methods.merges.hma import hma
 from jcl.methods.merges.magmax import magmax
 from jcl.methods.merges.online_merging import online_merging
+from jcl.methods.merges.opcm import opcm
 from jcl.methods.merges.task_arithmetic import task_arithmetic
 from jcl.methods.merges.ties import ties
 from jcl.methods.merges.wise_ft import wise_ft
@@ -89,6 +93,9 @@ __all__ = [
     "olora",
     "online_ewc",
     "online_merging",
+    "opcm",
+    "oplora",
+    "osf",
     "packnet",
     "prefix_tuning",
     "progressive_prompts",
@@ -102,6 +109,7 @@ __all__ = [
     "shrink_and_perturb",
     "si",
     "soft_mask",
+    "svd_lora",
     "task_arithmetic",
     "ties",
     "wise_ft",

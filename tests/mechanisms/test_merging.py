@@ -123,6 +123,12 @@ def test_moved_is_exact_at_both_ends() -> None:
     np.testing.assert_allclose(got["w"], base["w"] + 0.3 * other["w"], atol=1e-5)
 
 
+def test_what_dare_drops_of_a_leaf_depends_on_its_path_and_not_on_other_leaves() -> None:
+    alone, among = ({"x": jnp.ones(50), **more} for more in ({}, {"a": jnp.ones(9)}))
+    kept = [merging.dare(jax.random.key(0), tree, 0.5)["x"] for tree in (alone, among)]
+    np.testing.assert_array_equal(*kept)
+
+
 def test_dare_drops_a_share_and_keeps_the_mean() -> None:
     kept = merging.dare(jax.random.key(0), {"x": jnp.ones(40_000)}, 0.75)["x"]
     assert set(np.unique(kept)) == {0.0, 4.0}

@@ -70,6 +70,50 @@ def test_loss_and_gradient_are_those_of_the_authors(form: Any, smoothing: float)
     np.testing.assert_allclose(scale * slope, given.grad.numpy(), rtol=1e-4, atol=1e-7)
 
 
+def without_reference(form: str, policy: Any, lengths: Any) -> Any:
+    """SimPO's and ORPO's losses as TRL's CPO and ORPO trainers have them, of log-probs [2, B]."""
+    mean = policy / lengths
+    if form == "simpo":  # loss_type "simpo" with beta 2 and simpo_gamma .5: γ here is their product
+        return -torch.nn.functional.logsigmoid(2.0 * (mean[0] - mean[1] - 0.5))
+    odds = (mean[0] - mean[1]) - (
+        torch.log1p(-torch.exp(mean[0])) - torch.log1p(-torch.exp(mean[1]))
+    )
+    return -mean[0] - 0.3 * torch.nn.functional.logsigmoid(odds)
+
+
+@pytest.mark.parametrize("form", ["simpo", "orpo"])
+def test_losses_without_a_reference_are_those_of_trl(form: str) -> None:
+    tokens = RNG.uniform(-5, -0.1, (2, 7, 4))
+    lengths = RNG.integers(1, 5, (2, 7))
+    answer = (np.arange(4) < lengths[..., None]).astype(np.float32)
+    given = torch.tensor(tokens, dtype=torch.float32, requires_grad=True)
+    summed = (given * torch.tensor(answer)).sum(-1)
+    wanted = without_reference(form, summed, torch.tensor(lengths)).mean()
+    wanted.backward()
+    ask = {"simpo": preference.simpo(beta=2.0, gamma=1.0), "orpo": preference.orpo(0.3)}[form]
+    batch: dict[str, Any] = {"weight": jnp.ones(7), "task": jnp.zeros(7, jnp.int32)}
+    for i, side in enumerate(("", "rejected_")):
+        batch[f"{side}tokens"] = batch[f"{side}segments"] = jnp.ones((7, 5), jnp.int32)
+        batch[f"{side}answer"] = jnp.asarray(answer[i])
+
+    def loss(log_probs: jax.Array) -> jax.Array:
+        def apply(params: Any, rows: Any) -> TokenScores:
+            chosen = jnp.pad(log_probs.reshape(14, 4), ((0, 0), (0, 1)))
+            return TokenScores(chosen, jnp.zeros_like(chosen), jnp.zeros_like(chosen))
+
+        return ask(apply, None, batch)[0]
+
+    value, slope = jax.value_and_grad(loss)(jnp.asarray(tokens, jnp.float32))
+    np.testing.assert_allclose(value, wanted.item(), rtol=1e-5)
+    np.testing.assert_allclose(slope, given.grad.numpy(), rtol=1e-4, atol=1e-7)
+
+
+def test_odds_of_a_certain_answer_are_finite() -> None:
+    value, slope = jax.value_and_grad(preference.log_odds)(jnp.float32(0))
+    assert np.isfinite(value) and np.isfinite(slope)
+    np.testing.assert_allclose(preference.log_odds(jnp.log(0.25)), -np.log(3), rtol=1e-6)
+
+
 PAIRS = [
     Pair("what is two and two? ", "four", "it is five"),
     Pair("name a colour: ", "red and blue", "seven"),

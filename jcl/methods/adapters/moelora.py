@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 
@@ -48,7 +46,7 @@ def moelora(
             if "lora" in adapters.subtree(whole, path):
                 continue
             *stack, fan_in, fan_out = adapters.shape(kernel)
-            a, gate = jax.random.split(jax.random.fold_in(ctx.key, zlib.crc32(path.encode())))
+            a, gate = jax.random.split(trees.path_key(ctx.key, path))
             limit = fan_in**-0.5
             new = {
                 "a": 0.01 * jax.random.normal(a, (*stack, fan_in, rank)),

@@ -25,10 +25,15 @@ def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial"
         stage began (`previous`), for a deployed model that is aligned again.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range; at `init`, if the loss asks for no rewards, and
+        would be the same without this method.
     """
     check(beta > 0, "beta", beta, "above 0")
     check(reference in ("initial", "previous"), "reference", reference, "'initial' or 'previous'")
+
+    def init(ctx: Ctx, params: Params) -> tuple[Params, tuple[()]]:
+        preference.check_asks("dpo", ctx, params)
+        return params, ()
 
     def forward(state: tuple[()], ctx: Ctx, apply: Apply) -> Apply:
         def apply_with_rewards(params: Params, batch: Batch, call: Call = Call()) -> Any:
@@ -40,4 +45,4 @@ def dpo(beta: float = 0.1, reference: Literal["initial", "previous"] = "initial"
 
         return apply_with_rewards
 
-    return Method("dpo", forward=forward, reads=("parameters",), recalls=(reference,))
+    return Method("dpo", init=init, forward=forward, reads=("parameters",), recalls=(reference,))

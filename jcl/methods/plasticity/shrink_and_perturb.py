@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any, Literal
 
 import jax
@@ -40,8 +39,7 @@ def shrink_and_perturb(
         """Normal draws, each leaf's by its own path, so that others' leaves change none."""
 
         def own(path: tuple, x: jax.Array) -> jax.Array:
-            place = zlib.crc32(trees.path_name(path).encode())
-            return jax.random.normal(jax.random.fold_in(key, place), x.shape)
+            return jax.random.normal(trees.path_key(key, trees.path_name(path)), x.shape)
 
         return jax.tree_util.tree_map_with_path(own, params)
 

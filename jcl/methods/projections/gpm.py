@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
+from jcl.mechanisms import subspaces
 from jcl.mechanisms.lasting import check_single
 from jcl.method import Batch, Ctx, Info, Method, Params, check
 
@@ -24,20 +25,12 @@ class GpmState(NamedTuple):
     """int32 [...]: how many directions M has."""
 
 
-def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b in full float32 on every platform."""
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
 def _extend(
     basis: jax.Array, used: jax.Array, second: jax.Array, threshold: jax.Array | float
 ) -> tuple[jax.Array, jax.Array]:
     """Adds the fewest directions that, with the basis, hold `threshold` of tr `second` [in, in]."""
     rank = basis.shape[1]
-
-    def outside(x: jax.Array) -> jax.Array:
-        return x - _matmul(basis, _matmul(basis.T, x))
-
+    outside = partial(subspaces.outside, basis)
     rest = outside(outside(second).T)
     energy, vectors = jnp.linalg.eigh((rest + rest.T) / 2)
     energy, vectors = jnp.maximum(energy[::-1], 0.0), vectors[:, ::-1]
@@ -119,8 +112,7 @@ def gpm(
             if basis is None or not name.endswith("/kernel"):
                 return jnp.where(first, x, jnp.zeros_like(x))
             flat = x.astype(jnp.float32).reshape(*basis.shape[:-1], -1)
-            flat = flat - _matmul(basis, _matmul(basis.swapaxes(-1, -2), flat))
-            return flat.reshape(x.shape).astype(x.dtype)
+            return subspaces.outside(basis, flat).reshape(x.shape).astype(x.dtype)
 
         return jax.tree_util.tree_map_with_path(one, tree)
 

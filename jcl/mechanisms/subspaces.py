@@ -1,0 +1,120 @@
+"""Singular subspaces of kernels and of their inputs, where adapters start or which they avoid."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jcl import taps, trees
+from jcl.mechanisms.adapters import kernel_array, shape, subtree
+from jcl.method import Apply, Batch, Params, check
+
+Start = Literal["principal", "minor", "previewed", "preserved", "null"]
+"""Where a pair may start, see `part_of`."""
+DAMPING = 0.01
+"""What is added to the diagonal of a second moment, as a share of the diagonal's mean."""
+
+
+def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b in full float32 on every platform."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def outside(basis: jax.Array, x: jax.Array) -> jax.Array:
+    """x [..., n, m] less its part in the span of the orthonormal columns of `basis` [..., n, k]."""
+    return x - matmul(basis, matmul(jnp.swapaxes(basis, -1, -2), x))
+
+
+def leading(kernel: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The singular vectors of a kernel [..., in, out] of its `count` largest singular values.
+
+    They are orthonormal columns, float32 [..., in, count] and [..., out, count].
+    """
+    u, _, v = jnp.linalg.svd(kernel_array(kernel, jnp.float32), full_matrices=False)
+    return u[..., :count], jnp.swapaxes(v, -1, -2)[..., :count]
+
+
+def part_of(
+    kernel: jax.Array, start: Start, rank: int, moment: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Two thin matrices, float32 [..., in, r] and [..., r, out], whose product is a part of W.
+
+    With W = U S Vᵀ the two are P √S and √S Qᵀ of these r components P S Qᵀ:
+    - `principal` has the largest of W, `minor` the smallest.
+    - `previewed` and `preserved` have the largest and the smallest of C W, times C⁻¹, where C is
+      the second moment of the inputs, its diagonal raised by 1 % of its mean.
+    - `null` has all of N Nᵀ W, where N are the r directions in which the inputs are smallest.
+
+    Args:
+      kernel: W [..., in, out]; leading axes are stacked layers.
+      start: which part.
+      rank: r.
+      moment: C, float32 [..., in, in], for the last three.
+    """
+    wide = kernel_array(kernel, jnp.float32)
+    if start == "null":
+        assert moment is not None
+        # eigenvalues rise, so that the first vectors are the inputs' smallest directions
+        basis = jnp.linalg.eigh(moment)[1][..., :rank]
+        u, s, v = jnp.linalg.svd(matmul(jnp.swapaxes(basis, -1, -2), wide), full_matrices=False)
+        u = matmul(basis, u)
+    elif start in ("previewed", "preserved"):
+        assert moment is not None
+        size = moment.shape[-1]
+        mean = jnp.trace(moment, axis1=-2, axis2=-1)[..., None, None] / size
+        raised = moment + DAMPING * mean * jnp.eye(size)
+        u, s, v = jnp.linalg.svd(matmul(raised, wide), full_matrices=False)
+        u = jnp.linalg.solve(raised, u)
+    else:
+        u, s, v = jnp.linalg.svd(wide, full_matrices=False)
+    last = start in ("minor", "preserved")
+    some = slice(-rank, None) if last else slice(None, rank)
+    root = jnp.sqrt(s[..., some])
+    return u[..., some] * root[..., None, :], root[..., :, None] * v[..., some, :]
+
+
+def input_moments(
+    apply: Apply, params: Params, batches: Batch, targets: str = r"blocks/(query|value)"
+) -> dict[str, jax.Array]:
+    """C = E[x xᵀ] of the inputs of dense layers, uncentred, float32 [..., in, in], by path.
+
+    The mean is over rows, or tokens, without padding (see `taps.moments`). Stacked layers lead. It
+    is one scan, to be called inside `jax.jit`.
+
+    Args:
+      apply: the model.
+      params: its parameters.
+      batches: leaves [n, B, ...], with `weight` [n, B].
+      targets: regular expression for the whole paths of the layers.
+
+    Raises:
+      ValueError: if `targets` is no regular expression or matches no layer that the model visits.
+    """
+    first = jax.tree.map(lambda x: x[0], batches)
+    there = taps.dense_sites(apply, params, first)
+    found = [path for path in there if trees.match_path(targets)(path)]
+    check(bool(found), "targets", targets, f"a regular expression that matches one of {[*there]}")
+    stacks = {path: shape(subtree(params, path)["kernel"])[:-2] for path in found}
+    wanted = {
+        f"{path}:in": (stack[0] if stack else None, with_count) for path, stack in stacks.items()
+    }
+
+    def sums_of(batch: Batch) -> Any:
+        return taps.moments(apply, params, batch, wanted)
+
+    def add(total: Any, batch: Batch) -> tuple[Any, None]:
+        return trees.add(total, sums_of(batch)), None
+
+    sums, _ = lax.scan(add, trees.zeros(jax.eval_shape(sums_of, first)), batches)
+    return {
+        path: second / jnp.maximum(count, 1e-30)[..., None, None]
+        for path, (second, count) in ((path, sums[f"{path}:in"]) for path in stacks)
+    }
+
+
+def with_count(h: jax.Array, weight: jax.Array, layer: Any = 0) -> tuple[jax.Array, jax.Array]:
+    """Σ weight · h hᵀ, and Σ weight: a `taps.Moment`."""
+    return taps.second(h, weight, layer), jnp.sum(weight)

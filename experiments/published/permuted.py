@@ -133,12 +133,12 @@ CELLS = (
 )
 
 
-def short(name: str, method: Callable[[], Method], expected: float) -> Cell:
-    run = partial(
-        accuracies, method, hidden=(100,), epochs=8, rate=3e-3, batch=32, tasks=4,
+def short(folder: Path) -> dict[int, float]:
+    """SI on four permutations of 8×8 digits."""
+    return accuracies(
+        partial(si, 1.0), folder, hidden=(100,), epochs=8, rate=3e-3, batch=32, tasks=4,
         images=data.digits, seeds=(0,),
     )  # fmt: skip
-    return Cell(f"{name}, 8×8 digits", run, expected, tolerance=0.05)
 
 
-QUICK = (short("SI", partial(si, 1.0), 83.0), short("EWC", partial(ewc, 30.0), 73.0))
+QUICK = (Cell("SI, 8×8 digits", short, 83.0, tolerance=0.05),)

@@ -4,10 +4,9 @@ A task permutes the pixels of MNIST in its own way. A thousand training images o
 batches of ten, to a perceptron of 2 × 100 units whose weights are Xavier's and whose biases are 0,
 trained by plain gradient descent at .1. GEM remembers the last 256 rows of each task, with margin
 .5. The figure is the average accuracy over all twenty tests of 10,000 images in the end, in per
-cent. Plain descent has the rate that the authors chose for it, .03; the paper shows it in a plot
-alone, so below GEM is all that is asked of it. Permutations and rows are drawn anew for each seed,
-where the authors' data set was drawn once. The paper's own number is read off that plot, to a
-point.
+cent. Plain descent has the rate that the authors chose for it, .03. Permutations and rows are drawn
+anew for each seed, where the authors' data set was drawn once and trained on once. The numbers are
+those of the paper's appendix B, which was read in another's notes.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ from jcl.models import mlp
 from jcl.runs.reproduce import Cell
 
 SOURCE = (
-    "Lopez-Paz & Ranzato, arXiv 1706.08840, figure 1, with the number that "
-    "ContinualAI/continual-learning-baselines has of it; run_experiments.sh, main.py and model/ of "
+    "Lopez-Paz & Ranzato, arXiv 1706.08840, appendix B; run_experiments.sh, main.py and model/ of "
     "facebookresearch/GradientEpisodicMemory"
 )
 HIDDEN, BATCH = (100, 100), 10
@@ -103,8 +101,13 @@ def gem(tasks: int, memories: int) -> Method:
 
 
 CELLS = (
-    Cell("GEM", partial(accuracies, gem(20, 256), 0.1), 83.0, 0.5),
-    Cell("plain descent", partial(accuracies, methods.naive(), 0.03), below="GEM"),
+    Cell("GEM", partial(accuracies, gem(20, 256), 0.1), 82.6),
+    Cell(
+        "plain descent",
+        partial(accuracies, methods.naive(), 0.03),
+        60.2,
+        finding="theirs is one run, and seeds differ: ours are from 50.1 to 58.2",
+    ),
 )
 SMALL: Any = {"images": data.digits, "tasks": 5, "rows": 400, "seeds": 8}
 QUICK = (

@@ -608,6 +608,14 @@ TABLE: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: step(method=methods.dpo()),
         r"^loss is CrossEntropy, which asks for no rewards, but must be preference.ranking\(\) or",
     ),
+    "copr of rows that are no pairs": (
+        lambda: step(method=methods.copr(stages=2)),
+        r"^the batch's columns are .*, but must include tokens, rejected_tokens, .*: pairs of",
+    ),
+    "a ranking of rows that are no pairs": (
+        lambda: step(loss=jcl.preference.ranking()),
+        r"^the batch's columns are .*, but must include tokens, rejected_tokens, .*: pairs of",
+    ),
     "fewer bytes than a window": (
         lambda: byte_stream(b"hello"),
         r"^number of bytes of domain 'a' is 5, but must be at least 12, length",

@@ -29,7 +29,16 @@ def pair_rows(batch: Batch) -> Batch:
     """The rows [2B, L] that a model reads for a batch of pairs, preferred before rejected.
 
     They have `targets`, so that the model answers with `TokenScores` and never holds all logits.
+
+    Raises:
+      ValueError: if the batch is of no pairs.
     """
+    needed = [f"{side}{k}" for k in _SIDES for side in ("", "rejected_")]
+    if not batch.keys() >= set(needed):
+        raise ValueError(
+            f"the batch's columns are {sorted(batch)}, but must include {', '.join(needed)}: pairs "
+            "of answers, such as data.from_pairs gives"
+        )
     rows = {k: jnp.concatenate([batch[k]] * 2) for k in _SHARED if k in batch}
     rows |= {k: jnp.concatenate([batch[k], batch[f"rejected_{k}"]]) for k in _SIDES}
     return losses.with_targets(rows)

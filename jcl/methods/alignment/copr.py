@@ -92,7 +92,7 @@ def copr(
         that of the whole `answer`, as in the paper's equations; there β had better be smaller.
 
     Raises:
-      ValueError: if an argument is out of range.
+      ValueError: if an argument is out of range; at `init`, if the rows are no pairs.
     """
     check(stages >= 1, "stages", stages, "at least 1")
     check(beta > 0, "beta", beta, "above 0")
@@ -108,6 +108,7 @@ def copr(
         return jax.nn.one_hot(jnp.minimum(stage, stages - 1), stages, axis=0)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, CoprState]:
+        preference.pair_rows(ctx.batch)  # for its error
         pairs = ctx.batch["weight"].shape
         more = {_ODDS: jnp.zeros(pairs), _STAGE: jnp.zeros(pairs, jnp.int32)}
         buffer = keep.empty({**ctx.batch, **more})

@@ -96,5 +96,5 @@ def test_every_key_in_the_table_is_in_the_code() -> None:
 def test_the_rows_of_the_table_say_shape_dtype_and_who() -> None:
     for row in table().values():
         _, shape, meaning = re.split(r"\s{2,}", row)
-        assert re.fullmatch(r"\[.+\] (int32|float(32)?)|a model's Cache", shape)
+        assert re.fullmatch(r"\[.+\] (u?int32|float(32)?)|a model's Cache", shape)
         assert "; " in meaning and " -> " in meaning

@@ -46,7 +46,7 @@ def fill_in_the_middle(
         a document is no plain text, or has a mark in it.
 
     >>> list(fill_in_the_middle(["abcdef"], "<", "|", ">", share=1, suffix_first=0))
-    ['<abcd|f>e']
+    ['<abcd|ef>']
     """
     for name, value in (("share", share), ("suffix_first", suffix_first)):
         check(0 <= value <= 1, name, value, "from 0 to 1")

@@ -44,7 +44,7 @@ def axes_or_all(named: str | None) -> str | None:
     """A mesh's axes as they are named, or else the devices of all processes, where there are more
     than one, along `data`.
     """
-    return named or ("data=-1" if has_peers() else None)
+    return "data=-1" if named is None and has_peers() else named
 
 
 def is_leader() -> bool:

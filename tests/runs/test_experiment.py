@@ -136,6 +136,7 @@ DENSE = "targets='dense_0', rank=2"
 FOLDS = (
     f"lora({DENSE}) + ewc()", f"lora({DENSE}, dora=True)", "ia3('dense_0', 'dense_1')",
     f"inclora(stages=2, {DENSE})", f"olora(stages=2, {DENSE})",
+    f"svd_lora({DENSE})", f"oplora(preserved=1, {DENSE})", "osf(targets='dense_0')",
 )  # fmt: skip
 FOLDS_FOR_A_TASK = (
     "packnet(stages=2, retrain_steps=1)",

@@ -225,6 +225,11 @@ def with_head(outputs: Any, asked: Callable[[], Any]) -> Any:
     return outputs._replace(logits=replace(outputs.logits, head=asked().logits.head))
 
 
+def name_of(objective: Any) -> str:
+    """What a loss is called in a sentence."""
+    return getattr(objective, "__name__", type(objective).__name__)
+
+
 def check_kind(method: Method, objective: Any, outputs: Any) -> None:
     """Refuses a loss whose outputs are of no kind that a method wants.
 
@@ -235,10 +240,9 @@ def check_kind(method: Method, objective: Any, outputs: Any) -> None:
         return
     given = "no outputs" if outputs is None else type(outputs).__name__
     wanted = [kind.__name__ for kind in method.wants]
-    name = getattr(objective, "__name__", type(objective).__name__)
     raise ValueError(
-        f"loss is {name}, which gives {given}, but must be one that gives {' or '.join(wanted)} "
-        f"for {method.name}; one of your own says what it gives by "
+        f"loss is {name_of(objective)}, which gives {given}, but must be one that gives "
+        f"{' or '.join(wanted)} for {method.name}; one of your own says what it gives by "
         f"`return value, losses.{wanted[0]}(outputs)`"
     )
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jcl import trees
 from jcl.method import Batch, Limits, Method, Params, check
-from jcl.outputs import TokenScores
+from jcl.outputs import TokenScores, name_of
 
 
 def described(thing: Any) -> str:
@@ -114,7 +114,7 @@ def check_mask(batch: Batch, length: int, asks: str, *needed: str) -> None:
       ValueError: in one sentence.
     """
     hint = "; jcl.data.masked makes rows for losses.masked_token"
-    missing = [name for name in ("mask", *needed) if needed and name not in batch]
+    missing = [name for name in needed if name not in batch]
     if missing:
         raise ValueError(
             f"the batch's columns are {sorted(batch)}, but must include {' and '.join(missing)} "
@@ -156,10 +156,10 @@ def check_scalar(value: Any, objective: Any) -> None:
       ValueError: in one sentence that names it.
     """
     if jnp.shape(value) != ():
-        name = getattr(objective, "__name__", type(objective).__name__)
         raise ValueError(
-            f"loss is {name}, which gives {described(value)}, but must be one that gives a scalar, "
-            "such as the weighted mean over rows: losses.weighted_mean(each, batch['weight'])"
+            f"loss is {name_of(objective)}, which gives {described(value)}, but must be one that "
+            "gives a scalar, such as the weighted mean over rows: "
+            "losses.weighted_mean(each, batch['weight'])"
         )
 
 

@@ -81,6 +81,8 @@ def masked(
     outside = [i for i in special if not 0 <= i < vocabulary]
     check(not outside, "special", outside, f"ids from 0 to {vocabulary - 1}")
 
+    _length(stream)  # for its error
+
     def change(key: jax.Array, row: Batch) -> Batch:
         keys = jax.random.split(key, 4)
         tokens = row["tokens"]
@@ -122,6 +124,9 @@ def phrases(ids: Sequence[Sequence[int]], others: float = 0.0) -> Where:
     check(all(len(phrase) > 0 for phrase in ids), "ids", ids, "phrases of at least one token")
     check(others >= 0, "others", others, "at least 0")
 
+    def equal(windows: jax.Array, phrase: jax.Array) -> jax.Array:
+        return jnp.all(windows == phrase, axis=-1)
+
     def where(tokens: jax.Array) -> jax.Array:
         found = jnp.zeros(tokens.shape, bool)
         for length in sorted({len(phrase) for phrase in ids}):
@@ -130,7 +135,7 @@ def phrases(ids: Sequence[Sequence[int]], others: float = 0.0) -> Where:
             same = jnp.array([phrase for phrase in ids if len(phrase) == length], tokens.dtype)
             count = tokens.shape[0] - length + 1
             windows = tokens[jnp.arange(count)[:, None] + jnp.arange(length)]
-            starts = jax.lax.map(lambda phrase: jnp.all(windows == phrase, axis=-1), same).any(0)  # noqa: B023
+            starts = jax.lax.map(partial(equal, windows), same).any(0)
             for offset in range(length):
                 found = found.at[offset : offset + count].max(starts)
         return jnp.where(found, 1.0, others)
@@ -287,7 +292,6 @@ def _changed(stream: Stream, change: Change, seed: int, largest: int) -> Stream:
     check(0 <= seed < 2**32, "seed", seed, "from 0 to 2**32 - 1")
     single = stream.members is None
     check(single, "number of members", stream.members, "None: change each member's stream")
-    _length(stream)  # for its error
 
     def with_draws(rows: Arrays, part: slice, kind: int, stage: int, first: int) -> Arrays:
         begin = part.start or 0
@@ -339,7 +343,7 @@ def _draws(seed: tuple[int, ...], count: int) -> np.ndarray:
 
 def _widened(known: Bounds, largest: int, column: str) -> Range | None:
     """The bounds of rows of which any token may have become another, up to `largest`."""
-    found = known(column)
-    wide = column in ("tokens", "inputs") and known("tokens") is not None
-    low, high = known("tokens") or (0, 0)
-    return (min(low, 0), max(high, largest)) if wide else found
+    tokens = known("tokens")
+    if column not in ("tokens", "inputs") or tokens is None:
+        return known(column)
+    return min(tokens[0], 0), max(tokens[1], largest)

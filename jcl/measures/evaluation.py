@@ -235,10 +235,8 @@ def masked_nll() -> Score:
     """
 
     def score(outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        refusals.check_mask(batch, batch["tokens"].shape[1], "masked_nll", "targets")
-        refusals.check_scores(outputs, "masked_nll")
-        weight = batch["weight"][:, None] * losses.masked_predictions(batch)
-        return jnp.sum(outputs.nll * weight), jnp.sum(weight)
+        scores = losses.masked_scores(outputs, batch, "masked_nll")
+        return jnp.sum(scores.nll * scores.counted), jnp.sum(scores.counted)
 
     return _called(score, "masked log perplexity", False)
 

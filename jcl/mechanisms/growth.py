@@ -219,11 +219,8 @@ def widen(
             return grown.astype(x.dtype)
         reads, makes = sides.get(owner, (stream, every(x.shape[-1])))
         if leaf == "kernel":
-            x = (
-                _split(trees.path_key(key, name), x, reads, noise)
-                if len(reads) > x.shape[-2]
-                else x
-            )
+            own = trees.path_key(key, name)
+            x = _split(own, x, reads, noise) if len(reads) > x.shape[-2] else x
         return jnp.take(x, makes, axis=-1)
 
     grown = jax.tree_util.tree_map_with_path(one, params)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jcl import losses
 from jcl.losses import LogProbs, Rewards, TokenScores
 from jcl.method import Apply, Batch, Ctx, Params, check
+from jcl.outputs import name_of
 
 REWARDS = "rewards"
 """A key of a batch: where it is there, a model is asked for rewards, as `implicit_rewards` gives
@@ -33,15 +34,24 @@ def pair_rows(batch: Batch) -> Batch:
     Raises:
       ValueError: if the batch is of no pairs.
     """
+    check_pairs(batch)
+    rows = {k: jnp.concatenate([batch[k]] * 2) for k in _SHARED if k in batch}
+    rows |= {k: jnp.concatenate([batch[k], batch[f"rejected_{k}"]]) for k in _SIDES}
+    return losses.with_targets(rows)
+
+
+def check_pairs(batch: Batch) -> None:
+    """Refuses rows that are no pairs of answers.
+
+    Raises:
+      ValueError: in one sentence.
+    """
     needed = [f"{side}{k}" for k in _SIDES for side in ("", "rejected_")]
     if not batch.keys() >= set(needed):
         raise ValueError(
             f"the batch's columns are {sorted(batch)}, but must include {', '.join(needed)}: pairs "
             "of answers, such as data.from_pairs gives"
         )
-    rows = {k: jnp.concatenate([batch[k]] * 2) for k in _SHARED if k in batch}
-    rows |= {k: jnp.concatenate([batch[k], batch[f"rejected_{k}"]]) for k in _SIDES}
-    return losses.with_targets(rows)
 
 
 def log_probs(scores: TokenScores, answer: jax.Array) -> jax.Array:
@@ -72,9 +82,7 @@ def rewards(apply: Apply, params: Params, batch: Batch) -> Rewards:
     """
     rows = pair_rows(batch)
     rows[REWARDS] = jnp.ones_like(rows["weight"])
-    summed = log_probs(apply(params, rows), rows["answer"])
-    preferred, rejected = jnp.split(summed, 2)
-    return Rewards(preferred, rejected, batch["weight"])
+    return pair_log_probs(apply(params, rows), batch)
 
 
 def check_asks(name: str, ctx: Ctx, params: Params) -> None:
@@ -98,11 +106,10 @@ def check_asks(name: str, ctx: Ctx, params: Params) -> None:
         return losses.evaluate(ctx.objective, noting, params, ctx.batch, ctx.stage)[0]
 
     jax.eval_shape(loss, params)
-    loss_name = getattr(ctx.objective, "__name__", type(ctx.objective).__name__)
     if not any(asked):
         raise ValueError(
-            f"loss is {loss_name}, which asks for no rewards, but must be preference.ranking() or "
-            f"another one of preference.rewards for {name}, which would else do nothing"
+            f"loss is {name_of(ctx.objective)}, which asks for no rewards, but must be "
+            f"preference.ranking() or another one of preference.rewards for {name}, which would else do nothing"
         )
 
 
@@ -168,8 +175,8 @@ class Simpo(NamedTuple):
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Rewards]:
         """The mean over pairs, and the rewards."""
-        preferred, rejected = mean_log_probs(apply, params, batch)
-        found = Rewards(self.beta * preferred, self.beta * rejected, batch["weight"])
+        mean = mean_log_probs(apply, params, batch)
+        found = Rewards(self.beta * mean.preferred, self.beta * mean.rejected, batch["weight"])
         return losses.weighted_mean(logistic(found.margin - self.gamma), batch["weight"]), found
 
 
@@ -197,9 +204,9 @@ class Orpo(NamedTuple):
 
     def __call__(self, apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, Rewards]:
         """The mean over pairs, and the answers' log odds as rewards."""
-        preferred, rejected = mean_log_probs(apply, params, batch)
-        found = Rewards(log_odds(preferred), log_odds(rejected), batch["weight"])
-        cost = self.strength * logistic(found.margin) - preferred
+        mean = mean_log_probs(apply, params, batch)
+        found = Rewards(log_odds(mean.preferred), log_odds(mean.rejected), batch["weight"])
+        cost = self.strength * logistic(found.margin) - mean.preferred
         return losses.weighted_mean(cost, batch["weight"]), found
 
 
@@ -222,12 +229,17 @@ def orpo(strength: float | jax.Array = 0.1) -> Orpo:
     return Orpo(strength)
 
 
-def mean_log_probs(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """log π(y | x) / |y| in nats of the preferred and the rejected answers, float32 [B] each."""
-    rows = pair_rows(batch)
-    length = jnp.maximum(jnp.sum(rows["answer"], axis=-1), 1)
-    preferred, rejected = jnp.split(log_probs(apply(params, rows), rows["answer"]) / length, 2)
-    return preferred, rejected
+def mean_log_probs(apply: Apply, params: Params, batch: Batch) -> Rewards:
+    """log π(y | x) / |y| in nats of both answers."""
+
+    def mean(summed: jax.Array, answer: jax.Array) -> jax.Array:
+        return summed / jnp.maximum(jnp.sum(answer, axis=-1), 1)
+
+    found = pair_log_probs(apply(params, pair_rows(batch)), batch)
+    return found._replace(
+        preferred=mean(found.preferred, batch["answer"]),
+        rejected=mean(found.rejected, batch["rejected_answer"]),
+    )
 
 
 def log_odds(logp: jax.Array) -> jax.Array:

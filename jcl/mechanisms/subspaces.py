@@ -28,6 +28,18 @@ def outside(basis: jax.Array, x: jax.Array) -> jax.Array:
     return x - matmul(basis, matmul(jnp.swapaxes(basis, -1, -2), x))
 
 
+def pair_outside(lora: Params, inputs: jax.Array, outputs: jax.Array) -> Params:
+    """A pair whose product A B has no part in the span of `inputs`, nor its outputs of `outputs`.
+
+    Args:
+      lora: a [..., in, r] and b [..., r, out], and what else stays as it is.
+      inputs: orthonormal columns, [..., in, k].
+      outputs: orthonormal columns, [..., out, k].
+    """
+    b = outside(outputs, jnp.swapaxes(lora["b"], -1, -2))
+    return {**lora, "a": outside(inputs, lora["a"]), "b": jnp.swapaxes(b, -1, -2)}
+
+
 def leading(kernel: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     """The singular vectors of a kernel [..., in, out] of its `count` largest singular values.
 

@@ -66,9 +66,7 @@ def oplora(
             whole = trees.merge(params, ctx.frozen)
             for path, basis in state.inputs.items():
                 lora = adapters.subtree(whole, path)["lora"]
-                a = subspaces.outside(basis, lora["a"])
-                b = subspaces.outside(state.outputs[path], lora["b"].swapaxes(-1, -2))
-                pair = {**lora, "a": a, "b": b.swapaxes(-1, -2)}
+                pair = subspaces.pair_outside(lora, basis, state.outputs[path])
                 whole = adapters.with_subtree(whole, path, {"lora": pair})
             return apply(adapters.scale_pairs(whole, factor), batch, call)
 

@@ -92,9 +92,8 @@ def osf(preserved: float = 0.5, targets: str = r"blocks/(query|key|value|output)
     def grads(state: OsfState, ctx: Ctx, tree: Params) -> Params:
         for path, basis in state.inputs.items():
             lora = adapters.subtree(tree, path)["lora"]
-            b = subspaces.outside(state.outputs[path], jnp.swapaxes(lora["b"], -1, -2))
-            outside = {"a": subspaces.outside(basis, lora["a"]), "b": jnp.swapaxes(b, -1, -2)}
-            tree = adapters.with_subtree(tree, path, {"lora": {**lora, **outside}})
+            pair = subspaces.pair_outside(lora, basis, state.outputs[path])
+            tree = adapters.with_subtree(tree, path, {"lora": pair})
         return tree
 
     def consolidate(

@@ -108,7 +108,7 @@ def copr(
         return jax.nn.one_hot(jnp.minimum(stage, stages - 1), stages, axis=0)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, CoprState]:
-        preference.pair_rows(ctx.batch)  # for its error
+        preference.check_pairs(ctx.batch)
         pairs = ctx.batch["weight"].shape
         more = {_ODDS: jnp.zeros(pairs), _STAGE: jnp.zeros(pairs, jnp.int32)}
         buffer = keep.empty({**ctx.batch, **more})

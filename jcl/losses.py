@@ -299,24 +299,16 @@ def masked_token(apply: Apply, params: Params, batch: Batch) -> tuple[jax.Array,
 
     Source: Devlin et al., arXiv 1810.04805, section 3.1.
     """
-    outputs = apply(params, {**batch, "logits": jnp.ones_like(batch["weight"])})
-    scores = masked_scores(outputs, batch, "masked_token")
-    return weighted_mean(scores.nll, scores.counted), scores
-
-
-def masked_scores(outputs: Any, batch: Batch, asks: str) -> TokenScores:
-    """A model's scores [B, L] of rows that `jcl.data.masked` made, with how much each counts.
-
-    Raises:
-      ValueError: if the rows, or the outputs, are others; in a sentence about what `asks`.
-    """
-    refusals.check_mask(batch, batch["tokens"].shape[1], asks, "mask", "targets")
-    refusals.check_scores(outputs, asks)
-    return outputs._replace(weight=batch["weight"], mask=masked_predictions(batch))
+    mask = masked_predictions(batch)
+    scores = apply(params, {**batch, "logits": jnp.ones_like(batch["weight"])})
+    refusals.check_scores(scores, "masked_token")
+    counted = scores._replace(weight=batch["weight"], mask=mask)
+    return weighted_mean(scores.nll, counted.counted), counted
 
 
 def masked_predictions(batch: Batch) -> jax.Array:
     """How much each hidden token counts in its row, float32 [B, L]: `mask`."""
+    refusals.check_mask(batch, batch["tokens"].shape[1], "masked_token", "mask", "targets")
     return batch["mask"].astype(jnp.float32)
 
 

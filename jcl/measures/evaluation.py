@@ -235,8 +235,9 @@ def masked_nll() -> Score:
     """
 
     def score(outputs: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        scores = losses.masked_scores(outputs, batch, "masked_nll")
-        return jnp.sum(scores.nll * scores.counted), jnp.sum(scores.counted)
+        weight = batch["weight"][:, None] * losses.masked_predictions(batch)
+        refusals.check_scores(outputs, "masked_nll")
+        return jnp.sum(outputs.nll * weight), jnp.sum(weight)
 
     return _called(score, "masked log perplexity", False)
 

@@ -109,7 +109,8 @@ def check_asks(name: str, ctx: Ctx, params: Params) -> None:
     if not any(asked):
         raise ValueError(
             f"loss is {name_of(ctx.objective)}, which asks for no rewards, but must be "
-            f"preference.ranking() or another one of preference.rewards for {name}, which would else do nothing"
+            f"preference.ranking() or another one of preference.rewards for {name}, which would "
+            "else do nothing"
         )
 
 

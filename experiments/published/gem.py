@@ -11,89 +11,35 @@ those of the paper's appendix B, which was read in another's notes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+from online_mnist import scores
 
-import jcl
-from jcl import data, losses, methods
+from jcl import data, methods
+from jcl.measures import metrics
 from jcl.method import Method
-from jcl.models import mlp
 from jcl.runs.reproduce import Cell
 
 SOURCE = (
     "Lopez-Paz & Ranzato, arXiv 1706.08840, appendix B; run_experiments.sh, main.py and model/ of "
     "facebookresearch/GradientEpisodicMemory"
 )
-HIDDEN, BATCH = (100, 100), 10
 
 
-def start(key: jax.Array, sizes: tuple[int, ...]) -> Any:
-    """A perceptron with Xavier's uniform weights and no biases."""
-    params = mlp.init(key, sizes)
-    for draw, layer in zip(jax.random.split(key, len(params)), params.values(), strict=True):
-        shape = layer["kernel"].shape
-        bound = (6 / sum(shape)) ** 0.5
-        layer["kernel"] = jax.random.uniform(draw, shape, minval=-bound, maxval=bound)
-        layer["bias"] = jnp.zeros(shape[1])
-    return params
+def permutations(pixels: int, tasks: int, seeds: int) -> dict[str, np.ndarray]:
+    """Those of `data.permuted`, whose first leaves pixels as they are and is no one's."""
+    blank = {"x": np.zeros((1, pixels), np.float32), "y": np.zeros(1, np.int32)}
+    tables = data.permuted(blank, blank, tasks=1 + seeds * tasks, seed=0).tables
+    return {"source": tables["source"][1:]}
 
 
-def accuracies(
-    method: Method, rate: float, folder: Path, *, images: Callable[[], Any] = data.mnist,
-    tasks: int = 20, rows: int = 1000, seeds: int = 5,
-) -> dict[int, float]:  # fmt: skip
-    """The average accuracy in the end over all tasks' tests, in per cent, by seed.
-
-    Seeds are members of one compiled function, each with permutations of its own.
-    """
-    train, test = images()
-    few = {key: value[:1] for key, value in test.items()}  # scored below, all of them at once
-    # the first task of all leaves pixels as they are, and is no one's
-    whole = data.permuted(train, few, tasks=1 + seeds * tasks, seed=0)
-    names, count = tuple(f"task {t}" for t in range(tasks)), len(train["y"])
-
-    def stream(seed: int) -> data.Stream:
-        rng = np.random.default_rng((23, seed))
-        first = 1 + seed * tasks
-        chosen = [(first + t) * count + rng.permutation(count)[:rows] for t in range(tasks)]
-        stages = tuple(x.astype(np.int32) for x in chosen)
-        own = whole._replace(
-            names=names, tasks=tuple(range(tasks)), stages=stages, tests=names,
-            test=whole.test[:tasks],
-        )  # fmt: skip
-        return data.from_scenario(own, BATCH, epochs=1, seed=seed)
-
-    def build(seed: Any) -> jcl.Program:
-        return jcl.make(method, mlp.apply, losses.cross_entropy(), optax.sgd(rate))
-
-    sizes = (train["x"].shape[1], *HIDDEN, 10)
-    keys = [jax.random.split(jax.random.key(seed)) for seed in range(seeds)]
-    params = jax.tree.map(lambda *x: jnp.stack(x), *[start(pair[0], sizes) for pair in keys])
-    program = jcl.replicate(build, jnp.arange(seeds))
-    result = jcl.fit(
-        program, params, jnp.stack([pair[1] for pair in keys]),
-        data.members([stream(seed) for seed in range(seeds)]),
-        out=folder / "run", resume=True, checkpoint_every=10_000,
-    )  # fmt: skip
-    places = jnp.asarray(whole.tables["source"][1:, :, 0]).reshape(seeds, tasks, -1)
-    x, y = jnp.asarray(test["x"]), jnp.asarray(test["y"])
-
-    def share(params: Any, place: jax.Array) -> jax.Array:
-        guess = jnp.argmax(mlp.apply(params, {"x": x[:, place]}), axis=-1)
-        return jnp.mean((guess == y).astype(jnp.float32))
-
-    def average(member: tuple[Any, jax.Array]) -> jax.Array:
-        return jax.lax.map(partial(share, member[0]), member[1]).mean()
-
-    found = jax.jit(partial(jax.lax.map, average))((result.state.params, places))
-    return dict(enumerate((100 * found).tolist()))
+def accuracies(method: Method, rate: float, folder: Path, **given: Any) -> dict[int, float]:
+    """The average accuracy in the end over all tasks' tests, in per cent, by seed."""
+    found = scores(method, rate, folder, permutations, **given)
+    return dict(enumerate((100 * metrics.average(found)).tolist()))
 
 
 def gem(tasks: int, memories: int) -> Method:

@@ -37,7 +37,7 @@ import jcl
 from jcl import data, losses, methods
 from jcl.method import Apply, Batch, Params
 from jcl.models import mlp
-from jcl.runs.reproduce import Cell
+from jcl.runs.reproduce import Cell, by_seed, once
 
 SOURCE = (
     "Shenfeld, Pari & Agrawal, arXiv 2509.04259, section 4, figure 3 and appendix B.3; "
@@ -175,16 +175,10 @@ def entry(place: tuple[int, int, int], found: np.ndarray) -> float:
 
 def family(seeds: int, rate: int, **given: Any) -> dict[str, Any]:
     """What cells run, by name; all measure the same runs, made when the first of them asks."""
-    done: dict[int, np.ndarray] = {}
+    runs = once(partial(by_seed, partial(points, **given), seeds))
 
     def measured(measure: Callable[[np.ndarray], float], folder: Path) -> dict[int, float]:
-        for seed in range(seeds):
-            kept = folder / f"{seed}.npy"
-            if seed not in done and not kept.exists():
-                np.save(kept, points(seed, **given))
-            if seed not in done:
-                done[seed] = np.load(kept)
-        return {seed: measure(found) for seed, found in done.items()}
+        return {seed: measure(found) for seed, found in runs(folder).items()}
 
     ways: dict[str, Any] = {"R² of KL and forgetting": partial(measured, explained)}
     for i, kind in enumerate(KINDS):

@@ -28,7 +28,7 @@ from online_mnist import rotations, scores
 from jcl import data, methods
 from jcl.measures import metrics
 from jcl.method import Method
-from jcl.runs.reproduce import Cell
+from jcl.runs.reproduce import Cell, once
 
 SOURCE = (
     "Lopez-Paz & Ranzato, arXiv 1706.08840, appendix B; run_experiments.sh, "
@@ -54,12 +54,10 @@ def cells(
     name: str, method: Method, rate: float, published: dict[str, float], **given: Any
 ) -> tuple[Cell, ...]:
     """A cell for each measure of one run, which is made when the first of them is asked for."""
-    done: list[np.ndarray] = []
+    matrices = once(lambda folder: scores(method, rate, folder, rotations, **given))
 
     def run(measure: str, folder: Path) -> dict[int, float]:
-        if not done:
-            done.append(scores(method, rate, folder, rotations, **given))
-        return dict(enumerate((100 * MEASURES[measure](done[0])).tolist()))
+        return dict(enumerate((100 * MEASURES[measure](matrices(folder))).tolist()))
 
     return tuple(
         Cell(f"{name}, {measure}", partial(run, measure), number)

@@ -19,7 +19,6 @@ they fall to depends on such choices.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,10 +30,10 @@ import numpy as np
 import optax
 
 import jcl
-from jcl import losses, methods
+from jcl import losses, methods, trees
 from jcl.method import Params
 from jcl.models import decoder, generation
-from jcl.runs.reproduce import Cell
+from jcl.runs.reproduce import Cell, by_seed, once
 
 SOURCE = (
     "martin-marek/forgetting at 5cde463, experiments/toy_continual: train.py, plot.py, plot.png, "
@@ -65,8 +64,7 @@ def start(key: jax.Array, made: decoder.Config) -> Params:
         if "norm" in name:
             return x
         inputs = x.shape[-1] if "embed" in name else x.shape[-2]
-        draw = jax.random.fold_in(key, zlib.crc32(name.encode()))
-        return jax.random.normal(draw, x.shape) / inputs**0.5
+        return jax.random.normal(trees.path_key(key, name), x.shape) / inputs**0.5
 
     return jax.tree_util.tree_map_with_path(sized, decoder.init(key, made))
 
@@ -158,31 +156,16 @@ def accuracies(
     return np.stack(found)
 
 
-def final(replay: bool, seeds: int, folder: Path, **given: Any) -> dict[int, np.ndarray]:
-    """The shares after the last task, by seed; seeds that are in the folder aren't run again."""
-    found = {}
-    for seed in range(seeds):
-        kept = folder / f"{seed}.npy"
-        if not kept.exists():
-            np.save(kept, accuracies(replay, seed, **given)[-1])
-        found[seed] = np.load(kept)
-    return found
-
-
 def family(replay: bool, seeds: int = 3, **given: Any) -> Callable[[str], Callable[..., Any]]:
     """What the cells of a run do, by task; the run is made when the first of them asks."""
-    done: dict[int, np.ndarray] = {}
+    runs = once(partial(by_seed, partial(accuracies, replay, **given), seeds))
+    tasks = given.get("tasks", TASKS)
 
-    def of(task: str) -> Callable[[Path], dict[int, float]]:
-        def run(folder: Path) -> dict[int, float]:
-            if not done:
-                done.update(final(replay, seeds, folder, **given))
-            place = given.get("tasks", TASKS).index(task)
-            return {seed: float(shares[place]) for seed, shares in done.items()}
+    def run(place: int, folder: Path) -> dict[int, float]:
+        """The shares of right answers after the last task, by seed."""
+        return {seed: float(shares[-1, place]) for seed, shares in runs(folder).items()}
 
-        return run
-
-    return of
+    return lambda task: partial(run, tasks.index(task))
 
 
 FULL: dict[str, Any] = {"width": 64, "batch": 64, "steps": 1500, "rate": 5e-3}

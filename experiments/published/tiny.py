@@ -26,7 +26,7 @@ from online_mnist import permutations, scores
 from jcl import data, methods
 from jcl.measures import metrics
 from jcl.method import Method
-from jcl.runs.reproduce import Cell
+from jcl.runs.reproduce import Cell, once
 
 SOURCE = (
     "Chaudhry et al., arXiv 1902.10486, abstract; replicate_results_er.sh and fc_permute_mnist.py "
@@ -53,26 +53,20 @@ METHODS: dict[str, Callable[[], Method]] = {
 
 def cells() -> tuple[Cell, ...]:
     """The cells, which measure one run of each method, made when the first of them asks."""
-    done: dict[str, np.ndarray] = {}
 
-    def matrix(name: str, folder: Path) -> np.ndarray:
-        if name not in done:
-            done[name] = scores(
-                METHODS[name](),
-                0.1,
-                folder / name,
-                permutations,
-                hidden=(256, 256),
-                tasks=TASKS,
-                seeds=3,
-            )
-        return done[name]
+    def matrices(name: str, folder: Path) -> np.ndarray:
+        return scores(
+            METHODS[name](), 0.1, folder / name, permutations,
+            hidden=(256, 256), tasks=TASKS, seeds=3,
+        )  # fmt: skip
+
+    runs = {name: once(partial(matrices, name)) for name in METHODS}
 
     def accuracy(name: str, folder: Path) -> dict[int, float]:
-        return dict(enumerate((100 * metrics.average(matrix(name, folder))).tolist()))
+        return dict(enumerate((100 * metrics.average(runs[name](folder))).tolist()))
 
     def forgetting(folder: Path) -> dict[int, float]:
-        return dict(enumerate(metrics.forgetting(matrix("fine-tuning", folder)).tolist()))
+        return dict(enumerate(metrics.forgetting(runs["fine-tuning"](folder)).tolist()))
 
     def gain(folder: Path) -> dict[int, float]:
         plain = accuracy("fine-tuning", folder)

@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from jcl.measures import metrics
 from jcl.method import check
@@ -30,6 +32,7 @@ from jcl.report.format import replace_between
 from jcl.runs import experiment, expression, files, launch
 from jcl.runs.cache import cache
 
+T = TypeVar("T")
 Verdict = Literal["reproduced", "differs", "direction only", "nothing published", "not run yet"]
 BEGIN, END = "<!-- jcl reproduce --table -->", "<!-- end of the table -->"
 """What stands in experiments/README.md before and after the table."""
@@ -56,6 +59,29 @@ class Cell:
     """Where this number stands, if elsewhere than the protocol's `SOURCE` says."""
     finding: str = ""
     """Why ours differs, as far as an experiment has shown."""
+
+
+def once(run: Callable[[Path], T]) -> Callable[[Path], T]:
+    """A run that several cells measure: made in the folder of the first that asks, and kept."""
+    made: list[T] = []
+
+    def get(folder: Path) -> T:
+        if not made:
+            made.append(run(folder))
+        return made[0]
+
+    return get
+
+
+def by_seed(run: Callable[[int], np.ndarray], seeds: int, folder: Path) -> dict[int, np.ndarray]:
+    """What `run` gives for each seed; seeds that are in the folder aren't run again."""
+    found = {}
+    for seed in range(seeds):
+        kept = folder / f"{seed}.npy"
+        if not kept.exists():
+            np.save(kept, run(seed))
+        found[seed] = np.load(kept)
+    return found
 
 
 @dataclass(frozen=True)

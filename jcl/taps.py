@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import trees
-from jcl.method import Apply, Batch, Call, Params, Structure, Tap
+from jcl.method import Apply, Batch, Call, Params, Structure, Tap, check
 from jcl.method import identity as identity
 
 Moment = Callable[[jax.Array, jax.Array, Any], Any]
@@ -60,11 +60,20 @@ class Width(NamedTuple):
     """The last axis at `:out`."""
 
 
-def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, Width]:
+def dense_sites(
+    apply: Apply, params: Params, batch: Batch, targets: str | None = None
+) -> dict[str, Width]:
     """Paths of the dense layers that `apply` visits, in order, and how wide they are.
 
+    Args:
+      apply: the model.
+      params: its parameters.
+      batch: an example.
+      targets: regular expression for the whole paths of the layers that are meant; None is all.
+
     Raises:
-      ValueError: if it visits none, for then a method that works on layers can do nothing.
+      ValueError: if it visits none, for then a method that works on layers can do nothing; or if
+        `targets` is no regular expression, or matches none of them.
     """
     seen = {site: h.shape[-1:] for site, h in sites(apply, params, batch).items()}
     paths = [site.removesuffix(":in") for site in seen if site.endswith(":in")]
@@ -74,7 +83,13 @@ def dense_sites(apply: Apply, params: Params, batch: Batch) -> dict[str, Width]:
             "apply visits no dense sites, but must call tap(site, layer, h) around its dense "
             "layers (jcl.models.dense does)"
         )
-    return found
+    if targets is None:
+        return found
+    matches = trees.match_path(targets)
+    meant = {path: width for path, width in found.items() if matches(path)}
+    wanted = f"a regular expression that matches one of {list(found)}"
+    check(bool(meant), "targets", targets, wanted)
+    return meant
 
 
 def matrix_shape(
@@ -228,6 +243,24 @@ def moments(
         return sum(parts, jnp.float32(0))
 
     return jax.grad(run)({site: blank(site) for site in wanted})
+
+
+def moments_of(
+    apply: Apply,
+    params: Params,
+    batches: Batch,
+    wanted: Mapping[str, tuple[int | None, Moment]],
+) -> dict[str, Any]:
+    """The sums of `moments` over batches, leaves [n, B, ...], in one scan."""
+
+    def sums(batch: Batch) -> dict[str, Any]:
+        return moments(apply, params, batch, wanted)
+
+    def add(total: dict[str, Any], batch: Batch) -> tuple[dict[str, Any], None]:
+        return trees.add(total, sums(batch)), None
+
+    first = jax.eval_shape(lambda: sums(jax.tree.map(lambda x: x[0], batches)))
+    return lax.scan(add, trees.zeros(first), batches)[0]
 
 
 def row_weight(batch: Batch) -> jax.Array:

@@ -105,12 +105,9 @@ def dense_kernels(ctx: Ctx, params: Params, targets: str) -> dict[str, jax.Array
     Raises:
       ValueError: if `targets` is no regular expression or matches no layer that the model visits.
     """
-    there = taps.dense_sites(ctx.apply, params, ctx.batch)
-    found = [path for path in there if trees.match_path(targets)(path)]
-    wanted = f"a regular expression that matches one of {list(there)}"
-    check(bool(found), "targets", targets, wanted)
+    there = taps.dense_sites(ctx.apply, params, ctx.batch, targets)
     whole = trees.merge(params, ctx.frozen)
-    kernels = {path: subtree(whole, path)["kernel"] for path in found}
+    kernels = {path: subtree(whole, path)["kernel"] for path in there}
     for path, kernel in kernels.items():
         if shape(kernel)[-2:] != there[path]:
             size = taps.matrix_shape(path, shape(kernel), there[path], ctx.structure)

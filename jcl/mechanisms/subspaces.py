@@ -9,13 +9,38 @@ import jax.numpy as jnp
 from jax import lax
 
 from jcl import taps, trees
-from jcl.mechanisms.adapters import kernel_array, shape, subtree
-from jcl.method import Apply, Batch, Params, check
+from jcl.mechanisms.adapters import (
+    dense_kernels,
+    kernel_array,
+    paths_with,
+    refuse_pairs_of_others,
+    shape,
+    subtree,
+)
+from jcl.method import Apply, Batch, Ctx, Params, check
 
 Start = Literal["principal", "minor", "previewed", "preserved", "null"]
 """Where a pair may start, see `part_of`."""
 DAMPING = 0.01
 """What is added to the diagonal of a second moment, as a share of the diagonal's mean."""
+
+
+def bare_kernels(name: str, ctx: Ctx, params: Params, targets: str) -> dict[str, jax.Array]:
+    """Kernels [..., in, out] of the dense layers that the method `name` begins pairs for, by path.
+
+    Raises:
+      ValueError: as `adapters.dense_kernels`, or if one of them has a pair already.
+    """
+    kernels = dense_kernels(ctx, params, targets)
+    refuse_pairs_of_others(name, ctx, params)
+    adapted = [path for path in paths_with(trees.merge(params, ctx.frozen)) if path in kernels]
+    check(not adapted, "targets", targets, f"layers without a pair, unlike {adapted}")
+    return kernels
+
+
+def smaller_side(kernels: dict[str, jax.Array]) -> int:
+    """How many singular values the smallest of some kernels [..., in, out] has."""
+    return min(min(shape(kernel)[-2:]) for kernel in kernels.values())
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -106,21 +131,12 @@ def input_moments(
       ValueError: if `targets` is no regular expression or matches no layer that the model visits.
     """
     first = jax.tree.map(lambda x: x[0], batches)
-    there = taps.dense_sites(apply, params, first)
-    found = [path for path in there if trees.match_path(targets)(path)]
-    check(bool(found), "targets", targets, f"a regular expression that matches one of {[*there]}")
+    found = taps.dense_sites(apply, params, first, targets)
     stacks = {path: shape(subtree(params, path)["kernel"])[:-2] for path in found}
     wanted = {
         f"{path}:in": (stack[0] if stack else None, with_count) for path, stack in stacks.items()
     }
-
-    def sums_of(batch: Batch) -> Any:
-        return taps.moments(apply, params, batch, wanted)
-
-    def add(total: Any, batch: Batch) -> tuple[Any, None]:
-        return trees.add(total, sums_of(batch)), None
-
-    sums, _ = lax.scan(add, trees.zeros(jax.eval_shape(sums_of, first)), batches)
+    sums = taps.moments_of(apply, params, batches, wanted)
     return {
         path: second / jnp.maximum(count, 1e-30)[..., None, None]
         for path, (second, count) in ((path, sums[f"{path}:in"]) for path in stacks)

@@ -52,7 +52,7 @@ def oplora(
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, OploraState]:
         kernels = adapters.dense_kernels(ctx, params, targets)
-        least = min(min(adapters.shape(kernel)[-2:]) for kernel in kernels.values())
+        least = subspaces.smaller_side(kernels)
         wanted = f"below {least}, the smaller side of a kernel"
         check(preserved < least, "preserved", preserved, wanted)
         params = adapters.add_pairs("oplora", ctx, params, rank, targets)

@@ -68,14 +68,11 @@ def osf(preserved: float = 0.5, targets: str = r"blocks/(query|key|value|output)
         return params, state
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, OsfState]:
-        kernels = adapters.dense_kernels(ctx, params, targets)
-        adapters.refuse_pairs_of_others("osf", ctx, params)
-        whole = trees.merge(params, ctx.frozen)
-        adapted = [path for path in kernels if "lora" in adapters.subtree(whole, path)]
-        check(not adapted, "targets", targets, f"layers without a pair, unlike {adapted}")
-        params = adapters.add_pairs("osf", ctx, params, 1, targets)  # for its errors
+        kernels = subspaces.bare_kernels("osf", ctx, params, targets)
         wide = {path: adapters.kernel_array(k, jnp.float32) for path, k in kernels.items()}
-        return begun(params, wide)
+        params, state = begun(params, wide)
+        adapters.check_read("osf", ctx, params, forward(state, ctx, ctx.apply))
+        return params, state
 
     def forward(state: OsfState, ctx: Ctx, apply: Apply) -> Apply:
         def apply_split(params: Params, batch: Batch, call: Call = Call()) -> Any:

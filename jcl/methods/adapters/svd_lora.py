@@ -74,23 +74,19 @@ def svd_lora(
     factor = adapters.scale(rank, alpha, rslora)
 
     def init(ctx: Ctx, params: Params) -> tuple[Params, SvdLoraState]:
-        kernels = adapters.dense_kernels(ctx, params, targets)
-        least = min(min(adapters.shape(kernel)[-2:]) for kernel in kernels.values())
+        kernels = subspaces.bare_kernels("svd_lora", ctx, params, targets)
+        least = subspaces.smaller_side(kernels)
         check(rank <= least, "rank", rank, f"at most {least}, the smaller side of a kernel")
-        adapters.refuse_pairs_of_others("svd_lora", ctx, params)
-        whole = trees.merge(params, ctx.frozen)
-        adapted = [path for path in kernels if "lora" in adapters.subtree(whole, path)]
-        check(not adapted, "targets", targets, f"layers without a pair, unlike {adapted}")
         second: Mapping[str, Any] = dict.fromkeys(kernels) if moments is None else moments
         for path, kernel in kernels.items():
             *stack, width, _ = adapters.shape(kernel)
             found, needed = getattr(second.get(path), "shape", None), (*stack, width, width)
             check(not reads or found == needed, f"shape of moments of {path}", found, f"{needed}")
-        params = adapters.add_pairs("svd_lora", ctx, params, rank, targets)
         for path, kernel in kernels.items():
             a, b = subspaces.part_of(kernel, start, rank, second[path])
             pair = {"a": a * factor**-0.5, "b": b * factor**-0.5}
             params = adapters.with_subtree(params, path, {"lora": pair})
+        adapters.check_read("svd_lora", ctx, params, ctx.apply)
         negated = adapters.scale_pairs(params, -1.0)
         return params, SvdLoraState(adapters.store_pairs(adapters.bank(params, 1), negated, 0))
 

@@ -126,12 +126,7 @@ def gpm(
             return basis.shape[0] if basis.ndim == 3 else None
 
         wanted = {f"{s}:in": (layers(b), taps.second) for s, b in state.basis.items()}
-        blank = {f"{s}:in": jnp.zeros((*b.shape[:-1], b.shape[-2])) for s, b in state.basis.items()}
-
-        def add(total: dict[str, jax.Array], batch: Batch) -> Any:
-            return trees.add(total, taps.moments(ctx.apply, params, batch, wanted)), None
-
-        sums, _ = lax.scan(add, blank, batches)
+        sums = taps.moments_of(ctx.apply, params, batches, wanted)
         share = threshold + growth * ctx.stage
         basis, used = {}, {}
         for s, old in state.basis.items():

@@ -8,7 +8,6 @@ Tests hide the same places for ever.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcl.data.bounds import Bounds, Range, with_bounds
-from jcl.data.stream import Arrays, Stream
+from jcl.data.stream import Arrays, Stream, takes_rows
 from jcl.method import Batch, check
 
 _TRAIN, _BOUNDARY, _TEST = 6, 7, 8  # so that different uses of a seed never share their draws
@@ -331,7 +330,7 @@ def _changed(stream: Stream, change: Change, seed: int, largest: int) -> Stream:
 
 def _part(read: Callable[..., Arrays], rows: slice, *at: int) -> Arrays:
     """What a stream reads at a place, of each step's rows only some."""
-    if "rows" in inspect.signature(read).parameters:
+    if takes_rows(read):
         return read(*at, rows=rows)
     return {k: v[:, rows] for k, v in read(*at).items()}
 

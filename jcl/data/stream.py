@@ -6,6 +6,7 @@ A stream hands out small slices, such as row numbers; the data itself stays on t
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -65,6 +66,11 @@ class Stream(NamedTuple):
             "megabytes": round(size / 1e6, 1),
             "members": self.members,
         }
+
+
+def takes_rows(read: Callable[..., Any]) -> bool:
+    """Whether a stream's `chunk` or `boundary` can read only some rows of each step."""
+    return "rows" in inspect.signature(read).parameters
 
 
 def pack(tests: Sequence[Arrays], limit: int = 512) -> Arrays:

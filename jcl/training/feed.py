@@ -6,7 +6,6 @@ rows that its own devices hold, if the stream can read some rows without the oth
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from jcl.data.stream import Stream
+from jcl.data.stream import Stream, takes_rows
 from jcl.parallel import mesh as meshes
 from jcl.parallel.mesh import Layout
 
@@ -89,7 +88,7 @@ class Feed:
         layout = self.layout
         if layout is None:
             return jax.tree.map(fill, read(*which))
-        partly = jax.process_count() > 1 and "rows" in inspect.signature(read).parameters
+        partly = jax.process_count() > 1 and takes_rows(read)
 
         def place(x: np.ndarray) -> jax.Array:
             shape = (x.shape[0], self.rows, *x.shape[2:]) if partly else x.shape
